@@ -1,0 +1,249 @@
+"""The published data format on disk: read, checked, written.
+
+``<dir>/{train,test}/dataset.json`` and, for each set, ``<set>__{inputs,labels,puzzle_indices,group_indices,
+puzzle_identifiers}.npy``; ``<dir>/identifiers.json`` names the puzzle identifiers. A *group* holds *puzzles*
+(an original and its augmentations), a puzzle holds *examples* (input and label sequences).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
+
+from hrm.errors import InputError
+from hrm.files import folder_written_beside, read_json
+
+IGNORE_LABEL = -100
+"""The label that the losses leave out; labels equal to ``ignore_label_id`` become this."""
+
+_FIELDS = ("inputs", "labels", "puzzle_indices", "group_indices", "puzzle_identifiers")
+
+
+class Metadata(BaseModel):
+    """``dataset.json`` of one split; keys beyond the published ones are kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+    pad_id: NonNegativeInt
+    ignore_label_id: int | None
+    blank_identifier_id: NonNegativeInt
+    vocab_size: PositiveInt
+    seq_len: PositiveInt
+    num_puzzle_identifiers: PositiveInt
+    total_groups: NonNegativeInt
+    mean_puzzle_examples: float
+    sets: list[str]
+
+    @property
+    def task(self) -> str | None:
+        """The task's name where our builders wrote it (published folders have none)."""
+        return (self.model_extra or {}).get("task")
+
+
+@dataclass(frozen=True)
+class PuzzleSet:
+    """The arrays of one set.
+
+    Attributes:
+        inputs, labels: ``[examples, seq_len]`` tokens, memory-mapped, of any integer dtype.
+        puzzle_indices: ``[puzzles + 1]``; the examples of puzzle i are ``[i], [i + 1]``.
+        group_indices: ``[groups + 1]``; the puzzles of group g are ``[g], [g + 1]``.
+        puzzle_identifiers: ``[puzzles]``, the row of the puzzle embedding.
+    """
+
+    name: str
+    inputs: np.ndarray
+    labels: np.ndarray
+    puzzle_indices: np.ndarray
+    group_indices: np.ndarray
+    puzzle_identifiers: np.ndarray
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def num_puzzles(self) -> int:
+        return len(self.puzzle_identifiers)
+
+    @property
+    def num_groups(self) -> int:
+        return len(self.group_indices) - 1
+
+
+@dataclass(frozen=True)
+class PuzzleDataset:
+    """One split of a data folder."""
+
+    folder: Path
+    split: str
+    metadata: Metadata
+    sets: tuple[PuzzleSet, ...]
+
+    @property
+    def num_examples(self) -> int:
+        return sum(puzzle_set.num_examples for puzzle_set in self.sets)
+
+    def identifiers(self) -> list[str]:
+        """Names of the puzzle identifiers, by identifier; 0 is ``<blank>``."""
+        return read_json(self.folder / "identifiers.json")
+
+
+def open_dataset(folder: Path | str, split: str) -> PuzzleDataset:
+    """Open ``<folder>/<split>`` without reading the examples into memory.
+
+    Raises:
+        InputError: a file is missing, damaged, or does not fit the others.
+    """
+    folder = Path(folder)
+    directory = folder / split
+    if not folder.is_dir():
+        raise InputError(f"data folder {folder} does not exist; make one with 'hrm data sudoku|maze|arc --out {folder}'")
+    if not (directory / "dataset.json").is_file():
+        splits = sorted(path.parent.name for path in folder.glob("*/dataset.json"))
+        found = f"it has {', '.join(splits)}" if splits else "no split at all, so it is no data folder"
+        raise InputError(f"{folder} has no split '{split}' ({found}); expected {directory / 'dataset.json'}")
+    try:
+        metadata = Metadata.model_validate(read_json(directory / "dataset.json"))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise InputError(
+            f"{directory / 'dataset.json'}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+        ) from None
+    sets = tuple(_open_set(directory, name, metadata) for name in metadata.sets)
+    dataset = PuzzleDataset(folder, split, metadata, sets)
+    if dataset.num_examples == 0:
+        raise InputError(f"{directory} holds no examples; build the data set again")
+    return dataset
+
+
+def _open_set(directory: Path, name: str, metadata: Metadata) -> PuzzleSet:
+    arrays = {field: _load(directory / f"{name}__{field}.npy", mmap=field in ("inputs", "labels")) for field in _FIELDS}
+    inputs, labels = arrays["inputs"], arrays["labels"]
+
+    def require(condition: bool, field: str, expected: str) -> None:
+        if not condition:
+            array = arrays[field]
+            raise InputError(
+                f"{directory / f'{name}__{field}.npy'} is {array.dtype} of shape {list(array.shape)}, expected {expected}; "
+                "build the data set again"
+            )
+
+    for field in _FIELDS:
+        require(np.issubdtype(arrays[field].dtype, np.integer), field, "integers")
+    require(inputs.ndim == 2 and inputs.shape[1] == metadata.seq_len, "inputs", f"[examples, {metadata.seq_len}] (seq_len)")
+    require(labels.shape == inputs.shape, "labels", f"{list(inputs.shape)}, the shape of the inputs")
+    for field, last, of_what in (
+        ("puzzle_indices", len(inputs), "examples"),
+        ("group_indices", len(arrays["puzzle_identifiers"]), "puzzles"),
+    ):
+        array = arrays[field]
+        ascends = array.ndim == 1 and len(array) > 0 and array[0] == 0 and bool((np.diff(array) >= 0).all())
+        require(ascends and array[-1] == last, field, f"ascending from 0 to {last} (the number of {of_what})")
+    identifiers, puzzles = arrays["puzzle_identifiers"], len(arrays["puzzle_indices"]) - 1
+    require(identifiers.shape == (puzzles,), "puzzle_identifiers", f"[{puzzles}], one for each puzzle")
+    in_range = not identifiers.size or (identifiers.min() >= 0 and identifiers.max() < metadata.num_puzzle_identifiers)
+    require(bool(in_range), "puzzle_identifiers", f"values below num_puzzle_identifiers {metadata.num_puzzle_identifiers}")
+    return PuzzleSet(name, **arrays)
+
+
+def _load(path: Path, mmap: bool) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r" if mmap and path.stat().st_size > 0 else None, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; build the data set again") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f"{path} cannot be read as a NumPy array ({error}); build the data set again") from None
+
+
+@dataclass
+class SetBuilder:
+    """Collects the examples of one set, in the order example, puzzle, group."""
+
+    inputs: list[np.ndarray] = field(default_factory=list)
+    labels: list[np.ndarray] = field(default_factory=list)
+    puzzle_indices: list[int] = field(default_factory=lambda: [0])
+    group_indices: list[int] = field(default_factory=lambda: [0])
+    puzzle_identifiers: list[int] = field(default_factory=list)
+
+    def add_example(self, inputs: np.ndarray, labels: np.ndarray) -> None:
+        """Add one example of the current puzzle: two sequences of tokens."""
+        self.inputs.append(np.asarray(inputs, np.uint8).reshape(-1))
+        self.labels.append(np.asarray(labels, np.uint8).reshape(-1))
+
+    def end_puzzle(self, identifier: int = 0) -> None:
+        """Close the current puzzle."""
+        self.puzzle_indices.append(len(self.inputs))
+        self.puzzle_identifiers.append(identifier)
+
+    def end_group(self) -> None:
+        """Close the current group."""
+        self.group_indices.append(len(self.puzzle_identifiers))
+
+    def arrays(self, seq_len: int) -> dict[str, np.ndarray]:
+        empty = np.zeros((0, seq_len), np.uint8)
+        return {
+            "inputs": np.stack(self.inputs) if self.inputs else empty,
+            "labels": np.stack(self.labels) if self.labels else empty,
+            "puzzle_indices": np.asarray(self.puzzle_indices, np.int32),
+            "group_indices": np.asarray(self.group_indices, np.int32),
+            "puzzle_identifiers": np.asarray(self.puzzle_identifiers, np.int32),
+        }
+
+
+def write_dataset(
+    folder: Path | str,
+    splits: dict[str, dict[str, SetBuilder]],
+    *,
+    vocab_size: int,
+    seq_len: int,
+    identifiers: Sequence[str] = ("<blank>",),
+    overwrite: bool = False,
+    files: dict[str, Any] | None = None,
+    **extra: Any,
+) -> None:
+    """Write a data folder, complete or not at all.
+
+    Args:
+        folder: the new folder.
+        splits: for ``train`` and ``test``, the sets by name.
+        vocab_size: number of token values; 0 pads and, as a label, is ignored.
+        seq_len: tokens in a sequence.
+        identifiers: names of the puzzle identifiers; the first is the blank one.
+        overwrite: replace a folder that exists.
+        files: more JSON files for the folder, by name.
+        extra: more keys for ``dataset.json`` (``task``).
+
+    Raises:
+        InputError: the folder exists, or a split has no example.
+    """
+    for split, sets in splits.items():
+        if not any(builder.inputs for builder in sets.values()):
+            raise InputError(f"{folder}: the {split} split would have no example; give more puzzles")
+    with folder_written_beside(folder, overwrite) as part:
+        (part / "identifiers.json").write_text(json.dumps(list(identifiers)))
+        for name, value in (files or {}).items():
+            (part / name).write_text(json.dumps(value))
+        for split, sets in splits.items():
+            (part / split).mkdir()
+            puzzles = sum(len(builder.puzzle_identifiers) for builder in sets.values())
+            metadata = Metadata(
+                pad_id=0,
+                ignore_label_id=0,
+                blank_identifier_id=0,
+                vocab_size=vocab_size,
+                seq_len=seq_len,
+                num_puzzle_identifiers=len(identifiers),
+                total_groups=sum(len(builder.group_indices) - 1 for builder in sets.values()),
+                mean_puzzle_examples=sum(len(builder.inputs) for builder in sets.values()) / puzzles,
+                sets=list(sets),
+                **extra,
+            )
+            (part / split / "dataset.json").write_text(metadata.model_dump_json(indent=2) + "\n")
+            for name, builder in sets.items():
+                for key, array in builder.arrays(seq_len).items():
+                    np.save(part / split / f"{name}__{key}.npy", array)
