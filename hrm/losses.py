@@ -1,0 +1,79 @@
+"""The training loss of HRM: token loss and Q-learning of halting."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from hrm.data.format import IGNORE_LABEL
+from hrm.model import Carry
+from hrm_kernels import stablemax_cross_entropy
+
+LossType = Literal["stablemax_cross_entropy", "softmax_cross_entropy"]
+
+
+def softmax_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = IGNORE_LABEL) -> torch.Tensor:
+    """``[..., V]`` logits and ``[...]`` labels -> ``[...]`` float32, 0 where the label is ignored."""
+    flat = logits.to(torch.promote_types(logits.dtype, torch.float32)).reshape(-1, logits.shape[-1])
+    losses = F.cross_entropy(flat, labels.long().reshape(-1), ignore_index=ignore_index, reduction="none")
+    return losses.view(labels.shape)
+
+
+LOSSES: dict[str, Callable[..., torch.Tensor]] = {
+    "stablemax_cross_entropy": stablemax_cross_entropy,
+    "softmax_cross_entropy": softmax_cross_entropy,
+}
+
+
+def act_loss(
+    carry: Carry, outputs: dict[str, torch.Tensor], loss_type: LossType = "stablemax_cross_entropy"
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss and metrics of one training (or evaluation) call, as sums over the rows.
+
+    ``lm + 0.5 * (q_halt + q_continue)``: the token loss, averaged over a row's labelled tokens; whether the row is
+    exactly right, learned by q_halt; what going on is worth, learned by q_continue. Divide by the global batch size
+    before ``backward``.
+
+    Args:
+        carry, outputs: what the model returned; the labels are the carry's ``current_data["labels"]``.
+        loss_type: of the token loss.
+
+    Returns:
+        The loss, a scalar, and detached scalars: ``lm_loss``, ``q_halt_loss``, ``q_continue_loss`` (in training) summed
+        over all rows; ``count``, ``accuracy``, ``exact_accuracy``, ``q_halt_accuracy``, ``steps`` summed over the rows
+        that have just halted and have labels (divide by ``count``).
+
+    Source: HRM (arXiv 2506.21734), section 2, "Adaptive computational time".
+    """
+    if loss_type not in LOSSES:
+        raise ValueError(f"act_loss: loss_type is {loss_type!r}, expected one of {', '.join(LOSSES)}")
+    labels, logits, q_halt = carry.current_data["labels"], outputs["logits"], outputs["q_halt_logits"]
+    labelled = labels != IGNORE_LABEL
+    counts = labelled.sum(-1)
+    with torch.no_grad():
+        right = labelled & (logits.argmax(-1) == labels)
+        exact = right.sum(-1) == counts  # a row without labels counts as right here; the metrics leave it out
+
+    token_losses = LOSSES[loss_type](logits, labels, ignore_index=IGNORE_LABEL)
+    lm_loss = (token_losses.sum(-1) / counts.clamp(min=1)).sum()
+    q_halt_loss = F.binary_cross_entropy_with_logits(q_halt, exact.to(q_halt.dtype), reduction="sum")
+    loss = lm_loss + 0.5 * q_halt_loss
+    metrics = {"lm_loss": lm_loss.detach(), "q_halt_loss": q_halt_loss.detach()}
+    if "target_q_continue" in outputs:
+        q_continue_loss = F.binary_cross_entropy_with_logits(
+            outputs["q_continue_logits"], outputs["target_q_continue"], reduction="sum"
+        )
+        loss = loss + 0.5 * q_continue_loss
+        metrics["q_continue_loss"] = q_continue_loss.detach()
+
+    with torch.no_grad():
+        counted = carry.halted & (counts > 0)
+        metrics |= {
+            "count": counted.sum(),
+            "accuracy": torch.where(counted, right.sum(-1) / counts.clamp(min=1), 0).sum(),
+            "exact_accuracy": (counted & exact).sum(),
+            "q_halt_accuracy": (counted & ((q_halt >= 0) == exact)).sum(),
+            "steps": torch.where(counted, carry.steps, 0).sum(),
+        }
+    return loss, metrics

@@ -1,0 +1,280 @@
+"""Models on disk: our folders, published checkpoints, hub names."""
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from hrm.config import HRMConfig
+from hrm.errors import InputError
+from hrm.files import folder_written_beside, read_json
+from hrm.model import HRM
+
+PuzzleEmb = Literal["strict", "keep", "mean", "zero"]
+"""What to do with a puzzle embedding of another number of rows: refuse; keep the rows that both have (further ones start
+at 0); fill all rows with the mean of the old ones; start all rows at 0."""
+
+_PREFIXES = ("_orig_mod.", "model.", "module.")
+_PUBLISHED_SEQ_LEN = {11: 81, 12: 900, 6: 900}  # by vocabulary: Sudoku, ARC, Maze; not in a RoPE checkpoint
+_PUZZLE_EMB = "inner.puzzle_emb.weights"
+
+
+def save(model: HRM, folder: Path | str, overwrite: bool = False, **extra: Any) -> None:
+    """Write ``model.safetensors`` and ``config.json`` into a new ``folder``, complete or not at all.
+
+    Args:
+        model: the model; weights are stored in their own dtype under the published names.
+        folder: must be new or empty unless ``overwrite``.
+        overwrite: replace a folder that exists.
+        extra: more JSON values for ``config.json`` (such as ``task``).
+
+    Raises:
+        InputError: the folder exists.
+    """
+    with folder_written_beside(folder, overwrite) as part:
+        write_model(model, part, **extra)
+
+
+def write_model(model: HRM, folder: Path, **extra: Any) -> None:
+    """The files of :func:`save` in a folder that exists."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors")
+    config = {"family": "hrm", "model": model.config.model_dump(), **extra}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def from_published(state_dict: dict[str, torch.Tensor], config: HRMConfig, puzzle_emb: PuzzleEmb = "strict") -> HRM:
+    """A model with the weights of a published state dict.
+
+    Args:
+        state_dict: tensors under the published names, with or without the prefixes ``_orig_mod.`` and ``model.``.
+        config: the model's configuration; its ``num_puzzle_identifiers`` is what the model will have.
+        puzzle_emb: what to do with a puzzle embedding of another number of rows (:data:`PuzzleEmb`).
+
+    Raises:
+        InputError: a weight is missing, not known, or of another shape; the message names it.
+    """
+    state = {_without_prefixes(name): tensor for name, tensor in state_dict.items()}
+    model = HRM(config)
+    own = model.state_dict()
+    if _PUZZLE_EMB in own and _PUZZLE_EMB in state:
+        state[_PUZZLE_EMB] = _fit_puzzle_emb(state[_PUZZLE_EMB], own[_PUZZLE_EMB], puzzle_emb)
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unknown:
+        problem = f"it lacks {missing[0]}" if missing else f"it has {unknown[0]}, which this model has not"
+        more = f" (and {len(missing) + len(unknown) - 1} more)" if len(missing) + len(unknown) > 1 else ""
+        raise InputError(f"the checkpoint does not fit the configuration: {problem}{more}; check layers and pos_encodings")
+    for name, tensor in own.items():
+        if state[name].numel() != tensor.numel() or (state[name].squeeze().shape != tensor.squeeze().shape):
+            raise InputError(
+                f"the checkpoint does not fit the configuration: {name} is {list(state[name].shape)}, "
+                f"expected {list(tensor.shape)}"
+            )
+        tensor.copy_(state[name].reshape(tensor.shape))
+    return model
+
+
+def _without_prefixes(name: str) -> str:
+    while name.startswith(_PREFIXES):
+        name = name.partition(".")[2]
+    return name
+
+
+def _fit_puzzle_emb(given: torch.Tensor, own: torch.Tensor, choice: PuzzleEmb) -> torch.Tensor:
+    if choice not in ("strict", "keep", "mean", "zero"):
+        raise ValueError(f"puzzle_emb is {choice!r}, expected 'strict', 'keep', 'mean' or 'zero'")
+    if given.shape == own.shape:
+        return given
+    if given.ndim != 2 or given.shape[1] != own.shape[1]:
+        raise InputError(
+            f"the checkpoint's puzzle_emb is {list(given.shape)}, expected [rows, {own.shape[1]}] (puzzle_emb_ndim)"
+        )
+    if choice == "strict":
+        raise InputError(
+            f"the checkpoint's puzzle_emb has {len(given)} rows and the data {len(own)} puzzle identifiers; choose "
+            "puzzle_emb=keep (the rows both have), puzzle_emb=mean (all rows the mean) or puzzle_emb=zero (start anew)"
+        )
+    fitted = torch.zeros_like(own)
+    if choice == "keep":
+        rows = min(len(given), len(own))
+        fitted[:rows] = given[:rows]
+    elif choice == "mean":
+        fitted[:] = given.float().mean(0)
+    return fitted
+
+
+def load(
+    path: Path | str,
+    device: torch.device | str = "cpu",
+    puzzle_emb: PuzzleEmb = "strict",
+    num_puzzle_identifiers: int | None = None,
+    seq_len: int | None = None,
+    forward_dtype: str | None = None,
+    weights: Literal["model", "ema", "auto"] = "auto",
+) -> HRM:
+    """Load a model, in evaluation mode.
+
+    Args:
+        path: a folder of :func:`save`, a training run or one of its checkpoints, a published checkpoint (its file, or
+            its folder with ``all_config.yaml``), or a hub name such as ``sapientinc/HRM-checkpoint-sudoku-extreme``.
+        device: where the model goes.
+        puzzle_emb: what to do with a puzzle embedding of another number of rows than ``num_puzzle_identifiers``.
+        num_puzzle_identifiers: rows the model's puzzle embedding is to have; None keeps the checkpoint's.
+        seq_len: tokens of a puzzle, for published checkpoints with RoPE of other tasks than the published ones.
+        forward_dtype: another dtype to compute in; None keeps the checkpoint's, but float32 on a CPU.
+        weights: ``"ema"`` loads the averaged weights of a training checkpoint, ``"model"`` those that were trained,
+            ``"auto"`` the averaged ones where there are any.
+
+    Raises:
+        InputError: nothing is there, or it is damaged, refused (a pickle with code in it) or does not fit.
+    """
+    state, values = _read(Path(path), str(path), seq_len, weights)
+    if num_puzzle_identifiers is not None:
+        values["num_puzzle_identifiers"] = num_puzzle_identifiers
+    if forward_dtype is not None:
+        values["forward_dtype"] = forward_dtype
+    elif torch.device(device).type == "cpu":
+        values["forward_dtype"] = "float32"  # a CPU gains nothing from bfloat16 activations
+    return from_published(state, HRMConfig.parse(values), puzzle_emb).to(device).eval()
+
+
+def locate(path: Path | str) -> Path:
+    """The folder or file that :func:`load` reads for ``path``: the newest checkpoint of a training run.
+
+    Raises:
+        InputError: the run has no checkpoint yet.
+    """
+    path = Path(path)
+    if not (path / "checkpoints").is_dir() or (path / "config.json").exists():
+        return path
+    steps = sorted((path / "checkpoints").glob("step_*"))
+    if not steps:
+        raise InputError(f"{path} is a training run without a checkpoint yet; wait for one, or train with checkpoint_every=N")
+    return steps[-1]
+
+
+def read_extra(path: Path | str) -> dict[str, Any]:
+    """What ``config.json`` of a saved model holds beside the model's configuration; empty for other checkpoints."""
+    file = locate(path) / "config.json"
+    return {k: v for k, v in read_json(file).items() if k not in ("family", "model")} if file.is_file() else {}
+
+
+def _read(path: Path, name: str, seq_len: int | None, weights: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The state dict and the configuration's values."""
+    path = locate(path)
+    if not path.exists():
+        path = _download(name)
+    if (path / "config.json").is_file():
+        return _read_saved(path, weights)
+    return _read_published(path, seq_len)
+
+
+def _read_saved(folder: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise InputError(f"{folder / 'config.json'} has no 'model' section; expected a folder written by hrm.save")
+    if config.get("family", "hrm") != "hrm":
+        raise InputError(f"{folder} holds a model of family {config['family']!r}; this version loads 'hrm'")
+    averaged = folder / "ema.safetensors"
+    file = averaged if weights == "ema" or (weights == "auto" and averaged.is_file()) else folder / "model.safetensors"
+    if not file.is_file():
+        raise InputError(f"{file} is missing; the checkpoint was not written by this training, or is not complete")
+    return _load_safetensors(file), config["model"]
+
+
+def _read_published(path: Path, seq_len: int | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    folder = path if path.is_dir() else path.parent
+    config_file = folder / "all_config.yaml"
+    if not config_file.is_file():
+        raise InputError(
+            f"{path} is no model: expected config.json and model.safetensors (hrm.save), or a published checkpoint with "
+            "all_config.yaml beside it"
+        )
+    file = path if path.is_file() else _checkpoint_file(folder)
+    state = {_without_prefixes(key): tensor for key, tensor in _load_pickle(file).items()}
+    try:
+        arch = yaml.safe_load(config_file.read_text()).get("arch")
+    except (yaml.YAMLError, AttributeError) as error:
+        raise InputError(f"{config_file} is not a training configuration: {error}") from None
+    if not isinstance(arch, dict):
+        raise InputError(f"{config_file} has no 'arch' section; expected the published training configuration")
+    values = {key: value for key, value in arch.items() if key in HRMConfig.model_fields}
+    if isinstance(values.get("puzzle_emb_ndim"), str):  # an unresolved "${.hidden_size}"
+        values["puzzle_emb_ndim"] = values["hidden_size"]
+    try:
+        values["vocab_size"] = state["inner.embed_tokens.embedding_weight"].shape[0]
+        rows = state[_PUZZLE_EMB].shape[0] if _PUZZLE_EMB in state else 1
+    except KeyError as error:
+        raise InputError(f"{file} holds no HRM: it lacks {error}") from None
+    values["num_puzzle_identifiers"] = rows
+    values["seq_len"] = seq_len or _seq_len(state, values)
+    return state, values
+
+
+def _seq_len(state: dict[str, torch.Tensor], values: dict[str, Any]) -> int:
+    prefix = -(-values.get("puzzle_emb_ndim", 0) // values.get("hidden_size", 512))
+    if "inner.embed_pos.embedding_weight" in state:
+        return state["inner.embed_pos.embedding_weight"].shape[0] - prefix
+    if values["vocab_size"] not in _PUBLISHED_SEQ_LEN:
+        raise InputError(
+            f"the checkpoint does not say how long its sequences are (vocabulary {values['vocab_size']}); pass seq_len"
+        )
+    return _PUBLISHED_SEQ_LEN[values["vocab_size"]]
+
+
+def _checkpoint_file(folder: Path) -> Path:
+    """The published code writes one ``step_<n>`` file an evaluation; the hub's folders hold one called ``checkpoint``."""
+    files = [p for p in folder.iterdir() if p.is_file() and (p.name.startswith("step_") or p.name == "checkpoint")]
+    files = [p for p in files if p.suffix in ("", ".pt", ".pth")]
+    if not files:
+        raise InputError(f"{folder} has all_config.yaml but no checkpoint file ('checkpoint' or 'step_<n>'); name the file itself")
+    return max(files, key=lambda p: (len(p.stem), p.stem))
+
+
+def _load_safetensors(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is damaged or incomplete ({error}); use another checkpoint") from None
+
+
+def _load_pickle(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
+            raise InputError(
+                f"{file} is refused: its pickle holds more than tensors, and loading it could run code; "
+                "save its state dict again with safetensors, where you trust it"
+            ) from None
+        raise InputError(f"{file} is damaged or no checkpoint ({_first_line(error)})") from None
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{file} is damaged or incomplete ({_first_line(error)}); use another checkpoint") from None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{file} holds {type(state).__name__}, expected a state dict of tensors")
+    return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _download(name: str) -> Path:
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise InputError(f"{name} does not exist; expected a model folder, a checkpoint file or a hub name (owner/name)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"{name} is neither a path here nor to be had from the hub ({_first_line(error)}); "
+            "check the spelling and the network, or download the folder and pass its path"
+        ) from None

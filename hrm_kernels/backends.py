@@ -1,0 +1,165 @@
+"""Which backend runs a call, and why not another one.
+
+Each op has a table ``{backend name: Backend}``. A call asks, in order of preference for its tensors' device,
+the backends of that table whether they can serve it; each answers with None or with the reason why not.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+PREFERENCE = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
+"""Backends in order, by tensor device; on other devices only ``reference`` runs."""
+
+NAMES = ("cuda", "triton", "cpu", "reference")
+
+
+class BackendUnavailable(RuntimeError):
+    """The backend that was asked for cannot serve the call; the message names the op and the reason."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute an op.
+
+    Attributes:
+        run: takes the op's arguments, returns its result, differentiates. It must trace under
+            ``torch.compile(fullgraph=True)``: plain PyTorch does as it is, kernels go through registered ops.
+        unsupported: takes the op's arguments, returns None or the reason why this backend cannot serve them.
+    """
+
+    run: Callable[..., Any]
+    unsupported: Callable[..., str | None] = lambda *arguments: None
+
+
+def _check_name(name: str, origin: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{origin}: there is no backend {name!r}; expected one of {', '.join(NAMES)}")
+    return name
+
+
+_ops: dict[str, "Op"] = {}
+_said: set[str] = set()
+_library = torch.library.Library("hrm_kernels", "DEF")
+
+_requested: str | None = None  # a module global, not a context variable: torch.compile guards on it
+if os.environ.get("HRM_KERNELS_BACKEND"):
+    _requested = _check_name(os.environ["HRM_KERNELS_BACKEND"], "HRM_KERNELS_BACKEND")
+
+
+@contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Run every op inside the ``with`` on backend ``name``; None chooses by device again.
+
+    The choice holds for the whole process, like ``torch.set_num_threads``: don't switch from several threads.
+    Under ``torch.compile`` it is a guard: another choice compiles again.
+
+    Raises:
+        ValueError: there is no backend of that name.
+        BackendUnavailable: (from the op) the backend cannot serve a call.
+    """
+    global _requested
+    before, _requested = _requested, None if name is None else _check_name(name, "use_backend")
+    try:
+        yield
+    finally:
+        _requested = before
+
+
+class Op:
+    """An op's table of backends, callable with the op's arguments; the first is a tensor, or a list of them.
+
+    Creating it registers ``torch.ops.hrm_kernels.<name>``, which goes the same way as the public function:
+    it decomposes into its backend, so it differentiates, traces and exports with it.
+    """
+
+    def __init__(self, name: str, schema: str, backends: Mapping[str, Backend], unflatten: Callable[..., Any] | None = None):
+        """``unflatten`` turns the schema's arguments (lists of tensors) into the op's (named tuples)."""
+        self.name = name
+        self.backends = dict(backends)
+        _ops[name] = self
+        _library.define(f"{name}{schema}")
+        # the schema has no nested lists, so the registered form passes weights as one flat list
+        registered = self if unflatten is None else lambda *arguments: self(*unflatten(*arguments))
+        _library.impl(name, registered, "CompositeImplicitAutograd")
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.backends[self.select(*arguments)].run(*arguments)
+
+    def select(self, *arguments: Any) -> str:
+        """The name of the backend that runs a call with these arguments."""
+        if _requested is not None:
+            reason = self.reason(_requested, *arguments)
+            if reason is not None:
+                raise BackendUnavailable(f"{self.name}: backend {_requested!r} cannot serve this call: {reason}")
+            return _requested
+        skipped = []
+        for name in self.candidates(*arguments):
+            reason = self.backends[name].unsupported(*arguments)
+            if reason is None:
+                if skipped and not torch.compiler.is_compiling():
+                    _say_once(f"{self.name} runs on backend {name!r}; {'; '.join(skipped)}")
+                return name
+            skipped.append(f"{name!r} cannot serve it: {reason}")
+        raise BackendUnavailable(f"{self.name}: no backend can serve this call: {'; '.join(skipped)}")
+
+    def candidates(self, *arguments: Any) -> list[str]:
+        """This op's backends for the arguments' device, the preferred first."""
+        order = PREFERENCE.get(arguments[0].device.type, ("reference",))
+        return [name for name in order if name in self.backends]
+
+    def reason(self, name: str, *arguments: Any) -> str | None:
+        """None where backend ``name`` can serve the call, else why not."""
+        if name not in self.backends:
+            return f"{self.name} has no {name} kernels in this version"
+        return self.backends[name].unsupported(*arguments)
+
+
+def _say_once(message: str) -> None:
+    if message not in _said:
+        _said.add(message)
+        warnings.warn(message, stacklevel=4)
+
+
+def backends() -> dict[str, str | None]:
+    """Every backend by name: None where ops run on it here, else the reason why not."""
+    return {name: _availability(name) for name in NAMES}
+
+
+def _availability(name: str) -> str | None:
+    if not any(name in op.backends for op in _ops.values()):
+        return f"no op has {name} kernels in this version"
+    return None
+
+
+def explain(op: str, *arguments: Any) -> str:
+    """Print which backend a call of ``op`` with these arguments would run on, and why not on the others.
+
+    Args:
+        op: the name of a public function, such as ``"rope_attention"``.
+        arguments: what that function would get (all of them, in order).
+
+    Returns:
+        The backend's name.
+    """
+    if op not in _ops:
+        raise ValueError(f"explain: there is no op {op!r}; expected one of {', '.join(_ops)}")
+    table = _ops[op]
+    chosen = table.select(*arguments)
+    print(f"{op} on {arguments[0].device.type} tensors of {arguments[0].dtype}: {chosen}")
+    order = PREFERENCE.get(arguments[0].device.type, ("reference",))
+    for name in NAMES:
+        if name == chosen:
+            why = "asked for by use_backend or HRM_KERNELS_BACKEND" if _requested else "the first that can serve the call"
+        else:
+            device = arguments[0].device.type
+            why = table.reason(name, *arguments) or (
+                f"not for {device} tensors unless asked for" if name not in order else f"can serve it too, after {chosen}"
+            )
+        print(f"  {name:<10} {why}")
+    return chosen

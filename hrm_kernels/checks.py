@@ -1,0 +1,113 @@
+"""Checks of arguments: each names the op, the argument, what came, what was expected and the way out."""
+
+from typing import Any
+
+import torch
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""float64 is served by the reference alone, as the measure of the others."""
+
+
+def check_tensor(op: str, name: str, value: Any) -> None:
+    """``value`` is a tensor of a floating dtype."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{op}: {name} is {type(value).__name__}, expected a torch.Tensor")
+    if value.dtype not in DTYPES:
+        raise TypeError(
+            f"{op}: {name} is {value.dtype}, expected float32, bfloat16 or float16; convert it with .to(torch.bfloat16)"
+        )
+
+
+def check_like(op: str, name: str, value: Any, model_name: str, model: torch.Tensor) -> None:
+    """``value`` is a tensor of the dtype and on the device of ``model``."""
+    check_tensor(op, name, value)
+    if value.dtype != model.dtype:
+        raise TypeError(
+            f"{op}: {name} is {value.dtype}, expected {model.dtype} as {model_name}; convert one of them with .to(...)"
+        )
+    if value.device != model.device:
+        raise ValueError(f"{op}: {name} is on {value.device}, expected {model.device} as {model_name}; move one of them")
+
+
+def check_shape(op: str, name: str, value: torch.Tensor, expected: tuple[int | None, ...], meaning: str) -> None:
+    """``value`` has the shape ``expected``, where None admits any size; ``meaning`` says it in letters."""
+    fits = value.ndim == len(expected)
+    if fits:
+        for size, want in zip(value.shape, expected, strict=True):
+            if want is not None and size != want:
+                fits = False
+    if not fits:
+        numbers = ", ".join("any" if want is None else str(want) for want in expected)
+        raise ValueError(f"{op}: {name} has shape {list(value.shape)}, expected {meaning} = [{numbers}]")
+
+
+def check_heads(op: str, name: str, columns: int, num_heads: Any, parts: int) -> None:
+    """``columns`` is ``parts * num_heads`` heads of an even width."""
+    if not isinstance(num_heads, int) or num_heads < 1:
+        raise ValueError(f"{op}: num_heads is {num_heads!r}, expected an integer >= 1")
+    if columns == 0 or columns % (parts * num_heads):
+        packed = "; pass packed [q | k | v] heads" if parts == 3 else ""
+        product = f"{parts} * num_heads ({num_heads})" if parts > 1 else "num_heads"
+        raise ValueError(
+            f"{op}: {name} has {columns} columns, not a multiple of {product} = {parts * num_heads}{packed}"
+        )
+
+
+def check_tables(op: str, cos: Any, sin: Any, positions: int, head_dim: int, device: torch.device) -> None:
+    """``cos`` and ``sin`` are both None, or float32 tables ``[>= positions, head_dim]``."""
+    if (cos is None) != (sin is None):
+        raise TypeError(f"{op}: one of cos and sin is None; pass both tables, or None for both to leave RoPE out")
+    if cos is None:
+        return
+    if head_dim % 2:
+        raise ValueError(f"{op}: head_dim is {head_dim}, expected an even number: RoPE turns pairs (i, i + head_dim / 2)")
+    for name, table in (("cos", cos), ("sin", sin)):
+        check_tensor(op, name, table)
+        if table.device != device:
+            raise ValueError(f"{op}: {name} is on {table.device}, expected {device} as the other tensors; move it")
+        if table.ndim != 2 or table.shape[0] < positions or table.shape[1] != head_dim:
+            raise ValueError(
+                f"{op}: {name} has shape {list(table.shape)}, expected [>= S, head_dim] = [>= {positions}, {head_dim}]; "
+                "make it with hrm_kernels.nn.rope_tables"
+            )
+
+
+def check_block_weights(op: str, name: str, weights: Any, x_name: str, x: torch.Tensor) -> None:
+    """``weights`` are the four matrices of a block for hidden states ``x [..., D]``."""
+    try:
+        qkv, o, gate_up, down = weights
+    except (TypeError, ValueError):
+        raise TypeError(f"{op}: {name} is {type(weights).__name__}, expected BlockWeights(qkv, o, gate_up, down)") from None
+    for part, weight in (("qkv", qkv), ("o", o), ("gate_up", gate_up), ("down", down)):
+        check_like(op, f"{name}.{part}", weight, x_name, x)
+        check_shape(op, f"{name}.{part}", weight, (None, None), "[out, in]")
+    dim, inner = x.shape[-1], down.shape[1]
+    check_shape(op, f"{name}.qkv", qkv, (None, dim), "[3 H d, D]")
+    if qkv.shape[0] % 3:
+        raise ValueError(f"{op}: {name}.qkv has {qkv.shape[0]} rows, not a multiple of 3; pass packed [q | k | v] heads")
+    check_shape(op, f"{name}.o", o, (dim, qkv.shape[0] // 3), "[D, H d]")
+    check_shape(op, f"{name}.gate_up", gate_up, (2 * inner, dim), "[2 I, D] with I from down's [D, I]")
+    check_shape(op, f"{name}.down", down, (dim, inner), "[D, I]")
+
+
+def check_state(op: str, name: str, value: Any) -> None:
+    """``value`` holds hidden states ``[B, S, D]``."""
+    check_tensor(op, name, value)
+    check_shape(op, name, value, (None, None, None), "[B, S, D]")
+
+
+def check_layers(op: str, name: str, layers: Any, x_name: str, x: torch.Tensor, num_heads: Any, cos: Any, sin: Any) -> None:
+    """``layers`` is a sequence of block weights that fits ``x [B, S, D]``, the heads and the RoPE tables."""
+    if not isinstance(layers, list | tuple) or len(layers) == 0:
+        raise TypeError(f"{op}: {name} is {type(layers).__name__} of no block, expected a list of BlockWeights")
+    for index, weights in enumerate(layers):
+        check_block_weights(op, f"{name}[{index}]", weights, x_name, x)
+        rows = weights[0].shape[0]
+        check_heads(op, f"{name}[{index}].qkv", rows, num_heads, 3)
+        check_tables(op, cos, sin, x.shape[1], rows // (3 * num_heads), x.device)
+
+
+def check_eps(op: str, eps: Any) -> None:
+    """``eps`` is a positive number."""
+    if not isinstance(eps, float | int) or not eps > 0:
+        raise ValueError(f"{op}: eps is {eps!r}, expected a number above 0 (the published models use 1e-5)")

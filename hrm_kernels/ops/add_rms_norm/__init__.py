@@ -1,0 +1,38 @@
+import torch
+
+from hrm_kernels.backends import Backend, Op
+from hrm_kernels.checks import check_eps, check_like, check_shape, check_tensor
+from hrm_kernels.ops.add_rms_norm import reference
+
+_op = Op(
+    "add_rms_norm",
+    "(Tensor x, Tensor residual, float eps) -> Tensor",
+    {"reference": Backend(reference.add_rms_norm)},
+)
+
+
+def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
+    """``rms_norm(x + residual)``, RMSNorm without a weight: the post-norm of a block.
+
+    The sum is rounded to the dtype first, the norm is computed in float32:
+    ``u = x + residual``, ``u * rsqrt(mean(u²) + eps)``.
+
+    Args:
+        x, residual: ``[..., D]``, float32, bfloat16 or float16, the same shape.
+        eps: added to the mean square.
+
+    Returns:
+        ``[..., D]`` in the dtype of x.
+
+    Raises:
+        TypeError, ValueError: a dtype, device or shape does not fit.
+
+    Source: HRM (arXiv 2506.21734), section 2; RMSNorm, arXiv 1910.07467.
+    """
+    check_tensor("add_rms_norm", "x", x)
+    check_like("add_rms_norm", "residual", residual, "x", x)
+    if x.ndim == 0 or x.shape[-1] == 0:
+        raise ValueError(f"add_rms_norm: x has shape {list(x.shape)}, expected [..., D] with D >= 1")
+    check_shape("add_rms_norm", "residual", residual, tuple(x.shape), "the shape of x")
+    check_eps("add_rms_norm", eps)
+    return _op(x, residual, eps)

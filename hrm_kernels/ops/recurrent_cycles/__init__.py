@@ -1,0 +1,70 @@
+from collections.abc import Sequence
+
+import torch
+
+from hrm_kernels.backends import Backend, Op
+from hrm_kernels.checks import check_eps, check_layers, check_like, check_shape, check_state
+from hrm_kernels.ops.reasoning_module import blocks
+from hrm_kernels.ops.recurrent_cycles import reference
+from hrm_kernels.ops.transformer_block import BlockWeights
+
+_op = Op(
+    "recurrent_cycles",
+    "(Tensor z_H, Tensor z_L, Tensor x, Tensor[] H_layers, Tensor[] L_layers, Tensor? cos, Tensor? sin, "
+    "int num_heads, int H_cycles, int L_cycles, float eps) -> (Tensor, Tensor)",
+    {"reference": Backend(reference.recurrent_cycles)},
+    unflatten=lambda z_H, z_L, x, H_layers, L_layers, *rest: (z_H, z_L, x, blocks(H_layers), blocks(L_layers), *rest),
+)
+
+
+def recurrent_cycles(
+    z_H: torch.Tensor,
+    z_L: torch.Tensor,
+    x: torch.Tensor,
+    H_layers: Sequence[BlockWeights],
+    L_layers: Sequence[BlockWeights],
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    num_heads: int,
+    H_cycles: int,
+    L_cycles: int,
+    eps: float = 1e-5,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The part of a segment that runs without gradients: everything but its last L and its last H update.
+
+    ``H_cycles`` times: ``L_cycles`` times ``z_L = L(z_L, z_H + x)``, then once ``z_H = H(z_H, z_L)``, where the last
+    update of each is left to the caller (:func:`hrm_kernels.reasoning_module`, with gradients).
+
+    Args:
+        z_H, z_L: ``[B, S, D]`` states, float32, bfloat16 or float16; they are not written to.
+        x: ``[B, S, D]`` input embedding.
+        H_layers, L_layers: the blocks of both modules, in the dtype of the states.
+        cos, sin: RoPE tables as for :func:`hrm_kernels.rope_attention`, or None for both.
+        num_heads: H.
+        H_cycles, L_cycles: updates of z_H in a segment, and of z_L for each of them; both >= 1.
+        eps: of the norms.
+
+    Returns:
+        ``(z_H, z_L)``, ``[B, S, D]`` both, without gradient. With H_cycles 1 the z_H given comes back.
+
+    Raises:
+        TypeError, ValueError: a dtype, device, shape or number of cycles does not fit.
+
+    Source: HRM (arXiv 2506.21734), section 2, "Approximate gradient".
+    """
+    op = "recurrent_cycles"
+    check_state(op, "z_H", z_H)
+    for name, value in (("z_L", z_L), ("x", x)):
+        check_like(op, name, value, "z_H", z_H)
+        check_shape(op, name, value, tuple(z_H.shape), "the shape of z_H")
+    check_layers(op, "H_layers", H_layers, "z_H", z_H, num_heads, cos, sin)
+    check_layers(op, "L_layers", L_layers, "z_H", z_H, num_heads, cos, sin)
+    for name, value in (("H_cycles", H_cycles), ("L_cycles", L_cycles)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{op}: {name} is {value!r}, expected an integer >= 1")
+    check_eps(op, eps)
+    with torch.no_grad():
+        z_H, z_L = _op(
+            z_H, z_L, x, H_layers, L_layers, cos, sin, num_heads, H_cycles, L_cycles, eps
+        )
+    return z_H.detach(), z_L.detach()

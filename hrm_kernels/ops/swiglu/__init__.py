@@ -1,0 +1,27 @@
+import torch
+
+from hrm_kernels.backends import Backend, Op
+from hrm_kernels.checks import check_tensor
+from hrm_kernels.ops.swiglu import reference
+
+_op = Op("swiglu", "(Tensor gate_up) -> Tensor", {"reference": Backend(reference.swiglu)})
+
+
+def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """``silu(gate) * up`` with ``[gate | up] = gate_up``.
+
+    Args:
+        gate_up: ``[..., 2 I]``, float32, bfloat16 or float16; the gate is the first half.
+
+    Returns:
+        ``[..., I]`` in the same dtype.
+
+    Raises:
+        TypeError, ValueError: the dtype does not fit, or the last dimension is odd.
+
+    Source: GLU variants, arXiv 2002.05202.
+    """
+    check_tensor("swiglu", "gate_up", gate_up)
+    if gate_up.ndim == 0 or gate_up.shape[-1] == 0 or gate_up.shape[-1] % 2:
+        raise ValueError(f"swiglu: gate_up has shape {list(gate_up.shape)}, expected [..., 2 I]; pass packed [gate | up]")
+    return _op(gate_up)

@@ -1,0 +1,61 @@
+from typing import NamedTuple
+
+import torch
+
+from hrm_kernels.backends import Backend, Op
+from hrm_kernels.checks import check_eps, check_layers, check_state
+from hrm_kernels.ops.transformer_block import reference
+
+
+class BlockWeights(NamedTuple):
+    """The matrices of one block, ``[out, in]`` as in ``nn.Linear``.
+
+    Attributes:
+        qkv: ``[3 H d, D]``, rows ``[q heads | k heads | v heads]``.
+        o: ``[D, H d]``.
+        gate_up: ``[2 I, D]``, the gate first.
+        down: ``[D, I]``.
+    """
+
+    qkv: torch.Tensor
+    o: torch.Tensor
+    gate_up: torch.Tensor
+    down: torch.Tensor
+
+
+_op = Op(
+    "transformer_block",
+    "(Tensor x, Tensor[] weights, Tensor? cos, Tensor? sin, int num_heads, float eps) -> Tensor",
+    {"reference": Backend(reference.transformer_block)},
+)
+
+
+def transformer_block(
+    x: torch.Tensor,
+    weights: BlockWeights,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    num_heads: int,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """One post-norm block: ``x = rms_norm(x + o(attention(qkv(x))))``, then ``x = rms_norm(x + down(swiglu(gate_up(x))))``.
+
+    Args:
+        x: ``[B, S, D]``, float32, bfloat16 or float16.
+        weights: the block's matrices, in the dtype of x.
+        cos, sin: RoPE tables as for :func:`hrm_kernels.rope_attention`, or None for both.
+        num_heads: H.
+        eps: of both norms.
+
+    Returns:
+        ``[B, S, D]`` in the dtype of x.
+
+    Raises:
+        TypeError, ValueError: a dtype, device or shape does not fit.
+
+    Source: HRM (arXiv 2506.21734), section 2.
+    """
+    check_state("transformer_block", "x", x)
+    check_layers("transformer_block", "weights", [weights], "x", x, num_heads, cos, sin)
+    check_eps("transformer_block", eps)
+    return _op(x, BlockWeights(*weights), cos, sin, num_heads, eps)

@@ -1,0 +1,19 @@
+import torch
+import torch.nn.functional as F
+
+from hrm_kernels.ops.add_rms_norm.reference import add_rms_norm
+from hrm_kernels.ops.rope_attention.reference import rope_attention
+from hrm_kernels.ops.swiglu.reference import swiglu
+
+
+def transformer_block(
+    x: torch.Tensor,
+    weights: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    num_heads: int,
+    eps: float,
+) -> torch.Tensor:
+    qkv, o, gate_up, down = weights
+    x = add_rms_norm(x, F.linear(rope_attention(F.linear(x, qkv), cos, sin, num_heads), o), eps)
+    return add_rms_norm(x, F.linear(swiglu(F.linear(x, gate_up)), down), eps)

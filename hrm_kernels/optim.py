@@ -1,0 +1,175 @@
+"""The optimisers of recursive reasoning models: AdamATan2 for the weights, SparseSignSGD for puzzle embeddings."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.optim import Optimizer
+
+from hrm_kernels.nn import SparseEmbedding
+
+__all__ = ["AdamATan2", "SparseSignSGD"]
+
+
+def _check(optimizer: str, name: str, value: Any, fits: bool, expected: str) -> None:
+    if not fits:
+        raise ValueError(f"{optimizer}: {name} is {value!r}, expected {expected}")
+
+
+def _check_lr_and_decay(optimizer: str, lr: float | torch.Tensor, weight_decay: float) -> None:
+    _check(optimizer, "lr", lr, isinstance(lr, torch.Tensor) or lr >= 0, "a number >= 0")
+    _check(optimizer, "weight_decay", weight_decay, weight_decay >= 0, "a number >= 0")
+
+
+class AdamATan2(Optimizer):
+    """Adam whose step is ``lr * atan2(m, sqrt(v))``: bounded, free of scale, without an epsilon.
+
+    With t counted from 1: ``p *= 1 - lr * weight_decay``; ``m += (1 - b1) (g - m)``; ``v += (1 - b2) (g² - v)``;
+    ``p -= lr / (1 - b1^t) * atan2(m, sqrt(v) / sqrt(1 - b2^t))``.
+
+    Args:
+        params: parameters or parameter groups.
+        lr: learning rate, a number or (to change it inside a CUDA graph) a tensor.
+        betas: decay of the averages of gradient and squared gradient.
+        weight_decay: decoupled weight decay.
+        capturable: keep the step count on the parameters' device, so that a CUDA graph can hold ``step``.
+
+    State of a parameter: ``step`` (float32 scalar), ``exp_avg``, ``exp_avg_sq`` (like the parameter).
+
+    Source: Everett et al., arXiv 2407.05872, section 5.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float | torch.Tensor = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.0,
+        capturable: bool = False,
+    ) -> None:
+        _check_lr_and_decay("AdamATan2", lr, weight_decay)
+        _check("AdamATan2", "betas", betas, all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)")
+        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "capturable": capturable})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None and p.numel() > 0]
+            if params:
+                self._step_group(group, params)
+        return loss
+
+    def _step_group(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
+        lr, (beta1, beta2), decay = group["lr"], group["betas"], group["weight_decay"]
+        for p in params:
+            if p.grad.is_sparse:  # type: ignore[union-attr]
+                raise ValueError("AdamATan2: a gradient is sparse, expected dense; use SparseSignSGD for embeddings")
+            if not self.state[p]:
+                device = p.device if group["capturable"] else "cpu"
+                self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=device)
+                self.state[p]["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                self.state[p]["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        grads = [p.grad for p in params]
+        steps = [self.state[p]["step"] for p in params]
+        exp_avgs = [self.state[p]["exp_avg"] for p in params]
+        exp_avg_sqs = [self.state[p]["exp_avg_sq"] for p in params]
+
+        torch._foreach_add_(steps, 1)
+        if decay != 0:
+            torch._foreach_mul_(params, 1 - lr * decay)
+        torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
+        torch._foreach_mul_(exp_avg_sqs, beta2)
+        torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
+
+        denominators = torch._foreach_sqrt(exp_avg_sqs)
+        if group["capturable"]:
+            correction1, correction2 = (
+                torch._foreach_sub(torch._foreach_pow(beta, [step.double() for step in steps]), 1)
+                for beta in (beta1, beta2)
+            )
+            torch._foreach_neg_(correction1)
+            torch._foreach_neg_(correction2)
+            torch._foreach_sqrt_(correction2)
+            torch._foreach_div_(denominators, [c.to(p.dtype) for c, p in zip(correction2, params, strict=True)])
+            sizes = [(lr / c).to(p.dtype) for c, p in zip(correction1, params, strict=True)]
+            updates = [torch.atan2(m, d) for m, d in zip(exp_avgs, denominators, strict=True)]
+            torch._foreach_mul_(updates, sizes)
+            torch._foreach_sub_(params, updates)
+        else:
+            counts = [step.item() for step in steps]  # on the CPU: no synchronisation
+            torch._foreach_div_(denominators, [(1 - beta2**t) ** 0.5 for t in counts])
+            for m, d in zip(exp_avgs, denominators, strict=True):
+                torch.atan2(m, d, out=d)
+            torch._foreach_mul_(denominators, [lr / (1 - beta1**t) for t in counts])
+            torch._foreach_sub_(params, denominators)
+
+
+class SparseSignSGD(Optimizer):
+    """Sign SGD on the rows that a training step looked up in a :class:`hrm_kernels.nn.SparseEmbedding`.
+
+    Gradients of equal identifiers are summed (over all processes of the group too), then once for each identifier that
+    occurs ``w = w * (1 - lr * weight_decay) - lr * sign(g)``: a row with gradient 0 still decays. No other row is read
+    or written, nothing waits for the device, and there is no state but the learning rate.
+
+    Args:
+        embeddings: the tables. ``param_groups[0]["params"]`` holds their ``weights``.
+        lr: learning rate, a number or a tensor.
+        weight_decay: decoupled weight decay.
+        process_group: sum over its processes; None is the default group where ``torch.distributed`` is initialised.
+
+    Source: published HRM code, arXiv 2506.21734; signSGD, arXiv 1802.04434.
+    """
+
+    def __init__(
+        self,
+        embeddings: Iterable[SparseEmbedding],
+        lr: float | torch.Tensor = 1e-2,
+        weight_decay: float = 0.1,
+        process_group: "dist.ProcessGroup | None" = None,
+    ) -> None:
+        _check_lr_and_decay("SparseSignSGD", lr, weight_decay)
+        self.embeddings = list(embeddings)
+        for embedding in self.embeddings:
+            if not isinstance(embedding, SparseEmbedding):
+                raise TypeError(f"SparseSignSGD: got {type(embedding).__name__}, expected hrm_kernels.nn.SparseEmbedding")
+        self.process_group = process_group
+        super().__init__([e.weights for e in self.embeddings], {"lr": lr, "weight_decay": weight_decay})
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the rows of the last look-up and their gradient."""
+        for embedding in self.embeddings:
+            embedding.local_ids = embedding.local_weights = None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Update the rows that were looked up and have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        lr, decay = self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]
+        for embedding in self.embeddings:
+            if embedding.local_weights is None or embedding.local_weights.grad is None:
+                continue
+            ids, grads = self._gather(embedding.local_ids), self._gather(embedding.local_weights.grad)
+            # [N, N] matrix of equal identifiers: every occurrence of one gets the same sum, in the same order, so
+            # writing it several times is harmless, and no sort or unique has to tell the host how many there are
+            same = (ids.unsqueeze(0) == ids.unsqueeze(1)).to(grads.dtype)
+            rows = embedding.weights[ids] * (1 - lr * decay) - lr * torch.sign(same @ grads)
+            embedding.weights[ids] = rows
+        return loss
+
+    def _gather(self, local: torch.Tensor | None) -> torch.Tensor:
+        assert local is not None
+        if not (dist.is_available() and dist.is_initialized()):
+            return local
+        world = dist.get_world_size(self.process_group)
+        out = local.new_empty(world * local.shape[0], *local.shape[1:])
+        dist.all_gather_into_tensor(out, local.contiguous(), group=self.process_group)
+        return out
