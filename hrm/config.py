@@ -1,6 +1,6 @@
 """The model's configuration, in the field names of the published code."""
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
@@ -51,13 +51,15 @@ class HRMConfig(BaseModel):
     forward_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
 
     @model_validator(mode="after")
-    def _heads_fit(self) -> Self:
+    def _heads_fit(self) -> "HRMConfig":
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}; change one of them"
             )
         if self.pos_encodings == "rope" and self.head_dim % 2:
-            raise ValueError(f"head_dim (hidden_size / num_heads) is {self.head_dim}; RoPE turns pairs and needs it even")
+            raise ValueError(
+                f"head_dim (hidden_size / num_heads) is {self.head_dim}; RoPE turns pairs and needs it even"
+            )
         return self
 
     @property
@@ -81,7 +83,7 @@ class HRMConfig(BaseModel):
         return DTYPES[self.forward_dtype]
 
     @classmethod
-    def parse(cls, values: dict[str, Any]) -> Self:
+    def parse(cls, values: dict[str, Any]) -> "HRMConfig":
         """A config from plain values.
 
         Raises:

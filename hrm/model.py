@@ -39,6 +39,8 @@ class HRMInner(nn.Module):
 
     H_init: torch.Tensor
     L_init: torch.Tensor
+    cos: torch.Tensor | None
+    sin: torch.Tensor | None
 
     def __init__(self, config: HRMConfig) -> None:
         super().__init__()
@@ -79,15 +81,15 @@ class HRMInner(nn.Module):
         return math.sqrt(config.hidden_size) * x
 
     def segment(self, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One segment: H_cycles times (L_cycles updates of z_L, one of z_H), gradients through the last of each only."""
+        """H_cycles times (L_cycles updates of z_L, one of z_H), with gradients through the last of each only."""
         config = self.config
         H_layers, L_layers = self.H_level.weights(config.dtype), self.L_level.weights(config.dtype)
-        shared = (self.cos, self.sin, config.num_heads)
+        cos, sin, heads, eps = self.cos, self.sin, config.num_heads, config.rms_norm_eps
         z_H, z_L = hrm_kernels.recurrent_cycles(
-            z_H, z_L, x, H_layers, L_layers, *shared, config.H_cycles, config.L_cycles, config.rms_norm_eps
+            z_H, z_L, x, H_layers, L_layers, cos, sin, heads, config.H_cycles, config.L_cycles, eps
         )
-        z_L = hrm_kernels.reasoning_module(z_L, z_H + x, L_layers, *shared, config.rms_norm_eps)
-        z_H = hrm_kernels.reasoning_module(z_H, z_L, H_layers, *shared, config.rms_norm_eps)
+        z_L = hrm_kernels.reasoning_module(z_L, z_H + x, L_layers, cos, sin, heads, eps)
+        z_H = hrm_kernels.reasoning_module(z_H, z_L, H_layers, cos, sin, heads, eps)
         return z_H, z_L
 
     def logits(self, z_H: torch.Tensor) -> torch.Tensor:
@@ -187,7 +189,9 @@ class HRM(nn.Module):
     def _check(self, batch: Batch) -> None:
         for name in ("inputs", "puzzle_identifiers"):
             if name not in batch:
-                raise InputError(f"HRM: the batch has {', '.join(batch) or 'nothing'}, expected 'inputs' and 'puzzle_identifiers'")
+                raise InputError(
+                    f"HRM: the batch has {', '.join(batch) or 'nothing'}, expected 'inputs' and 'puzzle_identifiers'"
+                )
         inputs, identifiers = batch["inputs"], batch["puzzle_identifiers"]
         if inputs.ndim != 2 or inputs.shape[1] != self.config.seq_len:
             raise InputError(

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from yaml import YAMLError  # OmegaConf lets it through
 
 from hrm.config import HRMConfig
 from hrm.errors import InputError
@@ -17,8 +19,8 @@ from hrm.files import folder_written_beside, read_json
 from hrm.model import HRM
 
 PuzzleEmb = Literal["strict", "keep", "mean", "zero"]
-"""What to do with a puzzle embedding of another number of rows: refuse; keep the rows that both have (further ones start
-at 0); fill all rows with the mean of the old ones; start all rows at 0."""
+"""What to do with a puzzle embedding of another number of rows: refuse; keep the rows that both have (further ones
+start at 0); fill all rows with the mean of the old ones; start all rows at 0."""
 
 _PREFIXES = ("_orig_mod.", "model.", "module.")
 _PUBLISHED_SEQ_LEN = {11: 81, 12: 900, 6: 900}  # by vocabulary: Sudoku, ARC, Maze; not in a RoPE checkpoint
@@ -69,7 +71,9 @@ def from_published(state_dict: dict[str, torch.Tensor], config: HRMConfig, puzzl
     if missing or unknown:
         problem = f"it lacks {missing[0]}" if missing else f"it has {unknown[0]}, which this model has not"
         more = f" (and {len(missing) + len(unknown) - 1} more)" if len(missing) + len(unknown) > 1 else ""
-        raise InputError(f"the checkpoint does not fit the configuration: {problem}{more}; check layers and pos_encodings")
+        raise InputError(
+            f"the checkpoint does not fit the configuration: {problem}{more}; check layers and pos_encodings"
+        )
     for name, tensor in own.items():
         if state[name].numel() != tensor.numel() or (state[name].squeeze().shape != tensor.squeeze().shape):
             raise InputError(
@@ -155,7 +159,9 @@ def locate(path: Path | str) -> Path:
         return path
     steps = sorted((path / "checkpoints").glob("step_*"))
     if not steps:
-        raise InputError(f"{path} is a training run without a checkpoint yet; wait for one, or train with checkpoint_every=N")
+        raise InputError(
+            f"{path} is a training run without a checkpoint yet; wait for one, or train with checkpoint_every=N"
+        )
     return steps[-1]
 
 
@@ -193,20 +199,20 @@ def _read_published(path: Path, seq_len: int | None) -> tuple[dict[str, torch.Te
     config_file = folder / "all_config.yaml"
     if not config_file.is_file():
         raise InputError(
-            f"{path} is no model: expected config.json and model.safetensors (hrm.save), or a published checkpoint with "
-            "all_config.yaml beside it"
+            f"{path} is no model: expected config.json and model.safetensors (hrm.save), or a published "
+            "checkpoint with all_config.yaml beside it"
         )
     file = path if path.is_file() else _checkpoint_file(folder)
     state = {_without_prefixes(key): tensor for key, tensor in _load_pickle(file).items()}
     try:
-        arch = yaml.safe_load(config_file.read_text()).get("arch")
-    except (yaml.YAMLError, AttributeError) as error:
-        raise InputError(f"{config_file} is not a training configuration: {error}") from None
+        loaded = OmegaConf.load(config_file)
+        training = OmegaConf.to_container(loaded, resolve=True)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{config_file} is not a training configuration: {_first_line(error)}") from None
+    arch = training.get("arch") if isinstance(training, dict) else None
     if not isinstance(arch, dict):
         raise InputError(f"{config_file} has no 'arch' section; expected the published training configuration")
-    values = {key: value for key, value in arch.items() if key in HRMConfig.model_fields}
-    if isinstance(values.get("puzzle_emb_ndim"), str):  # an unresolved "${.hidden_size}"
-        values["puzzle_emb_ndim"] = values["hidden_size"]
+    values = {str(key): value for key, value in arch.items() if key in HRMConfig.model_fields}
     try:
         values["vocab_size"] = state["inner.embed_tokens.embedding_weight"].shape[0]
         rows = state[_PUZZLE_EMB].shape[0] if _PUZZLE_EMB in state else 1
@@ -229,11 +235,13 @@ def _seq_len(state: dict[str, torch.Tensor], values: dict[str, Any]) -> int:
 
 
 def _checkpoint_file(folder: Path) -> Path:
-    """The published code writes one ``step_<n>`` file an evaluation; the hub's folders hold one called ``checkpoint``."""
+    """The published code writes a ``step_<n>`` file at each evaluation; the hub's folders hold one ``checkpoint``."""
     files = [p for p in folder.iterdir() if p.is_file() and (p.name.startswith("step_") or p.name == "checkpoint")]
     files = [p for p in files if p.suffix in ("", ".pt", ".pth")]
     if not files:
-        raise InputError(f"{folder} has all_config.yaml but no checkpoint file ('checkpoint' or 'step_<n>'); name the file itself")
+        raise InputError(
+            f"{folder} has all_config.yaml but no checkpoint file ('checkpoint' or 'step_<n>'); name the file itself"
+        )
     return max(files, key=lambda p: (len(p.stem), p.stem))
 
 
@@ -267,7 +275,9 @@ def _first_line(error: Exception) -> str:
 
 def _download(name: str) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise InputError(f"{name} does not exist; expected a model folder, a checkpoint file or a hub name (owner/name)")
+        raise InputError(
+            f"{name} does not exist; expected a model folder, a checkpoint file or a hub name (owner/name)"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -78,7 +78,9 @@ class Op:
     it decomposes into its backend, so it differentiates, traces and exports with it.
     """
 
-    def __init__(self, name: str, schema: str, backends: Mapping[str, Backend], unflatten: Callable[..., Any] | None = None):
+    def __init__(
+        self, name: str, schema: str, backends: Mapping[str, Backend], unflatten: Callable[..., Any] | None = None
+    ):
         """``unflatten`` turns the schema's arguments (lists of tensors) into the op's (named tuples)."""
         self.name = name
         self.backends = dict(backends)
@@ -89,29 +91,30 @@ class Op:
         _library.impl(name, registered, "CompositeImplicitAutograd")
 
     def __call__(self, *arguments: Any) -> Any:
-        return self.backends[self.select(*arguments)].run(*arguments)
+        name, skipped = self.select(*arguments)
+        if skipped and not torch.compiler.is_compiling():
+            _say_once(f"{self.name} runs on backend {name!r}; {'; '.join(skipped)}")
+        return self.backends[name].run(*arguments)
 
-    def select(self, *arguments: Any) -> str:
-        """The name of the backend that runs a call with these arguments."""
+    def select(self, *arguments: Any) -> tuple[str, list[str]]:
+        """The backend that runs a call with these arguments, and the reasons why preferred ones do not.
+
+        Raises:
+            BackendUnavailable: the one that was asked for cannot serve the call, or none can.
+        """
         if _requested is not None:
             reason = self.reason(_requested, *arguments)
             if reason is not None:
                 raise BackendUnavailable(f"{self.name}: backend {_requested!r} cannot serve this call: {reason}")
-            return _requested
-        skipped = []
-        for name in self.candidates(*arguments):
-            reason = self.backends[name].unsupported(*arguments)
-            if reason is None:
-                if skipped and not torch.compiler.is_compiling():
-                    _say_once(f"{self.name} runs on backend {name!r}; {'; '.join(skipped)}")
-                return name
-            skipped.append(f"{name!r} cannot serve it: {reason}")
+            return _requested, []
+        skipped: list[str] = []
+        for name in PREFERENCE.get(arguments[0].device.type, ("reference",)):
+            if name in self.backends:
+                reason = self.backends[name].unsupported(*arguments)
+                if reason is None:
+                    return name, skipped
+                skipped.append(f"{name!r} cannot serve it: {reason}")
         raise BackendUnavailable(f"{self.name}: no backend can serve this call: {'; '.join(skipped)}")
-
-    def candidates(self, *arguments: Any) -> list[str]:
-        """This op's backends for the arguments' device, the preferred first."""
-        order = PREFERENCE.get(arguments[0].device.type, ("reference",))
-        return [name for name in order if name in self.backends]
 
     def reason(self, name: str, *arguments: Any) -> str | None:
         """None where backend ``name`` can serve the call, else why not."""
@@ -150,16 +153,20 @@ def explain(op: str, *arguments: Any) -> str:
     if op not in _ops:
         raise ValueError(f"explain: there is no op {op!r}; expected one of {', '.join(_ops)}")
     table = _ops[op]
-    chosen = table.select(*arguments)
+    chosen, _ = table.select(*arguments)
     print(f"{op} on {arguments[0].device.type} tensors of {arguments[0].dtype}: {chosen}")
     order = PREFERENCE.get(arguments[0].device.type, ("reference",))
     for name in NAMES:
         if name == chosen:
-            why = "asked for by use_backend or HRM_KERNELS_BACKEND" if _requested else "the first that can serve the call"
+            why = (
+                "asked for by use_backend or HRM_KERNELS_BACKEND" if _requested else "the first that can serve the call"
+            )
         else:
             device = arguments[0].device.type
             why = table.reason(name, *arguments) or (
-                f"not for {device} tensors unless asked for" if name not in order else f"can serve it too, after {chosen}"
+                f"not for {device} tensors unless asked for"
+                if name not in order
+                else f"can serve it too, after {chosen}"
             )
         print(f"  {name:<10} {why}")
     return chosen

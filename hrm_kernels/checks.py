@@ -26,7 +26,9 @@ def check_like(op: str, name: str, value: Any, model_name: str, model: torch.Ten
             f"{op}: {name} is {value.dtype}, expected {model.dtype} as {model_name}; convert one of them with .to(...)"
         )
     if value.device != model.device:
-        raise ValueError(f"{op}: {name} is on {value.device}, expected {model.device} as {model_name}; move one of them")
+        raise ValueError(
+            f"{op}: {name} is on {value.device}, expected {model.device} as {model_name}; move one of them"
+        )
 
 
 def check_shape(op: str, name: str, value: torch.Tensor, expected: tuple[int | None, ...], meaning: str) -> None:
@@ -60,15 +62,17 @@ def check_tables(op: str, cos: Any, sin: Any, positions: int, head_dim: int, dev
     if cos is None:
         return
     if head_dim % 2:
-        raise ValueError(f"{op}: head_dim is {head_dim}, expected an even number: RoPE turns pairs (i, i + head_dim / 2)")
+        raise ValueError(
+            f"{op}: head_dim is {head_dim}, expected an even number: RoPE turns pairs (i, i + head_dim / 2)"
+        )
     for name, table in (("cos", cos), ("sin", sin)):
         check_tensor(op, name, table)
         if table.device != device:
             raise ValueError(f"{op}: {name} is on {table.device}, expected {device} as the other tensors; move it")
         if table.ndim != 2 or table.shape[0] < positions or table.shape[1] != head_dim:
             raise ValueError(
-                f"{op}: {name} has shape {list(table.shape)}, expected [>= S, head_dim] = [>= {positions}, {head_dim}]; "
-                "make it with hrm_kernels.nn.rope_tables"
+                f"{op}: {name} has shape {list(table.shape)}, expected [>= S, head_dim] = "
+                f"[>= {positions}, {head_dim}]; make it with hrm_kernels.nn.rope_tables"
             )
 
 
@@ -77,14 +81,18 @@ def check_block_weights(op: str, name: str, weights: Any, x_name: str, x: torch.
     try:
         qkv, o, gate_up, down = weights
     except (TypeError, ValueError):
-        raise TypeError(f"{op}: {name} is {type(weights).__name__}, expected BlockWeights(qkv, o, gate_up, down)") from None
+        raise TypeError(
+            f"{op}: {name} is {type(weights).__name__}, expected BlockWeights(qkv, o, gate_up, down)"
+        ) from None
     for part, weight in (("qkv", qkv), ("o", o), ("gate_up", gate_up), ("down", down)):
         check_like(op, f"{name}.{part}", weight, x_name, x)
         check_shape(op, f"{name}.{part}", weight, (None, None), "[out, in]")
     dim, inner = x.shape[-1], down.shape[1]
     check_shape(op, f"{name}.qkv", qkv, (None, dim), "[3 H d, D]")
     if qkv.shape[0] % 3:
-        raise ValueError(f"{op}: {name}.qkv has {qkv.shape[0]} rows, not a multiple of 3; pass packed [q | k | v] heads")
+        raise ValueError(
+            f"{op}: {name}.qkv has {qkv.shape[0]} rows, not a multiple of 3; pass packed [q | k | v] heads"
+        )
     check_shape(op, f"{name}.o", o, (dim, qkv.shape[0] // 3), "[D, H d]")
     check_shape(op, f"{name}.gate_up", gate_up, (2 * inner, dim), "[2 I, D] with I from down's [D, I]")
     check_shape(op, f"{name}.down", down, (dim, inner), "[D, I]")
@@ -96,7 +104,9 @@ def check_state(op: str, name: str, value: Any) -> None:
     check_shape(op, name, value, (None, None, None), "[B, S, D]")
 
 
-def check_layers(op: str, name: str, layers: Any, x_name: str, x: torch.Tensor, num_heads: Any, cos: Any, sin: Any) -> None:
+def check_layers(
+    op: str, name: str, layers: Any, x_name: str, x: torch.Tensor, num_heads: Any, cos: Any, sin: Any
+) -> None:
     """``layers`` is a sequence of block weights that fits ``x [B, S, D]``, the heads and the RoPE tables."""
     if not isinstance(layers, list | tuple) or len(layers) == 0:
         raise TypeError(f"{op}: {name} is {type(layers).__name__} of no block, expected a list of BlockWeights")

@@ -118,7 +118,9 @@ class RoPEAttention(nn.Module):
         self.qkv_proj = Linear(hidden_size, 3 * hidden_size)
         self.o_proj = Linear(hidden_size, hidden_size)
 
-    def forward(self, x: torch.Tensor, cos: torch.Tensor | None = None, sin: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, cos: torch.Tensor | None = None, sin: torch.Tensor | None = None
+    ) -> torch.Tensor:
         return self.o_proj(rope_attention(self.qkv_proj(x), cos, sin, self.num_heads))
 
 
@@ -156,7 +158,9 @@ class PostNormBlock(nn.Module):
         linears = (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj)
         return BlockWeights(*(linear.weight.to(dtype) for linear in linears))
 
-    def forward(self, x: torch.Tensor, cos: torch.Tensor | None = None, sin: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, cos: torch.Tensor | None = None, sin: torch.Tensor | None = None
+    ) -> torch.Tensor:
         return transformer_block(x, self.weights(x.dtype), cos, sin, self.self_attn.num_heads, self.eps)
 
 

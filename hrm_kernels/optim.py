@@ -75,7 +75,7 @@ class AdamATan2(Optimizer):
                 self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=device)
                 self.state[p]["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 self.state[p]["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        grads = [p.grad for p in params]
+        grads = [p.grad for p in params if p.grad is not None]  # (all have one)
         steps = [self.state[p]["step"] for p in params]
         exp_avgs = [self.state[p]["exp_avg"] for p in params]
         exp_avg_sqs = [self.state[p]["exp_avg_sq"] for p in params]
@@ -137,7 +137,9 @@ class SparseSignSGD(Optimizer):
         self.embeddings = list(embeddings)
         for embedding in self.embeddings:
             if not isinstance(embedding, SparseEmbedding):
-                raise TypeError(f"SparseSignSGD: got {type(embedding).__name__}, expected hrm_kernels.nn.SparseEmbedding")
+                raise TypeError(
+                    f"SparseSignSGD: got {type(embedding).__name__}, expected hrm_kernels.nn.SparseEmbedding"
+                )
         self.process_group = process_group
         super().__init__([e.weights for e in self.embeddings], {"lr": lr, "weight_decay": weight_decay})
 

@@ -46,7 +46,9 @@ def test_state_dict_has_the_published_names_and_values(golden):
     tensors, _, model = golden
     state = model.state_dict()
     assert state.keys() == part(tensors, "state.").keys()
-    assert all(torch.equal(state[key], value.reshape(state[key].shape)) for key, value in part(tensors, "state.").items())
+    assert all(
+        torch.equal(state[key], value.reshape(state[key].shape)) for key, value in part(tensors, "state.").items()
+    )
 
 
 def test_evaluation_segments(golden):
@@ -119,7 +121,9 @@ def test_adam_atan2(capturable):
         assert_close(parameter, tensors[f"adam_atan2.param.{step}"], 1e-12)
 
 
-@pytest.mark.parametrize(("name", "function"), [("stablemax", stablemax_cross_entropy), ("softmax", softmax_cross_entropy)])
+@pytest.mark.parametrize(
+    ("name", "function"), [("stablemax", stablemax_cross_entropy), ("softmax", softmax_cross_entropy)]
+)
 def test_token_losses(name, function):
     tensors, _ = read("optim_loss")
     logits = tensors["loss.logits"].requires_grad_()

@@ -59,12 +59,10 @@ def recurrent_cycles(
         check_shape(op, name, value, tuple(z_H.shape), "the shape of z_H")
     check_layers(op, "H_layers", H_layers, "z_H", z_H, num_heads, cos, sin)
     check_layers(op, "L_layers", L_layers, "z_H", z_H, num_heads, cos, sin)
-    for name, value in (("H_cycles", H_cycles), ("L_cycles", L_cycles)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{op}: {name} is {value!r}, expected an integer >= 1")
+    for name, cycles in (("H_cycles", H_cycles), ("L_cycles", L_cycles)):
+        if not isinstance(cycles, int) or cycles < 1:
+            raise ValueError(f"{op}: {name} is {cycles!r}, expected an integer >= 1")
     check_eps(op, eps)
     with torch.no_grad():
-        z_H, z_L = _op(
-            z_H, z_L, x, H_layers, L_layers, cos, sin, num_heads, H_cycles, L_cycles, eps
-        )
+        z_H, z_L = _op(z_H, z_L, x, H_layers, L_layers, cos, sin, num_heads, H_cycles, L_cycles, eps)
     return z_H.detach(), z_L.detach()

@@ -23,5 +23,7 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """
     check_tensor("swiglu", "gate_up", gate_up)
     if gate_up.ndim == 0 or gate_up.shape[-1] == 0 or gate_up.shape[-1] % 2:
-        raise ValueError(f"swiglu: gate_up has shape {list(gate_up.shape)}, expected [..., 2 I]; pass packed [gate | up]")
+        raise ValueError(
+            f"swiglu: gate_up has shape {list(gate_up.shape)}, expected [..., 2 I]; pass packed [gate | up]"
+        )
     return _op(gate_up)

@@ -38,7 +38,9 @@ def transformer_block(
     num_heads: int,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """One post-norm block: ``x = rms_norm(x + o(attention(qkv(x))))``, then ``x = rms_norm(x + down(swiglu(gate_up(x))))``.
+    """One post-norm block: attention, then SwiGLU, each added to its input and normed.
+
+    ``x = rms_norm(x + o(attention(qkv(x))))``, then ``x = rms_norm(x + down(swiglu(gate_up(x))))``.
 
     Args:
         x: ``[B, S, D]``, float32, bfloat16 or float16.

@@ -1,0 +1,201 @@
+"""The model's behaviour beyond the golden numbers: refill, halting, one-step gradient, options."""
+
+import pytest
+import torch
+
+import hrm
+from hrm import act
+
+
+def config(**changes):
+    values = dict(
+        seq_len=6, vocab_size=7, num_puzzle_identifiers=4, puzzle_emb_ndim=32, H_layers=1, L_layers=1, hidden_size=32,
+        num_heads=2, expansion=1.0, halt_max_steps=4, forward_dtype="float32", halt_exploration_prob=0.0,
+    )  # fmt: skip
+    return hrm.HRMConfig.parse(values | changes)
+
+
+def make_batch(rows=5, seed=0, **changes):
+    generator = torch.Generator().manual_seed(seed)
+    settings = config(**changes)
+    return {
+        "inputs": torch.randint(
+            1, settings.vocab_size, (rows, settings.seq_len), generator=generator, dtype=torch.int32
+        ),
+        "labels": torch.randint(
+            1, settings.vocab_size, (rows, settings.seq_len), generator=generator, dtype=torch.int32
+        ),
+        "puzzle_identifiers": torch.randint(0, 4, (rows,), generator=generator, dtype=torch.int32),
+    }
+
+
+def make_model(seed=0, **changes):
+    torch.manual_seed(seed)
+    model = hrm.HRM(config(**changes))
+    torch.nn.init.normal_(model.inner.q_head.weight, std=0.2)
+    torch.nn.init.zeros_(model.inner.q_head.bias)
+    if model.puzzle_emb:
+        torch.nn.init.normal_(model.puzzle_emb.weights)
+    return model
+
+
+OPTIONS = [{}, {"pos_encodings": "learned"}, {"puzzle_emb_ndim": 0}, {"puzzle_emb_ndim": 40}, {"puzzle_emb_ndim": 8}]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_options_train_every_parameter(options, dtype):
+    model, batch = make_model(forward_dtype=dtype, **options).train(), make_batch()
+    carry, outputs = model(model.initial_carry(batch), batch)
+    prefix = -(-options.get("puzzle_emb_ndim", 32) // 32)
+    assert carry.z_H.shape == (5, prefix + 6, 32) and carry.z_H.dtype == model.config.dtype
+    assert outputs["logits"].shape == (5, 6, 7) and outputs["q_halt_logits"].dtype == torch.float32
+    loss, _ = hrm.act_loss(carry, outputs)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in model.parameters())
+    if model.puzzle_emb:
+        assert model.puzzle_emb.local_weights.grad.abs().sum() > 0
+
+
+def test_puzzle_embedding_is_padded_in_front():
+    model, batch = make_model(puzzle_emb_ndim=40), make_batch()
+    x = model.eval().inner.embed(batch)
+    rows = model.puzzle_emb.weights[batch["puzzle_identifiers"]]
+    torch.testing.assert_close(x[:, 0], 32**0.5 * rows[:, :32])
+    torch.testing.assert_close(x[:, 1, :8], 32**0.5 * rows[:, 32:])
+    assert x[:, 1, 8:].eq(0).all()
+    torch.testing.assert_close(x[:, 2:], 32**0.5 * model.inner.embed_tokens.embedding_weight[batch["inputs"].long()])
+
+
+def test_rows_are_refilled_when_they_halt_and_only_then():
+    model, first, second = make_model().eval(), make_batch(seed=1), make_batch(seed=2)
+    with torch.no_grad():
+        carry, _ = model(model.initial_carry(first), first)
+        carry.halted = torch.tensor([True, False, False, True, False])
+        carry, outputs = model(carry, second)
+        fresh, fresh_outputs = model(model.initial_carry(second), second)
+    refilled = torch.tensor([True, False, False, True, False])
+    assert torch.equal(carry.current_data["inputs"][refilled], second["inputs"][refilled])
+    assert torch.equal(carry.current_data["inputs"][~refilled], first["inputs"][~refilled])
+    assert carry.steps.tolist() == [1, 2, 2, 1, 2]
+    torch.testing.assert_close(outputs["logits"][refilled], fresh_outputs["logits"][refilled])
+    torch.testing.assert_close(carry.z_L[refilled], fresh.z_L[refilled])
+
+
+def test_evaluation_halts_after_the_last_step_only():
+    model, batch = make_model().eval(), make_batch()
+    carry = model.initial_carry(batch)
+    with torch.no_grad():
+        halted = [(carry := model(carry, batch)[0]).halted.tolist() for _ in range(5)]
+    assert halted == [[False] * 5] * 3 + [[True] * 5] + [[False] * 5]
+
+
+def test_target_q_runs_one_more_segment():
+    model, batch = make_model().train(), make_batch()
+    carry, outputs = model(model.initial_carry(batch), batch)
+    with torch.no_grad():
+        x = model.inner.embed(batch)
+        q_halt, q_continue = model.inner.q_values(model.inner.segment(carry.z_H, carry.z_L, x)[0])
+    want = torch.sigmoid(torch.maximum(q_halt, q_continue))
+    torch.testing.assert_close(outputs["target_q_continue"], want)
+    assert not outputs["target_q_continue"].requires_grad
+
+
+def test_halting_rule():
+    steps, min_steps = torch.tensor([1, 2, 3, 4, 2]), torch.tensor([0, 0, 4, 4, 3])
+    q_halt, q_continue = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0]), torch.zeros(5)
+    assert act.halts(steps, q_halt, q_continue, 4, min_steps).tolist() == [True, False, False, True, False]
+    assert act.halts(torch.ones(1), torch.ones(1) * -9, torch.zeros(1), 1, torch.zeros(1)).tolist() == [True]
+
+
+def test_target_q_continue_rule():
+    steps, q_halt, q_continue = torch.tensor([1, 1, 4]), torch.tensor([-1.0, 2.0, -1.0]), torch.tensor([0.5, 0.5, 0.5])
+    want = torch.sigmoid(torch.tensor([0.5, 2.0, -1.0]))
+    torch.testing.assert_close(act.target_q_continue(steps, q_halt, q_continue, 4), want)
+
+
+def test_exploration_draws_two_to_the_last_step_with_its_probability():
+    drawn = act.draw_min_steps(200_000, 5, 0.3, torch.Generator().manual_seed(0))
+    shares = torch.bincount(drawn.long(), minlength=6) / len(drawn)
+    torch.testing.assert_close(shares, torch.tensor([0.7, 0, 0.075, 0.075, 0.075, 0.075]), atol=3e-3, rtol=0)
+    assert act.draw_min_steps(1000, 8, 0.0).eq(0).all()
+
+
+def test_given_minimum_keeps_a_row_running():
+    model, batch = make_model().train(), make_batch()
+    with torch.no_grad():
+        model.inner.q_head.bias.copy_(torch.tensor([50.0, -50.0]))  # every row wants to halt at once
+    carry, _ = model(model.initial_carry(batch), batch, min_steps=torch.tensor([0, 2, 0, 4, 0], dtype=torch.int32))
+    assert carry.halted.tolist() == [True, False, True, False, True]
+
+
+def test_memory_for_the_gradient_does_not_grow_with_cycles():
+    def saved(cycles):
+        model, batch = make_model(H_cycles=cycles, L_cycles=cycles).train(), make_batch()
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            model(model.initial_carry(batch), batch)
+        return sum(sizes)
+
+    assert saved(1) == saved(4)
+
+
+def test_rows_do_not_influence_each_other():
+    model, batch = make_model().eval(), make_batch(rows=5)
+    with torch.no_grad():
+        together = model(model.initial_carry(batch), batch)[1]["logits"]
+        part = {name: values[2:3] for name, values in batch.items()}
+        alone = model(model.initial_carry(part), part)[1]["logits"]
+    torch.testing.assert_close(alone, together[2:3], rtol=1e-5, atol=1e-5)
+
+
+def test_model_compiles_without_graph_breaks():
+    torch._dynamo.reset()
+    model, batch = make_model().eval(), make_batch()
+    carry = model.initial_carry(batch)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for _ in range(3):
+            got, want = compiled(carry, batch), model(carry, batch)
+            torch.testing.assert_close(got[1]["logits"], want[1]["logits"], rtol=1e-5, atol=1e-5)
+            carry = want[0]
+
+
+def test_loss_counts_rows_without_labels_for_halting_only():
+    model, batch = make_model(halt_max_steps=1).train(), make_batch()
+    batch["labels"][3:] = -100
+    carry, outputs = model(model.initial_carry(batch), batch)
+    outputs["logits"] = torch.nn.functional.one_hot(batch["labels"].clamp(min=0).long(), 7).float() * 9
+    outputs["q_halt_logits"] = torch.tensor([1.0, -1.0, 1.0, 1.0, 1.0])
+    loss, metrics = hrm.act_loss(carry, outputs, "softmax_cross_entropy")
+    assert {name: metrics[name].item() for name in ("count", "accuracy", "exact_accuracy", "q_halt_accuracy", "steps")} == {
+        "count": 3, "accuracy": 3, "exact_accuracy": 3, "q_halt_accuracy": 2, "steps": 3,
+    }  # fmt: skip
+    token = torch.log(1 + 6 * torch.exp(torch.tensor(-9.0)))
+    torch.testing.assert_close(metrics["lm_loss"], 3 * token, rtol=1e-4, atol=0)
+    sigmoid_loss = 4 * torch.log(1 + torch.exp(torch.tensor(-1.0))) + torch.log(1 + torch.exp(torch.tensor(1.0)))
+    torch.testing.assert_close(loss, 3 * token + 0.5 * sigmoid_loss, rtol=1e-4, atol=0)
+
+
+MISFITS = {
+    "heads": ({"num_heads": 3}, "hidden_size 32 is not a multiple of num_heads 3"),
+    "odd heads": ({"hidden_size": 6, "num_heads": 2}, "head_dim .* is 3; RoPE"),
+    "unknown": ({"hiden_size": 5}, "hiden_size: unknown key"),
+    "range": ({"halt_exploration_prob": 2}, "halt_exploration_prob: .* less than or equal to 1 .got 2."),
+    "positions": ({"pos_encodings": "alibi"}, "pos_encodings: Input should be 'rope' or 'learned'"),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_config_says_what_does_not_fit(misfit):
+    changes, message = MISFITS[misfit]
+    with pytest.raises(hrm.InputError, match=message):
+        config(**changes)
+
+
+def test_batch_that_does_not_fit():
+    model, batch = make_model(), make_batch()
+    with pytest.raises(hrm.InputError, match=r"inputs has shape \[5, 5\], expected \[B, seq_len\] = \[any, 6\]"):
+        model(model.initial_carry(batch), batch | {"inputs": batch["inputs"][:, :5]})
+    with pytest.raises(hrm.InputError, match="the batch has inputs, labels, expected"):
+        model(model.initial_carry(batch), {name: batch[name] for name in ("inputs", "labels")})

@@ -1,0 +1,108 @@
+"""Choosing a backend: preference, requests, reasons."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+import hrm_kernels as k
+from hrm_kernels.backends import Backend
+from hrm_kernels.ops import swiglu as room
+
+X = torch.randn(3, 8)
+
+
+@pytest.fixture
+def cpu_backend(monkeypatch):
+    """A second backend of swiglu, for float32 only, whose results can be told apart."""
+    table = {
+        "reference": room._op.backends["reference"],
+        "cpu": Backend(
+            lambda gate_up: torch.full_like(gate_up[..., 1::2], 7.0),
+            lambda gate_up: (
+                None if gate_up.dtype is torch.float32 else f"it computes float32 only, not {gate_up.dtype}"
+            ),
+        ),
+    }
+    monkeypatch.setattr(room._op, "backends", table)
+    monkeypatch.setattr(sys.modules["hrm_kernels.backends"], "_said", set())  # the function hides the module
+
+
+def test_backends_lists_all_with_reasons():
+    listed = k.backends()
+    assert list(listed) == ["cuda", "triton", "cpu", "reference"]
+    assert listed["reference"] is None
+    assert all(reason is None or reason for reason in listed.values())
+
+
+def test_preference_by_device(cpu_backend):
+    assert k.swiglu(X).eq(7).all()
+    with k.use_backend("reference"):
+        assert not k.swiglu(X).eq(7).any()
+    assert k.swiglu(X).eq(7).all()
+    assert k.backends()["cpu"] is None
+
+
+def test_automatic_choice_falls_back_and_says_so_once(cpu_backend):
+    with pytest.warns(
+        UserWarning, match="swiglu runs on backend 'reference'; 'cpu' cannot serve it: it computes float32 only"
+    ):
+        k.swiglu(X.half())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        k.swiglu(X.half())
+
+
+def test_a_request_that_cannot_be_served_raises(cpu_backend):
+    with (
+        k.use_backend("cpu"),
+        pytest.raises(k.BackendUnavailable, match="swiglu.*'cpu'.*float32 only, not torch.float16"),
+    ):
+        k.swiglu(X.half())
+    with k.use_backend("cuda"), pytest.raises(k.BackendUnavailable, match="add_rms_norm.*no cuda kernels"):
+        k.add_rms_norm(X, X)
+
+
+def test_nested_requests_and_none(cpu_backend):
+    with k.use_backend("reference"):
+        with k.use_backend(None):
+            assert k.swiglu(X).eq(7).all()
+        assert not k.swiglu(X).eq(7).any()
+
+
+def test_unknown_names():
+    with (
+        pytest.raises(ValueError, match="no backend 'cudnn'; expected one of cuda, triton, cpu, reference"),
+        k.use_backend("cudnn"),
+    ):
+        pass
+    with pytest.raises(ValueError, match="no op 'softmax'"):
+        k.explain("softmax", X)
+
+
+def test_explain(cpu_backend, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert k.explain("swiglu", X.half()) == "reference"
+    printed = capsys.readouterr().out
+    assert "float16" in printed and "it computes float32 only" in printed and "no cuda kernels" in printed
+
+
+def test_compiled_code_follows_the_choice(cpu_backend):
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda gate_up: k.swiglu(gate_up), backend="eager", fullgraph=True)
+    assert compiled(X).eq(7).all()
+    with k.use_backend("reference"):
+        assert not compiled(X).eq(7).any()
+
+
+@pytest.mark.parametrize(
+    ("value", "says"), [("reference", "True"), ("cudnn", "HRM_KERNELS_BACKEND: there is no backend")]
+)
+def test_environment_variable(value, says, monkeypatch):
+    monkeypatch.setenv("HRM_KERNELS_BACKEND", value)
+    code = "import torch, hrm_kernels as k; print(k.swiglu(torch.ones(2)).item() > 0)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert says in run.stdout + run.stderr

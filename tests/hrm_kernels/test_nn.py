@@ -1,0 +1,58 @@
+"""Drop-in layers: names, initialisation, values."""
+
+import torch
+
+import hrm_kernels as k
+from hrm_kernels import nn
+
+
+def test_truncated_normal_has_the_nominal_deviation():
+    torch.manual_seed(0)
+    values = nn.truncated_normal_(torch.empty(1_000_000), 0.5)
+    assert abs(values.std().item() - 0.5) < 2e-3
+    assert values.abs().max() <= 2 * 0.5 / 0.8796 + 1e-4
+    assert nn.truncated_normal_(torch.ones(3), 0).eq(0).all()
+
+
+def test_swiglu_inner_size():
+    assert [nn.swiglu_inner_size(512, 4), nn.swiglu_inner_size(128, 1), nn.swiglu_inner_size(384, 4)] == [
+        1536,
+        256,
+        1024,
+    ]
+
+
+def test_block_has_published_names_and_computes_the_op():
+    torch.manual_seed(0)
+    block = nn.PostNormBlock(64, 2)
+    assert [name for name, _ in block.named_parameters()] == [
+        "self_attn.qkv_proj.weight",
+        "self_attn.o_proj.weight",
+        "mlp.gate_up_proj.weight",
+        "mlp.down_proj.weight",
+    ]
+    x, tables = torch.randn(2, 5, 64), nn.rope_tables(5, 32)
+    by_parts = k.add_rms_norm(x, block.self_attn(x, *tables))
+    by_parts = k.add_rms_norm(by_parts, block.mlp(by_parts))
+    torch.testing.assert_close(block(x, *tables), by_parts, rtol=0, atol=0)
+
+
+def test_module_casts_float32_parameters_and_trains_them():
+    torch.manual_seed(0)
+    module = nn.ReasoningModule(2, 64, 2)
+    z, injection = torch.randn(2, 2, 5, 64).bfloat16()
+    out = module(z, injection, *nn.rope_tables(5, 32))
+    assert out.dtype == torch.bfloat16
+    out.float().square().sum().backward()
+    assert all(p.dtype == p.grad.dtype == torch.float32 and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+def test_sparse_embedding_keeps_rows_only_where_they_are_trained():
+    table = nn.SparseEmbedding(5, 3)
+    table.weights.copy_(torch.arange(15.0).view(5, 3))
+    ids = torch.tensor([4, 1, 4])
+    rows = table.train()(ids)
+    assert torch.equal(rows, table.weights[ids]) and rows.requires_grad and rows is table.local_weights
+    table.local_ids = table.local_weights = None
+    assert not table.eval()(ids).requires_grad and table.local_weights is None
+    assert list(table.state_dict()) == ["weights"] and not list(table.parameters())
