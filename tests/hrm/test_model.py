@@ -8,10 +8,9 @@ from hrm import act
 
 
 def config(**changes):
-    values = dict(
-        seq_len=6, vocab_size=7, num_puzzle_identifiers=4, puzzle_emb_ndim=32, H_layers=1, L_layers=1, hidden_size=32,
-        num_heads=2, expansion=1.0, halt_max_steps=4, forward_dtype="float32", halt_exploration_prob=0.0,
-    )  # fmt: skip
+    values = {"seq_len": 6, "vocab_size": 7, "num_puzzle_identifiers": 4, "puzzle_emb_ndim": 32, "hidden_size": 32}
+    values |= {"H_layers": 1, "L_layers": 1, "num_heads": 2, "expansion": 1.0, "forward_dtype": "float32"}
+    values |= {"halt_max_steps": 4, "halt_exploration_prob": 0.0}
     return hrm.HRMConfig.parse(values | changes)
 
 
@@ -168,9 +167,8 @@ def test_loss_counts_rows_without_labels_for_halting_only():
     outputs["logits"] = torch.nn.functional.one_hot(batch["labels"].clamp(min=0).long(), 7).float() * 9
     outputs["q_halt_logits"] = torch.tensor([1.0, -1.0, 1.0, 1.0, 1.0])
     loss, metrics = hrm.act_loss(carry, outputs, "softmax_cross_entropy")
-    assert {name: metrics[name].item() for name in ("count", "accuracy", "exact_accuracy", "q_halt_accuracy", "steps")} == {
-        "count": 3, "accuracy": 3, "exact_accuracy": 3, "q_halt_accuracy": 2, "steps": 3,
-    }  # fmt: skip
+    want = {"count": 3, "accuracy": 3, "exact_accuracy": 3, "q_halt_accuracy": 2, "steps": 3}
+    assert {name: metrics[name].item() for name in want} == want
     token = torch.log(1 + 6 * torch.exp(torch.tensor(-9.0)))
     torch.testing.assert_close(metrics["lm_loss"], 3 * token, rtol=1e-4, atol=0)
     sigmoid_loss = 4 * torch.log(1 + torch.exp(torch.tensor(-1.0))) + torch.log(1 + torch.exp(torch.tensor(1.0)))
