@@ -1,0 +1,177 @@
+"""``python -m hrm_kernels.doctor [--json]``: what this machine has, which backends run on it, and why others don't."""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hrm_kernels
+from hrm_kernels import native
+
+PACKAGES = ("hrm", "torch", "triton", "numpy", "apache-tvm-ffi")
+
+TOOLS = {
+    # what it is: the commands to look for, how to get it
+    "C++ compiler": (("c++", "g++", "clang++"), "apt-get install g++"),
+    "nvcc": (("nvcc",), "NVIDIA's CUDA toolkit, or apt-get install nvidia-cuda-toolkit"),
+    "cmake": (("cmake",), "apt-get install cmake, or pip install cmake"),
+    "ninja": (("ninja",), "apt-get install ninja-build, or pip install ninja"),
+}
+
+ISA = "avx2 fma f16c avx512f avx512bw avx512vl avx512_bf16 avx512_fp16 amx_bf16 asimd sve".split()
+"""The instruction sets a kernel may choose by, as Linux names them."""
+
+
+def report() -> dict[str, Any]:
+    """Look at the machine and run the self-tests.
+
+    Returns:
+        A dictionary that ``json`` can write: ``versions`` (None: not installed), ``cpu``, ``gpus``, ``tools`` (each its
+        ``version``, None without, and how to ``get`` it), ``native`` and each of ``backends`` (None: usable, else the
+        reason why not), ``self_tests`` of the usable ones (None: passed, else what went wrong).
+    """
+    backends = hrm_kernels.backends()
+    native_reason = native.load().reason
+    self_tests = {name: _test_backend(name) for name, reason in backends.items() if reason is None}
+    if native_reason is None:
+        self_tests["native"] = native.self_test()
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "cpu": _cpu(),
+        "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
+        "tools": {name: _tool(*commands) for name, commands in TOOLS.items()},
+        "native": native_reason,
+        "backends": backends,
+        "self_tests": self_tests,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu() -> dict[str, Any]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        text = ""
+    fields: dict[str, str] = {}  # of the first core
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    flags = fields.get("flags", fields.get("Features", "")).split()
+    return {
+        "model": fields.get("model name") or platform.processor() or platform.machine(),
+        # a container or a batch system may allow fewer cores than there are
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "isa": [name for name in ISA if name in flags],
+    }
+
+
+def _gpu(index: int) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(index)
+    capability = getattr(properties, "gcnArchName", None) if torch.version.hip else None
+    return {
+        "name": properties.name,
+        "capability": capability or f"{properties.major}.{properties.minor}",
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+    }
+
+
+def _tool(commands: Sequence[str], get: str) -> dict[str, str | None]:
+    found = next(filter(None, map(shutil.which, commands)), None)
+    if found is None:
+        return {"version": None, "get": get}
+    try:
+        shown = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        return {"version": None, "get": f"{found} is there but does not run ({error})"}
+    lines = shown.strip().splitlines() or ["unknown version"]
+    # nvcc opens with its name and copyright
+    line = next((line for line in lines if "release" in line), lines[0])
+    return {"version": line.removeprefix("cmake version ").strip(), "get": get}
+
+
+def _test_backend(name: str) -> str | None:
+    """Compare ``add_rms_norm`` on backend ``name`` with float64. None when it is right, else what went wrong."""
+    device = "cuda" if name in ("cuda", "triton") and torch.cuda.is_available() else "cpu"
+    generator = torch.Generator().manual_seed(0)
+    x, residual = torch.randn(2, 5, 128, generator=generator)
+    total = x.double() + residual.double()
+    expected = total * (total.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+    try:
+        with hrm_kernels.use_backend(name):
+            result = hrm_kernels.add_rms_norm(x.to(device), residual.to(device), 1e-5)
+        error = (result.cpu().double() - expected).abs().max().item()
+    except Exception as exception:  # anything: the report must say it rather than end with it
+        return f"add_rms_norm raised {type(exception).__name__}: {exception}"
+    # 2**-20: a few roundings of float32 (2**-24) on values up to 4
+    return None if error < 4 * 2**-20 else f"add_rms_norm is off by {error:.2g} from float64"
+
+
+def render(report: dict[str, Any]) -> str:
+    """``report()`` as plain text."""
+    rows: list[str] = []
+
+    def section(title: str, entries: dict[str, str]) -> None:
+        rows.append(f"\n{title}" if rows else title)
+        rows.extend(f"  {name:<15} {text}" for name, text in entries.items())
+
+    section("Versions", {name: text or "not installed" for name, text in report["versions"].items()})
+    cpu = report["cpu"]
+    isa = " ".join(cpu["isa"]) or "no known vector instructions"
+    gpus = {
+        f"GPU {index}": f"{gpu['name']}, capability {gpu['capability']}, {gpu['memory_gib']} GiB"
+        for index, gpu in enumerate(report["gpus"])
+    }
+    section(
+        "Devices",
+        {
+            "CPU": f"{cpu['model']}, {cpu['cores']} cores, {cpu['threads']} threads, {isa}",
+            **(gpus or {"GPU": "none that torch can use"}),
+        },
+    )
+    section(
+        "Tools (to build from source)",
+        {name: tool["version"] or f"not found: {tool['get']}" for name, tool in report["tools"].items()},
+    )
+
+    def state(name: str, reason: str | None) -> str:
+        if reason is not None:
+            return f"no: {reason}"
+        failure = report["self_tests"][name]
+        return "yes, self-test passed" if failure is None else f"SELF-TEST FAILED: {failure}"
+
+    section("Native library", {"csrc": state("native", report["native"])})
+    section("Backends", {name: state(name, reason) for name, reason in report["backends"].items()})
+    return "\n".join(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the report. Returns the exit code: 1 where something that is there fails its self-test, else 0."""
+    parser = argparse.ArgumentParser(prog="python -m hrm_kernels.doctor", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    as_json = parser.parse_args(arguments).json
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch says about a driver it cannot use would precede the JSON
+        found = report()
+    print(json.dumps(found, indent=2) if as_json else render(found))
+    return 0 if all(failure is None for failure in found["self_tests"].values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

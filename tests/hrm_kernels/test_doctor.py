@@ -1,0 +1,98 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import hrm_kernels
+from hrm_kernels import doctor, native
+
+
+@pytest.mark.parametrize("command", [("-m", "hrm_kernels.doctor"), ("-m", "hrm", "doctor")])
+def test_json(command):
+    result = subprocess.run([sys.executable, *command, "--json"], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["versions"]["torch"] == torch.__version__
+    assert report["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert report["backends"] == hrm_kernels.backends()
+    assert report["native"] == native.load().reason
+    assert len(report["gpus"]) == torch.cuda.device_count()
+    usable = {name for name, reason in report["backends"].items() if reason is None}
+    assert report["self_tests"].keys() - {"native"} == usable >= {"reference"}
+    assert set(report["self_tests"].values()) == {None}
+
+
+def test_text(capsys):
+    assert doctor.main([]) == 0
+    text = capsys.readouterr().out
+    for expected in (f"torch           {torch.__version__}", "C++ compiler", "reference       yes, self-test passed"):
+        assert expected in text
+
+
+def test_without_compilers_on_the_path(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(native, "load", lambda: native.Native(None, "the native library is not built: apt-get ..."))
+    assert doctor.main([]) == 0
+    text = capsys.readouterr().out
+    assert "C++ compiler    not found: apt-get install g++" in text
+    assert "ninja           not found: apt-get install ninja-build" in text
+    assert "csrc            no: the native library is not built" in text
+
+
+def test_tools_that_do_not_run_or_say_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    scripts = {"broken": "exit 3", "silent": "", "nvcc2": "echo nvcc: NVIDIA; echo release 13.0, V13"}
+    for name, script in scripts.items():
+        path = tmp_path / name
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+    assert "does not run" in doctor._tool(("broken",), "")["get"]
+    assert doctor._tool(("silent",), "")["version"] == "unknown version"
+    assert doctor._tool(("absent", "nvcc2"), "")["version"] == "release 13.0, V13"
+
+
+def test_wrong_backend_fails(monkeypatch, capsys):
+    monkeypatch.setattr(hrm_kernels, "add_rms_norm", lambda x, residual, eps: x + residual)
+    assert doctor.main(["--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert "off by" in report["self_tests"]["reference"]
+    assert doctor.main([]) == 1
+    assert "reference       SELF-TEST FAILED: add_rms_norm is off by" in capsys.readouterr().out
+
+
+def test_raising_backend_and_nan_fail(monkeypatch):
+    monkeypatch.setattr(hrm_kernels, "add_rms_norm", lambda x, residual, eps: x * float("nan"))
+    assert "off by nan" in doctor._test_backend("reference")
+
+    def broken(x, residual, eps):
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(hrm_kernels, "add_rms_norm", broken)
+    assert doctor._test_backend("reference") == "add_rms_norm raised RuntimeError: no kernel image"
+
+
+def test_failing_native_library_fails(monkeypatch):
+    monkeypatch.setattr(native, "load", lambda: native.Native(object(), None))
+    monkeypatch.setattr(native, "self_test", lambda: "axpy is off by up to 1.0")
+    report = doctor.report()
+    assert report["self_tests"]["native"] == "axpy is off by up to 1.0"
+    assert "csrc            SELF-TEST FAILED: axpy is off" in doctor.render(report)
+
+
+def test_gpus_are_listed_with_capability_and_memory(monkeypatch):
+    class Properties:
+        name, major, minor, total_memory = "NVIDIA H200", 9, 0, 140 * 2**30
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties)
+    monkeypatch.setattr(torch.version, "hip", None)
+    gpu = doctor._gpu(0)
+    assert gpu == {"name": "NVIDIA H200", "capability": "9.0", "memory_gib": 140.0}
+    report = {**doctor.report(), "gpus": [gpu]}
+    assert "GPU 0           NVIDIA H200, capability 9.0, 140.0 GiB" in doctor.render(report)
+
+
+def test_unknown_option_exits_2():
+    with pytest.raises(SystemExit, match="2"):
+        doctor.main(["--jsno"])

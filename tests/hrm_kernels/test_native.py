@@ -1,0 +1,133 @@
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hrm_kernels import native
+
+compiler = any(map(shutil.which, ("c++", "g++", "clang++")))
+needs_library = pytest.mark.skipif(
+    not compiler and not native.LIBRARY.exists(), reason="no C++ compiler, so no native library"
+)
+
+
+@pytest.fixture
+def module():
+    loaded, reason = native.load()
+    assert reason is None
+    return loaded
+
+
+@pytest.fixture
+def fresh_load():
+    native.load.cache_clear()
+    yield
+    native.load.cache_clear()
+
+
+@needs_library
+def test_installing_with_a_compiler_built_the_library(module):
+    assert native.self_test() is None
+    assert native.load() is native.load()
+
+
+@needs_library
+@pytest.mark.parametrize("shape", [(), (0,), (1,), (7,), (3, 5), (2, 0, 4), (10_001,)])
+def test_axpy_matches_torch(module, shape):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(shape, generator=generator) for _ in range(2))
+    expected = (y.double() + -0.75 * x.double()).float()
+    module.axpy(-0.75, x, y)
+    torch.testing.assert_close(y, expected, rtol=1e-6, atol=1e-6)
+
+
+@needs_library
+def test_axpy_reads_views_at_their_offset(module):
+    base = torch.arange(10, dtype=torch.float32)
+    y = torch.zeros(3)
+    module.axpy(1.0, base[4:7], y)
+    assert y.tolist() == [4, 5, 6]
+
+
+@needs_library
+def test_axpy_of_a_tensor_with_itself(module):
+    x = torch.tensor([1.0, 2.0, 3.0])
+    module.axpy(1.0, x, x)
+    assert x.tolist() == [2, 4, 6]
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("x", "y", "error", "message"),
+    [
+        (torch.zeros(3, dtype=torch.float64), torch.zeros(3), TypeError, "axpy: x is float64; pass float32"),
+        (torch.zeros(3), torch.zeros(3, dtype=torch.bfloat16), TypeError, "axpy: y is bfloat16; pass float32"),
+        (torch.zeros(3), torch.zeros(4), ValueError, r"axpy: x has shape \[3\] and y \[4\]; pass equal shapes"),
+        (torch.zeros(2, 3), torch.zeros(3, 2), ValueError, r"x has shape \[2, 3\] and y \[3, 2\]"),
+        (torch.zeros(3), torch.zeros(3, 1), ValueError, r"x has shape \[3\] and y \[3, 1\]"),
+        (torch.zeros(4, 4).T, torch.zeros(4, 4), ValueError, r"x of shape \[4, 4\] is not contiguous; pass x.contig"),
+        (None, torch.zeros(3), TypeError, "argument #1"),
+        ("text", torch.zeros(3), TypeError, "argument #1"),
+    ],
+)
+def test_wrong_arguments_raise_python_errors(module, x, y, error, message):
+    with pytest.raises(error, match=message):
+        module.axpy(1.0, x, y)
+
+
+@needs_library
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_gpu_tensor_is_refused(module):
+    with pytest.raises(ValueError, match=r"y lies on DLPack device type 2; pass a CPU tensor \(y.cpu\(\)\)"):
+        module.axpy(1.0, torch.zeros(3), torch.zeros(3, device="cuda"))
+
+
+def test_missing_library_is_a_reason(fresh_load, monkeypatch, tmp_path):
+    monkeypatch.setattr(native, "LIBRARY", tmp_path / "libhrm_kernels.so")
+    module, reason = native.load()
+    assert module is None
+    assert "not built" in reason and "g++" in reason and "pip install -e ." in reason
+    assert native.self_test() == reason
+
+
+def test_missing_tvm_ffi_is_a_reason(fresh_load, monkeypatch, tmp_path):
+    library = tmp_path / "libhrm_kernels.so"
+    library.touch()
+    monkeypatch.setattr(native, "LIBRARY", library)
+    monkeypatch.setitem(sys.modules, "tvm_ffi", None)  # makes the import fail
+    assert "pip install apache-tvm-ffi" in native.self_test()
+
+
+def test_broken_library_is_a_reason(fresh_load, monkeypatch, tmp_path):
+    library = tmp_path / "libhrm_kernels.so"
+    library.write_bytes(b"not a library")
+    monkeypatch.setattr(native, "LIBRARY", library)
+    assert "libhrm_kernels.so cannot be loaded" in native.self_test()
+
+
+def test_wrong_results_fail_the_self_test(monkeypatch):
+    class Wrong:
+        @staticmethod
+        def axpy(a, x, y):
+            y.add_(x)
+
+    monkeypatch.setattr(native, "load", lambda: native.Native(Wrong, None))
+    assert "axpy is off by up to 999.0" in native.self_test()
+
+
+@needs_library
+def test_torch_without_the_fast_dlpack_exchange_compiles_nothing(tmp_path):
+    # torch 2.9, for which importing tvm_ffi compiles an extension into its cache
+    program = """
+import os, torch
+if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+    del torch.Tensor.__dlpack_c_exchange_api__
+from hrm_kernels import native
+assert native.self_test() is None, native.self_test()
+assert not os.listdir(os.environ["TVM_FFI_CACHE_DIR"])
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "TVM_FFI_CACHE_DIR": str(tmp_path)})

