@@ -1,9 +1,35 @@
 """Hierarchical reasoning models: train, evaluate, solve, analyse."""
 
-from hrm.config import HRMConfig
-from hrm.errors import InputError
-from hrm.losses import act_loss
-from hrm.model import HRM, Carry
-from hrm.weights import from_published, load, save
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hrm.config import HRMConfig
+    from hrm.errors import InputError
+    from hrm.losses import act_loss
+    from hrm.model import HRM, Carry
+    from hrm.weights import from_published, load, save
 
 __all__ = ["HRM", "Carry", "HRMConfig", "InputError", "act_loss", "from_published", "load", "save"]
+
+_HOME = {
+    "HRM": "model",
+    "Carry": "model",
+    "HRMConfig": "config",
+    "InputError": "errors",
+    "act_loss": "losses",
+    "from_published": "weights",
+    "load": "weights",
+    "save": "weights",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name where it is first used: building data, or ``hrm --help``, need not wait for torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'hrm' has no attribute {name!r}")
+    return getattr(import_module(f"hrm.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

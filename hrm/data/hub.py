@@ -1,0 +1,45 @@
+"""Files of data sets and models on the Hugging Face hub."""
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+from hrm.errors import InputError
+
+
+def hub_file(repo: str, filename: str, repo_type: Literal["dataset", "model"] = "dataset") -> Path:
+    """Download ``filename`` of ``repo`` (``owner/name``), or find it in the hub's cache.
+
+    Raises:
+        InputError: no such repository or file, no access, or the hub cannot be reached and the cache has no copy.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # five retries would print a warning each
+    what = f"hub {repo_type} {repo}"
+    try:
+        return Path(hf_hub_download(repo, filename, repo_type=repo_type))
+    except HFValidationError:
+        raise InputError(f"'{repo}' is no hub name; expected owner/name") from None
+    except GatedRepoError:
+        raise InputError(f"{what} asks for permission; log in with 'hf auth login' and accept its terms") from None
+    except RepositoryNotFoundError:
+        raise InputError(f"{what} does not exist or is private; check the name, or 'hf auth login'") from None
+    except LocalEntryNotFoundError:
+        raise InputError(
+            f"{what} cannot be reached and {filename} is not in the cache; go online, or give files on this machine"
+        ) from None
+    except EntryNotFoundError:
+        raise InputError(f"{what} has no file {filename}; check the name") from None
+    except Exception as error:  # the hub's client lets errors of several HTTP libraries through
+        if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "httpcore", "requests"):
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(f"{what}: no {filename} came ({reason}); try again, or give local files") from None
+        raise

