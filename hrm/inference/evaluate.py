@@ -1,0 +1,218 @@
+"""Measuring a model on a data set, as published: every puzzle runs through all segments."""
+
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hrm.data.arc import SEQ_LEN, VOCAB_SIZE
+from hrm.data.batches import evaluation_batches
+from hrm.data.format import IGNORE_LABEL, PuzzleDataset
+from hrm.errors import InputError
+from hrm.files import read_json, write_json, written_beside
+from hrm.inference.arc_voting import ArcVotes
+from hrm.inference.segments import evaluating, require_positive, segments
+from hrm.losses import LossType, act_loss
+from hrm.model import HRM, Batch
+
+_AVERAGED = ("exact_accuracy", "accuracy", "lm_loss", "q_halt_accuracy", "steps", "early_exact_accuracy", "early_steps")
+_VOTED_AT_ONCE = 4096
+
+
+def evaluate(
+    model: HRM,
+    dataset: PuzzleDataset,
+    *,
+    batch_size: int,
+    max_steps: int | None = None,
+    max_examples: int | None = None,
+    out: Path | str | None = None,
+    loss_type: LossType = "stablemax_cross_entropy",
+    progress: bool = False,
+) -> dict[str, float]:
+    """Evaluate ``model`` on a split, on the device it is on; under torchrun each process takes its share.
+
+    Args:
+        model: its mode (training, evaluation) is restored.
+        dataset: from :func:`hrm.data.format.open_dataset`; of the model's seq_len, vocab_size and identifiers.
+        batch_size: rows of all processes together; no metric depends on it.
+        max_steps: segments for each row; None is the model's ``halt_max_steps``.
+        max_examples: only this many, from the start.
+        out: a folder for ``predictions.npz``: ``inputs``, ``labels`` (both as in the data folder) and ``predictions``
+            ``[n, seq_len]``; ``puzzle_identifiers``, ``q_halt`` (last logits) and ``early_steps`` ``[n]``.
+            And for ``submission.json``, the ARC answers in Kaggle's format.
+        loss_type: of ``lm_loss``.
+        progress: show a bar on stderr.
+
+    Returns:
+        Means over the rows that have labels (NaN where none has): ``exact_accuracy`` (rows all right), ``accuracy``
+        (tokens right in a row), ``lm_loss``, ``q_halt_accuracy`` (rows where q_halt's sign tells whether the answer
+        is right), ``steps``; ``early_exact_accuracy`` and ``early_steps``, what they would be if each row halted
+        as soon as q_halt > q_continue. Then ``count``, the number of those rows, and ``puzzles_per_second`` over all
+        rows. On a whole ARC test split the first process has ``ARC/pass@K`` too, from the vote over the augmentations.
+
+    Raises:
+        InputError: data set and model don't fit each other, a file is damaged, or a number is impossible.
+    """
+    max_steps = model.config.halt_max_steps if max_steps is None else max_steps
+    require_positive(batch_size=batch_size, max_steps=max_steps, max_examples=max_examples)
+    check_fits(model, dataset)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    device = next(model.parameters()).device
+    total = min(dataset.num_examples, max_examples or dataset.num_examples)
+    if batch_size > total:
+        batch_size = -(-total // world) * world  # more would be padding
+    # A vote needs all variants of a task: the score of a part of the split would be of no use.
+    votes = _votes(dataset) if total == dataset.num_examples else None
+    rows = _Rows(total, model.config.seq_len, model.config.vocab_size) if out is not None or votes else None
+
+    sums: Counter[str] = Counter()
+    start = time.perf_counter()
+    with evaluating(model), torch.no_grad(), _bar(progress and rank == 0) as bar:
+        task = bar.add_task("evaluating", total=total)
+        for numbers, batch in evaluation_batches(dataset, batch_size, rank, world, max_examples):
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            metrics, predictions, q_halt, early_steps = _evaluate_batch(model, batch, max_steps, loss_type)
+            sums.update(metrics)
+            if rows is not None:
+                rows.set(numbers, predictions, q_halt, early_steps)
+            bar.update(task, advance=batch_size)
+    sums = _summed_over_processes(sums, device)
+    seconds = time.perf_counter() - start
+
+    count = sums["count"]
+    result = {name: sums[name] / count if count else float("nan") for name in _AVERAGED}
+    result |= {"count": count, "puzzles_per_second": total / seconds}
+    if rows is not None:
+        rows.complete(device)
+        if rank == 0:
+            arrays = rows.arrays(dataset)
+            if votes is not None:
+                result |= _voted(votes, dataset.identifiers(), arrays)
+            if out is not None:
+                _save(Path(out), arrays, votes)
+    return result
+
+
+def check_fits(model: HRM, dataset: PuzzleDataset) -> None:
+    """Check that ``model`` can be evaluated on ``dataset``.
+
+    Raises:
+        InputError: sequence length, vocabulary or puzzle identifiers differ; the message has both numbers.
+    """
+    config, metadata = model.config, dataset.metadata
+    for name in ("seq_len", "vocab_size"):
+        given, expected = getattr(metadata, name), getattr(config, name)
+        if given != expected:
+            raise InputError(
+                f"{dataset.folder} has {name} {given} and the checkpoint {expected}: they are of different tasks; "
+                "evaluate on data of the task the model was trained on"
+            )
+    given, expected = metadata.num_puzzle_identifiers, config.num_puzzle_identifiers
+    if config.puzzle_emb_ndim and given != expected:
+        raise InputError(
+            f"{dataset.folder} has {given} puzzle identifiers and the checkpoint's puzzle_emb {expected} rows; load it "
+            "with --puzzle-emb keep (the rows both have), mean (all rows the mean) or zero (all rows 0), "
+            "or evaluate on the data folder it was trained with"
+        )
+
+
+def _evaluate_batch(
+    model: HRM, batch: Batch, max_steps: int, loss_type: LossType
+) -> tuple[dict[str, float], torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sums over the rows with labels; predictions ``[B, seq_len]``, q_halt and early steps ``[B]`` of all rows."""
+    labels = batch["labels"]
+    early, early_steps = torch.zeros_like(labels, dtype=torch.int64), torch.zeros_like(labels[:, 0])
+    for segment in segments(model, batch, max_steps):
+        early = torch.where(segment.halts[:, None], segment.tokens, early)
+        early_steps = torch.where(segment.halts, segment.step, early_steps)
+    done = replace(segment.carry, halted=torch.ones_like(segment.halts))  # act_loss counts the rows that have halted
+    _, metrics = act_loss(done, segment.outputs, loss_type)
+    labelled = labels != IGNORE_LABEL
+    counted = labelled.any(-1)
+    exact = ((early == labels) | ~labelled).all(-1)
+    metrics |= {
+        "early_exact_accuracy": (counted & exact).sum(),
+        "early_steps": torch.where(counted, early_steps, 0).sum(),
+    }
+    sums = dict(zip(metrics, torch.stack([value.float() for value in metrics.values()]).tolist()))  # one wait for a GPU
+    return sums, segment.tokens, segment.outputs["q_halt_logits"], early_steps
+
+
+def _summed_over_processes(sums: Counter[str], device: torch.device) -> Counter[str]:
+    if not dist.is_initialized():
+        return sums
+    names = sorted(sums)
+    values = torch.tensor([sums[name] for name in names], dtype=torch.float64, device=device)
+    dist.all_reduce(values)
+    return Counter(dict(zip(names, values.tolist())))
+
+
+class _Rows:
+    """What the model said to each example, by example number."""
+
+    def __init__(self, total: int, seq_len: int, vocab_size: int) -> None:
+        self.predictions = torch.zeros(total, seq_len, dtype=torch.uint8 if vocab_size <= 256 else torch.int32)
+        self.q_halt = torch.zeros(total)
+        self.early_steps = torch.zeros(total, dtype=torch.int32)
+
+    def set(self, numbers: np.ndarray, *values: torch.Tensor) -> None:
+        """Note the rows ``numbers``; ``values`` may go on with padding."""
+        at = torch.from_numpy(numbers)
+        for own, given in zip((self.predictions, self.q_halt, self.early_steps), values, strict=True):
+            own[at] = given[: len(at)].to(own)
+
+    def complete(self, device: torch.device) -> None:
+        """Take in the rows of the other processes."""
+        if dist.is_initialized():
+            for name in ("predictions", "q_halt", "early_steps"):
+                whole = getattr(self, name).to(device)
+                dist.all_reduce(whole)  # each row is 0 in all processes but one
+                setattr(self, name, whole.cpu())
+
+    def arrays(self, dataset: PuzzleDataset) -> dict[str, np.ndarray]:
+        """These rows with the examples they belong to, as ``predictions.npz`` has them."""
+        total, sets = len(self.q_halt), dataset.sets
+        identifiers = [np.repeat(one.puzzle_identifiers, np.diff(one.puzzle_indices)) for one in sets]
+        return {
+            "inputs": np.concatenate([one.inputs for one in sets])[:total],
+            "labels": np.concatenate([one.labels for one in sets])[:total],
+            "puzzle_identifiers": np.concatenate(identifiers)[:total],
+            "predictions": self.predictions.numpy(),
+            "q_halt": self.q_halt.numpy(),
+            "early_steps": self.early_steps.numpy(),
+        }
+
+
+def _votes(dataset: PuzzleDataset) -> ArcVotes | None:
+    file = dataset.folder / "test_puzzles.json"
+    is_arc = (dataset.metadata.vocab_size, dataset.metadata.seq_len) == (VOCAB_SIZE, SEQ_LEN)
+    return ArcVotes(read_json(file)) if is_arc and dataset.split == "test" and file.is_file() else None
+
+
+def _voted(votes: ArcVotes, names: list[str], arrays: dict[str, np.ndarray]) -> dict[str, float]:
+    """Count the votes, in the order of the examples; the scores."""
+    of_rows = [names[identifier] for identifier in arrays["puzzle_identifiers"]]
+    for start in range(0, len(of_rows), _VOTED_AT_ONCE):
+        rows = slice(start, start + _VOTED_AT_ONCE)
+        votes.add(of_rows[rows], arrays["inputs"][rows], arrays["predictions"][rows], arrays["q_halt"][rows])
+    return votes.scores()
+
+
+def _save(folder: Path, arrays: dict[str, np.ndarray], votes: ArcVotes | None) -> None:
+    with written_beside(folder / "predictions.npz") as part, part.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its other keyword is not among them
+    if votes is not None:
+        write_json(folder / "submission.json", votes.submission())
+
+
+def _bar(shown: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), disable=not (shown and sys.stderr.isatty()))

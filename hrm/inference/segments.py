@@ -1,0 +1,70 @@
+"""Running a model segment by segment with fixed weights: what evaluation and solving share."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from hrm.errors import InputError
+from hrm.model import HRM, Batch, Carry
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What a batch stands at after one segment.
+
+    Attributes:
+        step: segments so far, from 1.
+        carry, outputs: what the model returned; the carry has every row running.
+        tokens: ``[B, seq_len]`` int64, the most likely answer.
+        halts: ``[B]`` bool, the rows that halting by Q ends here: for the first time q_halt > q_continue, or the last
+            segment has come.
+        running: ``[B]`` bool, the rows that halting by Q has not ended yet.
+    """
+
+    step: int
+    carry: Carry
+    outputs: dict[str, torch.Tensor]
+    tokens: torch.Tensor
+    halts: torch.Tensor
+    running: torch.Tensor
+
+
+@torch.no_grad()  # not inference mode: what a model caches on the way must still serve a later training step
+def segments(model: HRM, batch: Batch, max_steps: int) -> Iterator[Segment]:
+    """Run ``max_steps`` segments of a fresh ``batch``, every row through all of them.
+
+    ``max_steps`` may exceed the model's ``halt_max_steps``: more time for thought than in training.
+    """
+    carry = model.initial_carry(batch)
+    running = torch.ones_like(carry.halted)
+    for step in range(1, max_steps + 1):
+        carry, outputs = model(carry, batch)
+        # The model halts rows by its own limit, and would start a halted row anew.
+        carry = replace(carry, halted=torch.zeros_like(carry.halted))
+        halts = running if step == max_steps else running & (outputs["q_halt_logits"] > outputs["q_continue_logits"])
+        running = running & ~halts
+        yield Segment(step, carry, outputs, outputs["logits"].argmax(-1), halts, running)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put ``model`` in evaluation mode, and back as it was."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def require_positive(**values: int | None) -> None:
+    """
+    Raises:
+        InputError: one of the values that are given is below 1.
+    """
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}, expected 1 or more")

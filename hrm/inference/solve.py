@@ -1,0 +1,189 @@
+"""Solving puzzles: the model's answer, segment by segment, until it halts."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from hrm.data.task import PuzzleTask
+from hrm.errors import InputError
+from hrm.inference.segments import evaluating, require_positive, segments
+from hrm.model import HRM
+
+Halt = Literal["q", "fixed"]
+"""When a puzzle is done: as soon as q_halt > q_continue, or after all segments as in the published evaluation."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The answer after one segment.
+
+    Attributes:
+        step: segments so far, from 1.
+        tokens: ``[seq_len]`` uint8.
+        q_halt, q_continue: logits.
+    """
+
+    step: int
+    tokens: np.ndarray
+    q_halt: float
+    q_continue: float
+
+    @property
+    def confidence(self) -> float:
+        """The model's own estimate of the probability that this answer is right."""
+        return _sigmoid(self.q_halt)
+
+    @property
+    def continue_value(self) -> float:
+        """What going on is worth, on the same scale."""
+        return _sigmoid(self.q_continue)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """How a puzzle was solved.
+
+    Attributes:
+        inputs: ``[seq_len]`` uint8, the puzzle.
+        frames: the answer after each segment up to the one where the puzzle halted.
+        reason: why the answer is not valid, None where it is.
+    """
+
+    inputs: np.ndarray
+    frames: tuple[Frame, ...]
+    reason: str | None
+
+    @property
+    def answer(self) -> np.ndarray:
+        """``[seq_len]`` uint8, the answer at halting."""
+        return self.frames[-1].tokens
+
+    @property
+    def valid(self) -> bool:
+        """Whether the answer solves the puzzle."""
+        return self.reason is None
+
+    @property
+    def steps(self) -> int:
+        """Segments used."""
+        return len(self.frames)
+
+    @property
+    def q_halt(self) -> float:
+        """The logit at halting."""
+        return self.frames[-1].q_halt
+
+    @property
+    def q_continue(self) -> float:
+        """The logit at halting."""
+        return self.frames[-1].q_continue
+
+    @property
+    def confidence(self) -> float:
+        """The model's own estimate of the probability that the answer is right."""
+        return self.frames[-1].confidence
+
+    def changed(self, segment: int) -> np.ndarray:
+        """``[seq_len]`` bool, the tokens that ``frames[segment]`` changed; the first one changes the puzzle."""
+        before = self.frames[segment - 1].tokens if segment else self.inputs
+        return self.frames[segment].tokens != before
+
+
+def solve(
+    model: HRM,
+    task: PuzzleTask,
+    puzzles: np.ndarray,
+    *,
+    max_steps: int | None = None,
+    halt: Halt = "q",
+    puzzle_identifiers: np.ndarray | None = None,
+    batch_size: int = 64,
+) -> list[Solution]:
+    """Solve puzzles with a trained model, on the device the model is on.
+
+    Args:
+        model: trained on this task; its mode (training, evaluation) is restored.
+        task: checks the answers.
+        puzzles: ``[n, seq_len]`` input tokens, as ``task.parse`` gives them.
+        max_steps: the most segments for a puzzle; None is the model's ``halt_max_steps``.
+        halt: ``"q"`` ends a puzzle where its q_halt exceeds its q_continue, ``"fixed"`` after ``max_steps`` segments.
+        puzzle_identifiers: ``[n]`` rows of the puzzle embedding; None is 0, the blank one, for all.
+        batch_size: puzzles solved side by side.
+
+    Returns:
+        ``n`` solutions, in order.
+
+    Raises:
+        InputError: task, puzzles or identifiers don't fit the model.
+    """
+    puzzles = np.asarray(puzzles)
+    identifiers = np.zeros(len(puzzles), np.int64) if puzzle_identifiers is None else np.asarray(puzzle_identifiers)
+    max_steps = model.config.halt_max_steps if max_steps is None else max_steps
+    require_positive(max_steps=max_steps, batch_size=batch_size)
+    if halt not in ("q", "fixed"):
+        raise InputError(f"halt is {halt!r}, expected 'q' or 'fixed'")
+    _check_fits(model, task, puzzles, identifiers)
+    solutions: list[Solution] = []
+    with evaluating(model):
+        for start in range(0, len(puzzles), batch_size):
+            rows = slice(start, start + batch_size)
+            frames = _solve_batch(model, puzzles[rows], identifiers[rows], max_steps, halt)
+            for inputs, own in zip(puzzles[rows].astype(np.uint8), frames):
+                solutions.append(Solution(inputs, tuple(own), task.check(inputs, own[-1].tokens)))
+    return solutions
+
+
+def _solve_batch(
+    model: HRM, puzzles: np.ndarray, identifiers: np.ndarray, max_steps: int, halt: Halt
+) -> list[list[Frame]]:
+    device = next(model.parameters()).device
+    batch = {
+        "inputs": torch.from_numpy(puzzles.astype(np.int32)).to(device),
+        "puzzle_identifiers": torch.from_numpy(identifiers.astype(np.int32)).to(device),
+    }
+    frames: list[list[Frame]] = [[] for _ in puzzles]
+    takes = np.ones(len(puzzles), bool)
+    for segment in segments(model, batch, max_steps):
+        tokens = segment.tokens.to(torch.uint8).cpu().numpy()
+        q_halt, q_continue = (segment.outputs[f"q_{name}_logits"].tolist() for name in ("halt", "continue"))
+        for row in np.flatnonzero(takes):
+            frames[row].append(Frame(segment.step, tokens[row], q_halt[row], q_continue[row]))
+        if halt == "q":
+            takes = segment.running.cpu().numpy()
+            if not takes.any():
+                break
+    return frames
+
+
+def _check_fits(model: HRM, task: PuzzleTask, puzzles: np.ndarray, identifiers: np.ndarray) -> None:
+    config = model.config
+    if (task.vocab_size, task.seq_len) != (config.vocab_size, config.seq_len):
+        raise InputError(
+            f"the task {task.name} has vocab_size {task.vocab_size} and seq_len {task.seq_len}, the model "
+            f"{config.vocab_size} and {config.seq_len}; take a model trained on this task"
+        )
+    if puzzles.ndim != 2 or puzzles.shape[1] != config.seq_len or not np.issubdtype(puzzles.dtype, np.integer):
+        raise InputError(
+            f"puzzles is {puzzles.dtype} of shape {list(puzzles.shape)}, expected integers "
+            f"[n, seq_len] = [n, {config.seq_len}]"
+        )
+    if puzzles.size and not 0 <= puzzles.min() <= puzzles.max() < config.vocab_size:
+        bad = puzzles.min() if puzzles.min() < 0 else puzzles.max()
+        raise InputError(
+            f"a puzzle holds token {bad}, expected 0 to {config.vocab_size - 1} (vocab_size {config.vocab_size})"
+        )
+    rows = config.num_puzzle_identifiers
+    if identifiers.shape != puzzles.shape[:1]:
+        raise InputError(
+            f"puzzle_identifiers has shape {list(identifiers.shape)}, expected one for each of {len(puzzles)} puzzles"
+        )
+    if config.puzzle_emb_ndim and identifiers.size and not 0 <= identifiers.min() <= identifiers.max() < rows:
+        bad = identifiers.min() if identifiers.min() < 0 else identifiers.max()
+        raise InputError(f"puzzle identifier {bad} is not among the model's {rows}; expected 0 to {rows - 1}")
+
+
+def _sigmoid(logit: float) -> float:
+    return 0.5 * (1 + math.tanh(0.5 * logit))  # cannot overflow

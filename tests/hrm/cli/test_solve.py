@@ -1,0 +1,162 @@
+import gzip
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hrm import HRM, HRMConfig, load, save
+from hrm.data.sudoku import Sudoku, generate
+from hrm.inference.solve import solve
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+TASK = Sudoku(4)
+
+
+def run(*arguments, **options):
+    command = [sys.executable, "-m", "hrm", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, **options)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """``hrm ...`` in this process: exit code, stdout, stderr."""
+    from hrm.cli import main
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["hrm", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A random model of 4 x 4 Sudokus that halts at different segments."""
+    folder = tmp_path_factory.mktemp("solve") / "model"
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_heads": 2, "H_layers": 1, "L_layers": 1, "expansion": 1, "halt_max_steps": 6}
+    model = HRM(HRMConfig(seq_len=16, vocab_size=6, forward_dtype="float32", **sizes))
+    with torch.no_grad():
+        model.inner.q_head.weight.normal_()
+        model.inner.q_head.bias.copy_(torch.tensor([0.0, 1.5]))
+    save(model, folder, task="sudoku")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def puzzles():
+    return generate(6, 4, np.random.default_rng(0)).inputs
+
+
+def told(solution):
+    segments = "1 segment" if solution.steps == 1 else f"{solution.steps} segments"
+    verdict = "valid" if solution.valid else f"not valid: {solution.reason}"
+    return f"{TASK.render(solution.answer)}\n{verdict}; {segments}, confidence {solution.confidence:.2f}\n"
+
+
+def test_one_puzzle(model, puzzles, tmp_path):
+    (solution,) = solve(load(model), TASK, puzzles[:1])
+    done = run("solve", model, TASK.format(puzzles[0]), "--gif", tmp_path / "way.gif", "--png", tmp_path / "end.png")
+    assert (done.returncode, done.stderr) == (1, "")  # a random model's answer is not valid
+    assert done.stdout == told(solution)
+    with Image.open(tmp_path / "way.gif") as gif, Image.open(tmp_path / "end.png") as png:
+        assert gif.n_frames == solution.steps + 1
+        assert png.size == gif.size == (72 * 4 + 72, 72 * 4 + 104)
+
+
+def test_trace(model, puzzles, call):
+    (solution,) = solve(load(model), TASK, puzzles[:1], halt="fixed", max_steps=3)
+    code, out, err = call("solve", model, TASK.format(puzzles[0]), "--trace", "--halt", "fixed", "--max-steps", 3)
+    assert (code, err) == (1, "")
+    assert out.startswith(f"the puzzle\n{TASK.render(puzzles[0])}\n\nsegment 1: ")
+    for index, frame in enumerate(solution.frames):
+        head = f"segment {index + 1}: halt {frame.confidence:.2f}, continue {frame.continue_value:.2f}"
+        board = TASK.render(frame.tokens)
+        assert f"\n{head}, cells changed: {solution.changed(index).sum()}\n{board}\n" in out
+    assert out.endswith("; 3 segments, confidence " + f"{solution.confidence:.2f}\n")
+
+
+def lines_of(puzzles):
+    return "".join(TASK.format(puzzle) + "\n" for puzzle in puzzles)
+
+
+def csv_of(puzzles):
+    return "source,question\n" + "".join(f"x,{TASK.format(puzzle)}\n" for puzzle in puzzles)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "first"),
+    [("p.txt", lines_of, 1), ("p.csv", csv_of, 2), ("p.csv.gz", csv_of, 2)],
+)
+def test_a_file_of_puzzles(model, puzzles, tmp_path, call, name, write, first):
+    data = write(puzzles).encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    solutions = solve(load(model), TASK, puzzles)
+    assert len({solution.steps for solution in solutions}) > 1
+    code, out, err = call("solve", model, tmp_path / name, "--batch-size", 4)
+    boards = [f"{tmp_path / name}:{first + row}:\n{told(solution)}" for row, solution in enumerate(solutions)]
+    assert out == "".join(boards) + "0 of 6 answers valid\n"
+    assert (code, err) == (1, "")
+
+
+def test_one_board_over_several_lines(model, puzzles, tmp_path, call):
+    (tmp_path / "board.txt").write_text(TASK.render(puzzles[0]) + "\n")
+    (solution,) = solve(load(model), TASK, puzzles[:1])
+    assert call("solve", model, tmp_path / "board.txt") == (1, told(solution), "")
+
+
+def test_bad_puzzles_are_named_and_the_others_solved(model, puzzles):
+    good = [TASK.format(puzzle) for puzzle in puzzles[:2]]
+    done = run("solve", model, "-", input=f"{good[0]}\n\n12\n{good[1]}\n{'x' * 16}\n")
+    assert done.returncode == 2
+    first, second = solve(load(model), TASK, puzzles[:2])
+    boards = f"standard input:1:\n{told(first)}standard input:4:\n{told(second)}"
+    assert done.stdout == boards + "0 of 2 answers valid, 2 puzzles not read\n"
+    messages = done.stderr.splitlines()
+    assert [message.partition(": Sudoku")[0] for message in messages] == [
+        "hrm: standard input:3",
+        "hrm: standard input:5",
+    ]
+    assert "2 cells, expected 16" in messages[0] and "'x' at row 1 column 1" in messages[1]
+
+
+def test_a_valid_answer_exits_with_0(model, puzzles, call, monkeypatch):
+    monkeypatch.setattr(Sudoku, "check", lambda self, inputs, answer: None)
+    code, out, _ = call("solve", model, TASK.format(puzzles[0]))
+    assert code == 0 and "\nvalid; " in out
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        (None, ["12"], "'12' is neither a file nor a puzzle: Sudoku with 2 cells, expected 16"),
+        (None, ["nowhere/puzzles.txt"], "'nowhere/puzzles.txt' is neither a file nor a puzzle"),
+        ("", ["{}"], "p.txt is empty; expected puzzles, one a line"),
+        ("12\n34\n", ["{}"], "p.txt has no puzzle, neither as one board (Sudoku with 4 cells, expected 16"),
+        ("." * 16 + "\n" + "." * 16, ["{}", "--gif", "x.gif"], "--gif and --png draw one puzzle, {} has 2"),
+        ("." * 16, ["{}", "--halt", "never"], "halt is 'never', expected 'q' or 'fixed'"),
+        ("." * 16, ["{}", "--max-steps", "0"], "max_steps is 0, expected 1 or more"),
+        ("." * 16, ["{}", "--device", "abacus"], "abacus"),
+    ],
+)
+def test_bad_input(model, tmp_path, call, content, arguments, message):
+    file = tmp_path / "p.txt"
+    if content is not None:
+        file.write_text(content)
+    code, out, err = call("solve", model, *(argument.format(file) for argument in arguments))
+    assert (code, out) == (2, "")
+    assert message.format(file) in err and err.startswith("hrm: ") and err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ([] if content is None else ["p.txt"])
+
+
+def test_a_csv_without_questions(model, tmp_path, call):
+    (tmp_path / "p.csv").write_text("source,puzzle\nx,1\n")
+    code, _, err = call("solve", model, tmp_path / "p.csv")
+    assert code == 2 and "p.csv has the columns source, puzzle; expected one called 'question'" in err
