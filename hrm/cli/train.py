@@ -1,0 +1,35 @@
+"""``hrm train``: train a recipe."""
+
+from typing import Annotated
+
+import typer
+
+from hrm.cli import app
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or the path of a YAML file with the same keys.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="data=DIR and other settings: lr=1e-4 arch.H_cycles=3 resume=true ...")
+    ] = None,
+) -> None:
+    """Train a model: hrm train demo data=data/sudoku-4x4 out=runs/demo (several GPUs: torchrun ... -m hrm train ...).
+
+    Exit code 130 after Ctrl-C or SIGTERM, when the state has been saved.
+    """
+    from hrm.training.config import load_config
+    from hrm.training.distributed import joined
+    from hrm.training.trainer import train as run
+
+    config = load_config(recipe, overrides or [])
+    with joined(config.device) as world:
+        result = run(config, world)
+        if world.is_main:
+            how = {"solved": "training puzzles solved", "limit": "limit reached"}.get(result.reason, result.reason)
+            again = [] if any(one.startswith("resume=") for one in overrides or []) else ["resume=true"]
+            print(f"{how} at step {result.step}; checkpoint {result.checkpoint}")
+            if result.reason == "interrupted":
+                print(f"to go on: hrm train {' '.join([recipe, *(overrides or []), *again])}")
+    if result.reason == "interrupted":
+        raise typer.Exit(130)

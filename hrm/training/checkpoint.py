@@ -1,0 +1,172 @@
+"""Checkpoints of a training run: ``<run>/checkpoints/step_<8 digits>/``, each complete or not there.
+
+A checkpoint is a folder that :func:`hrm.load` reads (``model.safetensors``, ``config.json``, ``ema.safetensors``) with
+what training needs besides: further safetensors files, and ``state.json``, which has every file's size and CRC-32.
+"""
+
+import re
+import shutil
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from hrm.errors import InputError
+from hrm.files import folder_written_beside, read_json, write_json
+from hrm.model import HRM
+from hrm.weights import write_model
+
+_STATE = "state.json"
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of the run in folder ``run``, oldest first."""
+    found = [path for path in (run / "checkpoints").glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Where the checkpoint of step ``step`` lies."""
+    return run / "checkpoints" / f"step_{step:08d}"
+
+
+def write_checkpoint(
+    run: Path,
+    step: int,
+    model: HRM,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: dict[str, Any],
+    extra: dict[str, Any],
+    keep: int,
+) -> None:
+    """Write the checkpoint of step ``step``, then remove all but the last ``keep``.
+
+    Args:
+        run: the run's folder.
+        step: names the checkpoint; one of that step is replaced.
+        model: written as ``hrm.save`` does.
+        tensors: by file (``carry`` becomes ``carry.safetensors``), then by name.
+        state: JSON values, for ``state.json``.
+        extra: JSON values, for ``config.json``.
+        keep: how many checkpoints stay.
+    """
+    path = checkpoint_path(run, step)
+    with folder_written_beside(path, overwrite=True) as part:
+        write_model(model, part, **extra)
+        for file, named in tensors.items():
+            on_cpu = {name: one.detach().cpu().contiguous() for name, one in named.items()}
+            save_file(on_cpu, part / f"{file}.safetensors")
+        sums = {file.name: {"bytes": file.stat().st_size, "crc32": _crc32(file)} for file in sorted(part.iterdir())}
+        write_json(part / _STATE, {"step": step, **state, "files": sums})
+    for old in checkpoints(run)[:-keep]:
+        # Renamed first: a folder half removed must not look like a checkpoint.
+        gone = old.with_name(f".{old.name}.old")
+        shutil.rmtree(gone, ignore_errors=True)
+        old.rename(gone)
+        shutil.rmtree(gone)
+
+
+def remove_leftovers(run: Path) -> None:
+    """Remove what a run that was killed while it wrote or removed a checkpoint has left."""
+    for path in (run / "checkpoints").glob(".step_*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that has been checked.
+
+    Attributes:
+        path: its folder.
+        state: ``state.json``.
+        config: ``config.json``.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    config: dict[str, Any]
+
+    def tensors(self, file: str, rows: slice | None = None) -> dict[str, Tensor]:
+        """The tensors of ``<file>.safetensors``, on the CPU; of each only ``rows`` where given."""
+        with safe_open(self.path / f"{file}.safetensors", framework="pt") as opened:
+            if rows is None:
+                return {name: opened.get_tensor(name) for name in opened.keys()}
+            return {name: opened.get_slice(name)[rows] for name in opened.keys()}
+
+
+def open_newest(run: Path) -> Checkpoint:
+    """The newest checkpoint of a run, every file of it checked.
+
+    Raises:
+        InputError: there is none, or it is damaged; the message names the one before.
+    """
+    found = checkpoints(run)
+    if not found:
+        raise InputError(f"{run} holds no checkpoint to resume from; leave resume=true away and choose a new out=")
+    newest = found[-1]
+    try:
+        state = read_json(newest / _STATE)
+        for name, expected in state["files"].items():
+            size = (newest / name).stat().st_size if (newest / name).is_file() else None
+            if size != expected["bytes"]:
+                came = "is missing" if size is None else f"has {size} bytes"
+                raise InputError(f"{name} {came}, expected {expected['bytes']}")
+            if _crc32(newest / name) != expected["crc32"]:
+                raise InputError(f"the contents of {name} have changed since it was written")
+        return Checkpoint(newest, state, read_json(newest / "config.json"))
+    except (InputError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
+        reason = error if isinstance(error, InputError) else f"{_STATE} is not one of ours"
+        way_out = (
+            f"remove it to resume from the one before, {found[-2].name}"
+            if len(found) > 1
+            else "there is no earlier one: start again with a new out="
+        )
+        raise InputError(f"checkpoint {newest} is damaged ({reason}); {way_out}") from None
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """The state of ``optimizer`` as ``<parameter number>.<name>``; its settings are the configuration's to keep."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": tensor for index, values in state.items() for name, tensor in values.items()}
+
+
+def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Undo :func:`optimizer_tensors`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _crc32(path: Path) -> int:
+    total = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            total = zlib.crc32(block, total)
+    return total
+
+
+def copy_into(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor], what: str) -> None:
+    """Copy each tensor of ``sources`` into the one of that name in ``targets``, in place.
+
+    Raises:
+        InputError: the names or the shapes differ.
+    """
+    if different := targets.keys() ^ sources.keys():
+        raise InputError(f"{what} does not fit this run: {sorted(different)[0]} is only in one of them")
+    with torch.no_grad():
+        for name, target in targets.items():
+            if target.shape != sources[name].shape:
+                raise InputError(
+                    f"{what} does not fit this run: {name} is {list(sources[name].shape)}, "
+                    f"expected {list(target.shape)}"
+                )
+            target.copy_(sources[name])

@@ -1,0 +1,136 @@
+"""The processes of one training run, as torchrun starts them; a run of one process needs no torchrun."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hrm.errors import InputError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among those that train together.
+
+    Attributes:
+        rank, size: this process and how many there are; rank 0 writes.
+        device: where this process computes.
+        control: a gloo group for decisions taken on the CPU, so that they don't wait for the GPU; None in a run of one.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    control: dist.ProcessGroup | None = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def highest(self, value: int) -> int:
+        """The highest ``value`` of all processes, the same answer in each."""
+        if self.size == 1:
+            return value
+        values = torch.tensor([value], dtype=torch.int32)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.control)
+        return int(values.item())
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum ``tensor`` over the processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def min_(self, tensor: Tensor) -> Tensor:
+        """The least of ``tensor`` over the processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
+        return tensor
+
+    def gather_rows(self, tensor: Tensor) -> Tensor | None:
+        """``[rows, ...]`` of each process -> ``[size * rows, ...]`` in order of rank, on rank 0; None elsewhere."""
+        if self.size == 1:
+            return tensor
+        raw = tensor.detach().contiguous().view(torch.uint8)  # bytes, because gloo knows no bfloat16 and NCCL no bool
+        parts = [torch.empty_like(raw) for _ in range(self.size)] if self.is_main else None
+        dist.gather(raw, parts)
+        return None if parts is None else torch.cat(parts).view(tensor.dtype)
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            dist.barrier(group=self.control)
+
+
+@contextmanager
+def joined(device: str = "auto") -> Iterator[World]:
+    """Join the processes that torchrun started, and leave them at the end.
+
+    Args:
+        device: ``auto`` (a GPU where there is one, else the CPU) or a torch device. With ``auto`` or ``cuda`` each
+            process takes the GPU of its local rank.
+
+    Raises:
+        InputError: the device does not exist, or there are more processes than GPUs.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    chosen = _device(device, local, size)
+    if size == 1:
+        yield World(0, 1, chosen)
+        return
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield World(rank, size, chosen, dist.new_group(backend="gloo"))
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(name: str, local_rank: int, size: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device={name} is no device; give auto, cpu, cuda or cuda:0") from None
+    if device.type != "cuda":
+        return device
+    count = torch.cuda.device_count()
+    if device.index is not None and size > 1:
+        raise InputError(f"device={name} is one GPU for {size} processes; give device=cuda, and each takes its own")
+    index = local_rank if device.index is None else device.index
+    if index >= count:
+        raise InputError(
+            f"GPU {index} does not exist, this machine has {count}; start fewer processes, or give device=cpu"
+        )
+    return torch.device("cuda", index)
+
+
+class FlatGradients:
+    """The gradients of ``parameters`` in one buffer of memory, so that one call sums, measures or clears them all.
+
+    Each parameter's ``grad`` is a view into the buffer; backward adds to it in place. Clear with :meth:`clear` (an
+    optimiser's ``zero_grad`` would take the views away).
+
+    Attributes:
+        flat: ``[all gradients]``, in the order of the parameters.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]):
+        parameters = list(parameters)
+        self.flat = torch.zeros(
+            sum(one.numel() for one in parameters), dtype=parameters[0].dtype, device=parameters[0].device
+        )
+        views = self.flat.split([one.numel() for one in parameters])
+        for parameter, view in zip(parameters, views):
+            parameter.grad = view.view_as(parameter)
+
+    def clear(self) -> None:
+        """Set all gradients to zero."""
+        self.flat.zero_()

@@ -1,0 +1,453 @@
+"""The training loop."""
+
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hrm import act
+from hrm.data.batches import Batch, TrainingSampler
+from hrm.data.format import PuzzleDataset, open_dataset
+from hrm.errors import InputError
+from hrm.files import write_json
+from hrm.inference.evaluate import check_fits, evaluate
+from hrm.losses import act_loss
+from hrm.model import HRM, Carry
+from hrm.training.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    copy_into,
+    load_optimizer_tensors,
+    open_newest,
+    optimizer_tensors,
+    remove_leftovers,
+    write_checkpoint,
+)
+from hrm.training.config import TrainConfig
+from hrm.training.distributed import FlatGradients, World
+from hrm.training.ema import EMA
+from hrm.training.loggers import Loggers, Reporter
+from hrm.training.schedule import learning_rate, total_steps
+from hrm_kernels.optim import AdamATan2, SparseSignSGD
+
+Reason = Literal["done", "solved", "limit", "interrupted"]
+
+_PER_ROW = ("lm_loss", "q_halt_loss", "q_continue_loss")
+_PER_FINISHED = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")
+_SUMS = ("loss", *_PER_ROW, *_PER_FINISHED, "count")
+_NEVER = 2**31 - 1
+_EARLY_STOP_ROWS = 10
+_FIXED = ("global_batch_size", "ema")  # what a resumed run cannot change, beside the model and the data
+_UNREMARKABLE = {"arch", "resume", "data", "out"}  # changes that need no note
+
+
+class TrainingError(InputError):
+    """Training cannot go on: a loss, gradient or weight is no longer finite."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        step: steps made since the run began.
+        reason: ``done``; ``solved`` (early_stop_exact_accuracy); ``limit`` (max_steps, max_minutes); ``interrupted``.
+        checkpoint: the last checkpoint.
+        evaluation: metrics of the last evaluation in this start of the run, if there was one.
+    """
+
+    step: int
+    reason: Reason
+    checkpoint: Path
+    evaluation: dict[str, float] | None
+
+
+def train(config: TrainConfig, world: World) -> Result:
+    """Train as ``config`` says, from the start or from the newest checkpoint; every process of ``world`` calls this.
+
+    Writes into ``config.out``: ``training.json`` (the configuration), ``metrics.csv``, ``evaluation.csv`` and
+    ``checkpoints/``. A run that was stopped and resumed computes what it would have computed without the stop, on a CPU
+    bit for bit. SIGINT (Ctrl-C) and SIGTERM finish the step and save.
+
+    Raises:
+        InputError: data, folder, checkpoint or number of processes don't fit.
+        TrainingError: a loss, gradient or weight is not finite.
+    """
+    trainer = Trainer(config, world)
+    try:
+        return trainer.run()
+    finally:
+        trainer.close()
+
+
+class Trainer:
+    """The state of one run; :func:`train` is the way to use it.
+
+    There is no random state to keep: weights are drawn from the seed, batches from the seed and the position in the
+    data, exploration from the seed and the step, always for the global batch. Between rows of the log nothing waits for
+    the device.
+    """
+
+    def __init__(self, config: TrainConfig, world: World):
+        dataset = open_dataset(config.data, "train")
+        self._test = _test_split(config)
+        self._sampler = TrainingSampler(dataset, config.global_batch_size, config.seed, world.rank, world.size)
+        saved = _open_run(config, world)
+        if saved and config.arch.get("forward_dtype", "auto") == "auto":  # a run keeps its dtype on another device
+            arch = config.arch | {"forward_dtype": saved.config["model"]["forward_dtype"]}
+            config = config.model_copy(update={"arch": arch})
+        self.config, self.world = config, world
+
+        metadata = dataset.metadata
+        self._data = metadata.model_dump(mode="json") | {"num_examples": dataset.num_examples}
+        sizes = (self._sampler.num_groups, metadata.mean_puzzle_examples, config.global_batch_size)
+        self.total_steps = total_steps(config.epochs, *sizes)
+        epochs = config.eval_interval
+        self._eval_every = total_steps(epochs, *sizes) if epochs and self._test else None
+
+        torch.manual_seed(config.seed)
+        self.model = HRM(config.model(metadata, world.device)).to(world.device).train()
+        if self._test:
+            check_fits(self.model, self._test)
+        parameters = list(self.model.parameters())
+        self._gradients = FlatGradients(parameters)
+        self._optimizers: dict[str, tuple[AdamATan2 | SparseSignSGD, float]] = {
+            "adam": (AdamATan2(parameters, config.lr, (config.beta1, config.beta2), config.weight_decay), config.lr)
+        }
+        if self.model.puzzle_emb is not None:
+            sparse = SparseSignSGD([self.model.puzzle_emb], config.puzzle_emb_lr, config.puzzle_emb_weight_decay)
+            self._optimizers["puzzle_emb"] = (sparse, config.puzzle_emb_lr)
+        self._ema = EMA(self.model, config.ema_rate) if config.ema else None
+
+        self.step = 0
+        self._carry: Carry | None = None
+        self._sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=world.device)  # since the last row of the log
+        self._summed_from = 0
+        self._recent: deque[list[float]] = deque(maxlen=_EARLY_STOP_ROWS)  # [finished, exactly right] of the last rows
+        self._evaluated_at = -1
+        self._seconds = 0.0
+        notes = self._resume(saved) if saved else []
+        self._saved = saved.path if saved else None
+        self._saved_at = self.step if saved else -1
+        self._bad_step = torch.tensor(_NEVER, dtype=torch.int32, device=world.device)
+        self._grad_norm = torch.zeros((), device=world.device)
+        self._evaluation: dict[str, float] | None = None
+        self._interrupted = False
+        if config.compile:
+            self.model.compile(dynamic=False)
+
+        self.last_step = max(self.step, min(self.total_steps, config.max_steps or self.total_steps))
+        self._loggers: Loggers | None = None
+        settings = config.model_dump(mode="json")
+        self._extra = {"task": metadata.task, "training": settings}
+        if world.is_main:
+            config.out.mkdir(parents=True, exist_ok=True)
+            self._loggers = Loggers(config.out, config.logger, settings, self.step)
+            write_json(config.out / "training.json", settings | {"model": self.model.config.model_dump()})
+        self._reporter = Reporter(self.last_step, self.step, quiet=not world.is_main)
+        self._reporter.say(
+            f"{sum(p.numel() for p in parameters):,} parameters, {self._sampler.num_groups:,} groups of puzzles, "
+            f"{self.total_steps:,} steps of {config.global_batch_size} rows on {world.size} x {world.device.type}"
+        )
+        for note in notes:
+            self._reporter.say(note)
+        self._started = self._row_started = time.monotonic()
+
+    def run(self) -> Result:
+        """Train to the end, or to a reason to stop before; save; return how it ended."""
+        with self._signals():
+            reason = self._loop()
+            if reason != "interrupted" and self._eval_every and self._evaluated_at != self.step:
+                self._evaluate()
+            self._save()  # before the row below, so that a resumed run goes on in the middle of it
+            if self.step != self._summed_from:
+                self._log(last=True)
+        assert self._saved is not None
+        return Result(self.step, reason, self._saved, self._evaluation)
+
+    def close(self) -> None:
+        """Leave the terminal and the logs in order."""
+        self._reporter.close()
+        if self._loggers:
+            self._loggers.close()
+
+    def _loop(self) -> Reason:
+        config = self.config
+        while self.step < self.last_step:
+            self._train_step()
+            if self.step % config.log_every == 0:
+                self._log(last=self.step == self.last_step)
+                if self._is_solved():
+                    return "solved"
+            if self._eval_every and self.step % self._eval_every == 0:
+                self._evaluate()
+            if config.checkpoint_every and self.step % config.checkpoint_every == 0:
+                self._save()
+            out_of_time = bool(config.max_minutes) and time.monotonic() - self._started > 60 * (config.max_minutes or 0)
+            if stop := self.world.highest(2 if self._interrupted else int(out_of_time)):
+                return "interrupted" if stop == 2 else "limit"
+        return "done" if self.step >= self.total_steps else "limit"
+
+    def _train_step(self) -> None:
+        config, world = self.config, self.world
+        self.step += 1
+        batch = self._to_device(self._sampler.next())
+        if self._carry is None:
+            self._carry = self.model.initial_carry(batch)
+        self._gradients.clear()
+        self._carry, outputs = self.model(self._carry, batch, min_steps=self._min_steps())
+        loss, metrics = act_loss(self._carry, outputs, config.loss)
+        (loss / config.global_batch_size).backward()
+        world.sum_(self._gradients.flat)
+        self._watch(loss)
+        factor = learning_rate(self.step, 1.0, config.lr_warmup_steps, self.total_steps, config.lr_min_ratio)
+        for optimizer, lr in self._optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = lr * factor
+            optimizer.step()
+        if self._ema:
+            self._ema.update()
+        metrics["loss"] = loss.detach()
+        zero = loss.new_zeros(())
+        self._sums += torch.stack([metrics.get(name, zero).double() for name in _SUMS])
+
+    def _to_device(self, batch: Batch) -> Batch:
+        device = self.world.device
+        if device.type != "cuda":
+            return batch
+        return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
+
+    def _min_steps(self) -> Tensor:
+        """Exploration of this process's rows."""
+        config, world, model = self.config, self.world, self.model.config
+        seed = int(np.random.SeedSequence([config.seed, self.step]).generate_state(1, np.uint64)[0])
+        generator = torch.Generator().manual_seed(seed)
+        drawn = act.draw_min_steps(
+            config.global_batch_size, model.halt_max_steps, model.halt_exploration_prob, generator=generator
+        )
+        return self._to_device({"min_steps": drawn.chunk(world.size)[world.rank]})["min_steps"]
+
+    def _watch(self, loss: Tensor) -> None:
+        """Note, on the device, the first step whose loss or gradients are not finite."""
+        self._grad_norm = self._gradients.flat.norm()
+        watched = [loss.detach(), self._grad_norm]
+        rows = self.model.puzzle_emb.local_weights if self.model.puzzle_emb is not None else None
+        if rows is not None and rows.grad is not None:
+            watched.append(rows.grad.norm())
+        self._note_unless(torch.stack([one.float() for one in watched]).isfinite().all())
+
+    def _note_unless(self, good: Tensor) -> None:
+        self._bad_step = torch.where(good, self._bad_step, self._bad_step.clamp(max=self.step))
+
+    def _check_finite(self) -> None:
+        bad = int(self.world.min_(self._bad_step.clone()).item())
+        if bad != _NEVER:
+            saved = (
+                f"the last good checkpoint is {self._saved}: resume from it with resume=true and a lower lr"
+                if self._saved
+                else "there is no checkpoint yet: start again with a lower lr or a longer lr_warmup_steps"
+            )
+            raise TrainingError(f"the loss or a gradient of step {bad} is not finite; nothing of it was saved; {saved}")
+
+    def _log(self, last: bool) -> None:
+        """Write the row of the log that ends here, and start the next."""
+        self._check_finite()
+        steps, now = self.step - self._summed_from, time.monotonic()
+        sums = dict(zip(_SUMS, self.world.sum_(self._sums).tolist(), strict=True))
+        finished, rows, seconds = sums["count"], steps * self.config.global_batch_size, now - self._row_started
+        state = self._sampler.state
+        row: dict[str, float | int | None] = {
+            "step": self.step,
+            "epoch": state["epoch"] + state["position"] / self._sampler.num_groups,
+            **{name: sums[name] / rows for name in ("loss", *_PER_ROW)},
+            **{name: sums[name] / finished if finished else None for name in _PER_FINISHED},
+            "finished": int(finished),
+            "lr": self._optimizers["adam"][0].param_groups[0]["lr"],
+            "grad_norm": self._grad_norm.item(),
+            "puzzles_per_second": finished / seconds,
+            "seconds": self._seconds + now - self._started,
+        }
+        self._recent.append([finished, sums["exact_accuracy"]])
+        if self._loggers:
+            self._loggers.log("train", row)
+        self._reporter.show(row, last)
+        self._sums.zero_()
+        self._summed_from, self._row_started = self.step, now
+
+    def _is_solved(self) -> bool:
+        wanted = self.config.early_stop_exact_accuracy
+        finished, exact = (sum(column) for column in zip(*self._recent, strict=True))
+        full = len(self._recent) == _EARLY_STOP_ROWS
+        return wanted is not None and full and finished > 0 and exact >= wanted * finished
+
+    def _evaluate(self) -> None:
+        assert self._test is not None
+        with self._aside(), self._ema.applied() if self._ema else nullcontext():
+            self._evaluation = evaluate(
+                self.model,
+                self._test,
+                batch_size=self.config.global_batch_size,
+                max_examples=self.config.eval_max_examples,
+                loss_type=self.config.loss,
+            )
+        self._evaluated_at = self.step
+        if self._loggers:
+            self._loggers.log("eval", {"step": self.step, **self._evaluation})
+        named = ("exact_accuracy", "accuracy", "lm_loss")
+        text = ", ".join(f"{name} {self._evaluation[name]:.4f}" for name in named)
+        self._reporter.say(f"step {self.step}: test {text} ({int(self._evaluation['count'])} puzzles)")
+
+    def _save(self) -> None:
+        if self._saved_at == self.step:
+            return
+        with self._aside():
+            assert self._carry is not None
+            state = self.model.state_dict()
+            floating = [*state.values(), self._carry.z_H, self._carry.z_L]
+            self._note_unless(torch.stack([tensor.isfinite().all() for tensor in floating]).all())
+            self._check_finite()
+            self.world.sum_(self._sums)
+            if not self.world.is_main:
+                self._sums.zero_()
+            carry = {name: self.world.gather_rows(tensor) for name, tensor in _carry_tensors(self._carry).items()}
+            if self.world.is_main:
+                tensors = {f"optimizer_{name}": optimizer_tensors(one) for name, (one, _) in self._optimizers.items()}
+                tensors["carry"] = {name: tensor for name, tensor in carry.items() if tensor is not None}
+                tensors["log"] = {"sums": self._sums}
+                if self._ema:
+                    tensors["ema"] = state | self._ema.averages
+                self._write(tensors)
+            self.world.barrier()
+            self._saved, self._saved_at = checkpoint_path(self.config.out, self.step), self.step
+
+    def _write(self, tensors: dict[str, dict[str, Tensor]]) -> None:
+        values = {
+            "sampler": self._sampler.state,
+            "data": self._data,
+            "summed_from": self._summed_from,
+            "recent": list(self._recent),
+            "evaluated_at": self._evaluated_at,
+            "seconds": self._seconds + time.monotonic() - self._started,
+        }
+        config = self.config
+        try:
+            write_checkpoint(config.out, self.step, self.model, tensors, values, self._extra, config.keep)
+        except OSError as error:
+            raise InputError(
+                f"the checkpoint of step {self.step} cannot be written in {config.out} ({error.strerror or error}); "
+                f"the last good one is {self._saved}; make room and resume from it with resume=true"
+            ) from error
+
+    def _resume(self, saved: Checkpoint) -> list[str]:
+        """Take over what ``saved`` holds; notes for the user on settings that have changed."""
+        changed = _check_same_run(saved, self.model, self.config, self._data)
+        state, where, device = saved.state, f"checkpoint {saved.path}", self.world.device
+        copy_into(self.model.state_dict(), saved.tensors("model"), where)
+        for name, (optimizer, _) in self._optimizers.items():
+            load_optimizer_tensors(optimizer, saved.tensors(f"optimizer_{name}"))
+        if self._ema:
+            averages = saved.tensors("ema")
+            copy_into(self._ema.averages, {name: averages[name] for name in self._ema.averages}, where)
+        rows = self.config.global_batch_size // self.world.size
+        mine = slice(self.world.rank * rows, (self.world.rank + 1) * rows)
+        carry = {name: tensor.to(device) for name, tensor in saved.tensors("carry", mine).items()}
+        data = {name.removeprefix(_DATA): carry.pop(name) for name in list(carry) if name.startswith(_DATA)}
+        self._carry = Carry(**carry, current_data=data)
+        if self.world.is_main:
+            self._sums.copy_(saved.tensors("log")["sums"])
+        self._sampler.state = state["sampler"]
+        self.step, self._summed_from, self._evaluated_at = state["step"], state["summed_from"], state["evaluated_at"]
+        self._recent.extend(state["recent"])
+        self._seconds = state["seconds"]
+        return [f"resumed from {saved.path}, step {self.step}", *changed]
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Time in here is not counted as training when the log says how fast it is."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._row_started += time.monotonic() - start
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM ask the loop to stop; a second SIGINT stops at once."""
+        if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+            yield
+            return
+
+        def ask(number: int, frame: object) -> None:
+            self._interrupted = True
+            if number == signal.SIGINT:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            if self.world.is_main:
+                os.write(2, b"\nstopping: this step is finished and saved; Ctrl-C again stops without saving\n")
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+_DATA = "current_data."
+
+
+def _carry_tensors(carry: Carry) -> dict[str, Tensor]:
+    data = {f"{_DATA}{name}": tensor for name, tensor in carry.current_data.items()}
+    return {"z_H": carry.z_H, "z_L": carry.z_L, "steps": carry.steps, "halted": carry.halted, **data}
+
+
+def _test_split(config: TrainConfig) -> PuzzleDataset | None:
+    """The split to evaluate on; None where it is not there or not asked for."""
+    if config.eval_interval is None or not (config.data / "test").is_dir():
+        return None
+    return open_dataset(config.data, "test")
+
+
+def _open_run(config: TrainConfig, world: World) -> Checkpoint | None:
+    """The checkpoint to resume from, or None for a new run; the run's folder is not touched before all have seen it."""
+    out = config.out
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out={out} is a file; give a folder")
+    if not config.resume and out.is_dir() and any(out.iterdir()):
+        raise InputError(f"out={out} is not empty; add resume=true to go on with that run, or choose another out=")
+    saved = open_newest(out) if config.resume else None
+    world.barrier()
+    if saved and world.is_main:
+        remove_leftovers(out)
+    return saved
+
+
+def _check_same_run(saved: Checkpoint, model: HRM, config: TrainConfig, data: dict[str, Any]) -> list[str]:
+    """Notes on settings that differ from the checkpoint's.
+
+    Raises:
+        InputError: a setting differs that cannot change within a run.
+    """
+    before = saved.config["training"]
+    now = config.model_dump(mode="json")
+    fixed = [(f"data {name}", saved.state["data"].get(name), value) for name, value in data.items()]
+    trained = saved.config["model"]
+    fixed += [(f"arch.{name}", trained.get(name), value) for name, value in model.config.model_dump().items()]
+    fixed += [(name, before.get(name), now[name]) for name in _FIXED]
+    for name, old, new in fixed:
+        if old != new:
+            raise InputError(
+                f"checkpoint {saved.path} does not fit this run: {name} was {old} and is {new}; "
+                "give what it was trained with, or start a new run in another out="
+            )
+    changed = [name for name in now if name not in _UNREMARKABLE and now[name] != before.get(name)]
+    return [f"{name} is now {now[name]}, was {before.get(name)}" for name in changed]

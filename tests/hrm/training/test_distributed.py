@@ -1,0 +1,140 @@
+"""Several processes compute what one computes."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import hrm
+from hrm.errors import InputError
+from hrm.training.distributed import FlatGradients, World, joined
+from hrm.training.trainer import train
+
+
+def torchrun(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment["PYTHONPATH"] = str(Path(hrm.__file__).parents[1])
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, timeout=120)
+
+
+def by_step(path, name: str) -> dict[int, float]:
+    with path.open(newline="") as file:
+        return {int(row["step"]): float(row[name] or "nan") for row in csv.DictReader(file)}
+
+
+def test_two_processes_equal_one_and_each_goes_on_from_the_other(configure, cpu, tmp_path):
+    changes = {
+        "log_every": 4,
+        "checkpoint_every": 3,
+        "ema": True,
+        "eval_interval": 1,
+        "arch": {"halt_exploration_prob": 0.3},
+    }
+    one = train(configure("one", max_steps=9, **changes), cpu)
+
+    config = configure("two", max_steps=2, **changes)
+    train(config, cpu)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    done = torchrun(2, "-m", "hrm", "train", str(recipe), "max_steps=6", "resume=true")
+    assert done.returncode == 0, done.stderr
+    assert "on 2 x cpu" in done.stdout and done.stdout.count("limit reached at step 6") == 1
+    resumed = train(config.model_copy(update={"max_steps": 9, "resume": True}), cpu)
+
+    # Rows of the log and evaluations come every four steps, and at the end of each of the three parts.
+    for file, names in (
+        ("metrics.csv", ("loss", "exact_accuracy", "accuracy", "finished", "steps", "grad_norm", "lr", "epoch")),
+        ("evaluation.csv", ("lm_loss", "accuracy")),
+    ):
+        for name in names:
+            a, b = (by_step(run.checkpoint.parents[1] / file, name) for run in (one, resumed))
+            assert list(a) == [4, 8, 9] and list(b) == [2, 4, 6, 8, 9]
+            assert a == pytest.approx({step: b[step] for step in a}, rel=1e-5, abs=1e-7, nan_ok=True), name
+            assert name != "finished" or a[8] > 4
+    for name in ("model", "ema", "carry"):
+        whole, parts = (load_file(run.checkpoint / f"{name}.safetensors") for run in (one, resumed))
+        assert whole.keys() == parts.keys()
+        for key, tensor in whole.items():
+            torch.testing.assert_close(parts[key], tensor, rtol=1e-4, atol=2e-5, msg=f"{name} {key} differs")
+
+
+GATHER = """
+import sys
+from pathlib import Path
+import torch
+from hrm.training.distributed import joined
+with joined("cpu") as world:
+    rank = world.rank
+    for dtype in (torch.float32, torch.bfloat16, torch.bool, torch.int32):
+        mine = (torch.arange(6).view(3, 2) % 4 + rank).to(dtype)
+        for part in (mine, mine[:, 0]):  # the second is not contiguous
+            whole = world.gather_rows(part)
+            expected = torch.cat([((torch.arange(6).view(3, 2) % 4 + r).to(dtype)) for r in range(2)])
+            expected = expected if part is mine else expected[:, 0]
+            assert (whole is None) == (rank == 1)
+            assert whole is None or torch.equal(whole, expected)
+    assert world.highest(rank) == 1 and world.highest(-rank) == 0
+    assert world.sum_(torch.tensor([1.5 + rank])).item() == 4.0 and world.min_(torch.tensor(rank + 3)).item() == 3
+    world.barrier()
+    (Path(sys.argv[1]) / f"good_{rank}").touch()  # (lines that two processes print can run into each other)
+"""
+
+
+def test_what_processes_say_to_each_other(tmp_path):
+    script = tmp_path / "gather.py"
+    script.write_text(GATHER)
+    done = torchrun(2, str(script), str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.glob("good_*")} == {"good_0", "good_1"}
+
+
+@pytest.mark.slow
+def test_torchrun_refuses_a_batch_that_does_not_divide(configure, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(configure("run", global_batch_size=7).model_dump(mode="json")))
+    done = torchrun(2, "-m", "hrm", "train", str(recipe))
+    assert done.returncode != 0
+    assert "hrm: the global batch size 7 does not divide among 2 processes; give 6 or 8" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_process_needs_no_group():
+    with joined("cpu") as world:
+        assert (world.rank, world.size, world.is_main, world.control) == (0, 1, True, None)
+        assert world.highest(2) == 2
+        tensor = torch.ones(2)
+        assert world.gather_rows(tensor) is tensor and world.sum_(tensor) is tensor
+
+
+def test_devices_that_are_not_there(monkeypatch):
+    with pytest.raises(InputError, match="device=toaster is no device; give auto, cpu, cuda"), joined("toaster"):
+        pass
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(InputError, match="GPU 2 does not exist, this machine has 2; start fewer"), joined("cuda"):
+        pass
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(InputError, match="device=cuda:0 is one GPU for 3 processes"), joined("cuda:0"):
+        pass
+
+
+def test_flat_gradients_are_views_that_backward_adds_to():
+    a, b = torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.ones(4))
+    gradients = FlatGradients([a, b])
+    for _ in range(2):
+        gradients.clear()
+        ((2 * a).sum() + (3 * b).sum()).backward()
+        assert gradients.flat.tolist() == [2.0] * 6 + [3.0] * 4
+    gradients.flat *= 2
+    assert a.grad.tolist() == [[4.0] * 3] * 2 and b.grad.tolist() == [6.0] * 4
+
+
+def test_the_world_is_plain_data():
+    assert World(1, 2, torch.device("cpu")).is_main is False

@@ -1,0 +1,327 @@
+"""The training loop: what it computes, that a stopped run goes on as if never stopped, and how it refuses."""
+
+import csv
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import hrm
+from hrm.data.batches import TrainingSampler
+from hrm.data.format import open_dataset
+from hrm.errors import InputError
+from hrm.training import trainer as trainer_module
+from hrm.training.config import TrainConfig
+from hrm.training.distributed import World
+from hrm.training.trainer import Trainer, TrainingError, train
+from hrm_kernels.optim import AdamATan2, SparseSignSGD
+
+
+def rows(path, skip=("seconds", "puzzles_per_second")):
+    with path.open(newline="") as file:
+        return [{k: v for k, v in row.items() if k not in skip} for row in csv.DictReader(file)]
+
+
+def contents(checkpoint) -> dict[str, object]:
+    """Everything a checkpoint holds, but the time it took."""
+    found: dict[str, object] = {}
+    for path in checkpoint.iterdir():
+        if path.suffix == ".safetensors":
+            found |= {f"{path.name}/{name}": tensor for name, tensor in load_file(path).items()}
+    state = json.loads((checkpoint / "state.json").read_text())
+    return found | {k: v for k, v in state.items() if k not in ("files", "seconds")}
+
+
+def assert_same(a: dict[str, object], b: dict[str, object]) -> None:
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        other = b[name]
+        same = torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
+        assert same, name
+
+
+def test_a_run_is_the_plain_loop(configure, cpu, data, tmp_path):
+    """Eight steps against the same thing written out by hand."""
+    config = configure(max_steps=8, ema=True, ema_rate=0.9)
+    result = train(config, cpu)
+    assert (result.step, result.reason) == (8, "limit")
+
+    dataset = open_dataset(data, "train")
+    torch.manual_seed(0)
+    model = hrm.HRM(config.model(dataset.metadata, cpu.device)).train()
+    adam = AdamATan2(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1)
+    sparse = SparseSignSGD([model.puzzle_emb], weight_decay=0.1)
+    average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    sampler, carry, losses, norms, finished = TrainingSampler(dataset, 8, seed=0), None, [], [], 0
+    # 24 groups, 100 epochs, batch 8
+    total = int(100 * 24 * dataset.metadata.mean_puzzle_examples / 8)
+    run = Trainer(configure("unused"), cpu)  # only to ask it for the exploration of a step
+    for step in range(1, 9):
+        batch = sampler.next()
+        carry = carry or model.initial_carry(batch)
+        run.step = step
+        carry, outputs = model(carry, batch, min_steps=run._min_steps())
+        loss, metrics = hrm.act_loss(carry, outputs)
+        adam.zero_grad()
+        (loss / 8).backward()
+        factor = (
+            step / 3 if step < 3 else 0.1 + 0.45 * (1 + torch.cos(torch.tensor(torch.pi * (step - 3) / (total - 3))))
+        )
+        adam.param_groups[0]["lr"], sparse.param_groups[0]["lr"] = 3e-3 * float(factor), 1e-2 * float(factor)
+        adam.step()
+        sparse.step()
+        for name, parameter in model.named_parameters():
+            average[name] = 0.9 * average[name] + 0.1 * parameter.detach()
+        losses.append(loss.item() / 8)
+        norms.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm().item())
+        finished += int(metrics["count"])
+    run.close()
+
+    log = rows(config.out / "metrics.csv")
+    assert [int(row["step"]) for row in log] == [2, 4, 6, 8]
+    means = [(losses[i] + losses[i + 1]) / 2 for i in range(0, 8, 2)]
+    assert [float(row["loss"]) for row in log] == pytest.approx(means, rel=1e-5)
+    assert [float(row["grad_norm"]) for row in log] == pytest.approx(norms[1::2], rel=1e-4)
+    assert sum(int(row["finished"]) for row in log) == finished > 8
+    trained, averaged = (load_file(result.checkpoint / f"{name}.safetensors") for name in ("model", "ema"))
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(trained[name], tensor, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(averaged[name], average.get(name, tensor), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(trained["inner.lm_head.weight"], averaged["inner.lm_head.weight"])
+    assert trained["inner.puzzle_emb.weights"].abs().max() > 0.01
+
+
+def test_exploration_is_of_the_global_batch(configure, cpu):
+    run = Trainer(configure(arch={"halt_exploration_prob": 0.5, "halt_max_steps": 9}), cpu)
+    run.step, drawn = 5, []
+    whole = run._min_steps()
+    assert torch.equal(whole, run._min_steps()) and whole.max() > 1
+    for rank in range(4):
+        run.world = World(rank, 4, cpu.device)
+        drawn.append(run._min_steps())
+    assert torch.equal(torch.cat(drawn), whole)
+    run.world, run.step = cpu, 6
+    assert not torch.equal(run._min_steps(), whole)
+    run.close()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ema": True},
+        {"arch": {"puzzle_emb_ndim": 0, "pos_encodings": "learned", "forward_dtype": "bfloat16"}},
+        {"loss": "softmax_cross_entropy", "arch": {"halt_max_steps": 1}, "eval_interval": 1, "log_every": 3},
+    ],
+    ids=["ema", "no-puzzles-learned-bfloat16", "softmax-one-step-evaluation"],
+)
+def test_resuming_is_bit_for_bit(configure, cpu, changes):
+    whole = train(configure("whole", max_steps=7, **changes), cpu)
+    stopped = train(configure("parts", max_steps=3, **changes), cpu)
+    assert stopped.step == 3 and stopped.reason == "limit"
+    resumed = train(configure("parts", max_steps=7, resume=True, **changes), cpu)
+    assert resumed.step == 7
+    assert_same(contents(whole.checkpoint), contents(resumed.checkpoint))
+    for name in ("metrics.csv", "evaluation.csv"):
+        a, b = ((run.checkpoint.parents[1] / name) for run in (whole, resumed))
+        assert a.exists() == b.exists() == (name == "metrics.csv" or "eval_interval" in changes)
+        if a.exists():  # the stopped run has written what it had at its stop: at most one row more
+            steps = [row["step"] for row in rows(a)]
+            assert rows(a) == [row for row in rows(b) if row["step"] in steps]
+            assert len(rows(b)) == len(set(steps) | {"3"})
+    weights = contents(whole.checkpoint)["model.safetensors/inner.lm_head.weight"]
+    assert not torch.equal(weights, contents(stopped.checkpoint)["model.safetensors/inner.lm_head.weight"])
+
+
+def test_resuming_after_a_crash_drops_the_rows_that_come_again(configure, cpu, monkeypatch):
+    train(configure("whole", max_steps=8, checkpoint_every=4, log_every=1), cpu)
+    real, calls = trainer_module.act_loss, []
+
+    def failing(*arguments):
+        calls.append(1)
+        if len(calls) == 7:
+            raise RuntimeError("power cut")
+        return real(*arguments)
+
+    config = configure("parts", max_steps=8, checkpoint_every=4, log_every=1)
+    monkeypatch.setattr(trainer_module, "act_loss", failing)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(config, cpu)
+    monkeypatch.undo()
+    assert [row["step"] for row in rows(config.out / "metrics.csv")] == [str(step) for step in range(1, 7)]
+    with (config.out / "metrics.csv").open("a") as file:
+        file.write("7,0.")  # the row that was being written
+    (config.out / "checkpoints" / ".step_00000006.x.part").mkdir()  # and the checkpoint
+    result = train(config.model_copy(update={"resume": True}), cpu)
+    whole = config.out.with_name("whole")
+    assert rows(config.out / "metrics.csv") == rows(whole / "metrics.csv")
+    assert_same(contents(result.checkpoint), contents(whole / "checkpoints/step_00000008"))
+    assert {path.name for path in result.checkpoint.parent.iterdir()} == {"step_00000004", "step_00000008"}
+
+
+def test_last_checkpoints_are_kept_and_load(configure, cpu):
+    config = configure(max_steps=7, checkpoint_every=1, keep=2, ema=True)
+    result = train(config, cpu)
+    assert sorted(path.name for path in (config.out / "checkpoints").iterdir()) == ["step_00000006", "step_00000007"]
+    model = hrm.load(config.out)  # the newest one, its averaged weights
+    averaged = load_file(result.checkpoint / "ema.safetensors")
+    assert all(torch.equal(tensor, averaged[name]) for name, tensor in model.state_dict().items())
+    config_json = json.loads((result.checkpoint / "config.json").read_text())
+    assert TrainConfig.model_validate(config_json["training"]) == config
+    # nothing left to do: the same checkpoint again, untouched
+    before = (result.checkpoint / "state.json").stat().st_mtime_ns
+    again = train(config.model_copy(update={"resume": True}), cpu)
+    assert again.checkpoint == result.checkpoint and (again.checkpoint / "state.json").stat().st_mtime_ns == before
+
+
+def test_evaluation_uses_the_averaged_weights(configure, cpu, monkeypatch):
+    seen = []
+
+    def evaluate(model, dataset, *, batch_size, max_examples, loss_type):
+        assert (dataset.split, batch_size, max_examples) == ("test", 8, 3)
+        seen.append({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
+        return {"exact_accuracy": 0.5, "accuracy": 0.75, "lm_loss": 1.0, "count": 3}
+
+    monkeypatch.setattr(trainer_module, "evaluate", evaluate)
+    changes = {"max_steps": 5, "ema": True, "ema_rate": 0.5, "eval_interval": 1, "eval_max_examples": 3}
+    result = train(configure(**changes), cpu)
+    averaged = load_file(result.checkpoint / "ema.safetensors")
+    trained = load_file(result.checkpoint / "model.safetensors")
+    # an epoch is 24 puzzles of about 1.5 examples, 4 to 5 steps; the last evaluation is at the end
+    assert len(seen) == 2 and result.evaluation["accuracy"] == 0.75
+    assert all(torch.equal(tensor, averaged[name]) for name, tensor in seen[-1].items())
+    assert not torch.equal(trained["inner.lm_head.weight"], averaged["inner.lm_head.weight"])
+    assert [row["step"] for row in rows(result.checkpoint.parents[1] / "evaluation.csv")] == ["4", "5"]
+
+
+def test_it_learns_and_stops_when_solved(configure, cpu):
+    config = configure(
+        epochs=1000, lr=1e-2, log_every=5, early_stop_exact_accuracy=0.9, eval_interval=1000, arch={"hidden_size": 32}
+    )
+    result = train(config.model_copy(update={"max_steps": 1500}), cpu)
+    assert result.reason == "solved" and 50 <= result.step < 1500
+    last = rows(config.out / "metrics.csv")[-10:]
+    finished = sum(int(row["finished"]) for row in last)
+    exact = sum(float(row["exact_accuracy"]) * int(row["finished"]) for row in last if row["exact_accuracy"])
+    assert exact >= 0.9 * finished
+    assert result.evaluation["accuracy"] > 0.8  # the rule carries over to puzzles it has not seen
+
+
+def test_time_is_a_limit(configure, cpu):
+    result = train(configure(max_minutes=1e-9, checkpoint_every=None), cpu)
+    assert (result.step, result.reason) == (1, "limit") and result.checkpoint.name == "step_00000001"
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient", "puzzle rows"])
+@pytest.mark.parametrize("log_every", [1, 50])
+def test_a_number_that_is_not_finite_stops_the_run(configure, cpu, monkeypatch, where, log_every):
+    real, calls = trainer_module.act_loss, []
+
+    def spoiled(carry, outputs, loss_type):
+        loss, metrics = real(carry, outputs, loss_type)
+        calls.append(1)
+        if len(calls) == 4:
+            if where == "loss":
+                loss = loss * float("inf")
+            elif where == "gradient":
+                outputs["logits"].register_hook(lambda grad: grad * float("nan"))
+            else:
+                run.model.puzzle_emb.local_weights.register_hook(lambda grad: grad * float("inf"))
+        return loss, metrics
+
+    monkeypatch.setattr(trainer_module, "act_loss", spoiled)
+    run = Trainer(configure(checkpoint_every=2, log_every=log_every, max_steps=20), cpu)
+    good = run.config.out / "checkpoints/step_00000002"
+    with pytest.raises(TrainingError, match=f"step 4 is not finite; .*last good checkpoint is {good}"):
+        run.run()
+    run.close()
+    assert [path.name for path in good.parent.iterdir()] == ["step_00000002"]
+    assert run.step == 4  # noticed before the checkpoint of that step, or in its row of the log
+    assert all(tensor.isfinite().all() for tensor in load_file(good / "model.safetensors").values())
+
+
+def test_weights_that_are_not_finite_are_not_saved(configure, cpu):
+    run = Trainer(configure(max_steps=1), cpu)
+    run._train_step()
+    run.model.inner.lm_head.weight.data[0, 0] = float("nan")
+    with pytest.raises(TrainingError, match="step 1 is not finite; .*there is no checkpoint yet"):
+        run._save()
+    run.close()
+    assert not (run.config.out / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "carry.safetensors", "state.json", "config.json"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_a_damaged_checkpoint_is_named_with_the_one_before(configure, cpu, tmp_path_factory, name, damage):
+    config = configure(max_steps=2, checkpoint_every=1)
+    train(config, cpu)
+    newest = config.out / "checkpoints/step_00000002"
+    raw = (newest / name).read_bytes()
+    if damage == "gone":
+        (newest / name).unlink()
+    else:
+        flipped = raw[:-20] + bytes([raw[-20] ^ 255]) + raw[-19:]
+        (newest / name).write_bytes(raw[: len(raw) // 2] if damage == "cut" else flipped)
+    again = config.model_copy(update={"resume": True, "max_steps": 3})
+    message = f"checkpoint {newest} is damaged .*; remove it to resume from the one before, step_00000001"
+    with pytest.raises(InputError, match=message) as error:
+        train(again, cpu)
+    assert "\n" not in str(error.value)
+    shutil.rmtree(newest)
+    assert train(again, cpu).step == 3
+
+
+def test_what_does_not_fit_is_refused_and_nothing_is_touched(configure, cpu, tmp_path):
+    config = configure(max_steps=2)
+    train(config, cpu)
+    before = {path: path.stat().st_mtime_ns for path in config.out.rglob("*")}
+    with pytest.raises(InputError, match=f"out={config.out} is not empty; add resume=true"):
+        train(config, cpu)
+    for changes, message in (
+        ({"arch": {"hidden_size": 32}}, "arch.hidden_size was 16 and is 32"),
+        ({"arch": {"H_layers": 2}}, "arch.H_layers was 1 and is 2"),
+        ({"global_batch_size": 4}, "global_batch_size was 8 and is 4"),
+        ({"ema": True}, "ema was False and is True"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train(configure(resume=True, **changes), cpu)
+    shutil.copytree(config.data, tmp_path / "other")
+    metadata = json.loads((tmp_path / "other/train/dataset.json").read_text())
+    (tmp_path / "other/train/dataset.json").write_text(json.dumps(metadata | {"pad_id": 1}))
+    with pytest.raises(InputError, match="data pad_id was 0 and is 1"):
+        train(configure(resume=True, data=tmp_path / "other"), cpu)
+    assert before == {path: path.stat().st_mtime_ns for path in config.out.rglob("*")}
+
+    with pytest.raises(InputError, match="holds no checkpoint to resume from"):
+        train(configure("new", resume=True), cpu)
+    with pytest.raises(InputError, match="batch size 8 does not divide among 3 processes; give 6 or 9"):
+        train(configure("new"), World(0, 3, cpu.device))
+    with pytest.raises(InputError, match="data folder .* does not exist"):
+        train(configure("new", data=tmp_path / "nowhere"), cpu)
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file is a file; give a folder"):
+        train(configure("file"), cpu)
+
+
+def test_a_changed_setting_is_mentioned(configure, cpu, capsys):
+    train(configure(max_steps=2), cpu)
+    train(configure(max_steps=3, lr=1e-3, resume=True), cpu)
+    out = capsys.readouterr().out
+    assert "step 2" in out and "lr is now 0.001, was 0.003" in out and "out is now" not in out
+
+
+def test_a_full_disk_is_named(configure, cpu, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    run = Trainer(configure(max_steps=3, checkpoint_every=1), cpu)
+    run._train_step()
+    run._save()
+    monkeypatch.setattr("hrm.training.checkpoint.save_file", full)
+    with pytest.raises(InputError, match="step 2 cannot be written .*No space left.*last good one is .*step_00000001"):
+        run._train_step()
+        run._save()
+    run.close()
+    assert [path.name for path in (run.config.out / "checkpoints").iterdir()] == ["step_00000001"]
