@@ -13,8 +13,13 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test test-all lint install clean
 
+# From nothing to a solved puzzle: data, training, evaluation on puzzles held out, one of them solved and drawn.
 demo: $(STAMP)
-	$(BIN)/python -m hrm.demo
+	rm -rf demo
+	$(BIN)/hrm data sudoku --size 4 --train 2000 --test 500 --augment 30 --extra-clues 4 --out demo/data
+	$(BIN)/hrm train demo data=demo/data out=demo/run
+	$(BIN)/hrm eval demo/run data=demo/data
+	$(BIN)/hrm solve demo/run "..1.3.......12.." --trace --gif demo/solution.gif --png demo/solution.png
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)

@@ -172,6 +172,6 @@ class SparseSignSGD(Optimizer):
         if not (dist.is_available() and dist.is_initialized()):
             return local
         world = dist.get_world_size(self.process_group)
-        out = local.new_empty(world * local.shape[0], *local.shape[1:])
-        dist.all_gather_into_tensor(out, local.contiguous(), group=self.process_group)
-        return out
+        parts = [torch.empty_like(local) for _ in range(world)]
+        dist.all_gather(parts, local.contiguous(), group=self.process_group)
+        return torch.cat(parts)

@@ -94,6 +94,9 @@ def sudoku(
     test: Test = None,
     augment: Annotated[int, typer.Option(min=0, help="Random equivalent puzzles added to each training puzzle.")] = 0,
     min_rating: Annotated[int, typer.Option(min=0, help="Least difficulty: guesses a solver tries.")] = 0,
+    extra_clues: Annotated[
+        int, typer.Option(min=0, help="Generated puzzles get up to so many clues beyond those they need.")
+    ] = 0,
     check_unique: Annotated[
         bool, typer.Option(help="Prove that each puzzle taken from a file has one solution (2 ms for a hard one).")
     ] = True,
@@ -119,9 +122,11 @@ def sudoku(
             task = Sudoku(size or 9)
             counts = (train or 1000, test or 200)
             generated = partial(progress, "generating", total=sum(counts))
-            puzzles = generate(sum(counts), task.size, rng, min_rating, generated)
+            puzzles = generate(sum(counts), task.size, rng, min_rating, generated, extra_clues)
             splits = shuffled_split(puzzles, counts[1], rng)
         else:
+            if extra_clues:
+                raise InputError("--extra-clues is for generated puzzles; leave it out, or leave out --csv and --hub")
             task, paths = sources(csv, hub, Sudoku, size)
             splits = read_splits(paths, task, bad, train, test, min_rating, rng, progress)
             if check_unique:

@@ -354,6 +354,14 @@ def _minimal(answers: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.where(masks == everything, np.uint8(_BLANK), answers)
 
 
+def _with_extra_clues(inputs: np.ndarray, answers: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Fill 0 to ``most`` random blanks of each puzzle from its answer."""
+    blank = inputs == _BLANK
+    order = np.where(blank, rng.random(inputs.shape), 2).argsort(1).argsort(1)  # the rank of a cell, blanks first
+    given = order < rng.integers(0, most + 1, (len(inputs), 1))
+    return np.where(blank & given, answers, inputs)
+
+
 _BARREN = 5_000  # boards in a row without a new puzzle, after which the generator gives up
 
 
@@ -363,8 +371,9 @@ def generate(
     rng: np.random.Generator,
     min_rating: int = 0,
     progress: Callable[[int], None] | None = None,
+    extra_clues: int = 0,
 ) -> Puzzles:
-    """Make ``count`` distinct puzzles with one solution each, from which no clue can be taken away.
+    """Make ``count`` distinct puzzles with one solution each; without ``extra_clues`` no clue can be taken away.
 
     Args:
         count: number of puzzles.
@@ -372,6 +381,7 @@ def generate(
         rng: where the randomness comes from.
         min_rating: least number of guesses :func:`solve` needs.
         progress: called with the number of puzzles made so far.
+        extra_clues: each puzzle gets a random number of clues, up to this, beyond those it needs: easier ones.
 
     Raises:
         InputError: size is unknown, or no new puzzle of that rating turns up any more.
@@ -382,7 +392,10 @@ def generate(
     made = barren = 0
     batch = min(max(count + count // 4, 64), 1024)
     while made < count:
-        inputs = _minimal(_full_boards(batch, size, rng), rng)
+        boards = _full_boards(batch, size, rng)
+        inputs = _minimal(boards, rng)
+        if extra_clues:
+            inputs = _with_extra_clues(inputs, boards, extra_clues, rng)
         labels, counts, ratings = solve(inputs)
         keys, first = np.unique(row_keys(inputs), return_index=True)
         keep = np.sort(first[~np.isin(keys, known)])

@@ -363,3 +363,12 @@ def test_the_published_files_are_read_whole(split, count):
     assert puzzles.lines[-1] == count + 1
     some = puzzles.sample(100, np.random.default_rng(0))
     assert (solve(some.inputs).ratings == some.ratings).all()
+
+
+def test_extra_clues_make_puzzles_with_up_to_so_many_more():
+    bare, given = (generate(200, 4, np.random.default_rng(0), extra_clues=extra) for extra in (0, 5))
+    clues = [(puzzles.inputs > 1).sum(1) for puzzles in (bare, given)]
+    assert clues[0].max() <= 6 and clues[1].max() > 8  # a minimal 4 x 4 Sudoku has 4 to 6 clues
+    assert abs(clues[1].mean() - clues[0].mean() - 2.5) < 0.5
+    assert (solve(given.inputs).counts == 1).all()
+    assert (np.where(given.inputs > 1, given.inputs, given.labels) == given.labels).all()
