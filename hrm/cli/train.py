@@ -23,6 +23,10 @@ def train(
     from hrm.training.trainer import train as run
 
     config = load_config(recipe, overrides or [])
+    if config.threads:
+        import torch
+
+        torch.set_num_threads(config.threads)
     with joined(config.device) as world:
         result = run(config, world)
         if world.is_main:

@@ -44,6 +44,7 @@ class TrainConfig(BaseModel):
         log_every: steps from one row of the log to the next.
         logger: what is written beside ``metrics.csv``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        threads: CPU threads of each process; None leaves it to torch.
         compile: run the model through ``torch.compile``.
         max_steps, max_minutes: stop earlier than ``epochs`` say, after so many steps (of the run) or minutes (of this
             start of it); the schedule stays that of ``epochs``.
@@ -77,6 +78,7 @@ class TrainConfig(BaseModel):
     log_every: PositiveInt = 10
     logger: Literal["csv", "tensorboard", "wandb"] = "csv"
     device: str = "auto"
+    threads: PositiveInt | None = None
     compile: bool = False
     max_steps: PositiveInt | None = None
     max_minutes: float | None = Field(default=None, gt=0)
