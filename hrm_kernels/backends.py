@@ -4,11 +4,13 @@ Each op has a table ``{backend name: Backend}``. A call asks, in order of prefer
 the backends of that table whether they can serve it; each answers with None or with the reason why not.
 """
 
+import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -123,6 +125,49 @@ class Op:
         return self.backends[name].unsupported(*arguments)
 
 
+def launcher(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a function that launches kernels: registers it, and goes through the registration under torch.compile.
+
+    Called directly it costs nothing more (the dispatcher takes longer than a small kernel); while torch.compile traces,
+    it is the opaque op ``torch.ops.hrm_kernels.<name>``. It has no gradient of its own: an autograd.Function calls it.
+
+    Args:
+        schema: ``name(arguments) -> results`` as in ``torch.library.define``. Results are new tensors.
+        fake: takes the same arguments, returns empty tensors like the results.
+    """
+    name = schema.partition("(")[0]
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        _library.define(schema)
+        _library.impl(name, function, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"hrm_kernels::{name}", fake, lib=_library)
+        registered = getattr(torch.ops.hrm_kernels, name).default
+
+        @functools.wraps(function)
+        def call(*arguments: Any) -> Any:
+            return registered(*arguments) if torch.compiler.is_compiling() else function(*arguments)
+
+        return call
+
+    return register
+
+
+_TRITON_INSTALLED = find_spec("triton") is not None
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether Triton's kernels run in its interpreter, on CPU tensors (slow: for tests)."""
+
+
+def triton_cannot_run(tensor: torch.Tensor) -> str | None:
+    """None where Triton kernels can work on ``tensor``, else the reason why not."""
+    if not _TRITON_INSTALLED:
+        return "Triton is not installed; pip install triton (Linux)"
+    if tensor.dtype is torch.float64:
+        return "Triton kernels are for float32, bfloat16 and float16, not float64"
+    if INTERPRETING:
+        return None if tensor.device.type == "cpu" else "TRITON_INTERPRET=1 is set, which is for CPU tensors; unset it"
+    return None if tensor.device.type == "cuda" else f"Triton kernels are for GPU tensors, not {tensor.device.type}"
+
+
 def _say_once(message: str) -> None:
     if message not in _said:
         _said.add(message)
@@ -137,6 +182,11 @@ def backends() -> dict[str, str | None]:
 def _availability(name: str) -> str | None:
     if not any(name in op.backends for op in _ops.values()):
         return f"no op has {name} kernels in this version"
+    if name == "triton":
+        if not _TRITON_INSTALLED:
+            return "Triton is not installed; pip install triton (Linux)"
+        if not INTERPRETING and not torch.cuda.is_available():
+            return "there is no GPU that torch can use"
     return None
 
 

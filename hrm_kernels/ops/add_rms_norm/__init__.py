@@ -1,13 +1,41 @@
+from typing import Any
+
 import torch
 
-from hrm_kernels.backends import Backend, Op
+from hrm_kernels.backends import Backend, Op, triton_cannot_run
 from hrm_kernels.checks import check_eps, check_like, check_shape, check_tensor
 from hrm_kernels.ops.add_rms_norm import reference
+
+
+class _Triton(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, residual: torch.Tensor, eps: float, save: bool) -> torch.Tensor:
+        from hrm_kernels.ops.add_rms_norm import triton_kernels
+
+        out, u, rstd = triton_kernels.forward(x, residual, eps, save)
+        ctx.save_for_backward(u, rstd)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: torch.Tensor) -> Any:  # type: ignore[override]
+        from hrm_kernels.ops.add_rms_norm import triton_kernels
+
+        du = triton_kernels.backward(dout.contiguous(), *ctx.saved_tensors)
+        return du, du, None, None
+
+
+def _triton(x: torch.Tensor, residual: torch.Tensor, eps: float) -> torch.Tensor:
+    save = torch.is_grad_enabled() and (x.requires_grad or residual.requires_grad)
+    return _Triton.apply(x.contiguous(), residual.contiguous(), eps, save)
+
 
 _op = Op(
     "add_rms_norm",
     "(Tensor x, Tensor residual, float eps) -> Tensor",
-    {"reference": Backend(reference.add_rms_norm)},
+    {
+        "reference": Backend(reference.add_rms_norm),
+        "triton": Backend(_triton, lambda x, residual, eps: triton_cannot_run(x)),
+    },
 )
 
 

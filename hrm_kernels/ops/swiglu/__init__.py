@@ -1,10 +1,35 @@
+from typing import Any
+
 import torch
 
-from hrm_kernels.backends import Backend, Op
+from hrm_kernels.backends import Backend, Op, triton_cannot_run
 from hrm_kernels.checks import check_tensor
 from hrm_kernels.ops.swiglu import reference
 
-_op = Op("swiglu", "(Tensor gate_up) -> Tensor", {"reference": Backend(reference.swiglu)})
+
+class _Triton(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: torch.Tensor) -> torch.Tensor:
+        from hrm_kernels.ops.swiglu import triton_kernels
+
+        ctx.save_for_backward(gate_up)
+        return triton_kernels.forward(gate_up)
+
+    @staticmethod
+    def backward(ctx: Any, dout: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        from hrm_kernels.ops.swiglu import triton_kernels
+
+        return triton_kernels.backward(dout.contiguous(), *ctx.saved_tensors)
+
+
+_op = Op(
+    "swiglu",
+    "(Tensor gate_up) -> Tensor",
+    {
+        "reference": Backend(reference.swiglu),
+        "triton": Backend(lambda gate_up: _Triton.apply(gate_up.contiguous()), triton_cannot_run),
+    },
+)
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""Launch configurations: code, and one JSON per device."""
