@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
-from hrm.errors import InputError
+from hrm.errors import InputError, describe
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -93,16 +93,3 @@ class HRMConfig(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             raise InputError(f"model configuration: {describe(error)}") from None
-
-
-def describe(error: ValidationError) -> str:
-    """A pydantic error in one line: field, reason and what came."""
-    problems = []
-    for problem in error.errors():
-        field = ".".join(map(str, problem["loc"]))
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = "unknown key"
-        came = "" if problem["type"] == "missing" or not field else f" (got {problem['input']!r})"
-        problems.append(f"{field}: {message}{came}" if field else message)
-    return "; ".join(problems)

@@ -1,8 +1,26 @@
 """Errors a user can act on."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class InputError(ValueError):
     """Something the user gave does not fit: the message says what came, what was expected and the way out.
 
     The command line prints the message alone and exits with 2; a traceback comes only with ``--debug``.
     """
+
+
+def describe(error: "ValidationError") -> str:
+    """A pydantic error in one line: field, reason and what came."""
+    problems = []
+    for problem in error.errors():
+        field = ".".join(map(str, problem["loc"]))
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "unknown key"
+        came = "" if problem["type"] == "missing" or not field else f" (got {problem['input']!r})"
+        problems.append(f"{field}: {message}{came}" if field else message)
+    return "; ".join(problems)

@@ -25,8 +25,13 @@ def written_beside(path: Path | str) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; on leaving without an error it is fsynced and renamed to ``path``.
 
     A file of that name is replaced in one step; after an error it is as it was before.
+
+    Raises:
+        InputError: ``path`` is a folder.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(descriptor)
@@ -48,10 +53,12 @@ def folder_written_beside(path: Path | str, overwrite: bool = False) -> Iterator
     """Yield a temporary folder beside ``path``; on leaving without an error its files are fsynced and it is renamed.
 
     Raises:
-        InputError: ``path`` exists and is not an empty folder, and ``overwrite`` is not set.
+        InputError: ``path`` is a file, or a folder that is not empty and ``overwrite`` is not set.
     """
     path = Path(path)
-    if path.exists() and not overwrite and (not path.is_dir() or any(path.iterdir())):
+    if path.is_file():
+        raise InputError(f"{path} is a file; choose another name for the folder")
+    if path.exists() and not overwrite and any(path.iterdir()):
         raise InputError(f"{path} exists already; choose another folder, or pass --force to replace it")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
@@ -92,5 +99,5 @@ def read_json(path: Path | str) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from None

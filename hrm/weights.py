@@ -2,7 +2,7 @@
 
 import json
 import pickle
-import zipfile
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -219,19 +219,21 @@ def _read_published(path: Path, seq_len: int | None) -> tuple[dict[str, torch.Te
     except KeyError as error:
         raise InputError(f"{file} holds no HRM: it lacks {error}") from None
     values["num_puzzle_identifiers"] = rows
-    values["seq_len"] = seq_len or _seq_len(state, values)
+    values["seq_len"] = _seq_len(state, HRMConfig.parse(values | {"seq_len": 1}), seq_len)
     return state, values
 
 
-def _seq_len(state: dict[str, torch.Tensor], values: dict[str, Any]) -> int:
-    prefix = -(-values.get("puzzle_emb_ndim", 0) // values.get("hidden_size", 512))
+def _seq_len(state: dict[str, torch.Tensor], config: HRMConfig, given: int | None) -> int:
     if "inner.embed_pos.embedding_weight" in state:
-        return state["inner.embed_pos.embedding_weight"].shape[0] - prefix
-    if values["vocab_size"] not in _PUBLISHED_SEQ_LEN:
+        return state["inner.embed_pos.embedding_weight"].shape[0] - config.puzzle_emb_len
+    if given is not None:
+        return given
+    if config.vocab_size not in _PUBLISHED_SEQ_LEN:
         raise InputError(
-            f"the checkpoint does not say how long its sequences are (vocabulary {values['vocab_size']}); pass seq_len"
+            f"the checkpoint does not say how long its sequences are (vocabulary {config.vocab_size}); "
+            "pass seq_len to hrm.load, and write the model with hrm.save for the command line"
         )
-    return _PUBLISHED_SEQ_LEN[values["vocab_size"]]
+    return _PUBLISHED_SEQ_LEN[config.vocab_size]
 
 
 def _checkpoint_file(folder: Path) -> Path:
@@ -254,23 +256,24 @@ def _load_safetensors(file: Path) -> dict[str, torch.Tensor]:
 
 def _load_pickle(file: Path) -> dict[str, torch.Tensor]:
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles of a kind that torch.save does not write
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes that are no pickle lead the unpickler into errors of any kind
+        if isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower():
             raise InputError(
                 f"{file} is refused: its pickle holds more than tensors, and loading it could run code; "
                 "save its state dict again with safetensors, where you trust it"
             ) from None
-        raise InputError(f"{file} is damaged or no checkpoint ({_first_line(error)})") from None
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file} is damaged or incomplete ({_first_line(error)}); use another checkpoint") from None
+        reason = type(error).__name__ if isinstance(error, pickle.UnpicklingError | LookupError) else _first_line(error)
+        raise InputError(f"{file} is damaged, incomplete or no checkpoint ({reason}); use another one") from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{file} holds {type(state).__name__}, expected a state dict of tensors")
     return state
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
 
 
 def _download(name: str) -> Path:

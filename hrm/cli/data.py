@@ -1,5 +1,6 @@
 """``hrm data``: build data folders."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,7 +120,7 @@ def sudoku(
     rng, bad = np.random.default_rng(seed), BadRows(skip_bad)
     with progress_bar() as progress:
         if csv is None and hub is None:
-            task = Sudoku(size or 9)
+            task = Sudoku(9 if size is None else size)
             counts = (train or 1000, test or 200)
             generated = partial(progress, "generating", total=sum(counts))
             puzzles = generate(sum(counts), task.size, rng, min_rating, generated, extra_clues)
@@ -203,13 +204,21 @@ def maze(
 
 
 def require_new(out: Path, force: bool) -> None:
-    """Refuse before the work what write_dataset would refuse after it.
+    """Refuse before the work what could not be written after it.
 
     Raises:
-        InputError: the folder exists and is not to be replaced.
+        InputError: the folder exists and is not to be replaced, or is something else than a data folder.
     """
-    if not force and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists already; choose another folder, or pass --force to replace it")
+    if out.is_file():
+        raise InputError(f"{out} is a file; choose another name for the folder")
+    if out.is_dir() and any(out.iterdir()):
+        if not force:
+            raise InputError(f"{out} exists already; choose another folder, or pass --force to replace it")
+        if not any(out.glob("*/dataset.json")):
+            raise InputError(f"{out} is no data folder, and --force replaces nothing else; choose another folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(out.parent, os.W_OK):
+        raise InputError(f"{out.parent} cannot be written to; choose another folder")
 
 
 def sources(csv: Path | None, hub: str | None, task_type: type[Task], size: int | None) -> tuple[Task, list[Path]]:

@@ -77,16 +77,18 @@ def evaluate(
 
 
 def _data_folder(values: list[str]) -> Path:
-    given = dict(value.partition("=")[::2] for value in values)
     for value in values:
         key, equals, _ = value.partition("=")
         if not equals or key != "data":
             raise InputError(
                 f"hrm eval does not know {value!r}; expected data=DIR (the rest are options: hrm eval --help)"
             )
-    if not given["data"]:
+    if len(values) > 1:
+        raise InputError(f"hrm eval takes one data folder, got {' '.join(values)}; give one data=DIR")
+    name = values[0].removeprefix("data=")
+    if not name:
         raise InputError("data= names no folder; expected data=DIR")
-    return Path(given["data"])
+    return Path(name).expanduser()  # the shell leaves the ~ of data=~/x alone
 
 
 _FORMATS = {

@@ -102,16 +102,19 @@ def read_source(argument: str) -> Text:
         InputError: the file cannot be read.
     """
     if argument == "-":
-        return Text("standard input", sys.stdin.read())
+        return _text("standard input", sys.stdin.buffer.read())
     if os.path.isdir(argument):
         raise InputError(f"{argument} is a folder, expected a puzzle or a file of puzzles")
     if not os.path.isfile(argument):  # unlike Path.is_file, it takes names too long for a file
         return Text("", argument)
+    return _text(argument, Path(argument).read_bytes())
+
+
+def _text(place: str, data: bytes) -> Text:
     try:
-        data = Path(argument).read_bytes()
-        return Text(argument, (gzip.decompress(data) if argument.endswith(".gz") else data).decode())
+        return Text(place, (gzip.decompress(data) if place.endswith(".gz") else data).decode("utf-8-sig"))
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"{argument} cannot be read ({error}); expected text, or CSV (.csv, .csv.gz)") from None
+        raise InputError(f"{place} cannot be read ({error}); expected text, or CSV (.csv, .csv.gz)") from None
 
 
 def split_puzzles(task: "PuzzleTask", source: Text) -> list[Text]:

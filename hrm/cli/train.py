@@ -1,5 +1,6 @@
 """``hrm train``: train a recipe."""
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -34,6 +35,6 @@ def train(
             again = [] if any(one.startswith("resume=") for one in overrides or []) else ["resume=true"]
             print(f"{how} at step {result.step}; checkpoint {result.checkpoint}")
             if result.reason == "interrupted":
-                print(f"to go on: hrm train {' '.join([recipe, *(overrides or []), *again])}")
+                print(f"to go on: hrm train {shlex.join([recipe, *(overrides or []), *again])}")
     if result.reason == "interrupted":
         raise typer.Exit(130)

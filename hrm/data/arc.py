@@ -562,7 +562,7 @@ class Arc(PuzzleTask):
         if text.lstrip().startswith("["):
             try:
                 value = json.loads(text)
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise InputError(f"the ARC grid is not JSON: {error}") from None
         else:
             lines = text.split("\n")

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
-from hrm.errors import InputError
+from hrm.errors import InputError, describe
 from hrm.files import folder_written_beside, read_json
 
 IGNORE_LABEL = -100
@@ -35,8 +35,16 @@ class Metadata(BaseModel):
     seq_len: PositiveInt
     num_puzzle_identifiers: PositiveInt
     total_groups: NonNegativeInt
-    mean_puzzle_examples: float
+    mean_puzzle_examples: float = Field(ge=0, allow_inf_nan=False)
     sets: list[str]
+
+    @model_validator(mode="after")
+    def _fillers_fit(self) -> "Metadata":
+        for name, of_what in (("pad_id", "vocab_size"), ("blank_identifier_id", "num_puzzle_identifiers")):
+            value, limit = getattr(self, name), getattr(self, of_what)
+            if value >= limit:
+                raise ValueError(f"{name} is {value}, expected less than {of_what} {limit}")
+        return self
 
     @property
     def task(self) -> str | None:
@@ -110,10 +118,7 @@ def open_dataset(folder: Path | str, split: str) -> PuzzleDataset:
     try:
         metadata = Metadata.model_validate(read_json(directory / "dataset.json"))
     except ValidationError as error:
-        problem = error.errors()[0]
-        raise InputError(
-            f"{directory / 'dataset.json'}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}"
-        ) from None
+        raise InputError(f"{directory / 'dataset.json'}: {describe(error)}; build the data set again") from None
     sets = tuple(_open_set(directory, name, metadata) for name in metadata.sets)
     dataset = PuzzleDataset(folder, split, metadata, sets)
     if dataset.num_examples == 0:

@@ -136,13 +136,14 @@ def task_of_file(path: Path, task_type: type[Task]) -> Task:
         InputError: the file cannot be read, lacks a column, or no puzzle fits.
     """
     first: tuple[int, int] | None = None
-    for line, question, _, _ in _rows(path, BadRows(skip=True)):
+    bad = BadRows(skip=True)
+    for line, question, _, _ in _rows(path, bad):
         task = task_type.of_length(len(question))
         if task is not None:
             return task
         first = first or (line, len(question))
     if first is None:
-        raise InputError(f"{path} has no puzzle below its header")
+        raise InputError(bad.reasons[0] if bad.reasons else f"{path} has no puzzle below its header")
     raise InputError(f"{path}:{first[0]}: question has {first[1]} characters, expected {task_type.lengths}")
 
 
@@ -227,8 +228,8 @@ def _rows(path: Path, bad: BadRows) -> Iterator[tuple[int, str, str, int]]:
                     continue
                 difficulty = row[rating] if rating is not None else "0"
                 try:
-                    number = int(difficulty)
-                except ValueError:
+                    number = int(np.int64(int(difficulty)))
+                except (ValueError, OverflowError):
                     bad.report(path, reader.line_num, f"rating is {difficulty!r}, expected a whole number")
                     continue
                 yield reader.line_num, row[question], row[answer], number

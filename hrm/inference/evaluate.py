@@ -64,6 +64,8 @@ def evaluate(
     max_steps = model.config.halt_max_steps if max_steps is None else max_steps
     require_positive(batch_size=batch_size, max_steps=max_steps, max_examples=max_examples)
     check_fits(model, dataset)
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)  # where that fails, it is before the work
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = next(model.parameters()).device
     total = min(dataset.num_examples, max_examples or dataset.num_examples)

@@ -12,9 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
 from yaml import YAMLError
 
-from hrm.config import HRMConfig, describe
+from hrm.config import HRMConfig
 from hrm.data.format import Metadata
-from hrm.errors import InputError
+from hrm.errors import InputError, describe
 from hrm.losses import LossType
 
 _FROM_THE_DATA = ("seq_len", "vocab_size", "num_puzzle_identifiers")
@@ -131,7 +131,8 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> TrainConfig:
         _check_names(values["arch"], HRMConfig.model_fields.keys() - set(_FROM_THE_DATA), "arch.")
     if values.get("data") is None:
         raise InputError(f"no data folder given; say data=DIR, as in: hrm train {recipe} data=data/sudoku")
-    values.setdefault("out", f"runs/{Path(recipe).stem}")
+    if values.get("out") is None:
+        values["out"] = f"runs/{Path(recipe).stem}"
     for name in ("data", "out"):
         values[name] = str(Path(str(values[name])).expanduser())  # YAML reads out=2024 as a number
     try:

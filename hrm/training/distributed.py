@@ -1,9 +1,11 @@
 """The processes of one training run, as torchrun starts them; a run of one process needs no torchrun."""
 
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -92,14 +94,31 @@ def joined(device: str = "auto") -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def is_first_to_say(message: str) -> bool:
+    """Whether no other process of this start by torchrun has asked for the same ``message``; True where in doubt."""
+    environment = os.environ
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    try:
+        address, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
+        start = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return store.add(f"hrm/said/{start}/{zlib.crc32(message.encode())}", 1) == 1
+    except (KeyError, ValueError, RuntimeError):  # the launcher and its store are gone
+        return True
+
+
 def _device(name: str, local_rank: int, size: int) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    device: torch.device | None
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"device={name} is no device; give auto, cpu, cuda or cuda:0") from None
-    if device.type != "cuda":
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f"device={name} is not supported; give auto, cpu, cuda or cuda:0")
+    if device.type == "cpu":
         return device
     count = torch.cuda.device_count()
     if device.index is not None and size > 1:

@@ -26,6 +26,7 @@ from hrm.model import HRM, Carry
 from hrm.training.checkpoint import (
     Checkpoint,
     checkpoint_path,
+    checkpoints,
     copy_into,
     load_optimizer_tensors,
     open_newest,
@@ -423,7 +424,8 @@ def _open_run(config: TrainConfig, world: World) -> Checkpoint | None:
     if out.exists() and not out.is_dir():
         raise InputError(f"out={out} is a file; give a folder")
     if not config.resume and out.is_dir() and any(out.iterdir()):
-        raise InputError(f"out={out} is not empty; add resume=true to go on with that run, or choose another out=")
+        way_out = "add resume=true to go on with that run, or choose" if checkpoints(out) else "choose"
+        raise InputError(f"out={out} is not empty; {way_out} another out=")
     saved = open_newest(out) if config.resume else None
     world.barrier()
     if saved and world.is_main:

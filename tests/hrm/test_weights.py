@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+import yaml
 
 import hrm
 
@@ -116,8 +117,25 @@ def test_a_pickle_with_code_is_refused(published, capsys):
 def test_truncated_published_checkpoint(published, keep):
     file = published / "step_104160"
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(hrm.InputError, match="step_104160 is (damaged|refused)"):
+    with pytest.raises(hrm.InputError, match="step_104160 is damaged"):
         hrm.load(published, seq_len=6)
+
+
+@pytest.mark.parametrize("content", [b"hello", b"\x80\x04]", bytes(range(256))])
+def test_what_is_no_published_checkpoint(published, content):
+    (published / "step_104160").write_bytes(content)
+    with pytest.raises(hrm.InputError, match="step_104160 is damaged, incomplete or no checkpoint"):
+        hrm.load(published, seq_len=6)
+
+
+@pytest.mark.parametrize("value", ["wide", "0"])
+def test_a_published_configuration_with_an_impossible_value(published, value):
+    file = published / "all_config.yaml"
+    values = yaml.safe_load(file.read_text())
+    values["arch"]["hidden_size"] = yaml.safe_load(value)
+    file.write_text(yaml.safe_dump(values))
+    with pytest.raises(hrm.InputError, match="model configuration: .*hidden_size: Input should be"):
+        hrm.load(published)
 
 
 @pytest.mark.parametrize("keep", [0, 10, 1000])

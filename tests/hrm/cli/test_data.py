@@ -145,6 +145,10 @@ def test_malformed_rows_stop_or_are_counted(tmp_path, hrm_data):
     several = hrm_data(*common, tmp_path / "several.csv")
     assert_one_line(stopped, f"{tmp_path / 'bad.csv'}:3: question has 'x' at row", "--skip-bad")
     assert_one_line(several, f"{tmp_path / 'several.csv'}:3: the question has several solutions, expected one")
+    (tmp_path / "rating.csv").write_text(f"{rows[0]}\n{rows[1].rpartition(',')[0]},{10**30}\n")
+    huge = hrm_data(*common, tmp_path / "rating.csv")
+    assert_one_line(huge, f"{tmp_path / 'rating.csv'}:2: rating is '{10**30}', expected a whole number")
+    (tmp_path / "rating.csv").unlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.csv", "several.csv"]
     skipped = hrm_data(*common, tmp_path / "bad.csv", "--skip-bad")
     unchecked = hrm_data(
@@ -165,6 +169,8 @@ def test_options_that_do_not_fit_are_named(tmp_path, hrm_data, monkeypatch):
     out = ("--out", tmp_path / "out")
     calls = {
         ("sudoku", *out, "--size", 5): ["size 5 is not known; choose 4, 6 or 9"],
+        ("sudoku", *out, "--size", 0): ["size 0 is not known; choose 4, 6 or 9"],
+        ("sudoku", *out, "--train", 0): ["'--train'"],
         ("sudoku", *out, "--csv", tmp_path / "csv"): ["has no CSV file; expected train.csv or train.csv.gz"],
         ("sudoku", *out, "--csv", tmp_path / "no.csv"): ["no.csv is missing"],
         ("sudoku", *out, "--csv", HARD): ["is one file; say with --test"],
@@ -202,11 +208,14 @@ def test_puzzles_from_the_hub_are_those_of_its_files(tmp_path, hrm_data, monkeyp
     assert open_dataset(tmp_path / "out", "train").metadata.vocab_size == 11
 
 
-@pytest.mark.parametrize("arguments", [("sudoku",), ("sudoku", "--out", "x", "--train", "0")])
-def test_usage_errors_exit_with_2(hrm_data, arguments):
-    result = hrm_data(*arguments)
-    assert result.returncode == 2
-    assert "Traceback" not in result.stderr and result.stdout == ""
+def test_force_replaces_data_folders_alone(tmp_path, hrm_data):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("precious")
+    (tmp_path / "file").write_text("precious")
+    arguments = ("sudoku", "--size", 4, "--train", 5, "--test", 5, "--force", "--out")
+    assert_one_line(hrm_data(*arguments, tmp_path / "home"), "home is no data folder")
+    assert_one_line(hrm_data(*arguments, tmp_path / "file"), "file is a file")
+    assert [path.read_text() for path in (tmp_path / "file", tmp_path / "home" / "thesis.txt")] == ["precious"] * 2
 
 
 def test_debug_lets_the_error_through(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,21 +80,6 @@ def test_json_is_what_the_function_measures(folder, tmp_path):
     assert np.load(tmp_path / "out" / "predictions.npz")["predictions"].shape == (10, 16)
 
 
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """``hrm ...`` in this process: exit code, stdout, stderr."""
-    from hrm.cli import main
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["hrm", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return call
-
-
 def test_nothing_is_overwritten_unasked(folder, tmp_path, call):
     arguments = ("eval", folder / "model", f"data={folder / 'data'}", "--out", tmp_path, "--json")
     (tmp_path / "predictions.npz").write_text("precious")
@@ -141,6 +127,9 @@ def test_processes_share_the_work(folder, tmp_path):
         (["data={}/data", "--split", "train"], "has no split 'train' (it has test)"),
         (["data={}/data", "dta=x"], "does not know 'dta=x'; expected data=DIR"),
         (["{}/data"], "expected data=DIR"),
+        (["data={}/data", "data={}/nine"], "takes one data folder"),
+        (["data=~/no-such-folder"], f"{Path.home() / 'no-such-folder'} does not exist"),
+        (["data={}/data", "--out", __file__], f"{__file__}: a file, where a folder is needed"),
         (["data={}/data", "--puzzle-emb", "some"], "--puzzle-emb is 'some', expected strict, keep, mean or zero"),
         (["data={}/data", "--batch-size", "0"], "batch_size is 0, expected 1 or more"),
         (["data={}/data", "--device", "abacus"], "abacus"),

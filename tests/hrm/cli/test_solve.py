@@ -1,4 +1,5 @@
 import gzip
+import io
 import os
 import subprocess
 import sys
@@ -19,21 +20,6 @@ TASK = Sudoku(4)
 def run(*arguments, **options):
     command = [sys.executable, "-m", "hrm", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, **options)
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """``hrm ...`` in this process: exit code, stdout, stderr."""
-    from hrm.cli import main
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["hrm", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +140,17 @@ def test_bad_input(model, tmp_path, call, content, arguments, message):
     assert (code, out) == (2, "")
     assert message.format(file) in err and err.startswith("hrm: ") and err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ([] if content is None else ["p.txt"])
+
+
+def test_standard_input_that_is_no_text(model, call, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff" * 16), "utf-8"))
+    code, out, err = call("solve", model, "-")
+    assert (code, out) == (2, "") and err.startswith("hrm: standard input cannot be read") and err.count("\n") == 1
+
+
+def test_a_csv_with_a_byte_order_mark(model, puzzles, tmp_path, call):
+    (tmp_path / "p.csv").write_text(f"question\n{TASK.format(puzzles[0])}\n", encoding="utf-8-sig")
+    assert call("solve", model, tmp_path / "p.csv") == call("solve", model, TASK.format(puzzles[0]))
 
 
 def test_a_csv_without_questions(model, tmp_path, call):

@@ -122,7 +122,7 @@ def test_it_trains_evaluates_and_says_so(data, tmp_path, run):
         (["demo", "data=x", "epochs=many"], "epochs: Input should be a valid integer"),
         (["demo", "data={data}", "arch.num_heads=3"], "hidden_size 64 is not a multiple of num_heads 3"),
         (["demo", "data={data}", "resume=true"], "holds no checkpoint to resume from"),
-        (["demo", "data={data}", "device=quantum"], "device=quantum is no device"),
+        (["demo", "data={data}", "device=quantum"], "device=quantum is not supported"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(data, tmp_path, monkeypatch, run, arguments, message):

@@ -160,6 +160,9 @@ DAMAGE = {
         r"inputs.npy is uint8 of shape \[6, 4\], expected \[examples, 5\] \(seq_len\)",
     ),
     "vocab": (set_metadata(vocab_size=0), "dataset.json: vocab_size: Input should be greater than 0"),
+    "pad": (set_metadata(pad_id=99), "dataset.json: pad_id is 99, expected less than vocab_size"),
+    "blank": (set_metadata(blank_identifier_id=4), "blank_identifier_id is 4, expected less than num_puzzle_identifie"),
+    "mean": (set_metadata(mean_puzzle_examples=float("nan")), "mean_puzzle_examples: Input should be a finite number"),
     "set": (set_metadata(sets=["all", "more"]), "more__inputs.npy is missing"),
     "labels": (set_array("labels", lambda a: a[:5]), r"labels.npy is uint8 of shape \[5, 4\], expected \[6, 4\]"),
     "float": (set_array("inputs", lambda a: a.astype(np.float32)), "inputs.npy is float32 .* expected integers"),
@@ -172,6 +175,11 @@ DAMAGE = {
     "empty": (truncate("all__labels.npy", 0), "labels.npy cannot be read as a NumPy array"),
     "header": (truncate("all__group_indices.npy", 20), "group_indices.npy cannot be read as a NumPy array"),
     "json": (truncate("dataset.json", 30), "dataset.json is not JSON"),
+    "list": (
+        lambda directory: (directory / "dataset.json").write_text("[1]"),
+        "dataset.json: Input should be a valid d",
+    ),
+    "deep": (lambda directory: (directory / "dataset.json").write_text("[" * 100_000), "dataset.json is not JSON"),
 }
 
 
@@ -222,5 +230,7 @@ def test_a_folder_is_as_before_after_an_error(tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["folder"]
     file = tmp_path / "file"
     file.write_text("x")
-    with pytest.raises(InputError, match="file exists already"), folder_written_beside(file):
+    with pytest.raises(InputError, match="folder is a folder; give the name"), written_beside(folder):
+        pass
+    with pytest.raises(InputError, match="file is a file; choose another name"), folder_written_beside(file):
         pass

@@ -77,6 +77,10 @@ def test_a_wrong_override_is_named(overrides, message):
     assert "\n" not in str(error.value)
 
 
+def test_an_empty_out_is_the_default_one():
+    assert load_config("demo", ["data=x", "out="]).out == load_config("demo", ["data=x"]).out == Path("runs/demo")
+
+
 def test_wrong_recipes_are_named(tmp_path):
     with pytest.raises(
         InputError, match=r"no recipe 'sudoku-extreme' \(did you mean sudoku-extreme-1k\?\); expected arc-1"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import hrm
 from hrm.errors import InputError
-from hrm.training.distributed import FlatGradients, World, joined
+from hrm.training.distributed import FlatGradients, World, is_first_to_say, joined
 from hrm.training.trainer import train
 
 
@@ -101,8 +101,21 @@ def test_torchrun_refuses_a_batch_that_does_not_divide(configure, tmp_path):
     recipe.write_text(yaml.safe_dump(configure("run", global_batch_size=7).model_dump(mode="json")))
     done = torchrun(2, "-m", "hrm", "train", str(recipe))
     assert done.returncode != 0
-    assert "hrm: the global batch size 7 does not divide among 2 processes; give 6 or 8" in done.stderr
+    assert done.stderr.count("hrm: the global batch size 7 does not divide among 2 processes; give 6 or 8") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_an_error_of_all_processes_is_told_once(monkeypatch):
+    server = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True)
+    assert is_first_to_say("a") and is_first_to_say("a")  # not started by torchrun
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(server.port))
+    assert [is_first_to_say(message) for message in ("a", "a", "b", "a")] == [True, False, True, False]
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert is_first_to_say("a")
+    monkeypatch.setenv("MASTER_PORT", "none")
+    assert is_first_to_say("b")
 
 
 def test_one_process_needs_no_group():
@@ -114,8 +127,9 @@ def test_one_process_needs_no_group():
 
 
 def test_devices_that_are_not_there(monkeypatch):
-    with pytest.raises(InputError, match="device=toaster is no device; give auto, cpu, cuda"), joined("toaster"):
-        pass
+    for name in ("toaster", "meta", "mps"):
+        with pytest.raises(InputError, match=f"device={name} is not supported; give auto, cpu, cuda"), joined(name):
+            pass
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(InputError, match="GPU 2 does not exist, this machine has 2; start fewer"), joined("cuda"):

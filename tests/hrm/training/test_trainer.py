@@ -293,6 +293,9 @@ def test_what_does_not_fit_is_refused_and_nothing_is_touched(configure, cpu, tmp
         train(configure(resume=True, data=tmp_path / "other"), cpu)
     assert before == {path: path.stat().st_mtime_ns for path in config.out.rglob("*")}
 
+    (tmp_path / "other.txt").write_text("precious")
+    with pytest.raises(InputError, match=f"out={tmp_path} is not empty; choose another out="):
+        train(config.model_copy(update={"out": tmp_path}), cpu)
     with pytest.raises(InputError, match="holds no checkpoint to resume from"):
         train(configure("new", resume=True), cpu)
     with pytest.raises(InputError, match="batch size 8 does not divide among 3 processes; give 6 or 9"):

@@ -1,0 +1,55 @@
+"""What all subcommands share: how errors are told."""
+
+import pytest
+
+from hrm.cli import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fly"], "No such command 'fly'; see hrm --help"),
+        (["data", "chess"], "No such command 'chess'; see hrm data --help"),
+        (["data", "sudoku"], "Missing option '--out'; see hrm data sudoku --help"),
+        (["solve", "model"], "Missing argument 'PUZZLE|FILE|-'; see hrm solve --help"),
+        (["solve", "model", "....", "--colour"], "--colour"),
+        (["solve", "model", "....", "--max-steps", "two"], "'--max-steps'"),
+        (["train"], "Missing argument"),
+    ],
+)
+def test_usage_errors_are_one_line(call, arguments, message):
+    code, out, err = call(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err and err.startswith("hrm: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["data"]])
+def test_no_arguments_print_the_help(call, arguments):
+    code, out, err = call(*arguments)
+    assert code in (0, 2) and err == ""  # as the version of typer has it
+    assert f"Usage: {' '.join(['hrm', *arguments])}" in out and ("sudoku" if arguments else "train") in out
+
+
+def test_help_exits_with_0(call):
+    code, out, err = call("solve", "--help")
+    assert (code, err) == (0, "") and "Usage: hrm solve" in out
+
+
+def test_a_path_that_cannot_be_used_is_one_line(call, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    code, out, err = call("data", "sudoku", "--size", "4", "--out", tmp_path / "file" / "data")
+    assert (code, out) == (2, "")
+    assert err == (
+        f"hrm: {tmp_path / 'file'}: a file, where a folder is needed; choose another path, or make this one usable\n"
+    )
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_errors_of_ours_are_not_hidden(monkeypatch):
+    def broken(*_, **__):
+        raise KeyError("ours")
+
+    monkeypatch.setattr("hrm.cli.app", broken)
+    monkeypatch.setattr("sys.argv", ["hrm", "doctor"])
+    with pytest.raises(KeyError, match="ours"):
+        main()
