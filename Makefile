@@ -11,7 +11,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH_STAMP := $(VENV)/.torch
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint install clean
+# Another Triton, in an environment of its own over the first: make test-triton TRITON=3.6.0
+TRITON ?= 3.9.0
+VENV_TRITON ?= .venv-triton
+TRITON_STAMP := $(VENV_TRITON)/.triton
+SITE := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+
+.PHONY: demo test test-all test-triton gpu lint install clean
 
 # From nothing to a solved puzzle: data, training, evaluation on puzzles held out, one of them solved and drawn.
 demo: $(STAMP)
@@ -26,6 +32,26 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The kernels in that Triton's interpreter, then compiled ahead of time by its compiler.
+test-triton: $(STAMP) $(TRITON_STAMP)
+	$(VENV_TRITON)/bin/python -m pytest -m "not slow" $(PYTEST_ARGS) tests/hrm_kernels/test_triton_*.py
+	env -u TRITON_INTERPRET $(VENV_TRITON)/bin/python -m hrm_kernels.tuning.ahead_of_time $(AHEAD_ARGS)
+
+ifneq ($(TRITON),$(shell cat $(TRITON_STAMP) 2>/dev/null))
+.PHONY: $(TRITON_STAMP)
+endif
+$(TRITON_STAMP): $(STAMP)
+	$(PYTHON) -m venv $(VENV_TRITON)
+	$(VENV_TRITON)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps triton==$(TRITON)
+	@# everything else comes from the first environment, which stands behind this one on the path
+	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > $$($(VENV_TRITON)/bin/python $(SITE))/first.pth
+	@echo "$(TRITON)" > $@
+
+# On a machine with a GPU, with what its python has (torch, triton, pytest, hypothesis): nothing is installed.
+# GPU_ARGS=--quick, or see $(PYTHON) -m bench.gpu --help. Writes bench/results/.
+gpu:
+	$(PYTHON) -m bench.gpu $(GPU_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check
@@ -49,4 +75,4 @@ $(STAMP): $(TORCH_STAMP) pyproject.toml setup.py CMakeLists.txt $(shell find csr
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info hrm_kernels/lib .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV_TRITON) build dist *.egg-info hrm_kernels/lib .mypy_cache .pytest_cache .ruff_cache

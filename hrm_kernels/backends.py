@@ -81,12 +81,21 @@ class Op:
     """
 
     def __init__(
-        self, name: str, schema: str, backends: Mapping[str, Backend], unflatten: Callable[..., Any] | None = None
+        self,
+        name: str,
+        schema: str | None,
+        backends: Mapping[str, Backend],
+        unflatten: Callable[..., Any] | None = None,
     ):
-        """``unflatten`` turns the schema's arguments (lists of tensors) into the op's (named tuples)."""
+        """``unflatten`` turns the schema's arguments (lists of tensors) into the op's (named tuples).
+
+        Without a schema nothing is registered: for optimisers, whose step changes tensors in place and is not traced.
+        """
         self.name = name
         self.backends = dict(backends)
         _ops[name] = self
+        if schema is None:
+            return
         _library.define(f"{name}{schema}")
         # the schema has no nested lists, so the registered form passes weights as one flat list
         registered = self if unflatten is None else lambda *arguments: self(*unflatten(*arguments))
@@ -110,7 +119,7 @@ class Op:
                 raise BackendUnavailable(f"{self.name}: backend {_requested!r} cannot serve this call: {reason}")
             return _requested, []
         skipped: list[str] = []
-        for name in PREFERENCE.get(arguments[0].device.type, ("reference",)):
+        for name in PREFERENCE.get(_first(arguments).device.type, ("reference",)):
             if name in self.backends:
                 reason = self.backends[name].unsupported(*arguments)
                 if reason is None:
@@ -123,6 +132,10 @@ class Op:
         if name not in self.backends:
             return f"{self.name} has no {name} kernels in this version"
         return self.backends[name].unsupported(*arguments)
+
+
+def _first(arguments: tuple[Any, ...]) -> torch.Tensor:
+    return arguments[0] if isinstance(arguments[0], torch.Tensor) else arguments[0][0]
 
 
 def launcher(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -204,15 +217,15 @@ def explain(op: str, *arguments: Any) -> str:
         raise ValueError(f"explain: there is no op {op!r}; expected one of {', '.join(_ops)}")
     table = _ops[op]
     chosen, _ = table.select(*arguments)
-    print(f"{op} on {arguments[0].device.type} tensors of {arguments[0].dtype}: {chosen}")
-    order = PREFERENCE.get(arguments[0].device.type, ("reference",))
+    device = _first(arguments).device.type
+    print(f"{op} on {device} tensors of {_first(arguments).dtype}: {chosen}")
+    order = PREFERENCE.get(device, ("reference",))
     for name in NAMES:
         if name == chosen:
             why = (
                 "asked for by use_backend or HRM_KERNELS_BACKEND" if _requested else "the first that can serve the call"
             )
         else:
-            device = arguments[0].device.type
             why = table.reason(name, *arguments) or (
                 f"not for {device} tensors unless asked for"
                 if name not in order

@@ -8,6 +8,8 @@ import torch.distributed as dist
 from torch.optim import Optimizer
 
 from hrm_kernels.nn import SparseEmbedding
+from hrm_kernels.ops.adam_atan2 import adam_atan2
+from hrm_kernels.ops.sparse_sign_sgd import sparse_sign_sgd
 
 __all__ = ["AdamATan2", "SparseSignSGD"]
 
@@ -35,6 +37,12 @@ class AdamATan2(Optimizer):
         weight_decay: decoupled weight decay.
         capturable: keep the step count on the parameters' device, so that a CUDA graph can hold ``step``.
 
+    ``copies`` maps a parameter to a tensor of its shape in another dtype, such as the bfloat16 weights of the forward
+    pass: a step writes it together with the parameter. It starts empty and is no part of the state; whoever adds an
+    entry fills it the first time.
+
+    On GPUs with Triton a step is one launch for all parameters of a group (two if ``capturable``).
+
     State of a parameter: ``step`` (float32 scalar), ``exp_avg``, ``exp_avg_sq`` (like the parameter).
 
     Source: Everett et al., arXiv 2407.05872, section 5.
@@ -50,7 +58,13 @@ class AdamATan2(Optimizer):
     ) -> None:
         _check_lr_and_decay("AdamATan2", lr, weight_decay)
         _check("AdamATan2", "betas", betas, all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)")
+        self.copies: dict[torch.Tensor, torch.Tensor] = {}
+        self._tables: dict[Any, Any] = {}
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "capturable": capturable})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.copies, self._tables = getattr(self, "copies", {}), getattr(self, "_tables", {})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -66,7 +80,6 @@ class AdamATan2(Optimizer):
         return loss
 
     def _step_group(self, group: dict[str, Any], params: list[torch.Tensor]) -> None:
-        lr, (beta1, beta2), decay = group["lr"], group["betas"], group["weight_decay"]
         for p in params:
             if p.grad.is_sparse:  # type: ignore[union-attr]
                 raise ValueError("AdamATan2: a gradient is sparse, expected dense; use SparseSignSGD for embeddings")
@@ -75,39 +88,24 @@ class AdamATan2(Optimizer):
                 self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=device)
                 self.state[p]["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
                 self.state[p]["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        grads = [p.grad for p in params if p.grad is not None]  # (all have one)
-        steps = [self.state[p]["step"] for p in params]
-        exp_avgs = [self.state[p]["exp_avg"] for p in params]
-        exp_avg_sqs = [self.state[p]["exp_avg_sq"] for p in params]
-
-        torch._foreach_add_(steps, 1)
-        if decay != 0:
-            torch._foreach_mul_(params, 1 - lr * decay)
-        torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
-        torch._foreach_mul_(exp_avg_sqs, beta2)
-        torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
-
-        denominators = torch._foreach_sqrt(exp_avg_sqs)
-        if group["capturable"]:
-            correction1, correction2 = (
-                torch._foreach_sub(torch._foreach_pow(beta, [step.double() for step in steps]), 1)
-                for beta in (beta1, beta2)
+        buckets: dict[Any, list[torch.Tensor]] = {}
+        for p in params:
+            copy = self.copies.get(p)
+            buckets.setdefault((p.device, p.dtype, None if copy is None else copy.dtype), []).append(p)
+        for (_, _, copied), own in buckets.items():
+            adam_atan2(
+                own,
+                [p.grad for p in own if p.grad is not None],  # (all have one)
+                [self.state[p]["exp_avg"] for p in own],
+                [self.state[p]["exp_avg_sq"] for p in own],
+                [self.state[p]["step"] for p in own],
+                None if copied is None else [self.copies[p] for p in own],
+                group["lr"],
+                group["betas"],
+                group["weight_decay"],
+                group["capturable"],
+                self._tables,
             )
-            torch._foreach_neg_(correction1)
-            torch._foreach_neg_(correction2)
-            torch._foreach_sqrt_(correction2)
-            torch._foreach_div_(denominators, [c.to(p.dtype) for c, p in zip(correction2, params, strict=True)])
-            sizes = [(lr / c).to(p.dtype) for c, p in zip(correction1, params, strict=True)]
-            updates = [torch.atan2(m, d) for m, d in zip(exp_avgs, denominators, strict=True)]
-            torch._foreach_mul_(updates, sizes)
-            torch._foreach_sub_(params, updates)
-        else:
-            counts = [step.item() for step in steps]  # on the CPU: no synchronisation
-            torch._foreach_div_(denominators, [(1 - beta2**t) ** 0.5 for t in counts])
-            for m, d in zip(exp_avgs, denominators, strict=True):
-                torch.atan2(m, d, out=d)
-            torch._foreach_mul_(denominators, [lr / (1 - beta1**t) for t in counts])
-            torch._foreach_sub_(params, denominators)
 
 
 class SparseSignSGD(Optimizer):
@@ -160,11 +158,7 @@ class SparseSignSGD(Optimizer):
             if embedding.local_weights is None or embedding.local_weights.grad is None:
                 continue
             ids, grads = self._gather(embedding.local_ids), self._gather(embedding.local_weights.grad)
-            # [N, N] matrix of equal identifiers: every occurrence of one gets the same sum, in the same order, so
-            # writing it several times is harmless, and no sort or unique has to tell the host how many there are
-            same = (ids.unsqueeze(0) == ids.unsqueeze(1)).to(grads.dtype)
-            rows = embedding.weights[ids] * (1 - lr * decay) - lr * torch.sign(same @ grads)
-            embedding.weights[ids] = rows
+            sparse_sign_sgd(embedding.weights, ids, grads, lr, decay)
         return loss
 
     def _gather(self, local: torch.Tensor | None) -> torch.Tensor:

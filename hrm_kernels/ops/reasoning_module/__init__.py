@@ -5,7 +5,7 @@ import torch
 from hrm_kernels.backends import Backend, Op
 from hrm_kernels.checks import check_eps, check_layers, check_like, check_shape, check_state
 from hrm_kernels.ops.reasoning_module import reference
-from hrm_kernels.ops.transformer_block import BlockWeights
+from hrm_kernels.ops.transformer_block import BlockWeights, triton_cannot_run_blocks
 
 
 def blocks(flat: Sequence[torch.Tensor]) -> list[BlockWeights]:
@@ -13,10 +13,33 @@ def blocks(flat: Sequence[torch.Tensor]) -> list[BlockWeights]:
     return [BlockWeights(*flat[index : index + 4]) for index in range(0, len(flat), 4)]
 
 
+def _triton(
+    z: torch.Tensor,
+    injection: torch.Tensor,
+    layers: Sequence[BlockWeights],
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    num_heads: int,
+    eps: float,
+    recompute: bool = False,
+) -> torch.Tensor:
+    from hrm_kernels.ops.transformer_block.triton_block import blocks
+
+    weights = [weight for block in layers for weight in block]
+    return blocks(z + injection, weights, cos, sin, num_heads, eps, recompute)
+
+
 _op = Op(
     "reasoning_module",
-    "(Tensor z, Tensor injection, Tensor[] layers, Tensor? cos, Tensor? sin, int num_heads, float eps) -> Tensor",
-    {"reference": Backend(reference.reasoning_module)},
+    "(Tensor z, Tensor injection, Tensor[] layers, Tensor? cos, Tensor? sin, int num_heads, float eps, "
+    "bool recompute=False) -> Tensor",
+    {
+        "reference": Backend(reference.reasoning_module),
+        "triton": Backend(
+            _triton,
+            lambda z, injection, layers, cos, sin, num_heads, *rest: triton_cannot_run_blocks(z, layers, num_heads),
+        ),
+    },
     unflatten=lambda z, injection, layers, *rest: (z, injection, blocks(layers), *rest),
 )
 
@@ -29,6 +52,7 @@ def reasoning_module(
     sin: torch.Tensor | None,
     num_heads: int,
     eps: float = 1e-5,
+    recompute: bool = False,
 ) -> torch.Tensor:
     """One update of a recurrent module (H-level or L-level): add the injection, run the blocks in turn.
 
@@ -39,6 +63,7 @@ def reasoning_module(
         cos, sin: RoPE tables as for :func:`hrm_kernels.rope_attention`, or None for both.
         num_heads: H.
         eps: of the norms.
+        recompute: keep only the blocks' inputs for the backward, and compute the rest again there.
 
     Returns:
         ``[B, S, D]``, the new state.
@@ -53,4 +78,4 @@ def reasoning_module(
     check_shape("reasoning_module", "injection", injection, tuple(z.shape), "the shape of z")
     check_layers("reasoning_module", "layers", layers, "z", z, num_heads, cos, sin)
     check_eps("reasoning_module", eps)
-    return _op(z, injection, layers, cos, sin, num_heads, eps)
+    return _op(z, injection, layers, cos, sin, num_heads, eps, recompute)

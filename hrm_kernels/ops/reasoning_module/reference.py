@@ -13,8 +13,9 @@ def reasoning_module(
     sin: torch.Tensor | None,
     num_heads: int,
     eps: float,
+    recompute: bool = False,
 ) -> torch.Tensor:
     z = z + injection
     for weights in layers:
-        z = transformer_block(z, weights, cos, sin, num_heads, eps)
+        z = transformer_block(z, weights, cos, sin, num_heads, eps, recompute)
     return z

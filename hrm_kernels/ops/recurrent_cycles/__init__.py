@@ -6,13 +6,53 @@ from hrm_kernels.backends import Backend, Op
 from hrm_kernels.checks import check_eps, check_layers, check_like, check_shape, check_state
 from hrm_kernels.ops.reasoning_module import blocks
 from hrm_kernels.ops.recurrent_cycles import reference
-from hrm_kernels.ops.transformer_block import BlockWeights
+from hrm_kernels.ops.transformer_block import BlockWeights, triton_cannot_run_blocks
+
+
+def _triton(
+    z_H: torch.Tensor,
+    z_L: torch.Tensor,
+    x: torch.Tensor,
+    H_layers: Sequence[BlockWeights],
+    L_layers: Sequence[BlockWeights],
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    num_heads: int,
+    H_cycles: int,
+    L_cycles: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    from hrm_kernels.ops.transformer_block.triton_block import Shared, infer
+
+    shape, width = z_H.shape, z_H.shape[2]
+    shared = Shared(shape[0], cos, sin, num_heads, eps)
+    H, L = ([weight.contiguous() for block in layers for weight in block] for layers in (H_layers, L_layers))
+    z_H, z_L, x = (tensor.reshape(-1, width).contiguous() for tensor in (z_H, z_L, x))
+    z_H, z_L = reference.run_cycles(
+        z_H,
+        z_L,
+        x,
+        lambda z, injection: infer(z + injection, H, shared),
+        lambda z, injection: infer(z + injection, L, shared),
+        H_cycles,
+        L_cycles,
+    )
+    return z_H.view(shape), z_L.view(shape)
+
 
 _op = Op(
     "recurrent_cycles",
     "(Tensor z_H, Tensor z_L, Tensor x, Tensor[] H_layers, Tensor[] L_layers, Tensor? cos, Tensor? sin, "
     "int num_heads, int H_cycles, int L_cycles, float eps) -> (Tensor, Tensor)",
-    {"reference": Backend(reference.recurrent_cycles)},
+    {
+        "reference": Backend(reference.recurrent_cycles),
+        "triton": Backend(
+            _triton,
+            lambda z_H, z_L, x, H_layers, L_layers, cos, sin, num_heads, *rest: triton_cannot_run_blocks(
+                z_H, [*H_layers, *L_layers], num_heads
+            ),
+        ),
+    },
     unflatten=lambda z_H, z_L, x, H_layers, L_layers, *rest: (z_H, z_L, x, blocks(H_layers), blocks(L_layers), *rest),
 )
 

@@ -1,8 +1,32 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from hrm_kernels.ops.reasoning_module.reference import reasoning_module
+
+Update = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""``update(z, injection)``: a module's next state."""
+
+
+def run_cycles(
+    z_H: torch.Tensor,
+    z_L: torch.Tensor,
+    x: torch.Tensor,
+    H_update: Update,
+    L_update: Update,
+    H_cycles: int,
+    L_cycles: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The order of the updates, for every backend that has them one by one."""
+    with torch.no_grad():
+        for h in range(H_cycles):
+            last = h == H_cycles - 1
+            injection = z_H + x
+            for _ in range(L_cycles - 1 if last else L_cycles):
+                z_L = L_update(z_L, injection)
+            if not last:
+                z_H = H_update(z_H, z_L)
+    return z_H, z_L
 
 
 def recurrent_cycles(
@@ -18,12 +42,10 @@ def recurrent_cycles(
     L_cycles: int,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    with torch.no_grad():
-        for h in range(H_cycles):
-            last = h == H_cycles - 1
-            injection = z_H + x
-            for _ in range(L_cycles - 1 if last else L_cycles):
-                z_L = reasoning_module(z_L, injection, L_layers, cos, sin, num_heads, eps)
-            if not last:
-                z_H = reasoning_module(z_H, z_L, H_layers, cos, sin, num_heads, eps)
-    return z_H, z_L
+    def H_update(z: torch.Tensor, injection: torch.Tensor) -> torch.Tensor:
+        return reasoning_module(z, injection, H_layers, cos, sin, num_heads, eps)
+
+    def L_update(z: torch.Tensor, injection: torch.Tensor) -> torch.Tensor:
+        return reasoning_module(z, injection, L_layers, cos, sin, num_heads, eps)
+
+    return run_cycles(z_H, z_L, x, H_update, L_update, H_cycles, L_cycles)

@@ -1,13 +1,70 @@
+from typing import Any
+
 import torch
 
-from hrm_kernels.backends import Backend, Op
+from hrm_kernels.backends import Backend, Op, triton_cannot_run
 from hrm_kernels.checks import check_heads, check_shape, check_tables, check_tensor
 from hrm_kernels.ops.rope_attention import reference
+
+
+class _Triton(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, num_heads: int, save: bool
+    ) -> torch.Tensor:
+        from hrm_kernels.ops.rope_attention import triton_kernels
+
+        out, lse = triton_kernels.forward(qkv, cos, sin, num_heads, save)
+        # the long backward reads out, which the next op (a product with o) keeps anyway
+        ctx.save_for_backward(qkv, cos, sin, lse, None if triton_kernels.is_short(qkv, num_heads) else out)
+        ctx.num_heads = num_heads
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: torch.Tensor) -> Any:  # type: ignore[override]
+        from hrm_kernels.ops.rope_attention import triton_kernels
+
+        dqkv = triton_kernels.backward(dout.contiguous(), *ctx.saved_tensors, ctx.num_heads)
+        return dqkv, None, None, None, None
+
+
+def _triton(qkv: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, num_heads: int) -> torch.Tensor:
+    save = torch.is_grad_enabled() and qkv.requires_grad
+    if cos is not None and sin is not None:
+        cos, sin = cos.contiguous(), sin.contiguous()
+    return _Triton.apply(qkv.contiguous(), cos, sin, num_heads, save)
+
+
+def triton_cannot_attend(head_dim: int, dtype: torch.dtype) -> str | None:
+    """None where there are Triton kernels for heads of this width and dtype, else why not."""
+    if head_dim not in (32, 64, 128):
+        return f"its attention is for head_dim 32, 64 and 128, not {head_dim}"
+    if head_dim == 128 and dtype is torch.float32:
+        return "its attention has no float32 kernels for head_dim 128, whose tiles don't fit into registers"
+    return None
+
+
+def _triton_cannot_serve(
+    qkv: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, num_heads: int
+) -> str | None:
+    reason = triton_cannot_attend(qkv.shape[-1] // (3 * num_heads), qkv.dtype)
+    if reason is not None:
+        return reason
+    for name, table in (("cos", cos), ("sin", sin)):
+        if table is not None and table.dtype is not torch.float32:
+            return f"its kernels read float32 tables, and {name} is {table.dtype}; convert it with .float()"
+        if table is not None and table.requires_grad and torch.is_grad_enabled():
+            return f"its kernels have no gradient for {name}; detach it"
+    return triton_cannot_run(qkv)
+
 
 _op = Op(
     "rope_attention",
     "(Tensor qkv, Tensor? cos, Tensor? sin, int num_heads) -> Tensor",
-    {"reference": Backend(reference.rope_attention)},
+    {
+        "reference": Backend(reference.rope_attention),
+        "triton": Backend(_triton, _triton_cannot_serve),
+    },
 )
 
 

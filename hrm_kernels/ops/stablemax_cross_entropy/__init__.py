@@ -1,13 +1,59 @@
+from typing import Any
+
 import torch
 
-from hrm_kernels.backends import Backend, Op
+from hrm_kernels.backends import Backend, Op, triton_cannot_run
 from hrm_kernels.checks import check_shape, check_tensor
 from hrm_kernels.ops.stablemax_cross_entropy import reference
+
+
+class _Triton(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, labels: torch.Tensor, ignore_index: int, argmax: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        from hrm_kernels.ops.stablemax_cross_entropy import triton_kernels
+
+        loss, total, others, largest = triton_kernels.forward(logits, labels, ignore_index, argmax)
+        ctx.save_for_backward(logits, labels, total, others)
+        ctx.ignore_index = ignore_index
+        ctx.mark_non_differentiable(largest)
+        return loss, largest
+
+    @staticmethod
+    def backward(ctx: Any, dloss: torch.Tensor, _: Any) -> Any:  # type: ignore[override]
+        from hrm_kernels.ops.stablemax_cross_entropy import triton_kernels
+
+        return triton_kernels.backward(dloss.contiguous(), *ctx.saved_tensors, ctx.ignore_index), None, None, None
+
+
+def _triton(
+    logits: torch.Tensor, labels: torch.Tensor, ignore_index: int, argmax: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _Triton.apply(logits.contiguous(), labels.contiguous(), ignore_index, argmax)
+
+
+def _triton_unsupported(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> str | None:
+    return triton_cannot_run(logits)
+
 
 _op = Op(
     "stablemax_cross_entropy",
     "(Tensor logits, Tensor labels, int ignore_index) -> Tensor",
-    {"reference": Backend(reference.stablemax_cross_entropy)},
+    {
+        "reference": Backend(reference.stablemax_cross_entropy),
+        "triton": Backend(
+            lambda logits, labels, ignore: _triton(logits, labels, ignore, False)[0], _triton_unsupported
+        ),
+    },
+)
+_op_with_argmax = Op(
+    "stablemax_cross_entropy_with_argmax",
+    "(Tensor logits, Tensor labels, int ignore_index) -> (Tensor, Tensor)",
+    {
+        "reference": Backend(reference.with_argmax),
+        "triton": Backend(lambda logits, labels, ignore: _triton(logits, labels, ignore, True), _triton_unsupported),
+    },
 )
 
 
@@ -30,7 +76,22 @@ def stablemax_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore_i
 
     Source: arXiv 2501.04697, section 5; used by HRM (arXiv 2506.21734), section 2.
     """
-    op = "stablemax_cross_entropy"
+    _check("stablemax_cross_entropy", logits, labels)
+    return _op(logits, labels, ignore_index)
+
+
+def stablemax_cross_entropy_with_argmax(
+    logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = -100
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`stablemax_cross_entropy` and ``logits.argmax(-1)``, which a model's metrics need, from one reading.
+
+    Where several logits are the largest, the argmax is any one of them.
+    """
+    _check("stablemax_cross_entropy_with_argmax", logits, labels)
+    return _op_with_argmax(logits, labels, ignore_index)
+
+
+def _check(op: str, logits: torch.Tensor, labels: torch.Tensor) -> None:
     check_tensor(op, "logits", logits)
     if logits.ndim == 0 or logits.shape[-1] == 0:
         raise ValueError(f"{op}: logits has shape {list(logits.shape)}, expected [..., V] with V >= 1")
@@ -40,4 +101,3 @@ def stablemax_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore_i
     check_shape(op, "labels", labels, tuple(logits.shape[:-1]), "the shape of logits without V")
     if labels.device != logits.device:
         raise ValueError(f"{op}: labels is on {labels.device}, expected {logits.device} as logits; move one of them")
-    return _op(logits, labels, ignore_index)

@@ -1,9 +1,11 @@
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
-from hrm_kernels.backends import Backend, Op
+from hrm_kernels.backends import Backend, Op, triton_cannot_run
 from hrm_kernels.checks import check_eps, check_layers, check_state
+from hrm_kernels.ops.rope_attention import triton_cannot_attend
 from hrm_kernels.ops.transformer_block import reference
 
 
@@ -23,10 +25,40 @@ class BlockWeights(NamedTuple):
     down: torch.Tensor
 
 
+def triton_cannot_run_blocks(x: torch.Tensor, layers: Sequence[BlockWeights], num_heads: int) -> str | None:
+    """None where the triton backend can run these blocks on x, else why not."""
+    for weights in layers:
+        reason = triton_cannot_attend(weights.qkv.shape[0] // (3 * num_heads), x.dtype)
+        if reason is not None:
+            return reason
+    return triton_cannot_run(x)
+
+
+def _triton(
+    x: torch.Tensor,
+    weights: BlockWeights,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    num_heads: int,
+    eps: float,
+    recompute: bool = False,
+) -> torch.Tensor:
+    from hrm_kernels.ops.transformer_block.triton_block import blocks
+
+    return blocks(x, list(weights), cos, sin, num_heads, eps, recompute)
+
+
 _op = Op(
     "transformer_block",
-    "(Tensor x, Tensor[] weights, Tensor? cos, Tensor? sin, int num_heads, float eps) -> Tensor",
-    {"reference": Backend(reference.transformer_block)},
+    "(Tensor x, Tensor[] weights, Tensor? cos, Tensor? sin, int num_heads, float eps, bool recompute=False) -> Tensor",
+    {
+        "reference": Backend(reference.transformer_block),
+        "triton": Backend(
+            _triton,
+            lambda x, weights, cos, sin, num_heads, *rest: triton_cannot_run_blocks(x, [weights], num_heads),
+        ),
+    },
+    unflatten=lambda x, weights, *rest: (x, BlockWeights(*weights), *rest),
 )
 
 
@@ -37,6 +69,7 @@ def transformer_block(
     sin: torch.Tensor | None,
     num_heads: int,
     eps: float = 1e-5,
+    recompute: bool = False,
 ) -> torch.Tensor:
     """One post-norm block: attention, then SwiGLU, each added to its input and normed.
 
@@ -48,6 +81,7 @@ def transformer_block(
         cos, sin: RoPE tables as for :func:`hrm_kernels.rope_attention`, or None for both.
         num_heads: H.
         eps: of both norms.
+        recompute: keep only x for the backward, and compute the rest again there.
 
     Returns:
         ``[B, S, D]`` in the dtype of x.
@@ -60,4 +94,4 @@ def transformer_block(
     check_state("transformer_block", "x", x)
     check_layers("transformer_block", "weights", [weights], "x", x, num_heads, cos, sin)
     check_eps("transformer_block", eps)
-    return _op(x, BlockWeights(*weights), cos, sin, num_heads, eps)
+    return _op(x, BlockWeights(*weights), cos, sin, num_heads, eps, recompute)

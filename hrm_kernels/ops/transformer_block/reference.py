@@ -1,5 +1,6 @@
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from hrm_kernels.ops.add_rms_norm.reference import add_rms_norm
 from hrm_kernels.ops.rope_attention.reference import rope_attention
@@ -13,7 +14,10 @@ def transformer_block(
     sin: torch.Tensor | None,
     num_heads: int,
     eps: float,
+    recompute: bool = False,
 ) -> torch.Tensor:
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(transformer_block, x, weights, cos, sin, num_heads, eps, use_reentrant=False)
     qkv, o, gate_up, down = weights
     x = add_rms_norm(x, F.linear(rope_attention(F.linear(x, qkv), cos, sin, num_heads), o), eps)
     return add_rms_norm(x, F.linear(swiglu(F.linear(x, gate_up)), down), eps)

@@ -1,0 +1,394 @@
+"""Everything that needs a GPU, on a machine that has one and no network: ``make gpu``, or ``python -m bench.gpu``.
+
+Runs the tests, the timings, the determinism repeats and compute-sanitizer, each in processes of its own, so that what
+one breaks doesn't stop the others, and writes ``results.json``, ``results.md`` and the logs under
+``bench/results/<device>-<date>/`` after every part. Needs torch, triton and pytest with hypothesis; installs nothing
+(the training step needs pydantic). Exit codes: 0, or 1 where a part failed, or 2 without a GPU.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+PARTS = {"tests": 0.35, "timings": 0.35, "determinism": 0.1, "sanitizer": 0.2}
+"""In order, each with its share of the time; what one leaves goes to the next."""
+
+Rows = dict[tuple[str, str], dict[str, Any]]
+"""The measurements by workload and backend."""
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What issue 3 predicted for an H200 in bfloat16, S = 82, batch 384 where nothing else is said."""
+
+    what: str
+    expected: str
+    value: Callable[[Rows, dict[str, float]], float]  # KeyError: wasn't measured
+    met: Callable[[float], bool]
+    form: str
+
+
+def _seconds(rows: Rows, workload: str, backend: str = "triton") -> float:
+    return rows[workload, backend]["seconds"]
+
+
+def _of_copy(workload: str) -> Callable[[Rows, dict[str, float]], float]:
+    return lambda rows, ceilings: (
+        rows[workload, "triton"]["bytes"] / _seconds(rows, workload) / ceilings["copy_bytes_per_s"]
+    )
+
+
+def _rate(rows: Rows, workload: str) -> float:
+    return rows[workload, "triton"]["operations"] / _seconds(rows, workload)
+
+
+def _times(workload: str, slower: str) -> Callable[[Rows, dict[str, float]], float]:
+    return lambda rows, ceilings: _seconds(rows, workload, slower) / _seconds(rows, workload)
+
+
+BLOCK = "transformer_block"
+EXPECTED = [
+    Expectation(
+        "add_rms_norm, of the copy bandwidth", ">= 80 %", _of_copy("add_rms_norm"), lambda x: x >= 0.8, "{:.0%}"
+    ),
+    Expectation("swiglu, of the copy bandwidth", ">= 80 %", _of_copy("swiglu"), lambda x: x >= 0.8, "{:.0%}"),
+    Expectation(
+        "short attention, forward",
+        "<= 50 µs",
+        lambda rows, ceilings: 1e6 * _seconds(rows, "rope_attention"),
+        lambda x: x <= 50,
+        "{:.1f} µs",
+    ),
+    Expectation(
+        "block pass without gradient",
+        "<= 0.40 ms",
+        lambda rows, ceilings: 1e3 * _seconds(rows, BLOCK),
+        lambda x: x <= 0.4,
+        "{:.3f} ms",
+    ),
+    Expectation(
+        "block pass, of the matrix ceiling",
+        ">= 65 %",
+        lambda rows, ceilings: _rate(rows, BLOCK) / ceilings["matmul_flops_per_s"],
+        lambda x: x >= 0.65,
+        "{:.0%}",
+    ),
+    Expectation(
+        "block pass, faster than eager", ">= 1.5 x", _times(BLOCK, "reference"), lambda x: x >= 1.5, "{:.2f} x"
+    ),
+    Expectation(
+        "block pass, faster than torch.compile",
+        ">= 1.2 x",
+        _times(BLOCK, "torch.compile"),
+        lambda x: x >= 1.2,
+        "{:.2f} x",
+    ),
+    Expectation(
+        "training step",
+        "<= 30 ms",
+        lambda rows, ceilings: 1e3 * _seconds(rows, "training step"),
+        lambda x: x <= 30,
+        "{:.1f} ms",
+    ),
+    Expectation(
+        "attention forward at S = 901",
+        ">= 350 TFLOP/s",
+        lambda rows, ceilings: _rate(rows, "rope_attention S=901") / 1e12,
+        lambda x: x >= 350,
+        "{:.0f} TFLOP/s",
+    ),
+]
+
+
+class Run:
+    """One run of this script: where its results are, and how long it may take."""
+
+    def __init__(self, folder: Path, options: argparse.Namespace, device: str) -> None:
+        self.folder, self.options, self.device = folder, options, device
+        self.started = time.monotonic()
+        self.result: dict[str, Any] = {
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "command": " ".join(["python -m bench.gpu", *sys.argv[1:]]),
+            "commit": _output("git", "-C", str(ROOT), "describe", "--always", "--dirty"),
+            **_machine(device),
+            "parts": {},
+            "ceilings": {},
+            "timings": [],
+            "expected": [],
+        }
+
+    def left(self) -> float:
+        """Seconds left for parts; the last few are for writing."""
+        return 60 * self.options.minutes - (time.monotonic() - self.started) - 5
+
+    def call(
+        self, log: str, command: Sequence[str], seconds: float, environment: dict[str, str]
+    ) -> tuple[int | None, str]:
+        """Run a command, its output into a log. Returns its exit code (None: out of time) and the log's text."""
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | environment
+        path = self.folder / log
+        with path.open("a") as file:
+            file.write(f"$ {' '.join(command)}\n")
+            file.flush()
+            # a session of its own: what it starts (test workers, the program under a sanitizer) ends with it
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            try:
+                code: int | None = process.wait(max(1, seconds))
+            except subprocess.TimeoutExpired:
+                code = None
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        return code, path.read_text(errors="replace")
+
+    def part(self, name: str, seconds: float) -> None:
+        """Run a part, never raise, write what there is so far."""
+        print(f"{name}: at most {seconds:.0f} s", flush=True)
+        start = time.monotonic()
+        try:
+            status, summary = getattr(self, f"_{name}")(seconds)
+        except Exception as error:
+            status, summary = "failed", f"{type(error).__name__}: {error}"
+        self.result["parts"][name] = {
+            "status": status,
+            "summary": summary,
+            "seconds": round(time.monotonic() - start, 1),
+        }
+        print(f"{name}: {status}; {summary}", flush=True)
+        self.write()
+
+    def _tests(self, seconds: float) -> tuple[str, str]:
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-m",
+            "gpu or not slow",
+            "tests/hrm_kernels",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+        ]
+        if importlib.util.find_spec("xdist"):
+            command += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "loadscope"]
+        code, output = self.call("tests.log", command, seconds, {})
+        lines = [line for line in output.splitlines() if line.strip()]
+        self.result["failed_tests"] = [line for line in lines if re.match(r"(FAILED|ERROR) ", line)]
+        return _status(code), lines[-1] if code is not None else f"ran out of time; {lines[-1]}"
+
+    def _timings(self, seconds: float) -> tuple[str, str]:
+        file, deadline = self.folder / "timings.jsonl", time.monotonic() + seconds
+        for _ in range(20):  # a CUDA error ends the process: another one goes on with the next workload
+            left = deadline - time.monotonic()
+            command = [sys.executable, "-m", "bench.timing", str(file), "--device", self.device]
+            command += ["--seconds", str(max(0, left - 60)), *(["--quick"] if self.options.quick else [])]
+            if self.options.dry_run:
+                command += ["--tiny", "--backends", "reference", "--dtype", "float32"]
+            code, _ = self.call("timings.log", command, left, {})
+            self._read_timings(file)
+            if code in (0, None) or deadline - time.monotonic() < 20:
+                break
+        failed = [row for row in self.result["timings"] if not row["status"].startswith(("ok", "skipped", "unavail"))]
+        measured = sum(row["status"] == "ok" for row in self.result["timings"])
+        summary = f"{measured} measured, {len(failed)} failed"
+        return "failed" if failed else _status(code), summary + (", ran out of time" if code is None else "")
+
+    def _read_timings(self, file: Path) -> None:
+        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        finished = {line["workload"] for line in lines if line.get("status") != "started"}
+        rows = []
+        for line in lines:
+            if line["workload"] == "ceilings":
+                self.result["ceilings"] = {name: value for name, value in line.items() if name != "workload"}
+            elif line["status"] != "started":
+                rows.append(line)
+            elif line["workload"] not in finished:
+                rows.append({**line, "status": "failed: its process ended; see timings.log"})
+        self.result["timings"] = rows
+        by_name = {(row["workload"], row["backend"]): row for row in rows if row["status"] == "ok"}
+        self.result["expected"] = [_compare(expectation, by_name, self.result["ceilings"]) for expectation in EXPECTED]
+
+    def _determinism(self, seconds: float) -> tuple[str, str]:
+        command = [sys.executable, "-m", "bench.sanitize", "--repeats", "5" if self.options.quick else "20"]
+        return self._sanitize("determinism.log", [*command, "--seconds", str(max(1, seconds - 20))], seconds, {})
+
+    def _sanitizer(self, seconds: float) -> tuple[str, str]:
+        checker = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+        if not Path(checker).exists():
+            return "skipped", "compute-sanitizer is not on this machine"
+        program = [sys.executable, "-m", "bench.sanitize", "--quick", "--dtypes", "bfloat16", "float32"]
+        # every tensor its own allocation, so that a kernel that leaves its tensor is seen
+        environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        said, worst, deadline = [], "passed", time.monotonic() + seconds
+        for tools_left, tool in ((2, "memcheck"), (1, "racecheck")):
+            share = (deadline - time.monotonic()) / tools_left
+            command = [checker, "--tool", tool, "--error-exitcode", "9", "--print-limit", "20", *program]
+            command += ["--seconds", str(max(1, share - 30))]
+            status, summary = self._sanitize(f"{tool}.log", command, share, environment)
+            said.append(f"{tool} {status}: {summary}")
+            worst = status if status != "passed" else worst
+        return worst, "; ".join(said)
+
+    def _sanitize(self, log: str, command: list[str], seconds: float, environment: dict[str, str]) -> tuple[str, str]:
+        if self.options.dry_run:
+            command = [*command, "--backend", "reference", "--device", "cpu", "--dtypes", "float32", "--quick"]
+            command += ["--repeats", "2"]
+        code, output = self.call(log, command, seconds, environment)
+        telling = re.findall(r"^(?:\d+ problems.*|out of time.*|left out.*|wrong:.*|=+ ERROR SUMMARY.*)$", output, re.M)
+        return _status(code), " / ".join(telling[:6]) or f"nothing said; see {log}"
+
+    def write(self) -> None:
+        (self.folder / "results.json").write_text(json.dumps(self.result, indent=1) + "\n")
+        (self.folder / "results.md").write_text(table(self.result))
+
+
+def _status(code: int | None) -> str:
+    return "out of time" if code is None else "passed" if code == 0 else "failed"
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def _clocks() -> str:
+    fields = "clocks.sm,clocks.mem,clocks.max.sm,temperature.gpu,power.draw"
+    return _output("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader")
+
+
+def _machine(device: str) -> dict[str, Any]:
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in ("torch", "triton", "pytest"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    if device != "cuda":
+        return {"device": platform.processor() or platform.machine(), "versions": versions, "clocks": {}}
+    properties = torch.cuda.get_device_properties(0)
+    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return {
+        "device": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory": properties.total_memory,
+        "l2": properties.L2_cache_size,
+        "versions": versions | {"driver": driver, "cuda": torch.version.cuda or torch.version.hip},
+        "clocks": {"before": _clocks()},
+    }
+
+
+def _compare(expectation: Expectation, rows: Rows, ceilings: dict[str, float]) -> dict[str, Any]:
+    try:
+        value = expectation.value(rows, ceilings)
+    except KeyError:
+        return {"what": expectation.what, "expected": expectation.expected, "measured": "not measured", "met": None}
+    return {
+        "what": expectation.what,
+        "expected": expectation.expected,
+        "measured": expectation.form.format(value),
+        "value": value,
+        "met": expectation.met(value),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The readable form of a run."""
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    lines = [
+        f"# {result['device']}, {result['date'][:10]}",
+        "",
+        f"`{result['command']}` at {result['commit']}; {versions}.",
+    ]
+    for when, clocks in result["clocks"].items():
+        lines.append(f"Clocks {when} the run (SM, memory, SM at most; temperature, power): {clocks}.")
+    lines += ["", "| part | result | seconds | |", "| --- | --- | --- | --- |"]
+    for name, part in result["parts"].items():
+        lines.append(f"| {name} | {part['status']} | {part['seconds']} | {part['summary'].replace('|', '/')} |")
+    lines += [f"- {line}" for line in result.get("failed_tests", [])]
+    if result["ceilings"]:
+        copy, matmul = result["ceilings"]["copy_bytes_per_s"], result["ceilings"]["matmul_flops_per_s"]
+        lines += ["", "## Expected (issue 3: H200, bfloat16) and measured", ""]
+        lines += ["| what | expected | measured | met |", "| --- | --- | --- | --- |"]
+        for row in result["expected"]:
+            met = {True: "yes", False: "no", None: ""}[row["met"]]
+            lines.append(f"| {row['what']} | {row['expected']} | {row['measured']} | {met} |")
+        lines += [
+            "",
+            "## Timings",
+            "",
+            f"Ceilings of this run: copy {copy / 1e9:.0f} GB/s (read plus written), "
+            f"bfloat16 matrix product {matmul / 1e12:.3g} TFLOP/s.",
+            "Medians, from the 10th to the 90th percentile. graph: replays of a CUDA graph over rotating inputs, no "
+            "launches; calls: with launches. GB/s and TFLOP/s count the fewest bytes and operations.",
+            "",
+            "| workload | dtype | backend | µs | from, to | how | GB/s | of copy | TFLOP/s | of matmul |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for row in result["timings"]:
+            start = f"| {row['workload']} | {row.get('dtype', '')} | {row['backend']} |"
+            if row["status"] != "ok":
+                lines.append(f"{start} {row['status'].replace('|', '/')} | | | | | | |")
+                continue
+            micro = 1e6 * row["seconds"]
+            bandwidth, rate = row["bytes"] / row["seconds"], row["operations"] / row["seconds"]
+            moved = f"{bandwidth / 1e9:.0f} | {bandwidth / copy:.0%}" if row["bytes"] else "|"
+            computed = f"{rate / 1e12:.3g} | {rate / matmul:.0%}" if row["operations"] else "|"
+            spread = f"{1e6 * row['low']:.1f}, {1e6 * row['high']:.1f}"
+            lines.append(f"{start} {micro:.1f} | {spread} | {row['mode']} | {moved} | {computed} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("python -m bench.gpu", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer repeats, no torch.compile, no long sequences")
+    parser.add_argument("--minutes", type=float, default=9.5, help="for everything; default: %(default)s")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="default: bench/results")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="tiny timings of the reference on the CPU, to try this out"
+    )
+    options = parser.parse_args()
+    if not torch.cuda.is_available() and not options.dry_run:
+        print("bench.gpu: there is no GPU that torch can use", file=sys.stderr)
+        return 2
+    device = "cpu" if options.dry_run else "cuda"
+    machine = _machine(device)["device"]
+    slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
+    folder = options.out.resolve() / f"{slug}-{datetime.now(timezone.utc):%Y-%m-%d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in (*folder.glob("*.log"), *folder.glob("*.jsonl")):  # of an earlier run of the day
+        old.unlink()
+    run = Run(folder, options, device)
+    shares = {name: share for name, share in PARTS.items() if name in options.parts}
+    for index, name in enumerate(shares):
+        run.part(name, run.left() * shares[name] / sum(list(shares.values())[index:]))
+        if name == "timings" and device == "cuda":
+            run.result["clocks"]["after the timings of"] = _clocks()
+    run.write()
+    print(f"wrote {folder}")
+    return 1 if any(part["status"] in ("failed", "out of time") for part in run.result["parts"].values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""Times the workloads: ``python -m bench.timing FILE`` appends one JSON line per measurement (bench.gpu reads them).
+
+On a GPU: a CUDA graph of many calls over inputs that rotate (together larger than three L2 caches), replayed between
+two events behind a queue that is already busy, so that neither launches nor a warm cache are in the number. What cannot
+be captured is timed with its launches, which the line says ("calls"). Candidates take turns; a line has the median.
+Before timing, a candidate's error against float64 must be at most twice that of plain PyTorch in the same dtype.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hrm_kernels
+from bench.workloads import Workload, converted, published, tensors
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+ROUNDS = 20
+QUICK_ROUNDS = 7
+GRAPH_SECONDS = 2e-3  # of one replay: events resolve half a microsecond
+BUSY_CYCLES = 1_000_000  # half a millisecond of waiting on the GPU, while the replay is put behind it
+
+Replay = tuple[Callable[[], Any], int, str]
+"""What to time, how many calls it makes, and how ("graph", "calls")."""
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds_of(run: Callable[[], Any], device: str, busy: bool = True) -> float:
+    """Time of one run."""
+    if device != "cuda":
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    if busy:
+        torch.cuda._sleep(BUSY_CYCLES)
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def take_turns(replays: dict[str, Replay], device: str, rounds: int) -> dict[str, list[float]]:
+    """Seconds per call, of every candidate, ``rounds`` times."""
+    times: dict[str, list[float]] = {name: [] for name in replays}
+    for _ in range(rounds):
+        for name, (run, calls, mode) in replays.items():
+            times[name].append(seconds_of(run, device, mode == "graph") / calls)
+    return times
+
+
+def ceilings(device: str, tiny: bool) -> dict[str, float]:
+    """Copy bandwidth in bytes/s (read plus written) and bfloat16 matrix product in FLOP/s, on random data."""
+    rounds = 3 if tiny else 20
+    source = torch.randn((1 << 20) if tiny else (1 << 29), device=device)  # 2 GB: far beyond any cache
+    target = torch.empty_like(source)
+    size = 512 if tiny else 8192
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    out = torch.empty_like(a)
+    replays: dict[str, Replay] = {
+        "copy": (lambda: target.copy_(source), 1, "graph"),
+        "matmul": (lambda: torch.mm(a, b, out=out), 1, "graph"),
+    }
+    take_turns(replays, device, 3)
+    times = take_turns(replays, device, rounds)
+    copy, product = (statistics.median(times[name]) for name in ("copy", "matmul"))
+    return {"copy_bytes_per_s": 2 * source.nbytes / copy, "matmul_flops_per_s": 2 * size**3 / product}
+
+
+def errors(got: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> list[float]:
+    """The largest error of every result, over the largest exact value."""
+    return [
+        ((g.double() - e).abs().max() / e.abs().max().clamp(min=1e-30)).item() if e.numel() else 0.0
+        for g, e in zip(got, exact, strict=True)
+    ]
+
+
+def capture(call: Callable[[tuple[Any, ...]], Any], sets: Sequence[tuple[Any, ...]], calls: int) -> Replay:
+    """A graph of ``calls`` calls; results of one turn of the inputs stay, so that they are written to memory."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for arguments in sets[:2]:
+            call(arguments)
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph, results = torch.cuda.CUDAGraph(), deque(maxlen=len(sets))
+    with torch.cuda.graph(graph):
+        for index in range(calls):
+            results.append(call(sets[index % len(sets)]))
+    return lambda: (graph.replay(), results), calls, "graph"
+
+
+def prepare(
+    workload: Workload, call: Callable[[tuple[Any, ...]], Any], sets: Sequence[tuple[Any, ...]], device: str
+) -> Replay:
+    for arguments in sets[:2]:
+        call(arguments)
+    synchronize(device)
+    estimate = min(seconds_of(lambda: call(sets[0]), device, busy=False) for _ in range(3))
+    turns = math.ceil(GRAPH_SECONDS / max(estimate, 1e-6) / len(sets))
+    calls = len(sets) * max(1, min(turns, math.ceil(200 / len(sets))))
+    if device == "cuda" and workload.graph:
+        return capture(call, sets, calls)
+    calls = min(calls, 10) if device == "cuda" else 1
+    return lambda: [call(sets[index % len(sets)]) for index in range(calls)], calls, "calls"
+
+
+def input_sets(workload: Workload, device: str, dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    first = workload.make(device, dtype, 0)
+    if device != "cuda":
+        return [first]
+    size = sum(t.nbytes for t in tensors(first))
+    if size == 0:  # a model with what belongs to it: larger than any cache
+        return [first]
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    count = max(2, min(40, math.ceil(3 * cache / size)))
+    return [first, *(workload.make(device, dtype, seed) for seed in range(1, count))]
+
+
+def on_backend(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:
+        with hrm_kernels.use_backend(name):
+            return op(*arguments)
+
+    return run
+
+
+def measure(
+    workload: Workload, device: str, dtype: torch.dtype, backends: Sequence[str], compile_too: bool, rounds: int
+) -> list[dict[str, Any]]:
+    """One dictionary per candidate: ``status`` "ok" with the numbers, or why there are none."""
+    ops = {name: on_backend(name, workload.op) for name in backends}
+    if compile_too and workload.compiled:
+        torch._dynamo.reset()
+        ops["torch.compile"] = on_backend("reference", torch.compile(workload.op, fullgraph=True, dynamic=False))
+    sets = input_sets(workload, device, dtype)
+    rows: dict[str, dict[str, Any]] = {name: {"backend": name, "status": "ok"} for name in ops}
+
+    if workload.checked:
+        reference = on_backend("reference", workload.op)
+        exact = workload.call(reference, converted(sets[0], torch.float64, dtype))
+        plain = errors(workload.call(reference, sets[0]), exact)
+    replays: dict[str, Replay] = {}
+    for name, op in ops.items():
+        row = rows[name]
+        try:
+            if workload.checked:
+                row["error"] = errors(workload.call(op, sets[0]), exact)
+                allowed = [2 * error + torch.finfo(dtype).eps for error in plain]
+                if not all(error <= limit for error, limit in zip(row["error"], allowed)):
+                    row["status"] = f"wrong: errors {row['error']} against float64, allowed {allowed}"
+                    continue
+            replays[name] = prepare(workload, lambda arguments, op=op: workload.call(op, arguments), sets, device)
+        except hrm_kernels.BackendUnavailable as error:
+            row["status"] = f"unavailable: {error}"
+        except Exception as error:
+            if "CUDA error" in str(error):
+                raise
+            row["status"] = f"failed: {type(error).__name__}: {str(error).splitlines()[0]}"
+    if workload.checked:
+        del exact
+    take_turns(replays, device, 2)
+    for name, times in take_turns(replays, device, rounds).items():
+        tenths = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else times
+        rows[name] |= {
+            "mode": replays[name][2],
+            "calls": replays[name][1],
+            "seconds": statistics.median(times),
+            "low": tenths[0],
+            "high": tenths[-1],
+        }
+    return list(rows.values())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("python -m bench.timing", description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--backends", nargs="+", default=["reference", "triton"])
+    parser.add_argument("--tiny", action="store_true", help="sizes for a CPU: to try this script out")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats, no torch.compile, no long sequences")
+    parser.add_argument("--seconds", type=float, default=1e9, help="start nothing after that")
+    options = parser.parse_args()
+    deadline = time.monotonic() + options.seconds
+    rounds = 2 if options.tiny else QUICK_ROUNDS if options.quick else ROUNDS
+
+    before = options.file.read_text().splitlines() if options.file.exists() else []
+    started = {json.loads(line)["workload"] for line in before}  # a run that broke off goes on after what broke it
+
+    def write(**row: Any) -> None:
+        with options.file.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    if "ceilings" not in started:
+        write(workload="ceilings", **ceilings(options.device, options.tiny))
+    for workload in published(options.tiny, long=not options.quick):
+        if workload.name in started:
+            continue
+        if time.monotonic() > deadline:
+            write(workload=workload.name, backend="all", status="skipped: out of time")
+            continue
+        write(workload=workload.name, backend="all", status="started")
+        common = {"workload": workload.name, "dtype": options.dtype}
+        try:
+            rows = measure(
+                workload,
+                options.device,
+                DTYPES[options.dtype],
+                options.backends,
+                not (options.quick or options.tiny),
+                rounds,
+            )
+        except Exception as error:
+            write(**common, backend="all", status=f"failed: {type(error).__name__}: {str(error).splitlines()[0]}")
+            if "CUDA error" in str(error):
+                return 3  # nothing runs after it in this process
+            continue
+        for row in rows:
+            write(**common, **row, bytes=workload.bytes, operations=workload.operations)
+        if options.device == "cuda":
+            torch.cuda.empty_cache()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""The step of :class:`hrm_kernels.optim.SparseSignSGD` on one table."""
+
+import torch
+
+from hrm_kernels.backends import Backend, Op, triton_cannot_run
+from hrm_kernels.ops.sparse_sign_sgd import reference
+
+
+def _triton(
+    weights: torch.Tensor, ids: torch.Tensor, grads: torch.Tensor, lr: float | torch.Tensor, weight_decay: float
+) -> None:
+    from hrm_kernels.ops.sparse_sign_sgd import triton_kernels
+
+    triton_kernels.step(weights, ids.contiguous(), grads.contiguous(), lr, weight_decay)
+
+
+def _triton_unsupported(weights: torch.Tensor, *arguments: object) -> str | None:
+    reason = triton_cannot_run(weights)
+    return reason if reason or weights.is_contiguous() else "the weights are not contiguous"
+
+
+_op = Op(
+    "sparse_sign_sgd",
+    None,
+    {
+        "reference": Backend(reference.sparse_sign_sgd),
+        "triton": Backend(_triton, _triton_unsupported),
+    },
+)
+
+
+def sparse_sign_sgd(
+    weights: torch.Tensor, ids: torch.Tensor, grads: torch.Tensor, lr: float | torch.Tensor, weight_decay: float
+) -> None:
+    """For each identifier that occurs, once: ``w = w * (1 - lr * weight_decay) - lr * sign(sum of its gradients)``.
+
+    Args:
+        weights: ``[E, D]``, changed in place; no row is read or written but those of ``ids``.
+        ids: ``[N]`` int32 or int64, below E, in any order, repeated or not.
+        grads: ``[N, D]``, one row for each of ``ids``.
+        lr: a number or a scalar tensor.
+        weight_decay: decoupled weight decay.
+    """
+    _op(weights, ids, grads, lr, weight_decay)

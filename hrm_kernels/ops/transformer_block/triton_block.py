@@ -1,0 +1,141 @@
+"""Blocks out of Triton launches and library matrix products: forward, what is kept for the backward, backward.
+
+With gradients a block keeps, per token, x, attention, u1, x1, u2 (D each), qkv (3 D) and gate_up (2 I) in the dtype,
+and in float32 1/rms twice and a log-sum-exp per head: 14 KB for D = 512, I = 1536 in bfloat16. With ``recompute``
+it keeps x alone (1 KB), and runs forward again in the backward.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from hrm_kernels.ops.add_rms_norm import triton_kernels as norm
+from hrm_kernels.ops.rope_attention import triton_kernels as attention
+from hrm_kernels.ops.swiglu import triton_kernels as swiglu
+from hrm_kernels.ops.transformer_block import triton_kernels as fused
+
+Weights = Sequence[torch.Tensor]
+"""qkv, o, gate_up, down of each block in turn."""
+
+
+class Shared(NamedTuple):
+    """What all blocks of a pass have in common."""
+
+    batch: int
+    cos: torch.Tensor | None
+    sin: torch.Tensor | None
+    num_heads: int
+    eps: float
+
+
+def _attend(qkv: torch.Tensor, shared: Shared, save: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    out, lse = attention.forward(
+        qkv.view(shared.batch, -1, qkv.shape[1]), shared.cos, shared.sin, shared.num_heads, save
+    )
+    return out.view(qkv.shape[0], -1), lse
+
+
+def forward_block(x: torch.Tensor, weights: Weights, shared: Shared) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """``x [M, D]`` -> the block's output and what its backward needs."""
+    qkv_weight, o, gate_up_weight, down = weights
+    qkv = x @ qkv_weight.t()
+    attended, lse = _attend(qkv, shared, True)
+    x1, u1, rstd1 = norm.forward(x, attended @ o.t(), shared.eps, True)
+    gate_up = x1 @ gate_up_weight.t()
+    out, u2, rstd2 = norm.forward(x1, swiglu.forward(gate_up) @ down.t(), shared.eps, True)
+    return out, (x, qkv, lse, attended, u1, rstd1, x1, gate_up, u2, rstd2)
+
+
+def backward_block(
+    dout: torch.Tensor, saved: Sequence[torch.Tensor], weights: Weights, shared: Shared
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Gradients of x and of the four weights."""
+    x, qkv, lse, attended, u1, rstd1, x1, gate_up, u2, rstd2 = saved
+    qkv_weight, o, gate_up_weight, down = weights
+    du2 = norm.backward(dout, u2, rstd2)
+    dgate_up = swiglu.backward(du2 @ down, gate_up)
+    ddown = du2.t() @ swiglu.forward(gate_up)
+    du1 = norm.backward(torch.addmm(du2, dgate_up, gate_up_weight), u1, rstd1)
+    out, dout, packed = (t.view(shared.batch, -1, t.shape[1]) for t in (attended, du1 @ o, qkv))
+    dqkv = attention.backward(dout, packed, shared.cos, shared.sin, lse, out, shared.num_heads).view(qkv.shape)
+    dx = torch.addmm(du1, dqkv, qkv_weight)
+    return dx, (dqkv.t() @ x, du1.t() @ attended, dgate_up.t() @ x1, ddown)
+
+
+class Blocks(torch.autograd.Function):
+    """``apply(x [M, D], shared, recompute, *weights)``: all blocks of a pass in turn, one node of the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, shared: Shared, recompute: bool, *weights: torch.Tensor) -> torch.Tensor:
+        saved: list[torch.Tensor] = []
+        for first in range(0, len(weights), 4):
+            given = x
+            x, kept = forward_block(x, weights[first : first + 4], shared)
+            saved += (given,) if recompute else kept
+        ctx.save_for_backward(*saved, *weights)
+        ctx.shared, ctx.recompute, ctx.count = shared, recompute, len(weights)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, dout: torch.Tensor) -> Any:  # type: ignore[override]
+        tensors, shared = ctx.saved_tensors, ctx.shared
+        saved, weights = tensors[: len(tensors) - ctx.count], tensors[len(tensors) - ctx.count :]
+        per_block = len(saved) // (ctx.count // 4)
+        gradients: tuple[torch.Tensor, ...] = ()
+        dx = dout.contiguous()
+        for block in reversed(range(ctx.count // 4)):
+            own = weights[4 * block : 4 * block + 4]
+            kept = saved[per_block * block : per_block * (block + 1)]
+            if ctx.recompute:
+                kept = forward_block(kept[0], own, shared)[1]
+            dx, dweights = backward_block(dx, kept, own, shared)
+            gradients = dweights + gradients
+        return dx, None, None, *gradients
+
+
+def infer(x: torch.Tensor, weights: Weights, shared: Shared) -> torch.Tensor:
+    """All blocks without gradients: ``[M, D] -> [M, D]``.
+
+    In bfloat16 and float16 five launches a block and one at the end, the norms deferred into the products. In float32
+    Triton's products would run without tensor cores, so the library's take their place.
+    """
+    if x.dtype is torch.float32:
+        for first in range(0, len(weights), 4):
+            qkv, o, gate_up, down = weights[first : first + 4]
+            attended, _ = _attend(x @ qkv.t(), shared, False)
+            x, _, _ = norm.forward(x, attended @ o.t(), shared.eps, False)
+            x, _, _ = norm.forward(x, swiglu.forward(x @ gate_up.t()) @ down.t(), shared.eps, False)
+        return x
+    return infer_fused(x, weights, shared)
+
+
+def infer_fused(x: torch.Tensor, weights: Weights, shared: Shared) -> torch.Tensor:
+    """:func:`infer` with the block's pointwise steps inside the products."""
+    u, sums = x, None  # the stream is rstd * u where sums are given, else u itself
+    for first in range(0, len(weights), 4):
+        qkv, o, gate_up, down = weights[first : first + 4]
+        attended, _ = _attend(fused.linear(u, qkv, sums, shared.eps), shared, False)
+        u, sums = fused.linear_residual(attended, o, u, sums, shared.eps)
+        hidden = fused.linear_swiglu(u, gate_up, sums, shared.eps)
+        u, sums = fused.linear_residual(hidden, down, u, sums, shared.eps)
+    assert sums is not None
+    return fused.normalize(u, sums, shared.eps)
+
+
+def blocks(
+    x: torch.Tensor,
+    weights: Weights,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    num_heads: int,
+    eps: float,
+    recompute: bool,
+) -> torch.Tensor:
+    """``x [B, S, D]`` through all blocks, with gradients where something asks for them."""
+    flat = x.reshape(-1, x.shape[2]).contiguous()
+    weights = [weight.contiguous() for weight in weights]
+    shared = Shared(x.shape[0], cos, sin, num_heads, eps)
+    if torch.is_grad_enabled() and (x.requires_grad or any(weight.requires_grad for weight in weights)):
+        return Blocks.apply(flat, shared, recompute, *weights).view(x.shape)
+    return infer(flat, weights, shared).view(x.shape)

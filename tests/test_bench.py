@@ -1,0 +1,120 @@
+"""The GPU script as far as a machine without one goes: it says so, and a dry run on the CPU writes its files."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import gpu
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "bench.gpu", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_in_one_line(tmp_path):
+    done = run("--out", str(tmp_path))
+    assert done.returncode == 2 and done.stderr == "bench.gpu: there is no GPU that torch can use\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_dry_run_writes_json_and_table(tmp_path):
+    done = run("--dry-run", "--parts", "timings", "determinism", "--out", str(tmp_path), "--minutes", "8")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = tmp_path.iterdir()
+    result = json.loads((folder / "results.json").read_text())
+    assert {part["status"] for part in result["parts"].values()} == {"passed"}, result["parts"]
+    rows = {row["workload"]: row for row in result["timings"]}
+    assert {row["status"] for row in rows.values()} == {"ok"} and "transformer_block + backward" in rows
+    for row in rows.values():
+        assert row["low"] <= row["seconds"] <= row["high"] and row["seconds"] > 0
+    assert max(rows["transformer_block + backward"]["error"]) < 1e-5  # checked against float64 before it was timed
+    assert result["ceilings"]["copy_bytes_per_s"] > 0 and result["versions"]["torch"] == torch.__version__
+    text = (folder / "results.md").read_text()
+    assert all(f"| {name} | float32 | reference |" in text for name in rows)
+
+
+def timing(workload, backend, seconds, **more):
+    return {
+        "workload": workload,
+        "backend": backend,
+        "status": "ok",
+        "seconds": seconds,
+        "bytes": 0,
+        "operations": 0,
+    } | more
+
+
+def test_expected_and_measured():
+    rows = [
+        timing("add_rms_norm", "triton", 1e-3, bytes=3.4e9),
+        timing("transformer_block", "triton", 0.38e-3, operations=2e11),
+        timing("transformer_block", "reference", 0.5e-3, operations=2e11),
+    ]
+    by_name = {(row["workload"], row["backend"]): row for row in rows}
+    ceilings = {"copy_bytes_per_s": 4e12, "matmul_flops_per_s": 8e14}
+    got = {e.what: gpu._compare(e, by_name, ceilings) for e in gpu.EXPECTED}
+    assert got["add_rms_norm, of the copy bandwidth"]["measured"] == "85%"
+    assert got["add_rms_norm, of the copy bandwidth"]["met"] is True
+    assert got["block pass without gradient"]["measured"] == "0.380 ms"
+    assert got["block pass, of the matrix ceiling"]["measured"] == "66%"  # 2e11 / 0.38e-3 / 8e14
+    assert got["block pass, faster than eager"] | {"value": 0} == {
+        "what": "block pass, faster than eager",
+        "expected": ">= 1.5 x",
+        "measured": "1.32 x",
+        "value": 0,
+        "met": False,
+    }
+    assert got["training step"]["met"] is None and got["training step"]["measured"] == "not measured"
+
+
+def test_a_process_that_broke_off_and_failures_stay_in_the_table(tmp_path):
+    options = gpu.argparse.Namespace(minutes=1, dry_run=True, quick=True)
+    one = gpu.Run(tmp_path, options, "cpu")
+    lines = [
+        {"workload": "ceilings", "copy_bytes_per_s": 1e12, "matmul_flops_per_s": 1e14},
+        {"workload": "swiglu", "backend": "all", "status": "started"},
+        timing("swiglu", "triton", 2e-6, bytes=1e6, dtype="bfloat16", low=1e-6, high=3e-6, mode="graph"),
+        {"workload": "swiglu", "dtype": "bfloat16", "backend": "torch.compile", "status": "wrong: errors [0.1]"},
+        {"workload": "rope_attention", "backend": "all", "status": "started"},
+    ]
+    file = tmp_path / "timings.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    one._read_timings(file)
+    one.part("nothing", 1)  # a part that raises is a failed part
+    assert one.result["parts"]["nothing"]["status"] == "failed"
+    text = (tmp_path / "results.md").read_text()
+    assert "| swiglu | bfloat16 | triton | 2.0 | 1.0, 3.0 | graph | 500 | 50% | | |" in text
+    assert "| swiglu | bfloat16 | torch.compile | wrong: errors [0.1] |" in text
+    assert "| rope_attention |  | all | failed: its process ended" in text
+
+
+def test_what_a_command_starts_ends_with_its_time(tmp_path):
+    one = gpu.Run(tmp_path, gpu.argparse.Namespace(minutes=1, dry_run=True, quick=True), "cpu")
+    program = (
+        "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print('child', p.pid, flush=True); p.wait()"
+    )
+    code, output = one.call("log", [sys.executable, "-c", program], 3, {})
+    assert code is None
+    stat = Path(f"/proc/{output.split()[-1]}/stat")
+    deadline = time.monotonic() + 10  # it has been killed; that it is gone shows a moment later
+
+    def runs():
+        try:
+            return stat.read_text().split(")")[-1].split()[0] != "Z"
+        except FileNotFoundError:
+            return False
+
+    while runs():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
