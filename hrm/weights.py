@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -148,6 +149,12 @@ def load(
     return from_published(state, HRMConfig.parse(values), puzzle_emb).to(device).eval()
 
 
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of the training run in folder ``run``, oldest first."""
+    found = [path for path in (run / "checkpoints").glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
 def locate(path: Path | str) -> Path:
     """The folder or file that :func:`load` reads for ``path``: the newest checkpoint of a training run.
 
@@ -157,7 +164,7 @@ def locate(path: Path | str) -> Path:
     path = Path(path)
     if not (path / "checkpoints").is_dir() or (path / "config.json").exists():
         return path
-    steps = sorted((path / "checkpoints").glob("step_*"))
+    steps = checkpoints(path)
     if not steps:
         raise InputError(
             f"{path} is a training run without a checkpoint yet; wait for one, or train with checkpoint_every=N"

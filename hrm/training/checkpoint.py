@@ -4,7 +4,6 @@ A checkpoint is a folder that :func:`hrm.load` reads (``model.safetensors``, ``c
 what training needs besides: further safetensors files, and ``state.json``, which has every file's size and CRC-32.
 """
 
-import re
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -21,15 +20,9 @@ from torch.optim import Optimizer
 from hrm.errors import InputError
 from hrm.files import folder_written_beside, read_json, write_json
 from hrm.model import HRM
-from hrm.weights import write_model
+from hrm.weights import checkpoints, write_model
 
 _STATE = "state.json"
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of the run in folder ``run``, oldest first."""
-    found = [path for path in (run / "checkpoints").glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name[5:]))
 
 
 def checkpoint_path(run: Path, step: int) -> Path:

@@ -26,7 +26,6 @@ from hrm.model import HRM, Carry
 from hrm.training.checkpoint import (
     Checkpoint,
     checkpoint_path,
-    checkpoints,
     copy_into,
     load_optimizer_tensors,
     open_newest,
@@ -39,6 +38,7 @@ from hrm.training.distributed import FlatGradients, World
 from hrm.training.ema import EMA
 from hrm.training.loggers import Loggers, Reporter
 from hrm.training.schedule import learning_rate, total_steps
+from hrm.weights import checkpoints
 from hrm_kernels.optim import AdamATan2, SparseSignSGD
 
 Reason = Literal["done", "solved", "limit", "interrupted"]

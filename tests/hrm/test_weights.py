@@ -201,3 +201,11 @@ def test_hub_names_are_downloaded(published, model, monkeypatch):
 def test_dtype_is_float32_on_a_cpu_unless_asked(published):
     assert hrm.load(published, seq_len=6).config.forward_dtype == "float32"
     assert hrm.load(published, seq_len=6, forward_dtype="bfloat16").config.forward_dtype == "bfloat16"
+
+
+def test_the_newest_checkpoint_of_a_run_by_number(model, tmp_path):
+    older, newer = hrm.HRM(CONFIG), model
+    hrm.save(older, tmp_path / "checkpoints" / "step_99999999")
+    hrm.save(newer, tmp_path / "checkpoints" / "step_100000000")
+    (tmp_path / "checkpoints" / "step_x").mkdir()
+    assert same(hrm.load(tmp_path), newer)

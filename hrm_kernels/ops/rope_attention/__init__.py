@@ -35,9 +35,13 @@ def _triton(qkv: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | Non
     return _Triton.apply(qkv.contiguous(), cos, sin, num_heads, save)
 
 
+HEAD_DIMS = (64, 32, 128)
+"""Widths of heads that the Triton kernels are for, the published one first."""
+
+
 def triton_cannot_attend(head_dim: int, dtype: torch.dtype) -> str | None:
     """None where there are Triton kernels for heads of this width and dtype, else why not."""
-    if head_dim not in (32, 64, 128):
+    if head_dim not in HEAD_DIMS:
         return f"its attention is for head_dim 32, 64 and 128, not {head_dim}"
     if head_dim == 128 and dtype is torch.float32:
         return "its attention has no float32 kernels for head_dim 128, whose tiles don't fit into registers"

@@ -20,12 +20,10 @@ import triton
 import triton.language as tl
 
 from hrm_kernels.backends import launcher
-from hrm_kernels.ops.rope_attention import triton_cannot_attend
+from hrm_kernels.ops.rope_attention import HEAD_DIMS, triton_cannot_attend
 from hrm_kernels.tuning.ahead_of_time import Case, dtype_name
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-
-HEAD_DIMS = (64, 32, 128)  # the published one first
 
 
 @triton.jit
