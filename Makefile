@@ -17,7 +17,7 @@ VENV_TRITON ?= .venv-triton
 TRITON_STAMP := $(VENV_TRITON)/.triton
 SITE := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 
-.PHONY: demo test test-all test-triton gpu lint install clean
+.PHONY: demo test test-all test-triton bench gpu docs lint install clean
 
 # From nothing to a solved puzzle: data, training, evaluation on puzzles held out, one of them solved and drawn.
 demo: $(STAMP)
@@ -27,8 +27,10 @@ demo: $(STAMP)
 	$(BIN)/hrm eval demo/run data=demo/data
 	$(BIN)/hrm solve demo/run "..1.3.......12.." --trace --gif demo/solution.gif --png demo/solution.png
 
+# (the cpu backend against eager PyTorch comes last, when nothing else of ours runs any more)
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m bench.ratio
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -48,10 +50,22 @@ $(TRITON_STAMP): $(STAMP)
 	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > $$($(VENV_TRITON)/bin/python $(SITE))/first.pth
 	@echo "$(TRITON)" > $@
 
+# Benchmarks: under five minutes on two cores; BENCH_ARGS=--full takes all sizes and candidates.
+BENCH_OUT ?= bench/results/cpu-$(shell date -u +%Y-%m-%d)
+bench: $(STAMP)
+	mkdir -p $(BENCH_OUT)
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json=$(BENCH_OUT)/bench.json $(BENCH_ARGS); \
+	  status=$$?; $(BIN)/python -m bench.report $(BENCH_OUT) && exit $$status
+
 # On a machine with a GPU, with what its python has (torch, triton, pytest, hypothesis): nothing is installed.
 # GPU_ARGS=--quick, or see $(PYTHON) -m bench.gpu --help. Writes bench/results/.
 gpu:
 	$(PYTHON) -m bench.gpu $(GPU_ARGS)
+
+# API pages of the public names, from their docstrings: build/docs/index.html
+docs: $(STAMP)
+	$(PIP) -e '.[docs]'
+	$(BIN)/python docs/api.py build/docs
 
 lint: $(STAMP)
 	$(BIN)/ruff check

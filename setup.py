@@ -1,7 +1,8 @@
-"""Builds csrc/ with CMake where a C++ compiler is found; without one the Python part is installed alone.
+"""Builds csrc/ with CMake where compilers are found: a library for the CPU, and one for CUDA where there is nvcc too.
 
-Nothing is recorded about it: ``hrm_kernels.native`` looks for the library at run time.
-``HRM_KERNELS_NATIVE=0 pip install ...`` leaves csrc/ out where a compiler is found but cannot build it.
+Without a C++ compiler the Python part is installed alone. Nothing is recorded about it: ``hrm_kernels.native`` looks
+for the libraries at run time. ``HRM_KERNELS_NATIVE=0 pip install ...`` leaves csrc/ out where a compiler is found but
+cannot build it, ``HRM_KERNELS_NATIVE=cpu`` the CUDA library alone. ``HRM_CUDA_ARCHS="80;90a"`` names its targets.
 """
 
 import os
@@ -17,12 +18,15 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-LIBRARY = Path("hrm_kernels", "lib", "libhrm_kernels.so")
+LIBRARIES = Path("hrm_kernels", "lib")
+WANTED = os.environ.get("HRM_KERNELS_NATIVE", "all")
 
 
 def why_not_native() -> str | None:
     """The reason to install without csrc/, or None to build it."""
-    if os.environ.get("HRM_KERNELS_NATIVE") == "0":
+    if WANTED not in ("0", "cpu", "all"):
+        sys.exit(f"hrm: HRM_KERNELS_NATIVE is {WANTED!r}; expected 0 (no native library), cpu (none for CUDA) or all")
+    if WANTED == "0":
         return "HRM_KERNELS_NATIVE=0"
     # The names CMake tries; CXX may carry arguments or a wrapper ("ccache g++").
     compilers = shlex.split(os.environ.get("CXX", ""))[:1] or ["c++", "g++", "clang++"]
@@ -32,42 +36,59 @@ def why_not_native() -> str | None:
     return None
 
 
+def why_not_cuda() -> str | None:
+    """The reason to leave the CUDA library out, or None to build it too."""
+    if WANTED == "cpu":
+        return "HRM_KERNELS_NATIVE=cpu"
+    compiler = (shlex.split(os.environ.get("CUDACXX", "")) or ["nvcc"])[0]  # as CMake looks for it
+    return None if shutil.which(compiler) else f"no {compiler} found"
+
+
 class BuildWithCMake(build_ext):
     """Builds and installs csrc/ as CMakeLists.txt says, into the wheel or, for an editable install, into the tree."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        return str(LIBRARY)  # the library is the same for every Python: no interpreter tag in its name
+        # the library is the same for every Python: no interpreter tag in its name
+        return str(LIBRARIES / f"{fullname.rpartition('.')[2]}.so")
 
-    def build_extension(self, ext: Extension) -> None:
+    def build_extensions(self) -> None:
+        names = [extension.name.rpartition("_")[2] for extension in self.extensions]
         # A directory of its own: CMake's cache would name tools of an isolated build environment that is gone.
         with tempfile.TemporaryDirectory() as build:
             for command in (
-                ["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"],
+                ["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}",
+                 f"-DHRM_CUDA={'ON' if 'cuda' in names else 'OFF'}"],
                 ["cmake", "--build", build],
                 ["cmake", "--install", build, "--prefix", Path(self.build_lib).resolve()],
-            ):
+            ):  # fmt: skip
                 if subprocess.run(command).returncode:
                     sys.exit(
-                        f"hrm: {shlex.join(map(str, command))} failed, see above. "
-                        "HRM_KERNELS_NATIVE=0 installs without the native library."
+                        f"hrm: {shlex.join(map(str, command))} failed, see above. HRM_KERNELS_NATIVE=0 installs "
+                        "without the native libraries, HRM_KERNELS_NATIVE=cpu without the one for CUDA."
                     )
 
     def copy_extensions_to_source(self) -> None:
-        (ROOT / LIBRARY).parent.mkdir(exist_ok=True)
+        (ROOT / LIBRARIES).mkdir(exist_ok=True)
+        for old in (ROOT / LIBRARIES).glob("*.so"):  # one that is not built now must not outlive the code it fits
+            old.unlink()
         super().copy_extensions_to_source()
 
 
 class AnyPythonWheel(bdist_wheel):
-    """One wheel serves every Python 3 of a platform: the library uses no Python API."""
+    """One wheel serves every Python 3 of a platform: the libraries use no Python API."""
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]
 
 
-reason = why_not_native()
-if reason:
-    print(f"hrm: {reason}, so the native library is left out; `hrm doctor` says what that means", file=sys.stderr)
+names = []
+for name, reason in (("cpu", why_not_native()), ("cuda", why_not_native() or why_not_cuda())):
+    if reason is None:
+        names.append(name)
+    else:
+        left_out = f"hrm: {reason}, so the native {name} library is left out; `hrm doctor` says what that means"
+        print(left_out, file=sys.stderr)
 setup(
-    ext_modules=[] if reason else [Extension("hrm_kernels.lib.libhrm_kernels", sources=[])],
+    ext_modules=[Extension(f"hrm_kernels.lib.libhrm_kernels_{name}", sources=[]) for name in names],
     cmdclass={"build_ext": BuildWithCMake, "bdist_wheel": AnyPythonWheel},
 )

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from hrm_kernels import native
+
 PREFERENCE = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 """Backends in order, by tensor device; on other devices only ``reference`` runs."""
 
@@ -142,7 +144,8 @@ def launcher(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
     """Decorate a function that launches kernels: registers it, and goes through the registration under torch.compile.
 
     Called directly it costs nothing more (the dispatcher takes longer than a small kernel); while torch.compile traces,
-    it is the opaque op ``torch.ops.hrm_kernels.<name>``. It has no gradient of its own: an autograd.Function calls it.
+    it is the opaque op ``torch.ops.hrm_kernels.<name>``, and so it is under a dispatch mode (make_fx, FakeTensorMode).
+    It has no gradient of its own: an autograd.Function calls it.
 
     Args:
         schema: ``name(arguments) -> results`` as in ``torch.library.define``. Results are new tensors.
@@ -158,7 +161,8 @@ def launcher(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
 
         @functools.wraps(function)
         def call(*arguments: Any) -> Any:
-            return registered(*arguments) if torch.compiler.is_compiling() else function(*arguments)
+            traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
+            return registered(*arguments) if traced else function(*arguments)
 
         return call
 
@@ -181,6 +185,29 @@ def triton_cannot_run(tensor: torch.Tensor) -> str | None:
     return None if tensor.device.type == "cuda" else f"Triton kernels are for GPU tensors, not {tensor.device.type}"
 
 
+def traced_as_constant(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function of plain values: torch.compile takes its answer as it finds it, and does not look inside.
+
+    ``torch.compiler.assume_constant_result`` does the same, but it imports torch._dynamo, and Triton with it, at once.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@traced_as_constant
+def _cpu_library() -> str | None:
+    return native.load("cpu").reason
+
+
+def cpu_cannot_run(tensor: torch.Tensor) -> str | None:
+    """None where the CPU library's kernels can work on ``tensor``, else the reason why not."""
+    if tensor.dtype not in (torch.float32, torch.bfloat16):
+        return f"CPU kernels are for float32 and bfloat16, not {str(tensor.dtype).removeprefix('torch.')}"
+    if tensor.device.type != "cpu":
+        return f"CPU kernels are for CPU tensors, not {tensor.device.type}"
+    return _cpu_library()
+
+
 def _say_once(message: str) -> None:
     if message not in _said:
         _said.add(message)
@@ -200,6 +227,14 @@ def _availability(name: str) -> str | None:
             return "Triton is not installed; pip install triton (Linux)"
         if not INTERPRETING and not torch.cuda.is_available():
             return "there is no GPU that torch can use"
+    if name == "cpu":
+        return _cpu_library()
+    if name == "cuda":
+        reason = native.load("cuda").reason
+        if reason is not None:
+            return reason
+        if not torch.cuda.is_available() or torch.version.hip:
+            return "there is no NVIDIA GPU that torch can use"
     return None
 
 

@@ -37,23 +37,30 @@ def report() -> dict[str, Any]:
 
     Returns:
         A dictionary that ``json`` can write: ``versions`` (None: not installed), ``cpu``, ``gpus``, ``tools`` (each its
-        ``version``, None without, and how to ``get`` it), ``native`` and each of ``backends`` (None: usable, else the
-        reason why not), ``self_tests`` of the usable ones (None: passed, else what went wrong).
+        ``version``, None without, and how to ``get`` it), each library of ``native`` and each of ``backends`` (None:
+        usable, else the reason why not), ``self_tests`` of the usable ones (None: passed, else what went wrong; those
+        of libraries are named ``native cpu`` and so on).
     """
     backends = hrm_kernels.backends()
-    native_reason = native.load().reason
+    libraries = {name: _library(name) for name in native.COMPILERS}
     self_tests = {name: _test_backend(name) for name, reason in backends.items() if reason is None}
-    if native_reason is None:
-        self_tests["native"] = native.self_test()
+    self_tests |= {f"native {name}": native.self_test(name) for name, reason in libraries.items() if reason is None}
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "cpu": _cpu(),
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
         "tools": {name: _tool(*commands) for name, commands in TOOLS.items()},
-        "native": native_reason,
+        "native": libraries,
         "backends": backends,
         "self_tests": self_tests,
     }
+
+
+def _library(name: str) -> str | None:
+    reason = native.load(name).reason
+    if reason is None and name == "cuda" and not torch.cuda.is_available():
+        return "built; there is no GPU that torch can use"
+    return reason
 
 
 def _version(package: str) -> str | None:
@@ -107,8 +114,10 @@ def _tool(commands: Sequence[str], get: str) -> dict[str, str | None]:
 
 
 def _test_backend(name: str) -> str | None:
-    """Compare ``add_rms_norm`` on backend ``name`` with float64. None when it is right, else what went wrong."""
+    """Compare an op on backend ``name`` with float64. None when it is right, else what went wrong."""
     device = "cuda" if name in ("cuda", "triton") and torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        return _test_module(name, device)
     generator = torch.Generator().manual_seed(0)
     x, residual = torch.randn(2, 5, 128, generator=generator)
     total = x.double() + residual.double()
@@ -121,6 +130,28 @@ def _test_backend(name: str) -> str | None:
         return f"add_rms_norm raised {type(exception).__name__}: {exception}"
     # 2**-20: a few roundings of float32 (2**-24) on values up to 4
     return None if error < 4 * 2**-20 else f"add_rms_norm is off by {error:.2g} from float64"
+
+
+def _test_module(name: str, device: str) -> str | None:
+    """As :func:`_test_backend`, of an update of one block in bfloat16: all that the cuda backend has."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((384, 128), (128, 128), (256, 128), (128, 128))
+    weights = [torch.randn(shape, generator=generator) * shape[1] ** -0.5 for shape in shapes]
+    states = torch.randn(2, 1, 17, 128, generator=generator)
+
+    def run(backend: str, dtype: torch.dtype) -> torch.Tensor:
+        block = hrm_kernels.BlockWeights(*(weight.to(device, torch.bfloat16).to(dtype) for weight in weights))
+        z, injection = states.to(device, torch.bfloat16).to(dtype)
+        with hrm_kernels.use_backend(backend), torch.no_grad():
+            return hrm_kernels.reasoning_module(z, injection, [block], None, None, 2).double()
+
+    try:
+        exact = run("reference", torch.float64)
+        error, plain = ((run(backend, torch.bfloat16) - exact).abs().max().item() for backend in (name, "reference"))
+    except Exception as exception:
+        return f"reasoning_module raised {type(exception).__name__}: {exception}"
+    # as for every op: at most twice PyTorch's error in this dtype, plus a rounding of values up to 4
+    return None if error <= 2 * plain + 4 * 2**-8 else f"reasoning_module is off by {error:.2g} from float64"
 
 
 def render(report: dict[str, Any]) -> str:
@@ -156,7 +187,7 @@ def render(report: dict[str, Any]) -> str:
         failure = report["self_tests"][name]
         return "yes, self-test passed" if failure is None else f"SELF-TEST FAILED: {failure}"
 
-    section("Native library", {"csrc": state("native", report["native"])})
+    section("Native libraries", {name: state(f"native {name}", reason) for name, reason in report["native"].items()})
     section("Backends", {name: state(name, reason) for name, reason in report["backends"].items()})
     return "\n".join(rows)
 

@@ -1,6 +1,7 @@
-"""Finds and loads the library built from csrc/, on the first call that needs it.
+"""Finds and loads the libraries built from csrc/, on the first call that needs one.
 
-Whether there is one is found out here, at run time: an installation without a compiler has none, and says so.
+There are two, ``cpu`` and ``cuda``. Whether they are there is found out here, at run time: an installation without a
+compiler has neither, one without nvcc has no ``cuda``, and both say so.
 """
 
 import functools
@@ -10,11 +11,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-LIBRARY = Path(__file__).parent / "lib" / "libhrm_kernels.so"
+FOLDER = Path(os.environ.get("HRM_KERNELS_LIBRARIES") or Path(__file__).parent / "lib")
+"""Where the libraries lie; the variable is for builds of one's own, such as that of `make sanitize`."""
+
+COMPILERS = {
+    # what builds the library, and how to get it
+    "cpu": "a C++ compiler (Debian, Ubuntu: apt-get install g++)",
+    "cuda": "nvcc (NVIDIA's CUDA toolkit, or apt-get install nvidia-cuda-toolkit) on the PATH",
+}
 
 
 class Native(NamedTuple):
-    """The loaded library, or why there is none: one of the two is None.
+    """A loaded library, or why there is none: one of the two is None.
 
     Attributes:
         module: the ``tvm_ffi.Module``; its functions take torch tensors and write results into them.
@@ -25,13 +33,19 @@ class Native(NamedTuple):
     reason: str | None
 
 
+def library(name: str) -> Path:
+    """Where library ``name`` (``"cpu"`` or ``"cuda"``) lies once it is built."""
+    return FOLDER / f"libhrm_kernels_{name}.so"
+
+
 @functools.cache
-def load() -> Native:
-    """Load the library once in the life of the process. Never raises, never compiles."""
-    if not LIBRARY.exists():
+def load(name: str) -> Native:
+    """Load library ``name`` (``"cpu"`` or ``"cuda"``) once in the life of the process. Never raises, never compiles."""
+    path = library(name)
+    if not path.exists():
         return Native(
             None,
-            "the native library is not built: install a C++ compiler (Debian, Ubuntu: apt-get install g++) "
+            f"the {name} library is not built: install {COMPILERS[name]} "
             "and install hrm again (from its source tree: pip install -e .)",
         )
     if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
@@ -42,25 +56,29 @@ def load() -> Native:
     except Exception as error:  # a broken installation raises OSError and others, not only ImportError
         return Native(None, f"apache-tvm-ffi cannot be imported ({_line(error)}): pip install apache-tvm-ffi")
     try:
-        return Native(tvm_ffi.load_module(LIBRARY), None)
+        return Native(tvm_ffi.load_module(path), None)
     except Exception as error:
-        return Native(None, f"{LIBRARY.name} cannot be loaded ({_line(error)}): install hrm again to rebuild it")
+        return Native(None, f"{path.name} cannot be loaded ({_line(error)}): install hrm again to rebuild it")
 
 
-def self_test() -> str | None:
-    """Pass tensors to native code and back: ``y += a * x`` in float32.
+def self_test(name: str) -> str | None:
+    """Pass tensors to library ``name`` and back: ``y += a * x`` in float32, on a GPU for ``cuda``.
 
     Returns:
-        None when the result is right, else what is wrong or why there is no library to test.
+        None when the result is right, else what is wrong or why there is nothing to test.
     """
-    module, reason = load()
+    module, reason = load(name)
     if reason is not None:
         return reason
+    if name == "cuda" and not torch.cuda.is_available():
+        return "there is no GPU that torch can use"
     x = torch.arange(1000, dtype=torch.float32)
     y = torch.ones(1000)
     expected = 2 * x + 1  # whole numbers below 2**24: exact in float32, in any order
     try:
+        x, y = x.to(name), y.to(name)
         module.axpy(2.0, x, y)
+        y = y.cpu()
     except Exception as error:
         return f"axpy raised {_line(error)}: install hrm again to rebuild the library"
     if not torch.equal(y, expected):

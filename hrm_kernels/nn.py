@@ -1,6 +1,7 @@
 """Drop-in layers on the ops of this package, with the parameter names of the published code.
 
-Parameters are float32 and are cast to the dtype of the activations where they are used.
+Parameters are float32 and are used in the dtype of the activations: :func:`hrm_kernels.casts.cast` makes that copy
+once per change of the parameter.
 """
 
 import math
@@ -9,14 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hrm_kernels.casts import cast
+from hrm_kernels.ops.add_rms_norm import add_rms_norm
 from hrm_kernels.ops.reasoning_module import reasoning_module
 from hrm_kernels.ops.rope_attention import rope_attention
 from hrm_kernels.ops.swiglu import swiglu
+from hrm_kernels.ops.token_mixing import token_mixing
 from hrm_kernels.ops.transformer_block import BlockWeights, transformer_block
 
 __all__ = [
     "Embedding",
     "Linear",
+    "MixingBlock",
+    "MixingModule",
     "PostNormBlock",
     "ReasoningModule",
     "RoPEAttention",
@@ -64,7 +70,8 @@ class Linear(nn.Linear):
             nn.init.zeros_(self.bias)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return F.linear(input, self.weight.to(input.dtype), None if self.bias is None else self.bias.to(input.dtype))
+        bias = None if self.bias is None else cast(self.bias, input.dtype)
+        return F.linear(input, cast(self.weight, input.dtype), bias)
 
 
 class Embedding(nn.Module):
@@ -76,7 +83,7 @@ class Embedding(nn.Module):
         self.embedding_weight = nn.Parameter(truncated_normal_(torch.empty(num_embeddings, embedding_dim), std))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return F.embedding(ids, self.embedding_weight.to(self.dtype))
+        return F.embedding(ids, cast(self.embedding_weight, self.dtype))
 
 
 class SparseEmbedding(nn.Module):
@@ -153,10 +160,10 @@ class PostNormBlock(nn.Module):
         self.mlp = SwiGLU(hidden_size, expansion)
 
     def weights(self, dtype: torch.dtype) -> BlockWeights:
-        """The block's matrices in ``dtype``, differentiable."""
+        """The block's matrices in ``dtype``, differentiable; without gradients the same tensors until they change."""
         attention, mlp = self.self_attn, self.mlp
         linears = (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj)
-        return BlockWeights(*(linear.weight.to(dtype) for linear in linears))
+        return BlockWeights(*(cast(linear.weight, dtype) for linear in linears))
 
     def forward(
         self, x: torch.Tensor, cos: torch.Tensor | None = None, sin: torch.Tensor | None = None
@@ -189,3 +196,41 @@ class ReasoningModule(nn.Module):
         sin: torch.Tensor | None = None,
     ) -> torch.Tensor:
         return reasoning_module(z, injection, self.weights(z.dtype), cos, sin, self.num_heads, self.eps)
+
+
+class MixingBlock(nn.Module):
+    """A block whose positions see each other through a SwiGLU (``mlp_t``) in the place of attention.
+
+    ``forward(x [B, positions, D]) -> [B, positions, D]``: :func:`hrm_kernels.token_mixing`, then the SwiGLU over the
+    channels with its norm.
+    """
+
+    def __init__(self, positions: int, hidden_size: int, expansion: float = 4.0, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.mlp_t = SwiGLU(positions, expansion)
+        self.mlp = SwiGLU(hidden_size, expansion)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate_up, down = (cast(one.weight, x.dtype) for one in (self.mlp_t.gate_up_proj, self.mlp_t.down_proj))
+        x = token_mixing(x, gate_up, down, self.eps)
+        return add_rms_norm(x, self.mlp(x), self.eps)
+
+
+class MixingModule(nn.Module):
+    """A recurrent module of :class:`MixingBlock` s: injection added, then its blocks in turn.
+
+    ``forward(z [B, positions, D], injection [B, positions, D]) -> [B, positions, D]``.
+    """
+
+    def __init__(
+        self, num_layers: int, positions: int, hidden_size: int, expansion: float = 4.0, eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(MixingBlock(positions, hidden_size, expansion, eps) for _ in range(num_layers))
+
+    def forward(self, z: torch.Tensor, injection: torch.Tensor) -> torch.Tensor:
+        z = z + injection
+        for layer in self.layers:
+            z = layer(z)
+        return z

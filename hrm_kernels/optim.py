@@ -7,9 +7,11 @@ import torch
 import torch.distributed as dist
 from torch.optim import Optimizer
 
+from hrm_kernels.casts import keep_copy, written
 from hrm_kernels.nn import SparseEmbedding
 from hrm_kernels.ops.adam_atan2 import adam_atan2
 from hrm_kernels.ops.sparse_sign_sgd import sparse_sign_sgd
+from hrm_kernels.sharded_embedding import ShardedEmbedding
 
 __all__ = ["AdamATan2", "SparseSignSGD"]
 
@@ -38,8 +40,9 @@ class AdamATan2(Optimizer):
         capturable: keep the step count on the parameters' device, so that a CUDA graph can hold ``step``.
 
     ``copies`` maps a parameter to a tensor of its shape in another dtype, such as the bfloat16 weights of the forward
-    pass: a step writes it together with the parameter. It starts empty and is no part of the state; whoever adds an
-    entry fills it the first time.
+    pass: a step writes it together with the parameter. It starts empty and is no part of the state; :meth:`keep_copies`
+    fills it with the copies that the layers of :mod:`hrm_kernels.nn` use, and whoever adds another entry fills it the
+    first time.
 
     On GPUs with Triton a step is one launch for all parameters of a group (two if ``capturable``).
 
@@ -65,6 +68,14 @@ class AdamATan2(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.copies, self._tables = getattr(self, "copies", {}), getattr(self, "_tables", {})
+
+    def keep_copies(self, dtype: torch.dtype) -> None:
+        """From now on write the copies in ``dtype`` that layers of :mod:`hrm_kernels.nn` compute with, too.
+
+        Then no forward pass casts a weight. Call it again after moving the parameters to another device.
+        """
+        for group in self.param_groups:
+            self.copies |= {p: keep_copy(p, dtype) for p in group["params"] if p.dtype != dtype}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -106,6 +117,8 @@ class AdamATan2(Optimizer):
                 group["capturable"],
                 self._tables,
             )
+            if copied is not None:
+                written(own, self.copies)
 
 
 class SparseSignSGD(Optimizer):
@@ -116,10 +129,12 @@ class SparseSignSGD(Optimizer):
     or written, nothing waits for the device, and there is no state but the learning rate.
 
     Args:
-        embeddings: the tables. ``param_groups[0]["params"]`` holds their ``weights``.
+        embeddings: the tables, :class:`hrm_kernels.sharded_embedding.ShardedEmbedding` among them: then each process
+            updates the rows it holds. ``param_groups[0]["params"]`` holds their ``weights``.
         lr: learning rate, a number or a tensor.
         weight_decay: decoupled weight decay.
-        process_group: sum over its processes; None is the default group where ``torch.distributed`` is initialised.
+        process_group: sum over its processes; None is the default group where ``torch.distributed`` is initialised. A
+            sharded table has its own.
 
     Source: published HRM code, arXiv 2506.21734; signSGD, arXiv 1802.04434.
     """
@@ -157,7 +172,10 @@ class SparseSignSGD(Optimizer):
         for embedding in self.embeddings:
             if embedding.local_weights is None or embedding.local_weights.grad is None:
                 continue
-            ids, grads = self._gather(embedding.local_ids), self._gather(embedding.local_weights.grad)
+            if isinstance(embedding, ShardedEmbedding):
+                ids, grads = embedding.owned_gradients()
+            else:
+                ids, grads = self._gather(embedding.local_ids), self._gather(embedding.local_weights.grad)
             sparse_sign_sgd(embedding.weights, ids, grads, lr, decay)
         return loss
 

@@ -12,8 +12,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PARTS = "pyproject.toml setup.py MANIFEST.in CMakeLists.txt LICENSE README.md csrc hrm hrm_kernels".split()
-LIBRARY = Path("hrm_kernels", "lib", "libhrm_kernels.so")
-REPORT = "from hrm_kernels import native; print(native.__file__, native.load().reason, native.self_test(), sep='\\n')"
+LIBRARY = Path("hrm_kernels", "lib", "libhrm_kernels_cpu.so")
+CUDA_LIBRARY = LIBRARY.with_name("libhrm_kernels_cuda.so")
+REPORT = """
+from hrm_kernels import native
+print(native.__file__, native.load('cpu').reason, native.self_test('cpu'), native.load('cuda').reason, sep='\\n')
+"""
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler to build with"
@@ -58,6 +62,8 @@ def without_compiler(tmp_path):
 
 
 def pip(python, *arguments, env=None):
+    """By default without the CUDA library, which takes its time."""
+    env = {**os.environ, "HRM_KERNELS_NATIVE": "cpu"} if env is None else env
     return subprocess.run(
         [python, "-m", "pip", *arguments, "--no-deps", "--no-build-isolation", "--disable-pip-version-check"],
         env=env, capture_output=True, text=True,
@@ -87,13 +93,18 @@ assert not torch.cuda.is_initialized()
 def test_installs_without_a_compiler(tree, python, without_compiler, tmp_path):
     result = pip(python, "install", "-v", str(tree), env=without_compiler)
     assert result.returncode == 0, result.stderr
-    assert "no c++ or g++ or clang++ found, so the native library is left out" in result.stdout + result.stderr
-    file, reason, self_test = run(python, "-c", REPORT, cwd=tmp_path, env=without_compiler).splitlines()
+    for name in ("cpu", "cuda"):
+        said = f"no c++ or g++ or clang++ found, so the native {name} library is left out"
+        assert said in result.stdout + result.stderr
+    file, reason, self_test, cuda = run(python, "-c", REPORT, cwd=tmp_path, env=without_compiler).splitlines()
     assert Path(file).is_relative_to(tmp_path / "venv")
     assert "not built: install a C++ compiler" in reason and self_test == reason
+    assert "not built: install nvcc" in cuda
     doctor = run(python, "-m", "hrm_kernels.doctor", cwd=tmp_path, env=without_compiler)
-    assert "csrc            no: the native library is not built" in doctor
+    assert "  cpu             no: the cpu library is not built" in doctor
+    assert "  cuda            no: the cuda library is not built" in doctor
     assert "C++ compiler    not found: apt-get install g++" in doctor
+    assert "nvcc            not found: NVIDIA's CUDA toolkit" in doctor
     assert "reference       yes, self-test passed" in doctor
 
 
@@ -101,7 +112,7 @@ def test_a_compiler_named_in_cxx_that_is_not_there_is_said(tree, python, without
     env = {**without_compiler, "CXX": "no-such-compiler -O3"}
     result = pip(python, "wheel", "-v", "-w", str(tree / "out"), str(tree), env=env)
     assert result.returncode == 0, result.stderr
-    assert "no no-such-compiler found, so the native library is left out" in result.stdout + result.stderr
+    assert "no no-such-compiler found, so the native cpu library is left out" in result.stdout + result.stderr
     assert [path.name for path in (tree / "out").iterdir()] == ["hrm-0.1.0-py3-none-any.whl"]
 
 
@@ -111,9 +122,9 @@ def test_editable_installation_builds_into_the_tree(tree, python, tmp_path):
     result = pip(python, "install", "-e", str(tree))
     assert result.returncode == 0, result.stderr
     assert (tree / LIBRARY).exists()
-    file, reason, self_test = run(python, "-c", REPORT, cwd=tmp_path).splitlines()
+    file, reason, self_test, cuda = run(python, "-c", REPORT, cwd=tmp_path).splitlines()
     assert Path(file).is_relative_to(tree)
-    assert (reason, self_test) == ("None", "None")
+    assert (reason, self_test) == ("None", "None") and "not built: install nvcc" in cuda
     # again over what is there, as `make` does when csrc changes
     before = (tree / LIBRARY).stat().st_mtime_ns
     assert pip(python, "install", "-e", str(tree)).returncode == 0
@@ -136,9 +147,33 @@ def test_wheel_carries_the_library_and_the_data(tree, python, tmp_path):
     for data in [*tree.glob("hrm/**/*.yaml"), *tree.glob("hrm_kernels/**/*.json")]:
         assert str(data.relative_to(tree)) in names
     assert pip(python, "install", str(wheel)).returncode == 0
-    file, reason, self_test = run(python, "-c", REPORT, cwd=tmp_path).splitlines()
+    file, reason, self_test, _ = run(python, "-c", REPORT, cwd=tmp_path).splitlines()
     assert Path(file).is_relative_to(tmp_path / "venv")
     assert (reason, self_test) == ("None", "None")
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
+def test_cuda_library_is_built_where_nvcc_is(tree, python, tmp_path):
+    env = {**os.environ, "HRM_CUDA_ARCHS": "80"}
+    result = pip(python, "install", "-v", "-e", str(tree), env=env)
+    assert result.returncode == 0, result.stderr
+    assert "CUDA targets: 80" in result.stdout + result.stderr
+    assert (tree / CUDA_LIBRARY).exists()
+    # it loads without a GPU, and without a driver
+    assert run(python, "-c", REPORT, cwd=tmp_path).splitlines()[1:] == ["None", "None", "None"]
+    # without nvcc now: the old library must not stay
+    result = pip(python, "install", "-v", "-e", str(tree), env={**os.environ, "CUDACXX": "no-such-nvcc"})
+    assert result.returncode == 0, result.stderr
+    assert "no no-such-nvcc found, so the native cuda library is left out" in result.stdout + result.stderr
+    assert (tree / LIBRARY).exists() and not (tree / CUDA_LIBRARY).exists()
+
+
+def test_an_unknown_choice_of_libraries_is_said(tree):
+    env = {**os.environ, "HRM_KERNELS_NATIVE": "gpu"}
+    result = subprocess.run([sys.executable, "setup.py", "--name"], cwd=tree, env=env, capture_output=True, text=True)
+    assert result.returncode and "HRM_KERNELS_NATIVE is 'gpu'; expected 0 (no native library)" in result.stderr
 
 
 @needs_compiler
@@ -148,7 +183,7 @@ def test_source_that_does_not_build_fails_and_names_the_way_out(tree, python):
     result = pip(python, "wheel", "-w", str(tree / "out"), str(tree))
     assert result.returncode != 0
     assert "unused" in result.stdout + result.stderr  # warnings are errors, and are shown
-    assert "HRM_KERNELS_NATIVE=0 installs without the native library" in result.stdout + result.stderr
+    assert "HRM_KERNELS_NATIVE=0 installs without the native libraries" in result.stdout + result.stderr
     env = {**os.environ, "HRM_KERNELS_NATIVE": "0"}
     assert pip(python, "wheel", "-w", str(tree / "out"), str(tree), env=env).returncode == 0
 
@@ -163,7 +198,7 @@ def test_cmake_alone(tree, tmp_path):
         ["cmake", "--install", build, "--prefix", tree],
     ):
         subprocess.run(command, check=True, capture_output=True)
-    assert run(sys.executable, "-c", REPORT, cwd=tree).splitlines()[1:] == ["None", "None"]
+    assert run(sys.executable, "-c", REPORT, cwd=tree).splitlines()[1:3] == ["None", "None"]
 
 
 @pytest.mark.slow

@@ -7,13 +7,15 @@
 #include <algorithm>
 #include <sstream>
 #include <string>
+#include <vector>
 
 namespace hrm {
 
 using tvm::ffi::ShapeView;
 using tvm::ffi::TensorView;
 
-constexpr DLDataType kFloat32{kDLFloat, 32, 1};
+constexpr DLDataType kFloat32{kDLFloat, 32, 1}, kFloat64{kDLFloat, 64, 1}, kBFloat16{kDLBfloat, 16, 1};
+constexpr DLDataType kInt64{kDLInt, 64, 1};
 
 inline std::string to_string(ShapeView shape) {
   std::ostringstream text;
@@ -23,11 +25,18 @@ inline std::string to_string(ShapeView shape) {
   return text.str();
 }
 
-// The elements of a contiguous float32 CPU tensor. nullptr only for a tensor without elements.
-inline float* cpu_float32(const char* op, const char* name, TensorView tensor) {
-  if (tensor.dtype() != kFloat32) {
-    TVM_FFI_THROW(TypeError) << op << ": " << name << " is " << tensor.dtype() << "; pass float32 (" << name
-                             << ".float())";
+// The dtype's name. Printing a DLDataType itself throws for those that it has no name for, such as complex ones.
+inline std::string to_string(DLDataType dtype) {
+  if (dtype.code <= kDLBfloat && dtype.code != kDLOpaqueHandle) {
+    return std::string(tvm::ffi::DLDataTypeToString(dtype));
+  }
+  return "of DLPack type code " + std::to_string(dtype.code) + " with " + std::to_string(dtype.bits) + " bits";
+}
+
+// The elements of a contiguous CPU tensor of this dtype. nullptr only for a tensor without elements.
+inline void* cpu_elements(const char* op, const char* name, TensorView tensor, DLDataType dtype) {
+  if (tensor.dtype() != dtype) {
+    TVM_FFI_THROW(TypeError) << op << ": " << name << " is " << to_string(tensor.dtype()) << "; pass " << to_string(dtype);
   }
   if (tensor.device().device_type != kDLCPU) {
     TVM_FFI_THROW(ValueError) << op << ": " << name << " lies on DLPack device type " << tensor.device().device_type
@@ -37,7 +46,27 @@ inline float* cpu_float32(const char* op, const char* name, TensorView tensor) {
     TVM_FFI_THROW(ValueError) << op << ": " << name << " of shape " << to_string(tensor.shape())
                               << " is not contiguous; pass " << name << ".contiguous()";
   }
-  return reinterpret_cast<float*>(static_cast<char*>(tensor.data_ptr()) + tensor.byte_offset());
+  return static_cast<char*>(tensor.data_ptr()) + tensor.byte_offset();
+}
+
+inline float* cpu_float32(const char* op, const char* name, TensorView tensor) {
+  return static_cast<float*>(cpu_elements(op, name, tensor, kFloat32));
+}
+
+inline void* aligned(const char* op, const char* name, void* data, uintptr_t bytes) {
+  if (reinterpret_cast<uintptr_t>(data) % bytes) {
+    TVM_FFI_THROW(ValueError) << op << ": " << name << " starts at an address that is no multiple of " << bytes
+                              << "; pass a tensor of its own, no view";
+  }
+  return data;
+}
+
+inline void has_shape(const char* op, const char* name, TensorView tensor, const std::vector<int64_t>& shape) {
+  const ShapeView given = tensor.shape();
+  if (!std::equal(given.begin(), given.end(), shape.begin(), shape.end())) {
+    TVM_FFI_THROW(ValueError) << op << ": " << name << " has shape " << to_string(given) << "; pass "
+                              << to_string(ShapeView(shape.data(), shape.size()));
+  }
 }
 
 inline void same_shape(const char* op, const char* name, TensorView tensor, const char* other_name,

@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 
 import hrm
+import hrm_kernels
 from hrm.losses import softmax_cross_entropy
 from hrm_kernels import stablemax_cross_entropy
 from hrm_kernels.nn import SparseEmbedding
@@ -51,22 +52,47 @@ def test_state_dict_has_the_published_names_and_values(golden):
     )
 
 
+def segments(model, batch):
+    """Three evaluation segments from a fresh carry, by the golden files' names."""
+    model.eval()
+    carry = model.initial_carry(batch)
+    for _ in range(3):
+        with torch.no_grad():
+            carry, outputs = model(carry, batch)
+        names = {"logits": "logits", "q_halt": "q_halt_logits", "q_continue": "q_continue_logits"}
+        states = {"z_H": carry.z_H, "z_L": carry.z_L, "halted": carry.halted, "steps": carry.steps}
+        yield {name: outputs[output] for name, output in names.items()} | states
+
+
 def test_evaluation_segments(golden):
     tensors, _, model = golden
-    model.eval()
-    batch = part(tensors, "batch.")
-    carry = model.initial_carry(batch)
-    with torch.no_grad():
-        for index in range(3):
-            carry, outputs = model(carry, batch)
+    with hrm_kernels.use_backend("reference"):
+        for index, got in enumerate(segments(model, part(tensors, "batch."))):
             want = part(tensors, f"eval.{index}.")
-            assert_close(outputs["logits"], want["logits"])
-            assert_close(outputs["q_halt_logits"], want["q_halt"])
-            assert_close(outputs["q_continue_logits"], want["q_continue"])
-            assert_close(carry.z_H, want["z_H"])
-            assert_close(carry.z_L, want["z_L"])
-            assert torch.equal(carry.halted, want["halted"])
-            assert torch.equal(carry.steps, want["steps"])
+            for name in ("logits", "q_halt", "q_continue", "z_H", "z_L"):
+                assert_close(got[name], want[name])
+            assert torch.equal(got["halted"], want["halted"]) and torch.equal(got["steps"], want["steps"])
+
+
+@pytest.mark.skipif(hrm_kernels.backends()["cpu"] is not None, reason="there is no CPU library")
+def test_evaluation_segments_on_the_cpu_backend(golden, monkeypatch):
+    """Three segments multiply an error of rounding; ours against float64 is at most twice the published code's own."""
+    tensors, _, model = golden
+    batch = part(tensors, "batch.")
+    monkeypatch.setattr(type(model.config), "dtype", property(lambda self: torch.float64))
+    with hrm_kernels.use_backend("reference"):
+        wide = hrm.HRM(model.config).double()
+        wide.load_state_dict(model.state_dict())
+        exact = list(segments(wide, batch))
+    monkeypatch.undo()
+    with hrm_kernels.use_backend("cpu"):
+        for index, (got, want) in enumerate(zip(segments(model, batch), exact)):
+            published = part(tensors, f"eval.{index}.")
+            for name in ("logits", "q_halt", "q_continue", "z_H", "z_L"):
+                size = want[name].abs().max()
+                allowed = (published[name].double().reshape(want[name].shape) - want[name]).abs().max() / size
+                assert_close(got[name], want[name], 2 * allowed + 1e-6)
+            assert torch.equal(got["halted"], published["halted"])
 
 
 def test_training_calls(golden):

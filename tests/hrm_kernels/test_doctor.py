@@ -17,10 +17,11 @@ def test_json(command):
     assert report["versions"]["torch"] == torch.__version__
     assert report["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert report["backends"] == hrm_kernels.backends()
-    assert report["native"] == native.load().reason
+    assert report["native"] == {name: doctor._library(name) for name in ("cpu", "cuda")}
     assert len(report["gpus"]) == torch.cuda.device_count()
     usable = {name for name, reason in report["backends"].items() if reason is None}
-    assert report["self_tests"].keys() - {"native"} == usable >= {"reference"}
+    usable |= {f"native {name}" for name, reason in report["native"].items() if reason is None}
+    assert report["self_tests"].keys() == usable >= {"reference"}
     assert set(report["self_tests"].values()) == {None}
 
 
@@ -33,12 +34,13 @@ def test_text(capsys):
 
 def test_without_compilers_on_the_path(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(native, "load", lambda: native.Native(None, "the native library is not built: apt-get ..."))
+    monkeypatch.setattr(native, "load", lambda name: native.Native(None, f"the {name} library is not built: ..."))
     assert doctor.main([]) == 0
     text = capsys.readouterr().out
     assert "C++ compiler    not found: apt-get install g++" in text
     assert "ninja           not found: apt-get install ninja-build" in text
-    assert "csrc            no: the native library is not built" in text
+    assert "  cpu             no: the cpu library is not built" in text
+    assert "  cuda            no: the cuda library is not built" in text
 
 
 def test_tools_that_do_not_run_or_say_nothing(monkeypatch, tmp_path):
@@ -74,11 +76,18 @@ def test_raising_backend_and_nan_fail(monkeypatch):
 
 
 def test_failing_native_library_fails(monkeypatch):
-    monkeypatch.setattr(native, "load", lambda: native.Native(object(), None))
-    monkeypatch.setattr(native, "self_test", lambda: "axpy is off by up to 1.0")
+    monkeypatch.setattr(native, "load", lambda name: native.Native(object(), None if name == "cpu" else "not built"))
+    monkeypatch.setattr(native, "self_test", lambda name: "axpy is off by up to 1.0")
     report = doctor.report()
-    assert report["self_tests"]["native"] == "axpy is off by up to 1.0"
-    assert "csrc            SELF-TEST FAILED: axpy is off" in doctor.render(report)
+    assert report["self_tests"]["native cpu"] == "axpy is off by up to 1.0"
+    assert "  cpu             SELF-TEST FAILED: axpy is off" in doctor.render(report)
+
+
+def test_a_library_without_a_gpu_is_no_failure(monkeypatch):
+    monkeypatch.setattr(native, "load", lambda name: native.Native(object(), None))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert doctor._library("cpu") is None
+    assert doctor._library("cuda") == "built; there is no GPU that torch can use"
 
 
 def test_gpus_are_listed_with_capability_and_memory(monkeypatch):

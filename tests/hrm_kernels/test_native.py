@@ -10,13 +10,13 @@ from hrm_kernels import native
 
 compiler = any(map(shutil.which, ("c++", "g++", "clang++")))
 needs_library = pytest.mark.skipif(
-    not compiler and not native.LIBRARY.exists(), reason="no C++ compiler, so no native library"
+    not compiler and not native.library("cpu").exists(), reason="no C++ compiler, so no native library"
 )
 
 
 @pytest.fixture
 def module():
-    loaded, reason = native.load()
+    loaded, reason = native.load("cpu")
     assert reason is None
     return loaded
 
@@ -30,8 +30,8 @@ def fresh_load():
 
 @needs_library
 def test_installing_with_a_compiler_built_the_library(module):
-    assert native.self_test() is None
-    assert native.load() is native.load()
+    assert native.self_test("cpu") is None
+    assert native.load("cpu") is native.load("cpu")
 
 
 @needs_library
@@ -86,27 +86,26 @@ def test_gpu_tensor_is_refused(module):
         module.axpy(1.0, torch.zeros(3), torch.zeros(3, device="cuda"))
 
 
-def test_missing_library_is_a_reason(fresh_load, monkeypatch, tmp_path):
-    monkeypatch.setattr(native, "LIBRARY", tmp_path / "libhrm_kernels.so")
-    module, reason = native.load()
+@pytest.mark.parametrize(("name", "compiler"), [("cpu", "g++"), ("cuda", "nvcc")])
+def test_missing_library_is_a_reason(fresh_load, monkeypatch, tmp_path, name, compiler):
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    module, reason = native.load(name)
     assert module is None
-    assert "not built" in reason and "g++" in reason and "pip install -e ." in reason
-    assert native.self_test() == reason
+    assert f"the {name} library is not built" in reason and compiler in reason and "pip install -e ." in reason
+    assert native.self_test(name) == reason
 
 
 def test_missing_tvm_ffi_is_a_reason(fresh_load, monkeypatch, tmp_path):
-    library = tmp_path / "libhrm_kernels.so"
-    library.touch()
-    monkeypatch.setattr(native, "LIBRARY", library)
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    native.library("cpu").touch()
     monkeypatch.setitem(sys.modules, "tvm_ffi", None)  # makes the import fail
-    assert "pip install apache-tvm-ffi" in native.self_test()
+    assert "pip install apache-tvm-ffi" in native.self_test("cpu")
 
 
 def test_broken_library_is_a_reason(fresh_load, monkeypatch, tmp_path):
-    library = tmp_path / "libhrm_kernels.so"
-    library.write_bytes(b"not a library")
-    monkeypatch.setattr(native, "LIBRARY", library)
-    assert "libhrm_kernels.so cannot be loaded" in native.self_test()
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    native.library("cuda").write_bytes(b"not a library")
+    assert "libhrm_kernels_cuda.so cannot be loaded" in native.self_test("cuda")
 
 
 def test_wrong_results_fail_the_self_test(monkeypatch):
@@ -115,8 +114,19 @@ def test_wrong_results_fail_the_self_test(monkeypatch):
         def axpy(a, x, y):
             y.add_(x)
 
-    monkeypatch.setattr(native, "load", lambda: native.Native(Wrong, None))
-    assert "axpy is off by up to 999.0" in native.self_test()
+    monkeypatch.setattr(native, "load", lambda name: native.Native(Wrong, None))
+    assert "axpy is off by up to 999.0" in native.self_test("cpu")
+
+
+@pytest.mark.skipif(not native.library("cuda").exists(), reason="no cuda library")
+def test_cuda_library():
+    """It loads on every machine; its self-test says where there is no GPU."""
+    module, reason = native.load("cuda")
+    assert reason is None
+    with pytest.raises(ValueError, match=r"x lies on DLPack device type 1; pass a CUDA tensor \(x.cuda\(\)\)"):
+        module.axpy(1.0, torch.zeros(3), torch.zeros(3))
+    expected = None if torch.cuda.is_available() else "there is no GPU that torch can use"
+    assert native.self_test("cuda") == expected
 
 
 @needs_library
@@ -127,7 +137,7 @@ import os, torch
 if hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
     del torch.Tensor.__dlpack_c_exchange_api__
 from hrm_kernels import native
-assert native.self_test() is None, native.self_test()
+assert native.self_test("cpu") is None, native.self_test("cpu")
 assert not os.listdir(os.environ["TVM_FFI_CACHE_DIR"])
 """
     subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "TVM_FFI_CACHE_DIR": str(tmp_path)})

@@ -32,9 +32,10 @@ def test_block_has_published_names_and_computes_the_op():
         "mlp.down_proj.weight",
     ]
     x, tables = torch.randn(2, 5, 64), nn.rope_tables(5, 32)
-    by_parts = k.add_rms_norm(x, block.self_attn(x, *tables))
-    by_parts = k.add_rms_norm(by_parts, block.mlp(by_parts))
-    torch.testing.assert_close(block(x, *tables), by_parts, rtol=0, atol=0)
+    with k.use_backend("reference"):  # the others' blocks sum in another order than their parts
+        by_parts = k.add_rms_norm(x, block.self_attn(x, *tables))
+        by_parts = k.add_rms_norm(by_parts, block.mlp(by_parts))
+        torch.testing.assert_close(block(x, *tables), by_parts, rtol=0, atol=0)
 
 
 def test_module_casts_float32_parameters_and_trains_them():

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from hrm_kernels.backends import Backend, Op, triton_cannot_run
-from hrm_kernels.ops.adam_atan2 import reference
+from hrm_kernels.ops.adam_atan2 import cpu_kernels, reference
 
 
 def _triton(params: Sequence[Tensor], grads: Sequence[Tensor], *arguments: Any) -> None:
@@ -46,6 +46,7 @@ _op = Op(
     {
         "reference": Backend(reference.adam_atan2),
         "triton": Backend(_triton, _triton_unsupported),
+        "cpu": Backend(cpu_kernels.step, cpu_kernels.unsupported),
     },
 )
 

@@ -2,9 +2,9 @@ from typing import Any
 
 import torch
 
-from hrm_kernels.backends import Backend, Op, triton_cannot_run
+from hrm_kernels.backends import Backend, Op, cpu_cannot_run, triton_cannot_run
 from hrm_kernels.checks import check_eps, check_like, check_shape, check_tensor
-from hrm_kernels.ops.add_rms_norm import reference
+from hrm_kernels.ops.add_rms_norm import cpu_kernels, reference
 
 
 class _Triton(torch.autograd.Function):
@@ -35,6 +35,7 @@ _op = Op(
     {
         "reference": Backend(reference.add_rms_norm),
         "triton": Backend(_triton, lambda x, residual, eps: triton_cannot_run(x)),
+        "cpu": Backend(cpu_kernels.add_rms_norm, lambda x, residual, eps: cpu_cannot_run(x)),
     },
 )
 

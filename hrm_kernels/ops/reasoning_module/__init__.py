@@ -4,8 +4,8 @@ import torch
 
 from hrm_kernels.backends import Backend, Op
 from hrm_kernels.checks import check_eps, check_layers, check_like, check_shape, check_state
-from hrm_kernels.ops.reasoning_module import reference
-from hrm_kernels.ops.transformer_block import BlockWeights, triton_cannot_run_blocks
+from hrm_kernels.ops.reasoning_module import cuda_kernels, reference
+from hrm_kernels.ops.transformer_block import BlockWeights, cpu_cannot_run_blocks, triton_cannot_run_blocks
 
 
 def blocks(flat: Sequence[torch.Tensor]) -> list[BlockWeights]:
@@ -29,6 +29,22 @@ def _triton(
     return blocks(z + injection, weights, cos, sin, num_heads, eps, recompute)
 
 
+def _cpu(
+    z: torch.Tensor,
+    injection: torch.Tensor,
+    layers: Sequence[BlockWeights],
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    num_heads: int,
+    eps: float,
+    recompute: bool = False,
+) -> torch.Tensor:
+    from hrm_kernels.ops.transformer_block.cpu_block import blocks
+
+    weights = [weight for block in layers for weight in block]
+    return blocks(z, injection, weights, cos, sin, num_heads, eps, recompute)
+
+
 _op = Op(
     "reasoning_module",
     "(Tensor z, Tensor injection, Tensor[] layers, Tensor? cos, Tensor? sin, int num_heads, float eps, "
@@ -39,6 +55,8 @@ _op = Op(
             _triton,
             lambda z, injection, layers, cos, sin, num_heads, *rest: triton_cannot_run_blocks(z, layers, num_heads),
         ),
+        "cpu": Backend(_cpu, lambda z, injection, layers, cos, sin, *rest: cpu_cannot_run_blocks(z, layers, cos, sin)),
+        "cuda": Backend(cuda_kernels.reasoning_module, cuda_kernels.unsupported),
     },
     unflatten=lambda z, injection, layers, *rest: (z, injection, blocks(layers), *rest),
 )

@@ -1,12 +1,16 @@
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from hrm_kernels.backends import Backend, Op
 from hrm_kernels.checks import check_eps, check_layers, check_like, check_shape, check_state
+from hrm_kernels.graphs import Graphs, capturable
 from hrm_kernels.ops.reasoning_module import blocks
-from hrm_kernels.ops.recurrent_cycles import reference
-from hrm_kernels.ops.transformer_block import BlockWeights, triton_cannot_run_blocks
+from hrm_kernels.ops.recurrent_cycles import cuda_kernels, reference
+from hrm_kernels.ops.transformer_block import BlockWeights, cpu_cannot_run_blocks, triton_cannot_run_blocks
+
+_graphs = Graphs()
 
 
 def _triton(
@@ -22,22 +26,47 @@ def _triton(
     L_cycles: int,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """One CUDA graph where that is possible, else launch by launch."""
     from hrm_kernels.ops.transformer_block.triton_block import Shared, infer
 
     shape, width = z_H.shape, z_H.shape[2]
-    shared = Shared(shape[0], cos, sin, num_heads, eps)
-    H, L = ([weight.contiguous() for block in layers for weight in block] for layers in (H_layers, L_layers))
-    z_H, z_L, x = (tensor.reshape(-1, width).contiguous() for tensor in (z_H, z_L, x))
-    z_H, z_L = reference.run_cycles(
-        z_H,
-        z_L,
-        x,
-        lambda z, injection: infer(z + injection, H, shared),
-        lambda z, injection: infer(z + injection, L, shared),
-        H_cycles,
-        L_cycles,
-    )
+    H_weights, L_weights = ([weight for block in layers for weight in block] for layers in (H_layers, L_layers))
+
+    def run(z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        shared = Shared(shape[0], cos, sin, num_heads, eps)
+        H, L = ([weight.contiguous() for weight in weights] for weights in (H_weights, L_weights))
+        return reference.run_cycles(
+            z_H,
+            z_L,
+            x,
+            lambda z, injection: infer(z + injection, H, shared),
+            lambda z, injection: infer(z + injection, L, shared),
+            H_cycles,
+            L_cycles,
+        )
+
+    inputs = [tensor.reshape(-1, width).contiguous() for tensor in (z_H, z_L, x)]
+    if capturable(z_H) and z_H.numel() and H_cycles * L_cycles > 1:
+        fixed = [*H_weights, *L_weights, *(table for table in (cos, sin) if table is not None)]
+        sizes = (shape, len(H_layers), cos is None, num_heads, H_cycles, L_cycles, eps)
+        z_H, z_L = _graphs(run, inputs, fixed, sizes)
+    else:
+        z_H, z_L = run(*inputs)
     return z_H.view(shape), z_L.view(shape)
+
+
+def _cpu(
+    z_H: torch.Tensor,
+    z_L: torch.Tensor,
+    x: torch.Tensor,
+    H_layers: Sequence[BlockWeights],
+    L_layers: Sequence[BlockWeights],
+    *rest: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    from hrm_kernels.ops.recurrent_cycles.cpu_kernels import run
+
+    H_weights, L_weights = ([weight for block in layers for weight in block] for layers in (H_layers, L_layers))
+    return run(z_H.contiguous(), z_L.contiguous(), x.contiguous(), H_weights, L_weights, *rest)
 
 
 _op = Op(
@@ -52,6 +81,13 @@ _op = Op(
                 z_H, [*H_layers, *L_layers], num_heads
             ),
         ),
+        "cpu": Backend(
+            _cpu,
+            lambda z_H, z_L, x, H_layers, L_layers, cos, sin, *rest: cpu_cannot_run_blocks(
+                z_H, [*H_layers, *L_layers], cos, sin
+            ),
+        ),
+        "cuda": Backend(cuda_kernels.recurrent_cycles, cuda_kernels.unsupported),
     },
     unflatten=lambda z_H, z_L, x, H_layers, L_layers, *rest: (z_H, z_L, x, blocks(H_layers), blocks(L_layers), *rest),
 )
@@ -74,6 +110,10 @@ def recurrent_cycles(
 
     ``H_cycles`` times: ``L_cycles`` times ``z_L = L(z_L, z_H + x)``, then once ``z_H = H(z_H, z_L)``, where the last
     update of each is left to the caller (:func:`hrm_kernels.reasoning_module`, with gradients).
+
+    On a GPU the triton backend runs it as one CUDA graph from the second call with the same shapes and weights (at the
+    same addresses) on. The graph's memory is bounded by keeping few; ``HRM_KERNELS_GRAPHS=0`` in the environment does
+    without.
 
     Args:
         z_H, z_L: ``[B, S, D]`` states, float32, bfloat16 or float16; they are not written to.

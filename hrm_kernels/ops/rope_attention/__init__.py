@@ -2,9 +2,9 @@ from typing import Any
 
 import torch
 
-from hrm_kernels.backends import Backend, Op, triton_cannot_run
+from hrm_kernels.backends import Backend, Op, cpu_cannot_run, triton_cannot_run
 from hrm_kernels.checks import check_heads, check_shape, check_tables, check_tensor
-from hrm_kernels.ops.rope_attention import reference
+from hrm_kernels.ops.rope_attention import cpu_kernels, reference
 
 
 class _Triton(torch.autograd.Function):
@@ -62,12 +62,24 @@ def _triton_cannot_serve(
     return triton_cannot_run(qkv)
 
 
+def tables_differentiate(cos: torch.Tensor | None, sin: torch.Tensor | None) -> str | None:
+    """Why CPU kernels cannot serve these tables: they have no gradient for them; None where nobody asks for one."""
+    for name, table in (("cos", cos), ("sin", sin)):
+        if table is not None and table.requires_grad and torch.is_grad_enabled():
+            return f"its kernels have no gradient for {name}; detach it"
+    return None
+
+
 _op = Op(
     "rope_attention",
     "(Tensor qkv, Tensor? cos, Tensor? sin, int num_heads) -> Tensor",
     {
         "reference": Backend(reference.rope_attention),
         "triton": Backend(_triton, _triton_cannot_serve),
+        "cpu": Backend(
+            cpu_kernels.rope_attention,
+            lambda qkv, cos, sin, num_heads: tables_differentiate(cos, sin) or cpu_cannot_run(qkv),
+        ),
     },
 )
 

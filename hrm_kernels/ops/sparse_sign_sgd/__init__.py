@@ -3,7 +3,7 @@
 import torch
 
 from hrm_kernels.backends import Backend, Op, triton_cannot_run
-from hrm_kernels.ops.sparse_sign_sgd import reference
+from hrm_kernels.ops.sparse_sign_sgd import cpu_kernels, reference
 
 
 def _triton(
@@ -25,6 +25,7 @@ _op = Op(
     {
         "reference": Backend(reference.sparse_sign_sgd),
         "triton": Backend(_triton, _triton_unsupported),
+        "cpu": Backend(cpu_kernels.step, cpu_kernels.unsupported),
     },
 )
 

@@ -2,9 +2,9 @@ from typing import Any
 
 import torch
 
-from hrm_kernels.backends import Backend, Op, triton_cannot_run
+from hrm_kernels.backends import Backend, Op, cpu_cannot_run, triton_cannot_run
 from hrm_kernels.checks import check_shape, check_tensor
-from hrm_kernels.ops.stablemax_cross_entropy import reference
+from hrm_kernels.ops.stablemax_cross_entropy import cpu_kernels, reference
 
 
 class _Triton(torch.autograd.Function):
@@ -33,6 +33,10 @@ def _triton(
     return _Triton.apply(logits.contiguous(), labels.contiguous(), ignore_index, argmax)
 
 
+def _cpu_unsupported(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> str | None:
+    return cpu_cannot_run(logits)
+
+
 def _triton_unsupported(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> str | None:
     return triton_cannot_run(logits)
 
@@ -45,6 +49,7 @@ _op = Op(
         "triton": Backend(
             lambda logits, labels, ignore: _triton(logits, labels, ignore, False)[0], _triton_unsupported
         ),
+        "cpu": Backend(cpu_kernels.stablemax_cross_entropy, _cpu_unsupported),
     },
 )
 _op_with_argmax = Op(
@@ -53,6 +58,7 @@ _op_with_argmax = Op(
     {
         "reference": Backend(reference.with_argmax),
         "triton": Backend(lambda logits, labels, ignore: _triton(logits, labels, ignore, True), _triton_unsupported),
+        "cpu": Backend(cpu_kernels.with_argmax, _cpu_unsupported),
     },
 )
 

@@ -2,9 +2,9 @@ from typing import Any
 
 import torch
 
-from hrm_kernels.backends import Backend, Op, triton_cannot_run
+from hrm_kernels.backends import Backend, Op, cpu_cannot_run, triton_cannot_run
 from hrm_kernels.checks import check_tensor
-from hrm_kernels.ops.swiglu import reference
+from hrm_kernels.ops.swiglu import cpu_kernels, reference
 
 
 class _Triton(torch.autograd.Function):
@@ -28,6 +28,7 @@ _op = Op(
     {
         "reference": Backend(reference.swiglu),
         "triton": Backend(lambda gate_up: _Triton.apply(gate_up.contiguous()), triton_cannot_run),
+        "cpu": Backend(cpu_kernels.swiglu, cpu_cannot_run),
     },
 )
 

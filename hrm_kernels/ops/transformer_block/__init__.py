@@ -3,9 +3,9 @@ from typing import NamedTuple
 
 import torch
 
-from hrm_kernels.backends import Backend, Op, triton_cannot_run
+from hrm_kernels.backends import Backend, Op, cpu_cannot_run, triton_cannot_run
 from hrm_kernels.checks import check_eps, check_layers, check_state
-from hrm_kernels.ops.rope_attention import triton_cannot_attend
+from hrm_kernels.ops.rope_attention import tables_differentiate, triton_cannot_attend
 from hrm_kernels.ops.transformer_block import reference
 
 
@@ -34,6 +34,16 @@ def triton_cannot_run_blocks(x: torch.Tensor, layers: Sequence[BlockWeights], nu
     return triton_cannot_run(x)
 
 
+def cpu_cannot_run_blocks(
+    x: torch.Tensor, layers: Sequence[BlockWeights], cos: torch.Tensor | None, sin: torch.Tensor | None
+) -> str | None:
+    """None where the cpu backend can run these blocks on x, else why not."""
+    for weights in layers:
+        if (weights.qkv.shape, weights.down.shape) != (layers[0].qkv.shape, layers[0].down.shape):
+            return "its kernels run blocks of equal sizes only"
+    return tables_differentiate(cos, sin) or cpu_cannot_run(x)
+
+
 def _triton(
     x: torch.Tensor,
     weights: BlockWeights,
@@ -48,6 +58,20 @@ def _triton(
     return blocks(x, list(weights), cos, sin, num_heads, eps, recompute)
 
 
+def _cpu(
+    x: torch.Tensor,
+    weights: BlockWeights,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    num_heads: int,
+    eps: float,
+    recompute: bool = False,
+) -> torch.Tensor:
+    from hrm_kernels.ops.transformer_block.cpu_block import blocks
+
+    return blocks(x, None, list(weights), cos, sin, num_heads, eps, recompute)
+
+
 _op = Op(
     "transformer_block",
     "(Tensor x, Tensor[] weights, Tensor? cos, Tensor? sin, int num_heads, float eps, bool recompute=False) -> Tensor",
@@ -57,6 +81,7 @@ _op = Op(
             _triton,
             lambda x, weights, cos, sin, num_heads, *rest: triton_cannot_run_blocks(x, [weights], num_heads),
         ),
+        "cpu": Backend(_cpu, lambda x, weights, cos, sin, *rest: cpu_cannot_run_blocks(x, [weights], cos, sin)),
     },
     unflatten=lambda x, weights, *rest: (x, BlockWeights(*weights), *rest),
 )

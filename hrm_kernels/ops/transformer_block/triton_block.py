@@ -5,11 +5,12 @@ and in float32 1/rms twice and a log-sum-exp per head: 14 KB for D = 512, I = 15
 it keeps x alone (1 KB), and runs forward again in the backward.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
+from hrm_kernels import tuning
 from hrm_kernels.ops.add_rms_norm import triton_kernels as norm
 from hrm_kernels.ops.rope_attention import triton_kernels as attention
 from hrm_kernels.ops.swiglu import triton_kernels as swiglu
@@ -95,32 +96,57 @@ class Blocks(torch.autograd.Function):
 
 
 def infer(x: torch.Tensor, weights: Weights, shared: Shared) -> torch.Tensor:
-    """All blocks without gradients: ``[M, D] -> [M, D]``.
-
-    In bfloat16 and float16 five launches a block and one at the end, the norms deferred into the products. In float32
-    Triton's products would run without tensor cores, so the library's take their place.
-    """
-    if x.dtype is torch.float32:
-        for first in range(0, len(weights), 4):
-            qkv, o, gate_up, down = weights[first : first + 4]
-            attended, _ = _attend(x @ qkv.t(), shared, False)
-            x, _, _ = norm.forward(x, attended @ o.t(), shared.eps, False)
-            x, _, _ = norm.forward(x, swiglu.forward(x @ gate_up.t()) @ down.t(), shared.eps, False)
-        return x
-    return infer_fused(x, weights, shared)
+    """All blocks without gradients: ``[M, D] -> [M, D]``, on the path that the tuning table has for device and rows."""
+    if torch.compiler.is_compiling():  # traced code reads no table
+        chosen = tuning.default(x.dtype, x.shape[0])
+    else:
+        chosen = tuning.choose(x.device, x.dtype, x.shape[0])
+    if chosen == "whole_row" and not fused.fits_a_row(x):  # the table was measured with the published sizes
+        chosen = "fused_small"
+    return PATHS[chosen](x, weights, shared)
 
 
-def infer_fused(x: torch.Tensor, weights: Weights, shared: Shared) -> torch.Tensor:
-    """:func:`infer` with the block's pointwise steps inside the products."""
+def infer_library(x: torch.Tensor, weights: Weights, shared: Shared) -> torch.Tensor:
+    """The library's matrix products, pointwise kernels between them: seven launches a block."""
+    for first in range(0, len(weights), 4):
+        qkv, o, gate_up, down = weights[first : first + 4]
+        attended, _ = _attend(x @ qkv.t(), shared, False)
+        x, _, _ = norm.forward(x, attended @ o.t(), shared.eps, False)
+        x, _, _ = norm.forward(x, swiglu.forward(x @ gate_up.t()) @ down.t(), shared.eps, False)
+    return x
+
+
+def infer_fused(x: torch.Tensor, weights: Weights, shared: Shared, small: bool = False) -> torch.Tensor:
+    """Pointwise steps inside the products, norms deferred into the next: five launches a block and one at the end."""
+    eps = shared.eps
     u, sums = x, None  # the stream is rstd * u where sums are given, else u itself
     for first in range(0, len(weights), 4):
         qkv, o, gate_up, down = weights[first : first + 4]
-        attended, _ = _attend(fused.linear(u, qkv, sums, shared.eps), shared, False)
-        u, sums = fused.linear_residual(attended, o, u, sums, shared.eps)
-        hidden = fused.linear_swiglu(u, gate_up, sums, shared.eps)
-        u, sums = fused.linear_residual(hidden, down, u, sums, shared.eps)
+        attended, _ = _attend(fused.linear(u, qkv, sums, eps, small), shared, False)
+        u, sums = fused.linear_residual(attended, o, u, sums, eps, small)
+        hidden = fused.linear_swiglu(u, gate_up, sums, eps, small)
+        u, sums = fused.linear_residual(hidden, down, u, sums, eps, small)
     assert sums is not None
-    return fused.normalize(u, sums, shared.eps)
+    return fused.normalize(u, sums, eps)
+
+
+def infer_whole_row(x: torch.Tensor, weights: Weights, shared: Shared) -> torch.Tensor:
+    """Norms inside the products before them, for few rows (:func:`fits_a_row`): five launches a block."""
+    for first in range(0, len(weights), 4):
+        qkv, o, gate_up, down = weights[first : first + 4]
+        attended, _ = _attend(fused.linear(x, qkv, None, shared.eps, True), shared, False)
+        x = fused.linear_norm(attended, o, x, shared.eps)
+        x = fused.linear_norm(fused.linear_swiglu(x, gate_up, None, shared.eps, True), down, x, shared.eps)
+    return x
+
+
+PATHS: dict[str, Callable[[torch.Tensor, Weights, Shared], torch.Tensor]] = {
+    "library": infer_library,
+    "fused": infer_fused,
+    "fused_small": lambda x, weights, shared: infer_fused(x, weights, shared, True),
+    "whole_row": infer_whole_row,
+}
+"""The candidates of :mod:`hrm_kernels.tuning`."""
 
 
 def blocks(

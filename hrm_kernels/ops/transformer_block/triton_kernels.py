@@ -1,5 +1,7 @@
 """Matrix products with the block's pointwise steps in their epilogues: five launches a block, without gradients.
 
+(For few rows there are also products with the whole norm inside, :func:`linear_norm`.)
+
 RMSNorm here has no weight, so 1/rms is a row scale, and it commutes with the next product. A block therefore hands on
 ``u = x + sublayer`` together with the sums of u² over column tiles, and whoever reads u scales its rows:
 qkv = rstd * (u @ Wqkv^T); a = attention(qkv); u1 = rstd * u + a @ Wo^T; h = swiglu(rstd1 * (u1 @ Wgu^T));
@@ -32,12 +34,17 @@ PRODUCT = Tile(128, 128, 64, 8, 3)  # 3 stages of 2 x 16 KB fit the 99 KB of con
 SWIGLU = Tile(128, 64, 64, 8, 3)  # gate and up tiles side by side: the same sums and memory as PRODUCT
 FLOAT32 = Tile(64, 64, 32, 4, 2)  # four times the bytes of bfloat16 products, at an eighth of the rate
 FLOAT32_SWIGLU = Tile(64, 32, 32, 4, 2)
+SMALL = Tile(32, 64, 64, 4, 4)  # few rows: more programs, deep in flight, because each waits for its weights
+SMALL_SWIGLU = Tile(32, 32, 64, 4, 4)
+ROW = Tile(16, 512, 32, 8, 2)  # BLOCK_N is the whole row; 16 is the least a matrix instruction takes
 
 
-def tile(dtype: torch.dtype, swiglu: bool) -> Tile:
-    """The configuration for a dtype."""
+def tile(dtype: torch.dtype, swiglu: bool, small: bool = False) -> Tile:
+    """The configuration for a dtype, and for ``small`` numbers of rows."""
     if dtype is torch.float32:
         return FLOAT32_SWIGLU if swiglu else FLOAT32
+    if small:
+        return SMALL_SWIGLU if swiglu else SMALL
     return SWIGLU if swiglu else PRODUCT
 
 
@@ -169,6 +176,32 @@ def linear_residual_kernel(
 
 
 @triton.jit
+def linear_norm_kernel(
+    x,
+    w,
+    residual,
+    out,
+    M,
+    eps,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Rows program_id(0) of out ``[M, N]`` = rms_norm(residual + x @ w^T): a program has whole rows, N <= BLOCK_N."""
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.arange(0, BLOCK_N)
+    y = _product(x, w, m, n, M, N, K, BLOCK_M, BLOCK_N, BLOCK_K)
+    at = m[:, None].to(tl.int64) * N + n[None, :]
+    mask = (m < M)[:, None] & (n < N)[None, :]
+    u = (tl.load(residual + at, mask, 0.0).to(tl.float32) + y).to(out.dtype.element_ty).to(tl.float32)
+    u = tl.where(mask, u, 0.0)
+    u *= tl.rsqrt(tl.sum(u * u, 1) / N + eps)[:, None]
+    tl.store(out + at, u.to(out.dtype.element_ty), mask)
+
+
+@triton.jit
 def normalize_kernel(
     u,
     sums,
@@ -203,52 +236,83 @@ def _launch(kernel, x, w, arrays, M, N, K, sums, eps, config: Tile) -> None:
 
 
 @launcher(
-    "triton_linear(Tensor x, Tensor w, Tensor? sums, float eps) -> Tensor",
-    lambda x, w, sums, eps: x.new_empty(x.shape[0], w.shape[0]),
+    "triton_linear(Tensor x, Tensor w, Tensor? sums, float eps, bool small=False) -> Tensor",
+    lambda x, w, sums, eps, small=False: x.new_empty(x.shape[0], w.shape[0]),
 )
-def linear(x: torch.Tensor, w: torch.Tensor, sums: torch.Tensor | None, eps: float) -> torch.Tensor:
+def linear(
+    x: torch.Tensor, w: torch.Tensor, sums: torch.Tensor | None, eps: float, small: bool = False
+) -> torch.Tensor:
     """``x [M, K] @ w [N, K]^T``, the rows of x scaled by 1/rms where their sums of squares are given."""
     (M, K), N = x.shape, w.shape[0]
     out = x.new_empty(M, N)
     if M:
         arrays = (x if sums is None else sums, out)  # without sums any pointer will do: it is not read
-        _launch(linear_kernel, x, w, arrays, M, N, K, sums, eps, tile(x.dtype, False))
+        _launch(linear_kernel, x, w, arrays, M, N, K, sums, eps, tile(x.dtype, False, small))
     return out
 
 
 @launcher(
-    "triton_linear_swiglu(Tensor x, Tensor w, Tensor? sums, float eps) -> Tensor",
-    lambda x, w, sums, eps: x.new_empty(x.shape[0], w.shape[0] // 2),
+    "triton_linear_swiglu(Tensor x, Tensor w, Tensor? sums, float eps, bool small=False) -> Tensor",
+    lambda x, w, sums, eps, small=False: x.new_empty(x.shape[0], w.shape[0] // 2),
 )
-def linear_swiglu(x: torch.Tensor, w: torch.Tensor, sums: torch.Tensor | None, eps: float) -> torch.Tensor:
+def linear_swiglu(
+    x: torch.Tensor, w: torch.Tensor, sums: torch.Tensor | None, eps: float, small: bool = False
+) -> torch.Tensor:
     """``swiglu(x [M, K] @ w [2 I, K]^T)``, the rows of x scaled as in :func:`linear`."""
     (M, K), N = x.shape, w.shape[0] // 2
     out = x.new_empty(M, N)
     if M:
-        _launch(linear_swiglu_kernel, x, w, (x if sums is None else sums, out), M, N, K, sums, eps, tile(x.dtype, True))
+        arrays = (x if sums is None else sums, out)
+        _launch(linear_swiglu_kernel, x, w, arrays, M, N, K, sums, eps, tile(x.dtype, True, small))
     return out
 
 
 @launcher(
-    "triton_linear_residual(Tensor x, Tensor w, Tensor residual, Tensor? sums, float eps) -> (Tensor, Tensor)",
-    lambda x, w, residual, sums, eps: _residual_outputs(residual),
+    "triton_linear_residual(Tensor x, Tensor w, Tensor residual, Tensor? sums, float eps, bool small=False) "
+    "-> (Tensor, Tensor)",
+    lambda x, w, residual, sums, eps, small=False: _residual_outputs(residual, small),
 )
 def linear_residual(
-    x: torch.Tensor, w: torch.Tensor, residual: torch.Tensor, sums: torch.Tensor | None, eps: float
+    x: torch.Tensor,
+    w: torch.Tensor,
+    residual: torch.Tensor,
+    sums: torch.Tensor | None,
+    eps: float,
+    small: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``u = residual + x [M, K] @ w [N, K]^T`` (residual ``[M, N]`` scaled by its 1/rms), and u's sums of squares."""
     (M, K), N = x.shape, w.shape[0]
-    out, out_sums = _residual_outputs(residual)
+    out, out_sums = _residual_outputs(residual, small)
     if M:
         arrays = (residual, residual if sums is None else sums, out, out_sums)
-        _launch(linear_residual_kernel, x, w, arrays, M, N, K, sums, eps, tile(x.dtype, False))
+        _launch(linear_residual_kernel, x, w, arrays, M, N, K, sums, eps, tile(x.dtype, False, small))
     return out, out_sums
 
 
-def _residual_outputs(residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _residual_outputs(residual: torch.Tensor, small: bool) -> tuple[torch.Tensor, torch.Tensor]:
     M, N = residual.shape
-    tiles = triton.cdiv(N, tile(residual.dtype, False).BLOCK_N)
+    tiles = triton.cdiv(N, tile(residual.dtype, False, small).BLOCK_N)
     return residual.new_empty(M, N), residual.new_empty(M, tiles, dtype=torch.float32)
+
+
+@launcher(
+    "triton_linear_norm(Tensor x, Tensor w, Tensor residual, float eps) -> Tensor",
+    lambda x, w, residual, eps: residual.new_empty(residual.shape),
+)
+def linear_norm(x: torch.Tensor, w: torch.Tensor, residual: torch.Tensor, eps: float) -> torch.Tensor:
+    """``rms_norm(residual + x [M, K] @ w [N, K]^T)`` for N up to 512 and few rows: see :func:`fits_a_row`."""
+    (M, K), N = x.shape, w.shape[0]
+    out = residual.new_empty(M, N)
+    if M:
+        sizes = {"BLOCK_M": ROW.BLOCK_M, "BLOCK_N": ROW.BLOCK_N, "BLOCK_K": ROW.BLOCK_K}
+        options = {"num_warps": ROW.num_warps, "num_stages": ROW.num_stages, "enable_fp_fusion": True}
+        linear_norm_kernel[(triton.cdiv(M, ROW.BLOCK_M),)](x, w, residual, out, M, eps, N=N, K=K, **sizes, **options)
+    return out
+
+
+def fits_a_row(x: torch.Tensor) -> bool:
+    """Whether :func:`linear_norm` is for hidden states like ``x [M, D]``: more rows would spill or starve."""
+    return x.dtype is not torch.float32 and x.shape[0] <= 2 * ROW.BLOCK_M and 256 < x.shape[1] <= ROW.BLOCK_N
 
 
 @launcher(
@@ -277,23 +341,36 @@ def cases() -> list[Case]:
 
 def _cases(dtype: torch.dtype, D: int, inner: int) -> Sequence[Case]:
     p, matrix = f"*{dtype_name(dtype)}", dtype is not torch.float32
-    tiles = triton.cdiv(D, tile(dtype, False).BLOCK_N)
     found = []
-    for kernel, swiglu, N, K, scaled, arrays in (
-        (linear_kernel, False, 3 * D, D, 0, ("sums", "out")),
-        (linear_kernel, False, 3 * D, D, tiles, ("sums", "out")),
-        (linear_swiglu_kernel, True, inner, D, tiles, ("sums", "out")),
-        (linear_residual_kernel, False, D, D, tiles, ("residual", "sums", "out", "out_sums")),
-        (linear_residual_kernel, False, D, inner, tiles, ("residual", "sums", "out", "out_sums")),
-    ):
-        config = tile(dtype, swiglu)
-        signature = {"x": p, "w": p} | {name: "*fp32" if "sums" in name else p for name in arrays}
-        if scaled == 0:
-            signature["sums"] = p
-        constants = {"N": N, "K": K, "TILES": scaled, "BLOCK_TILES": triton.next_power_of_2(max(scaled, 1))}
+    for small in (False, True) if matrix else (False,):
+        tiles = triton.cdiv(D, tile(dtype, False, small).BLOCK_N)
+        for kernel, swiglu, N, K, scaled, arrays in (
+            (linear_kernel, False, 3 * D, D, 0, ("sums", "out")),
+            (linear_kernel, False, 3 * D, D, tiles, ("sums", "out")),
+            (linear_swiglu_kernel, True, inner, D, tiles, ("sums", "out")),
+            (linear_residual_kernel, False, D, D, tiles, ("residual", "sums", "out", "out_sums")),
+            (linear_residual_kernel, False, D, inner, tiles, ("residual", "sums", "out", "out_sums")),
+        ):
+            config = tile(dtype, swiglu, small)
+            signature = {"x": p, "w": p} | {name: "*fp32" if "sums" in name else p for name in arrays}
+            if scaled == 0:
+                signature["sums"] = p
+            constants = {"N": N, "K": K, "TILES": scaled, "BLOCK_TILES": triton.next_power_of_2(max(scaled, 1))}
+            constants |= {"BLOCK_M": config.BLOCK_M, "BLOCK_N": config.BLOCK_N, "BLOCK_K": config.BLOCK_K}
+            signature |= {"M": "i32", "eps": "fp32"}
+            found.append(Case(kernel, signature, constants, config.num_warps, config.num_stages, matrix))
+        constants = {"D": D, "TILES": tiles, "BLOCK_TILES": tiles, "BLOCK_M": 4, "BLOCK_D": 512}
+        found.append(Case(normalize_kernel, {"u": p, "sums": "*fp32", "out": p, "M": "i32", "eps": "fp32"}, constants))
+    if matrix:
+        signature = {"x": p, "w": p, "residual": p, "out": p, "M": "i32", "eps": "fp32"}
+        sizes = {"BLOCK_M": ROW.BLOCK_M, "BLOCK_N": ROW.BLOCK_N, "BLOCK_K": ROW.BLOCK_K}
+        for K in (D, inner):
+            constants = {"N": D, "K": K, **sizes}
+            found.append(Case(linear_norm_kernel, signature, constants, ROW.num_warps, ROW.num_stages, True))
+        # without the deferred scale, which the norm inside leaves nothing to do for
+        signature = {"x": p, "w": p, "sums": p, "out": p, "M": "i32", "eps": "fp32"}
+        constants = {"N": inner, "K": D, "TILES": 0, "BLOCK_TILES": 1}
+        config = SMALL_SWIGLU
         constants |= {"BLOCK_M": config.BLOCK_M, "BLOCK_N": config.BLOCK_N, "BLOCK_K": config.BLOCK_K}
-        signature |= {"M": "i32", "eps": "fp32"}
-        found.append(Case(kernel, signature, constants, config.num_warps, config.num_stages, matrix))
-    constants = {"D": D, "TILES": tiles, "BLOCK_TILES": tiles, "BLOCK_M": 4, "BLOCK_D": 512}
-    found.append(Case(normalize_kernel, {"u": p, "sums": "*fp32", "out": p, "M": "i32", "eps": "fp32"}, constants))
+        found.append(Case(linear_swiglu_kernel, signature, constants, config.num_warps, config.num_stages, True))
     return found

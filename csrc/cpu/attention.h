@@ -1,0 +1,227 @@
+// Full attention of one head of one batch row, forward and backward, over q, k, v in panels.
+//
+// Queries go in blocks of kQueries: their scores against all keys (q @ k.T, the keys transposed once per head), the
+// softmax, and the sum of values are products over panels; scores never leave the cache, and any S works.
+#pragma once
+
+#include <cmath>
+
+#include "cpu/panels.h"
+
+namespace hrm::HRM_ISA {
+
+constexpr int64_t kQueries = 4 * kTileRows;
+
+// RoPE: the pair (i, i + head_dim / 2) of each row turned by the angles of cos, sin [S, head_dim]; nullptr: no turn.
+struct Rope {
+  const float *cos, *sin;
+  int64_t head_dim;
+
+  // Rows [position, position + count) of one head; `back` is the transpose of the turn, for gradients. In place or not.
+  HRM_INLINE void turn(Panels from, Panels to, int64_t position, int64_t count, bool back) const {
+    const int64_t half = head_dim / 2, panels = panels_for(head_dim);
+    if (!cos || head_dim % 2 || half % kLanes) {
+      for (int64_t row = 0; row < count; ++row) {
+        if (from.data != to.data) {
+          for (int64_t p = 0; p < panels; ++p) std::memcpy(to.at(p, row), from.at(p, row), sizeof(float) * kWidth);
+        }
+        for (int64_t i = 0; cos && i < half; ++i) {
+          const float* c = cos + (position + row) * head_dim;
+          const float* s = sin + (position + row) * head_dim;
+          const int64_t j = i + half;
+          float& low = to.at(i / kWidth, row)[i % kWidth];
+          float& high = to.at(j / kWidth, row)[j % kWidth];
+          const float a = low, b = high;
+          low = back ? a * c[i] + b * s[j] : a * c[i] - b * s[i];
+          high = back ? b * c[j] - a * s[i] : b * c[j] + a * s[j];
+        }
+      }
+      return;
+    }
+    for (int64_t row = 0; row < count; ++row) {
+      const float* c = cos + (position + row) * head_dim;
+      const float* s = sin + (position + row) * head_dim;
+      for (int64_t i = 0; i < half; i += kLanes) {
+        const int64_t j = i + half;
+        const Vec a = load(from.at(i / kWidth, row) + i % kWidth), b = load(from.at(j / kWidth, row) + j % kWidth);
+        const Vec ci = load(c + i), si = load(s + i), cj = load(c + j), sj = load(s + j);
+        store(to.at(i / kWidth, row) + i % kWidth, back ? a * ci + b * sj : a * ci - b * si);
+        store(to.at(j / kWidth, row) + j % kWidth, back ? b * cj - a * si : b * cj + a * sj);
+      }
+    }
+  }
+};
+
+// Where q, k, v of all heads lie: [3 * heads * panels of a head][rows][kWidth]; likewise their gradients.
+struct Heads {
+  Panels qkv;
+  int64_t positions, heads, head_dim;
+  Rope rope;
+
+  HRM_INLINE int64_t width() const { return panels_for(head_dim); }
+  HRM_INLINE int64_t keys() const { return panels_for(positions); }
+  HRM_INLINE Panels part(Panels all, int part, int64_t batch, int64_t head) const {  // 0 q, 1 k, 2 v
+    return all.from((part * heads + head) * width(), batch * positions);
+  }
+  // Floats of scratch memory for one head.
+  int64_t forward_scratch() const {
+    const int64_t key_rows = keys() * kWidth + kTileRows, query_rows = kQueries + kTileRows;
+    return kWidth * (width() * (3 * key_rows + query_rows) + keys() * query_rows + query_rows);
+  }
+  int64_t backward_scratch() const {
+    const int64_t key_rows = keys() * kWidth + kTileRows, query_rows = kQueries + kTileRows;
+    return kWidth * (width() * 7 * key_rows + 2 * keys() * query_rows + query_rows) + kQueries;
+  }
+};
+
+struct Scratch {
+  float* next;
+  HRM_INLINE Panels panels(int64_t count, int64_t rows) {
+    const Panels taken{next, rows};
+    next += count * rows * kWidth;
+    return taken;
+  }
+  HRM_INLINE float* floats(int64_t count) {
+    float* taken = next;
+    next += count;
+    return taken;
+  }
+};
+
+// k turned, and k and v as right factors: transposed per panel of keys, or with rows up to whole panels of zeros.
+HRM_INLINE void copy_rows(Panels from, int64_t panels, int64_t count, Panels to, int64_t until) {
+  for (int64_t p = 0; p < panels; ++p) {
+    std::memcpy(to.at(p, 0), from.at(p, 0), sizeof(float) * kWidth * count);
+    std::memset(to.at(p, count), 0, sizeof(float) * kWidth * (until - count));
+  }
+}
+HRM_INLINE void transpose(Panels from, int64_t panels, int64_t rows, float* to) {
+  for (int64_t first = 0; first < rows; first += kWidth, to += panels * kWidth * kWidth) {
+    transpose_panel(from, panels, first, rows, to);
+  }
+}
+
+// lse: [batch, heads, positions] of the scaled scores, or nullptr.
+inline void attend(const Heads& heads, int64_t batch, int64_t head, Panels out, float* lse, float* memory) {
+  const int64_t positions = heads.positions, width = heads.width(), keys = heads.keys();
+  Scratch scratch{memory};
+  const Panels k = scratch.panels(width, keys * kWidth), v = scratch.panels(width, keys * kWidth);
+  float* k_transposed = scratch.floats(width * keys * kWidth * kWidth);
+  const Panels q = scratch.panels(width, kQueries + kTileRows);
+  const Panels p = scratch.panels(keys, kQueries + kTileRows);
+  float* sums = scratch.floats((kQueries + kTileRows) * kWidth);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(heads.head_dim));
+
+  heads.rope.turn(heads.part(heads.qkv, 1, batch, head), k, 0, positions, false);
+  transpose(k, width, positions, k_transposed);
+  copy_rows(heads.part(heads.qkv, 2, batch, head), width, positions, v, keys * kWidth);
+  const Panels queries = heads.part(heads.qkv, 0, batch, head);
+  const Panels result = out.from(head * width, batch * positions);
+  for (int64_t first = 0; first < positions; first += kQueries) {
+    const int64_t rows = positions - first < kQueries ? positions - first : kQueries;
+    heads.rope.turn(queries.from(0, first), q, first, rows, false);
+    product(q, width, k_transposed, keys, rows, sums, keep(p));
+    float inverse[kQueries];
+    for (int64_t row = 0; row < rows; ++row) {
+      Vec most = all(-INFINITY);
+      float top = -INFINITY;
+      for (int64_t panel = 0; panel < keys; ++panel) {
+        const float* scores = p.at(panel, row);
+        if ((panel + 1) * kWidth <= positions) {
+          most = max(most, max(load(scores), load(scores + kLanes)));
+        } else {
+          for (int64_t lane = 0; lane < positions - panel * kWidth; ++lane) {
+            top = scores[lane] > top ? scores[lane] : top;
+          }
+        }
+      }
+      top = largest(most) > top ? largest(most) : top;
+      Vec total{};
+      for (int64_t panel = 0; panel < keys; ++panel) {
+        float* scores = p.at(panel, row);
+        store(scores, exp((load(scores) - top) * scale));
+        store(scores + kLanes, exp((load(scores + kLanes) - top) * scale));
+        for (int64_t lane = positions - panel * kWidth; lane < kWidth; ++lane) scores[lane] = 0;
+        total += load(scores) + load(scores + kLanes);
+      }
+      const float weight = sum(total);
+      inverse[row] = 1.0f / weight;
+      if (lse) lse[(batch * heads.heads + head) * positions + first + row] = top * scale + std::log(weight);
+    }
+    const Panels here = result.from(0, first);
+    product(p, keys, v.data, width, rows, sums, [&](Tile& tile, int64_t row, int64_t count, int64_t panel) HRM_ALWAYS {
+      for_rows(tile, count, [&](int i, Vec* columns) HRM_ALWAYS {
+        float* to = here.at(panel, row + i);
+        store(to, columns[0] * inverse[row + i]);
+        store(to + kLanes, columns[1] * inverse[row + i]);
+      });
+    });
+  }
+}
+
+// Writes this head's part of dqkv from dout and the forward's out and lse; the probabilities are computed again.
+inline void attend_backward(const Heads& heads, int64_t batch, int64_t head, Panels dout, Panels out, const float* lse,
+                            Panels dqkv, float* memory) {
+  const int64_t positions = heads.positions, width = heads.width(), keys = heads.keys();
+  Scratch scratch{memory};
+  const int64_t key_rows = keys * kWidth + kTileRows;
+  const Panels k{scratch.floats(width * key_rows * kWidth), keys * kWidth};
+  const Panels q = scratch.panels(width, key_rows), dk = scratch.panels(width, key_rows);
+  const Panels dv = scratch.panels(width, key_rows), dq = scratch.panels(width, key_rows);
+  float* k_transposed = scratch.floats(width * keys * kWidth * kWidth);
+  float* v_transposed = scratch.floats(width * keys * kWidth * kWidth);
+  const Panels p = scratch.panels(keys, kQueries + kTileRows), ds = scratch.panels(keys, kQueries + kTileRows);
+  float* sums = scratch.floats((kQueries + kTileRows) * kWidth);
+  float* delta = scratch.floats(kQueries);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(heads.head_dim));
+
+  const Panels turned{dk.data, positions};  // a place for k until its rows are padded
+  heads.rope.turn(heads.part(heads.qkv, 1, batch, head), turned, 0, positions, false);
+  copy_rows(turned, width, positions, k, keys * kWidth);
+  transpose(k, width, positions, k_transposed);
+  transpose(heads.part(heads.qkv, 2, batch, head), width, positions, v_transposed);
+  heads.rope.turn(heads.part(heads.qkv, 0, batch, head), q, 0, positions, false);
+  const Panels dresult = dout.from(head * width, batch * positions);
+  const Panels result = out.from(head * width, batch * positions);
+  for (int64_t first = 0; first < positions; first += kQueries) {
+    const int64_t rows = positions - first < kQueries ? positions - first : kQueries;
+    const float* row_lse = lse + (batch * heads.heads + head) * positions + first;
+    for (int64_t row = 0; row < rows; ++row) {
+      Vec total{};
+      for (int64_t panel = 0; panel < width; ++panel) {
+        const float *a = dresult.at(panel, first + row), *b = result.at(panel, first + row);
+        total += load(a) * load(b) + load(a + kLanes) * load(b + kLanes);
+      }
+      delta[row] = sum(total);
+    }
+    product(q.from(0, first), width, k_transposed, keys, rows, sums,
+            [&](Tile& tile, int64_t row, int64_t count, int64_t panel) HRM_ALWAYS {
+              for_rows(tile, count, [&](int i, Vec* columns) HRM_ALWAYS {
+                float* to = p.at(panel, row + i);
+                store(to, exp(columns[0] * scale - row_lse[row + i]));
+                store(to + kLanes, exp(columns[1] * scale - row_lse[row + i]));
+                for (int64_t lane = positions - panel * kWidth; lane < kWidth; ++lane) to[lane] = 0;
+              });
+            });
+    product(dresult.from(0, first), width, v_transposed, keys, rows, sums,
+            [&](Tile& tile, int64_t row, int64_t count, int64_t panel) HRM_ALWAYS {
+              for_rows(tile, count, [&](int i, Vec* columns) HRM_ALWAYS {
+                const float* probability = p.at(panel, row + i);
+                float* to = ds.at(panel, row + i);
+                store(to, load(probability) * (columns[0] - delta[row + i]) * scale);
+                store(to + kLanes, load(probability + kLanes) * (columns[1] - delta[row + i]) * scale);
+              });
+            });
+    product(ds, keys, k.data, width, rows, sums, keep(dq.from(0, first)));
+    add_transposed_product(p, keys, dresult.from(0, first), width, rows, dv, first == 0);
+    add_transposed_product(ds, keys, q.from(0, first), width, rows, dk, first == 0);
+  }
+  heads.rope.turn(dq, heads.part(dqkv, 0, batch, head), 0, positions, true);
+  heads.rope.turn(dk, heads.part(dqkv, 1, batch, head), 0, positions, true);
+  const Panels dvalues = heads.part(dqkv, 2, batch, head);
+  for (int64_t panel = 0; panel < width; ++panel) {
+    std::memcpy(dvalues.at(panel, 0), dv.at(panel, 0), sizeof(float) * kWidth * positions);
+  }
+}
+
+}  // namespace hrm::HRM_ISA

@@ -1,0 +1,169 @@
+// Into panels and out of them: rows of float32 or bfloat16, weights in the order products read them.
+#pragma once
+
+#include "cpu/product.h"
+
+namespace hrm::HRM_ISA {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+HRM_INLINE float to_float(float value) { return value; }
+HRM_INLINE float to_float(BFloat16 value) {
+  const uint32_t bits = uint32_t{value.bits} << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+HRM_INLINE void assign(float& to, float value) { to = value; }
+HRM_INLINE void assign(BFloat16& to, float value) {  // to the nearest, ties to even; NaN stays NaN
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  to.bits = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
+}
+
+// The same for kLanes elements side by side.
+typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
+typedef uint32_t BitVec __attribute__((vector_size(4 * kLanes)));
+
+HRM_INLINE Vec load(const BFloat16* from) {
+  HalfVec half;
+  std::memcpy(&half, from, sizeof half);
+  const BitVec bits = __builtin_convertvector(half, BitVec) << 16;
+  Vec result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+HRM_INLINE void store(BFloat16* to, Vec value) {
+  BitVec bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const BitVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const BitVec result = (bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded;
+  const HalfVec half = __builtin_convertvector(result, HalfVec);
+  std::memcpy(to, &half, sizeof half);
+}
+
+// Calls with(T{}) for the element type that `dtype` names.
+template <class With>
+HRM_INLINE void with_type(int dtype, With with) {
+  if (dtype == 0) {
+    with(float{});
+  } else {
+    with(BFloat16{});
+  }
+}
+
+// Where the columns of a matrix lie in its panels: real columns come in runs, each padded to whole panels.
+// interleaved: gate_up, where each panel holds kLanes columns of the gate and the same of up.
+struct Columns {
+  int64_t runs, run;
+  bool interleaved = false;
+
+  HRM_INLINE int64_t panels() const { return interleaved ? 2 * panels_for(run) : runs * panels_for(run); }
+  HRM_INLINE int64_t real() const { return interleaved ? 2 * run : runs * run; }
+
+  // The real column at a lane of a panel, or -1 for padding.
+  HRM_INLINE int64_t column(int64_t panel, int64_t lane) const {
+    if (interleaved) {
+      const int64_t inner = panel * kLanes + lane % kLanes;
+      return inner < run ? lane / kLanes * run + inner : -1;
+    }
+    const int64_t within = panel % panels_for(run) * kWidth + lane;
+    return within < run ? panel / panels_for(run) * run + within : -1;
+  }
+  // Whether the panel's lanes are kWidth real columns side by side.
+  HRM_INLINE bool whole(int64_t panel) const {
+    return !interleaved && panel % panels_for(run) * kWidth + kWidth <= run;
+  }
+};
+
+// Row `row` of a row-major matrix with the columns of `columns` into panels, at row `to`.
+template <class T>
+HRM_INLINE void unpack_row(const T* matrix, int64_t row, Columns columns, Panels out, int64_t to) {
+  const T* from = matrix + row * columns.real();
+  for (int64_t panel = 0; panel < columns.panels(); ++panel) {
+    float* lanes = out.at(panel, to);
+    if (columns.whole(panel)) {
+      const T* run = from + columns.column(panel, 0);
+      store(lanes, load(run));
+      store(lanes + kLanes, load(run + kLanes));
+    } else {
+      for (int lane = 0; lane < kWidth; ++lane) {
+        const int64_t column = columns.column(panel, lane);
+        lanes[lane] = column < 0 ? 0.0f : to_float(from[column]);
+      }
+    }
+  }
+}
+
+template <class T>
+HRM_INLINE void pack_row(Panels panels, int64_t from, Columns columns, T* matrix, int64_t row) {
+  T* to = matrix + row * columns.real();
+  for (int64_t panel = 0; panel < columns.panels(); ++panel) {
+    const float* lanes = panels.at(panel, from);
+    if (columns.whole(panel)) {
+      T* run = to + columns.column(panel, 0);
+      store(run, load(lanes));
+      store(run + kLanes, load(lanes + kLanes));
+    } else {
+      for (int lane = 0; lane < kWidth; ++lane) {
+        const int64_t column = columns.column(panel, lane);
+        if (column >= 0) assign(to[column], lanes[lane]);
+      }
+    }
+  }
+}
+
+// Panel `panel` of weights [outputs, inputs] as the right factor of x @ weights.T: for each input the panel's outputs.
+template <class T>
+inline void pack_for_outputs(const T* weights, Columns outputs, Columns inputs, int64_t panel, float* packed) {
+  const int64_t width = inputs.real();
+  const T* rows[kWidth];
+  for (int lane = 0; lane < kWidth; ++lane) {
+    const int64_t output = outputs.column(panel, lane);
+    rows[lane] = output < 0 ? nullptr : weights + output * width;
+  }
+  for (int64_t p = 0; p < inputs.panels(); ++p) {
+    for (int lane = 0; lane < kWidth; ++lane) {
+      for (int k = 0; k < kWidth; ++k) {
+        const int64_t input = inputs.column(p, k);
+        packed[k * kWidth + lane] = rows[lane] && input >= 0 ? to_float(rows[lane][input]) : 0.0f;
+      }
+    }
+    packed += kWidth * kWidth;
+  }
+}
+
+// Panel `panel` of the inputs as the right factor of dy @ weights: for each output the panel's inputs.
+template <class T>
+inline void pack_for_inputs(const T* weights, Columns outputs, Columns inputs, int64_t panel, float* packed) {
+  const int64_t width = inputs.real();
+  int64_t columns[kWidth];
+  for (int lane = 0; lane < kWidth; ++lane) columns[lane] = inputs.column(panel, lane);
+  for (int64_t p = 0; p < outputs.panels(); ++p) {
+    for (int k = 0; k < kWidth; ++k, packed += kWidth) {
+      const int64_t output = outputs.column(p, k);
+      for (int lane = 0; lane < kWidth; ++lane) {
+        packed[lane] = output < 0 || columns[lane] < 0 ? 0.0f : to_float(weights[output * width + columns[lane]]);
+      }
+    }
+  }
+}
+
+// to[column of a panel][kWidth rows] from rows [first, first + kWidth) of a head in panels; rows from `end` on give 0.
+HRM_INLINE void transpose_panel(Panels from, int64_t panels, int64_t first, int64_t end, float* to) {
+  const int64_t rows = end - first < kWidth ? end - first : kWidth;
+  for (int64_t panel = 0; panel < panels; ++panel, to += kWidth * kWidth) {
+    const float* source = from.at(panel, first);
+    if (rows < kWidth) std::memset(to, 0, sizeof(float) * kWidth * kWidth);
+    for (int64_t row = 0; row < rows; ++row) {
+#pragma GCC unroll 32
+      for (int lane = 0; lane < kWidth; ++lane) to[lane * kWidth + row] = source[row * kWidth + lane];
+    }
+  }
+}
+
+}  // namespace hrm::HRM_ISA

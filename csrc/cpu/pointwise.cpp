@@ -1,0 +1,155 @@
+// add_rms_norm and swiglu by themselves, over rows as they lie.
+#include <cmath>
+
+#include "cpu/kernels.h"
+#include "cpu/panels.h"
+#include "cpu/tables.h"
+#include "cpu/team.h"
+
+namespace hrm::HRM_ISA {
+namespace {
+
+constexpr int64_t kElements = 1 << 14;  // of a task: some microseconds
+
+int64_t rows_of_task(int64_t columns) { return columns >= kElements ? 1 : kElements / (columns ? columns : 1); }
+
+template <class Rows>
+void for_row_blocks(int threads, int64_t rows, int64_t columns, Rows each_row) {
+  const int64_t chunk = rows_of_task(columns), tasks = (rows + chunk - 1) / chunk;
+  parallel(threads < tasks ? threads : static_cast<int>(tasks), [&](Team::Member& team) {
+    team.for_each(tasks, [&](int64_t task) {
+      for (int64_t row = task * chunk; row < (task + 1) * chunk && row < rows; ++row) each_row(row);
+    });
+  });
+}
+
+// The sum of term(i) for registers and tail(i) for what is left, in pieces, so that its error does not grow with the row.
+template <class Term, class Tail>
+HRM_INLINE float sum_of(int64_t columns, Term term, Tail tail) {
+  double total = 0;
+  int64_t i = 0;
+  while (i + kLanes <= columns) {
+    Vec piece{};
+    for (int count = 0; count < 32 && i + kLanes <= columns; ++count, i += kLanes) piece += term(i);
+    total += sum(piece);
+  }
+  for (; i < columns; ++i) total += tail(i);
+  return static_cast<float>(total);
+}
+
+void add_rms_norm_forward(int64_t rows, int64_t columns, const void* x, const void* residual, float eps, void* out,
+                          float* rstd, int dtype, int threads) {
+  with_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    for_row_blocks(threads, rows, columns, [&](int64_t row) {
+      const T* a = static_cast<const T*>(x) + row * columns;
+      const T* b = static_cast<const T*>(residual) + row * columns;
+      T* to = static_cast<T*>(out) + row * columns;
+      const float squares = sum_of(
+          columns,
+          [&](int64_t i) HRM_ALWAYS {
+            const Vec u = load(a + i) + load(b + i);
+            return u * u;
+          },
+          [&](int64_t i) {
+            const float u = to_float(a[i]) + to_float(b[i]);
+            return u * u;
+          });
+      const float scale = 1.0f / std::sqrt(squares / static_cast<float>(columns) + eps);
+      rstd[row] = scale;
+      int64_t i = 0;
+      for (; i + kLanes <= columns; i += kLanes) store(to + i, (load(a + i) + load(b + i)) * scale);
+      for (; i < columns; ++i) assign(to[i], (to_float(a[i]) + to_float(b[i])) * scale);
+    });
+  });
+}
+
+void add_rms_norm_backward(int64_t rows, int64_t columns, const void* dout, const void* x, const void* residual,
+                           const float* rstd, void* du, int dtype, int threads) {
+  with_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    for_row_blocks(threads, rows, columns, [&](int64_t row) {
+      const T* a = static_cast<const T*>(x) + row * columns;
+      const T* b = static_cast<const T*>(residual) + row * columns;
+      const T* dy = static_cast<const T*>(dout) + row * columns;
+      T* to = static_cast<T*>(du) + row * columns;
+      const float scale = rstd[row];
+      const float products = sum_of(
+          columns, [&](int64_t i) HRM_ALWAYS { return load(dy + i) * (load(a + i) + load(b + i)); },
+          [&](int64_t i) { return to_float(dy[i]) * (to_float(a[i]) + to_float(b[i])); });
+      // with y = u * rstd: du = rstd * (dy - y * mean(dy * y))
+      const float along = products / static_cast<float>(columns) * scale * scale;
+      int64_t i = 0;
+      for (; i + kLanes <= columns; i += kLanes) {
+        store(to + i, (load(dy + i) - (load(a + i) + load(b + i)) * along) * scale);
+      }
+      for (; i < columns; ++i) {
+        assign(to[i], (to_float(dy[i]) - (to_float(a[i]) + to_float(b[i])) * along) * scale);
+      }
+    });
+  });
+}
+
+// each(i, load, store): whole registers, then what is left of a row in a register of its own.
+template <class T, class Each>
+HRM_INLINE void for_lanes(int64_t columns, Each each) {
+  int64_t i = 0;
+  for (; i + kLanes <= columns; i += kLanes) {
+    each([i](const T* row) { return load(row + i); }, [i](T* row, Vec value) { store(row + i, value); });
+  }
+  const int64_t left = columns - i;
+  if (left == 0) return;
+  each(
+      [i, left](const T* row) {
+        T lanes[kLanes] = {};
+        std::memcpy(lanes, row + i, left * sizeof(T));
+        return load(lanes);
+      },
+      [i, left](T* row, Vec value) {
+        T lanes[kLanes];
+        store(lanes, value);
+        std::memcpy(row + i, lanes, left * sizeof(T));
+      });
+}
+
+void swiglu_forward(int64_t rows, int64_t inner, const void* gate_up, void* out, int dtype, int threads) {
+  with_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    for_row_blocks(threads, rows, 2 * inner, [&](int64_t row) {
+      const T* gate = static_cast<const T*>(gate_up) + row * 2 * inner;
+      T* to = static_cast<T*>(out) + row * inner;
+      for_lanes<T>(inner, [&](auto read, auto write) {
+        const Vec g = read(gate);
+        write(to, g * sigmoid(g) * read(gate + inner));
+      });
+    });
+  });
+}
+
+void swiglu_backward(int64_t rows, int64_t inner, const void* dout, const void* gate_up, void* dgate_up, int dtype,
+                     int threads) {
+  with_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    for_row_blocks(threads, rows, 2 * inner, [&](int64_t row) {
+      const T* gate = static_cast<const T*>(gate_up) + row * 2 * inner;
+      const T* dh = static_cast<const T*>(dout) + row * inner;
+      T* dgate = static_cast<T*>(dgate_up) + row * 2 * inner;
+      for_lanes<T>(inner, [&](auto read, auto write) {
+        const Vec g = read(gate), d = read(dh), s = sigmoid(g), silu = g * s;
+        write(dgate, d * read(gate + inner) * (s + silu * (1.0f - s)));
+        write(dgate + inner, d * silu);
+      });
+    });
+  });
+}
+
+}  // namespace
+
+void add_pointwise(hrm_cpu_kernels& table) {
+  table.add_rms_norm_forward = add_rms_norm_forward;
+  table.add_rms_norm_backward = add_rms_norm_backward;
+  table.swiglu_forward = swiglu_forward;
+  table.swiglu_backward = swiglu_backward;
+}
+
+}  // namespace hrm::HRM_ISA

@@ -1,0 +1,14 @@
+// The kernels of one instruction set, put into its table file by file.
+#pragma once
+
+#include "cpu/kernels.h"
+
+namespace hrm::HRM_ISA {
+
+void add_blocks(hrm_cpu_kernels& table);
+void add_rope_attention(hrm_cpu_kernels& table);
+void add_pointwise(hrm_cpu_kernels& table);
+void add_stablemax(hrm_cpu_kernels& table);
+void add_optimizers(hrm_cpu_kernels& table);
+
+}  // namespace hrm::HRM_ISA

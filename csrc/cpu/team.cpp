@@ -1,0 +1,110 @@
+#include "cpu/team.h"
+
+#include <dlfcn.h>
+#include <sched.h>
+
+#include <cstdlib>
+#include <new>
+#include <thread>
+#include <vector>
+
+namespace hrm {
+
+void Team::wait(std::atomic<int64_t>& finished) {
+  const unsigned generation = generation_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+    arrived_.store(0, std::memory_order_relaxed);
+    finished.store(0, std::memory_order_relaxed);
+    generation_.store(generation + 1, std::memory_order_release);
+    return;
+  }
+  for (int spins = 0; generation_.load(std::memory_order_acquire) == generation; ++spins) {
+    if (spins < 4000) {
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#endif
+    } else {
+      sched_yield();  // another program has the core that the last one needs
+    }
+  }
+}
+
+namespace {
+
+// The entry points of GNU OpenMP, which LLVM's runtime has as well: looked up, not linked, because wheels of torch
+// bring a runtime under a name of their own, and a second one would fight the first for the cores.
+struct OpenMP {
+  void (*parallel)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+  int (*rank)();
+  int (*size)();
+};
+
+const OpenMP* openmp() {
+  static const OpenMP found = {
+      reinterpret_cast<decltype(OpenMP::parallel)>(dlsym(RTLD_DEFAULT, "GOMP_parallel")),
+      reinterpret_cast<decltype(OpenMP::rank)>(dlsym(RTLD_DEFAULT, "omp_get_thread_num")),
+      reinterpret_cast<decltype(OpenMP::size)>(dlsym(RTLD_DEFAULT, "omp_get_num_threads")),
+  };
+  return found.parallel && found.rank && found.size ? &found : nullptr;
+}
+
+struct Region {
+  void (*body)(void*, Team&, int);
+  void* context;
+  std::atomic<Team*> team;
+  alignas(Team) unsigned char room[sizeof(Team)];
+};
+
+}  // namespace
+
+void parallel_region(int threads, void (*body)(void* context, Team& team, int rank), void* context) {
+  if (threads <= 1) {
+    Team team(1);
+    body(context, team, 0);
+    return;
+  }
+  if (const OpenMP* omp = openmp()) {
+    Region region{body, context, {nullptr}, {}};
+    omp->parallel(
+        [](void* data) {
+          Region& r = *static_cast<Region*>(data);
+          const int rank = openmp()->rank();
+          if (rank == 0) {  // how many there are is known only here
+            r.team.store(new (r.room) Team(openmp()->size()), std::memory_order_release);
+          }
+          Team* team;
+          while (!(team = r.team.load(std::memory_order_acquire))) sched_yield();
+          r.body(r.context, *team, rank);
+        },
+        &region, static_cast<unsigned>(threads), 0);
+    return;
+  }
+  Team team(threads);
+  std::vector<std::thread> others;
+  for (int rank = 1; rank < threads; ++rank) others.emplace_back([&, rank] { body(context, team, rank); });
+  body(context, team, 0);
+  for (std::thread& other : others) other.join();
+}
+
+namespace {
+struct Memory {
+  float* data = nullptr;
+  size_t floats = 0;
+  ~Memory() { std::free(data); }
+};
+thread_local Memory memory;
+}  // namespace
+
+float* workspace(size_t floats) {
+  if (floats > memory.floats) {
+    std::free(memory.data);
+    memory = {};
+    const size_t bytes = (floats * sizeof(float) + 63) / 64 * 64;
+    memory.data = static_cast<float*>(std::aligned_alloc(64, bytes));
+    if (!memory.data) throw std::bad_alloc();
+    memory.floats = floats;
+  }
+  return memory.data;
+}
+
+}  // namespace hrm

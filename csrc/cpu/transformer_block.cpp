@@ -1,0 +1,494 @@
+// Whole passes: the blocks of a module, or all updates of a segment, forward and backward.
+//
+// Between two attentions everything is a matter of single rows, so a task takes a block of rows through the output
+// projection, norm, SwiGLU, norm, and the next block's qkv: two barriers a block, whatever the number of products.
+#include <initializer_list>
+
+#include "cpu/attention.h"
+#include "cpu/kernels.h"
+#include "cpu/tables.h"
+#include "cpu/team.h"
+
+namespace hrm::HRM_ISA {
+namespace {
+
+constexpr int64_t kRowBlock = 48 / kTileRows * kTileRows;  // its SwiGLU's inner rows stay in an L2 cache of 512 KB
+
+// Sizes in panels, and where each matrix lies in a packed block.
+struct Geometry {
+  hrm_shape shape;
+  int64_t rows;    // batch * positions
+  int64_t stride;  // of panels: odd, so that the panels of a row spread over the sets of a cache
+  Columns dim, qkv, attended, gate_up, inner;
+
+  explicit Geometry(const hrm_shape& s)
+      : shape(s),
+        rows(s.batch * s.positions),
+        stride((rows + kTileRows) | 1),
+        dim{1, s.dim},
+        qkv{3 * s.heads, s.head_dim},
+        attended{s.heads, s.head_dim},
+        gate_up{1, s.inner, true},
+        inner{1, s.inner} {}
+
+  int64_t block_rows(int threads) const {
+    const int64_t blocks = (rows + threads * kRowBlock - 1) / (threads * kRowBlock) * threads;
+    return (rows + blocks * kTileRows - 1) / (blocks * kTileRows) * kTileRows;
+  }
+  int64_t matrix(Columns outputs, Columns inputs) const {
+    return outputs.panels() * inputs.panels() * kWidth * kWidth;
+  }
+  int64_t packed() const { return matrix(qkv, dim) + matrix(dim, attended) + matrix(gate_up, dim) + matrix(dim, inner); }
+  int64_t floats(Columns columns) const { return columns.panels() * stride * kWidth; }
+  int64_t row_floats() const { return (rows + kWidth - 1) / kWidth * kWidth; }
+  int64_t lse_floats() const { return (rows * shape.heads + kWidth - 1) / kWidth * kWidth; }
+  Heads heads(Panels from, const float* cos, const float* sin) const {
+    return {from, shape.positions, shape.heads, shape.head_dim, {cos, sin, shape.head_dim}};
+  }
+};
+
+// The four matrices of a packed block.
+struct Packed {
+  const float *qkv, *o, *gate_up, *down;
+  Packed(const Geometry& g, const float* base, int64_t layer) {
+    qkv = base + layer * g.packed();
+    o = qkv + g.matrix(g.qkv, g.dim);
+    gate_up = o + g.matrix(g.dim, g.attended);
+    down = gate_up + g.matrix(g.gate_up, g.dim);
+  }
+};
+
+// One block on its way: where its input, intermediate results and output lie. Without gradients in, middle and out are
+// one and the same, and what only the backward reads is nullptr.
+struct Layer {
+  Packed weights;
+  Panels in, qkv, attended, middle, gate_up, out;
+  float *rstd1, *rstd2, *lse;
+  Panels injection, injection2;  // added to `in` first; data nullptr for none
+};
+
+HRM_INLINE float norm_row(Panels x, int64_t panels, int64_t row, int64_t columns, float eps) {
+  Vec squares{}, more{};
+  for (int64_t p = 0; p < panels; ++p) {
+    const Vec a = load(x.at(p, row)), b = load(x.at(p, row) + kLanes);
+    squares += a * a;
+    more += b * b;
+  }
+  const float rstd = 1.0f / std::sqrt(sum(squares + more) / static_cast<float>(columns) + eps);
+  for (int64_t p = 0; p < panels; ++p) {
+    float* at = x.at(p, row);
+    store(at, load(at) * rstd);
+    store(at + kLanes, load(at + kLanes) * rstd);
+  }
+  return rstd;
+}
+
+// dy -> du in place, from y = u * rstd: du = rstd * (dy - y * mean(dy * y))
+HRM_INLINE void norm_row_backward(Panels dy, Panels y, int64_t panels, int64_t row, int64_t columns, float rstd) {
+  Vec products{}, more{};
+  for (int64_t p = 0; p < panels; ++p) {
+    const float *a = dy.at(p, row), *b = y.at(p, row);
+    products += load(a) * load(b);
+    more += load(a + kLanes) * load(b + kLanes);
+  }
+  const float mean = sum(products + more) / static_cast<float>(columns);
+  for (int64_t p = 0; p < panels; ++p) {
+    float* a = dy.at(p, row);
+    const float* b = y.at(p, row);
+    store(a, (load(a) - load(b) * mean) * rstd);
+    store(a + kLanes, (load(a + kLanes) - load(b + kLanes) * mean) * rstd);
+  }
+}
+
+// Rows [first, first + rows) of a block up to its attention: the injection, and qkv.
+inline void head(const Geometry& g, const Layer& layer, int64_t first, int64_t rows, float* sums) {
+  const int64_t dim = g.dim.panels();
+  for (const Panels& injection : {layer.injection2, layer.injection}) {
+    if (!injection.data) continue;
+    for (int64_t p = 0; p < dim; ++p) {
+      float* to = layer.in.at(p, first);
+      const float* from = injection.at(p, first);
+      for (int64_t i = 0; i < rows * kWidth; i += kLanes) store(to + i, load(to + i) + load(from + i));
+    }
+  }
+  product(layer.in.from(0, first), dim, layer.weights.qkv, g.qkv.panels(), rows, sums, keep(layer.qkv.from(0, first)));
+}
+
+// The same rows from the attention to the block's output. hidden: panels for `rows` of the inner size.
+inline void tail(const Geometry& g, const Layer& layer, int64_t first, int64_t rows, Panels hidden, float* sums) {
+  const int64_t dim = g.dim.panels();
+  const Panels in = layer.in.from(0, first), middle = layer.middle.from(0, first), out = layer.out.from(0, first);
+  product(layer.attended.from(0, first), g.attended.panels(), layer.weights.o, dim, rows, sums, keep_sum(in, middle));
+  for (int64_t row = 0; row < rows; ++row) {
+    const float rstd = norm_row(middle, dim, row, g.shape.dim, g.shape.eps);
+    if (layer.rstd1) layer.rstd1[first + row] = rstd;
+  }
+  const Panels gate_up = layer.gate_up.data ? layer.gate_up.from(0, first) : layer.gate_up;
+  product(middle, dim, layer.weights.gate_up, g.gate_up.panels(), rows, sums,
+          [&](Tile& tile, int64_t row, int64_t count, int64_t panel) HRM_ALWAYS {
+            for_rows(tile, count, [&](int i, Vec* columns) HRM_ALWAYS {
+              store(hidden.at(panel / 2, row + i) + panel % 2 * kLanes, columns[0] * sigmoid(columns[0]) * columns[1]);
+              if (gate_up.data) {
+                store(gate_up.at(panel, row + i), columns[0]);
+                store(gate_up.at(panel, row + i) + kLanes, columns[1]);
+              }
+            });
+          });
+  product(hidden, g.inner.panels(), layer.weights.down, dim, rows, sums, keep_sum(middle, out));
+  for (int64_t row = 0; row < rows; ++row) {
+    const float rstd = norm_row(out, dim, row, g.shape.dim, g.shape.eps);
+    if (layer.rstd2) layer.rstd2[first + row] = rstd;
+  }
+}
+
+// What each thread needs for itself.
+struct ThreadMemory {
+  float* base;
+  int64_t each, inner_panels, block_rows;
+
+  ThreadMemory(const Geometry& g, int threads, bool backward) : base(nullptr), block_rows(g.block_rows(threads)) {
+    const Heads heads = g.heads({nullptr, 0}, nullptr, nullptr);
+    const int64_t rows = block_rows + kTileRows;
+    inner_panels = g.inner.panels();
+    const int64_t hidden = inner_panels * rows * kWidth + rows * kWidth;
+    const int64_t attention = backward ? heads.backward_scratch() : heads.forward_scratch();
+    each = ((hidden > attention ? hidden : attention) + 4 * kWidth) / kWidth * kWidth;
+  }
+  float* of(int rank) const { return base + rank * each; }
+};
+
+// Runs layers one after another; `layer(i)` gives the i-th.
+template <class LayerAt>
+void run_layers(const Geometry& g, int64_t count, const ThreadMemory& memory, Team::Member& team, const float* cos,
+                const float* sin, LayerAt layer) {
+  const int64_t block = memory.block_rows, blocks = (g.rows + block - 1) / block;
+  float* own = memory.of(team.rank());
+  const Panels hidden{own, block + kTileRows};
+  float* sums = own + memory.inner_panels * hidden.rows * kWidth;
+  for (int64_t i = 0; i <= count; ++i) {
+    team.for_each(blocks, [&](int64_t task) {
+      const int64_t first = task * block, rows = g.rows - first < block ? g.rows - first : block;
+      if (i > 0) tail(g, layer(i - 1), first, rows, hidden, sums);
+      if (i < count) head(g, layer(i), first, rows, sums);
+    });
+    if (i == count) break;
+    const Layer now = layer(i);
+    const Heads heads = g.heads(now.qkv, cos, sin);
+    team.for_each(g.shape.batch * g.shape.heads, [&](int64_t task) {
+      attend(heads, task / g.shape.heads, task % g.shape.heads, now.attended, now.lse, own);
+    });
+  }
+}
+
+template <class T>
+void unpack(const Geometry& g, const T* matrix, Columns columns, Panels to, Team::Member& team) {
+  const int64_t chunk = 32;
+  team.for_each((g.rows + chunk - 1) / chunk, [&](int64_t task) {
+    for (int64_t row = task * chunk; row < (task + 1) * chunk && row < g.rows; ++row) {
+      unpack_row(matrix, row, columns, to, row);
+    }
+  });
+}
+template <class T>
+void pack(const Geometry& g, Panels from, Columns columns, T* matrix, Team::Member& team) {
+  const int64_t chunk = 32;
+  team.for_each((g.rows + chunk - 1) / chunk, [&](int64_t task) {
+    for (int64_t row = task * chunk; row < (task + 1) * chunk && row < g.rows; ++row) {
+      pack_row(from, row, columns, matrix, row);
+    }
+  });
+}
+
+int64_t packed_size(hrm_shape shape) { return Geometry(shape).packed(); }
+
+void pack_blocks(hrm_shape shape, const hrm_weights* weights, int64_t layers, int dtype, int backward, float* packed,
+                 int threads) {
+  const Geometry g(shape);
+  struct Matrix {
+    const void* weights;
+    Columns outputs, inputs;
+    float* packed;
+  };
+  const auto matrix = [&](int64_t layer, int which) {
+    const hrm_weights& w = weights[layer];
+    const Packed to(g, packed, layer);
+    const Matrix all[4] = {{w.qkv, g.qkv, g.dim, const_cast<float*>(to.qkv)},
+                           {w.o, g.dim, g.attended, const_cast<float*>(to.o)},
+                           {w.gate_up, g.gate_up, g.dim, const_cast<float*>(to.gate_up)},
+                           {w.down, g.dim, g.inner, const_cast<float*>(to.down)}};
+    return all[which];
+  };
+  int64_t most = 0;
+  for (int which = 0; which < 4; ++which) {
+    const Matrix m = matrix(0, which);
+    const int64_t panels = backward ? m.inputs.panels() : m.outputs.panels();
+    most = panels > most ? panels : most;
+  }
+  parallel(threads, [&](Team::Member& team) {
+    team.for_each(layers * 4 * most, [&](int64_t task) {
+      const Matrix m = matrix(task / most / 4, static_cast<int>(task / most % 4));
+      const int64_t panel = task % most;
+      if (panel >= (backward ? m.inputs.panels() : m.outputs.panels())) return;
+      const int64_t depth = backward ? m.outputs.panels() : m.inputs.panels();
+      float* to = m.packed + panel * depth * kWidth * kWidth;
+      with_type(dtype, [&](auto type) {
+        const auto* from = static_cast<const decltype(type)*>(m.weights);
+        backward ? pack_for_inputs(from, m.outputs, m.inputs, panel, to)
+                 : pack_for_outputs(from, m.outputs, m.inputs, panel, to);
+      });
+    });
+  });
+}
+
+void run_updates(hrm_shape shape, const hrm_update* updates, int64_t count, const void* const* states,
+                 int64_t state_count, void* const* outputs, int dtype, const float* cos, const float* sin,
+                 int threads) {
+  const Geometry g(shape);
+  ThreadMemory memory(g, threads, false);
+  const int64_t state_floats = g.floats(g.dim);
+  Scratch scratch{workspace(state_count * state_floats + g.floats(g.qkv) + g.floats(g.attended) +
+                            threads * memory.each)};
+  Panels state[3];
+  for (int64_t i = 0; i < state_count; ++i) state[i] = scratch.panels(g.dim.panels(), g.stride);
+  const Panels qkv = scratch.panels(g.qkv.panels(), g.stride);
+  const Panels attended = scratch.panels(g.attended.panels(), g.stride);
+  memory.base = scratch.next;
+  int64_t layers = 0;
+  for (int64_t i = 0; i < count; ++i) layers += updates[i].layers;
+
+  parallel(threads, [&](Team::Member& team) {
+    with_type(dtype, [&](auto type) {
+      for (int64_t i = 0; i < state_count; ++i) {
+        unpack(g, static_cast<const decltype(type)*>(states[i]), g.dim, state[i], team);
+      }
+    });
+    run_layers(g, layers, memory, team, cos, sin, [&](int64_t i) {
+      const hrm_update* update = updates;
+      while (i >= update->layers) i -= (update++)->layers;
+      const Panels none{nullptr, 0}, z = state[update->state];
+      const bool starts = i == 0;
+      return Layer{Packed(g, update->packed, i),
+                   z, qkv, attended, z, none, z, nullptr, nullptr, nullptr,
+                   starts && update->injection >= 0 ? state[update->injection] : none,
+                   starts && update->injection2 >= 0 ? state[update->injection2] : none};
+    });
+    with_type(dtype, [&](auto type) {
+      for (int64_t i = 0; i < state_count; ++i) {
+        if (outputs[i]) pack(g, state[i], g.dim, static_cast<decltype(type)*>(outputs[i]), team);
+      }
+    });
+  });
+}
+
+// What the forward keeps of a block for the backward: 4 D + 3 H d + H d + 2 I floats and three more a row, or D alone.
+struct Saved {
+  Panels in, qkv, attended, middle, gate_up, out;
+  float *rstd1, *rstd2, *lse;
+
+  static int64_t size(const Geometry& g) {
+    return 2 * g.floats(g.dim) + g.floats(g.qkv) + g.floats(g.attended) + g.floats(g.gate_up) + 2 * g.row_floats() +
+           g.lse_floats();
+  }
+  // The block's own piece; its output is the next one's input.
+  Saved(const Geometry& g, float* own, Panels output) : out(output) {
+    Scratch scratch{own};
+    in = scratch.panels(g.dim.panels(), g.stride);
+    qkv = scratch.panels(g.qkv.panels(), g.stride);
+    attended = scratch.panels(g.attended.panels(), g.stride);
+    middle = scratch.panels(g.dim.panels(), g.stride);
+    gate_up = scratch.panels(g.gate_up.panels(), g.stride);
+    rstd1 = scratch.floats(g.row_floats());
+    rstd2 = scratch.floats(g.row_floats());
+    lse = scratch.floats(g.lse_floats());
+  }
+};
+
+// The pieces of `saved`: without recomputation all of each block and the last output, else the inputs alone.
+int64_t saved_size(hrm_shape shape, int64_t layers, int recompute) {
+  const Geometry g(shape);
+  return recompute ? layers * g.floats(g.dim) : layers * Saved::size(g) + g.floats(g.dim);
+}
+
+Saved saved_layer(const Geometry& g, float* saved, int64_t i) {
+  return Saved(g, saved + i * Saved::size(g),
+               {saved + (i + 1) * Saved::size(g), g.stride});
+}
+
+Layer with_gradients(const Geometry& g, const float* packed, int64_t i, const Saved& s) {
+  return {Packed(g, packed, i), s.in, s.qkv, s.attended, s.middle, s.gate_up, s.out,
+          s.rstd1, s.rstd2, s.lse, {nullptr, 0}, {nullptr, 0}};
+}
+
+void blocks_forward(hrm_shape shape, const float* packed, int64_t layers, const void* x, const void* injection,
+                    void* out, int dtype, const float* cos, const float* sin, int recompute, float* saved,
+                    int threads) {
+  const Geometry g(shape);
+  ThreadMemory memory(g, threads, false);
+  const int64_t one = g.floats(g.dim);
+  Scratch scratch{workspace(2 * one + g.floats(g.qkv) + g.floats(g.attended) + threads * memory.each)};
+  const Panels state = scratch.panels(g.dim.panels(), g.stride), add = scratch.panels(g.dim.panels(), g.stride);
+  const Panels qkv = scratch.panels(g.qkv.panels(), g.stride);
+  const Panels attended = scratch.panels(g.attended.panels(), g.stride);
+  memory.base = scratch.next;
+  const Panels none{nullptr, 0};
+  const auto input = [&](int64_t i) { return Panels{saved + i * one, g.stride}; };  // with recomputation
+  const Panels first = recompute ? input(0) : saved_layer(g, saved, 0).in;
+
+  parallel(threads, [&](Team::Member& team) {
+    with_type(dtype, [&](auto type) {
+      unpack(g, static_cast<const decltype(type)*>(x), g.dim, first, team);
+      if (injection) unpack(g, static_cast<const decltype(type)*>(injection), g.dim, add, team);
+    });
+    run_layers(g, layers, memory, team, cos, sin, [&](int64_t i) {
+      Layer layer = recompute ? Layer{Packed(g, packed, i), input(i), qkv, attended, state, none,
+                                      i + 1 < layers ? input(i + 1) : state, nullptr, nullptr, nullptr, none, none}
+                              : with_gradients(g, packed, i, saved_layer(g, saved, i));
+      if (i == 0 && injection) layer.injection = add;
+      return layer;
+    });
+    const Panels last = recompute ? state : saved_layer(g, saved, layers - 1).out;
+    with_type(dtype, [&](auto type) { pack(g, last, g.dim, static_cast<decltype(type)*>(out), team); });
+  });
+}
+
+// Weight gradients dy.T @ x in tasks of kGroupOut x kGroupIn panels, whose sums stay in the cache.
+constexpr int64_t kGroupOut = 64 / kWidth > 1 ? 64 / kWidth : 1, kGroupIn = 128 / kWidth;
+
+struct WeightGradient {
+  Panels dy, x;
+  Columns outputs, inputs;
+  void* gradient;
+
+  int64_t groups_in() const { return (inputs.panels() + kGroupIn - 1) / kGroupIn; }
+  int64_t tasks() const { return gradient ? (outputs.panels() + kGroupOut - 1) / kGroupOut * groups_in() : 0; }
+
+  template <class T>
+  void run(int64_t task, int64_t rows, float* memory) const {
+    const int64_t out = task / groups_in() * kGroupOut, in = task % groups_in() * kGroupIn;
+    const int64_t outs = outputs.panels() - out < kGroupOut ? outputs.panels() - out : kGroupOut;
+    const int64_t ins = inputs.panels() - in < kGroupIn ? inputs.panels() - in : kGroupIn;
+    const Panels sums{memory, kGroupOut * kWidth};
+    const int64_t depth = 256;
+    for (int64_t first = 0; first < rows; first += depth) {
+      add_transposed_product(dy.from(out, first), outs, x.from(in, first), ins,
+                             rows - first < depth ? rows - first : depth, sums, first == 0);
+    }
+    T* to = static_cast<T*>(gradient);
+    for (int64_t row = 0; row < outs * kWidth; ++row) {
+      const int64_t output = outputs.column(out + row / kWidth, row % kWidth);
+      if (output < 0) continue;
+      for (int64_t p = 0; p < ins; ++p) {
+        const float* lanes = sums.at(p, row);
+        for (int64_t lane = 0; lane < kWidth; ++lane) {
+          const int64_t input = inputs.column(in + p, lane);
+          if (input >= 0) assign(to[output * inputs.real() + input], rows ? lanes[lane] : 0.0f);
+        }
+      }
+    }
+  }
+};
+
+void blocks_backward(hrm_shape shape, const float* packed, const float* packed_backward, int64_t layers,
+                     const void* dout, void* dx, const hrm_weight_gradients* dweights, int dtype, const float* cos,
+                     const float* sin, int recompute, const float* saved, int threads) {
+  const Geometry g(shape);
+  ThreadMemory memory(g, threads, true);
+  const int64_t group = kGroupOut * kGroupIn * kWidth * kWidth;
+  if (memory.each < group) memory.each = group;
+  const int64_t dim = g.dim.panels();
+  Scratch scratch{workspace(3 * g.floats(g.dim) + g.floats(g.attended) + g.floats(g.qkv) + g.floats(g.gate_up) +
+                            g.floats(g.inner) + (recompute ? Saved::size(g) + g.floats(g.dim) : 0) +
+                            threads * memory.each)};
+  const Panels dy = scratch.panels(dim, g.stride), du2 = scratch.panels(dim, g.stride);
+  const Panels du1 = scratch.panels(dim, g.stride);
+  const Panels dattended = scratch.panels(g.attended.panels(), g.stride);
+  const Panels dqkv = scratch.panels(g.qkv.panels(), g.stride);
+  const Panels dgate_up = scratch.panels(g.gate_up.panels(), g.stride);
+  const Panels inner = scratch.panels(g.inner.panels(), g.stride);
+  float* again = recompute ? scratch.floats(Saved::size(g) + g.floats(g.dim)) : nullptr;
+  memory.base = scratch.next;
+
+  parallel(threads, [&](Team::Member& team) {
+    float* own = memory.of(team.rank());
+    float* sums = own;
+    const int64_t block = memory.block_rows, blocks = (g.rows + block - 1) / block;
+    with_type(dtype, [&](auto type) { unpack(g, static_cast<const decltype(type)*>(dout), g.dim, dy, team); });
+    for (int64_t i = layers - 1; i >= 0; --i) {
+      Saved s = saved_layer(g, again ? again : const_cast<float*>(saved), again ? 0 : i);
+      if (recompute) {
+        s.in.data = const_cast<float*>(saved) + i * g.floats(g.dim);
+        run_layers(g, 1, memory, team, cos, sin, [&](int64_t) { return with_gradients(g, packed, i, s); });
+      }
+      const Packed weights(g, packed_backward, i);
+      team.for_each(blocks, [&](int64_t task) {
+        const int64_t first = task * block, rows = g.rows - first < block ? g.rows - first : block;
+        const Panels d2 = du2.from(0, first), d1 = du1.from(0, first);
+        const Panels gate_up = s.gate_up.from(0, first), dgu = dgate_up.from(0, first), h = inner.from(0, first);
+        copy_rows(dy.from(0, first), dim, rows, d2, rows);
+        for (int64_t row = 0; row < rows; ++row) {
+          norm_row_backward(d2, s.out.from(0, first), dim, row, g.shape.dim, s.rstd2[first + row]);
+        }
+        product(d2, dim, weights.down, g.inner.panels(), rows, sums,
+                [&](Tile& tile, int64_t row, int64_t count, int64_t panel) HRM_ALWAYS {
+                  for_rows(tile, count, [&](int j, Vec* columns) HRM_ALWAYS {
+                    for (int64_t half = 0; half < 2; ++half) {  // kLanes columns of inner: one panel of gate_up
+                      const float* from = gate_up.at(2 * panel + half, row + j);
+                      float* to = dgu.at(2 * panel + half, row + j);
+                      const Vec gate = load(from), up = load(from + kLanes), dh = columns[half];
+                      const Vec s_gate = sigmoid(gate), silu = gate * s_gate;
+                      store(to, dh * up * (s_gate + silu * (1.0f - s_gate)));
+                      store(to + kLanes, dh * silu);
+                      store(h.at(panel, row + j) + half * kLanes, silu * up);
+                    }
+                  });
+                });
+        product(dgu, g.gate_up.panels(), weights.gate_up, dim, rows, sums, keep_sum(d2, d1));
+        for (int64_t row = 0; row < rows; ++row) {
+          norm_row_backward(d1, s.middle.from(0, first), dim, row, g.shape.dim, s.rstd1[first + row]);
+        }
+        product(d1, dim, weights.o, g.attended.panels(), rows, sums, keep(dattended.from(0, first)));
+      });
+      const Heads heads = g.heads(s.qkv, cos, sin);
+      team.for_each(g.shape.batch * g.shape.heads, [&](int64_t task) {
+        attend_backward(heads, task / g.shape.heads, task % g.shape.heads, dattended, s.attended, s.lse, dqkv, own);
+      });
+      const hrm_weight_gradients& to = dweights[i];
+      const WeightGradient gradients[4] = {{dqkv, s.in, g.qkv, g.dim, to.qkv},
+                                           {du1, s.attended, g.dim, g.attended, to.o},
+                                           {dgate_up, s.middle, g.gate_up, g.dim, to.gate_up},
+                                           {du2, inner, g.dim, g.inner, to.down}};
+      int64_t tasks = blocks;
+      for (const WeightGradient& gradient : gradients) tasks += gradient.tasks();
+      team.for_each(tasks, [&](int64_t task) {
+        if (task < blocks) {
+          const int64_t first = task * block, rows = g.rows - first < block ? g.rows - first : block;
+          product(dqkv.from(0, first), g.qkv.panels(), weights.qkv, dim, rows, sums,
+                  keep_sum(du1.from(0, first), dy.from(0, first)));
+          return;
+        }
+        task -= blocks;
+        for (const WeightGradient& gradient : gradients) {
+          if (task < gradient.tasks()) {
+            with_type(dtype, [&](auto type) { gradient.run<decltype(type)>(task, g.rows, own); });
+            return;
+          }
+          task -= gradient.tasks();
+        }
+      });
+    }
+    with_type(dtype, [&](auto type) { pack(g, dy, g.dim, static_cast<decltype(type)*>(dx), team); });
+  });
+}
+
+}  // namespace
+
+void add_blocks(hrm_cpu_kernels& table) {
+  table.packed_size = packed_size;
+  table.pack_blocks = pack_blocks;
+  table.run_updates = run_updates;
+  table.saved_size = saved_size;
+  table.blocks_forward = blocks_forward;
+  table.blocks_backward = blocks_backward;
+}
+
+}  // namespace hrm::HRM_ISA

@@ -1,0 +1,74 @@
+// One register of floats, in GCC's and Clang's vector extensions: the same source becomes AVX-512, AVX2, SSE or NEON
+// by the flags it is compiled with. CMakeLists.txt compiles every kernel once per instruction set, HRM_ISA naming it.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#define HRM_ALWAYS __attribute__((always_inline))  // after a lambda's parameters
+#define HRM_INLINE inline HRM_ALWAYS
+
+namespace hrm::HRM_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kTileRows = 12;  // 24 accumulators, 2 columns of weights, broadcasts from memory: 26 of 32
+#elif defined(__AVX2__)
+constexpr int kLanes = 8, kTileRows = 6;  // 12 accumulators, 2 columns of weights, 1 broadcast: 15 of 16 registers
+#elif defined(__aarch64__)
+constexpr int kLanes = 4, kTileRows = 10;  // 20 accumulators, 2 columns of weights, broadcasts: below 32 registers
+#else
+constexpr int kLanes = 4, kTileRows = 6;
+#endif
+constexpr int kWidth = 2 * kLanes;  // columns of a panel (panels.h)
+
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));
+
+HRM_INLINE Vec load(const float* from) {  // at any address
+  Vec v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+HRM_INLINE void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
+HRM_INLINE Vec all(float value) { return value - Vec{}; }
+
+HRM_INLINE float sum(Vec v) {
+  float total = 0;
+  for (int i = 0; i < kLanes; ++i) total += v[i];
+  return total;
+}
+HRM_INLINE float largest(Vec v) {
+  float most = v[0];
+  for (int i = 1; i < kLanes; ++i) most = v[i] > most ? v[i] : most;
+  return most;
+}
+HRM_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
+
+// e^x to 2 ulp; 0 below -87.3 (where float32 ends) but for NaN, which stays, and at most 2.4e38.
+HRM_INLINE Vec exp(Vec x) {
+  const Vec low = all(-87.3f), high = all(88.3f);
+  Vec clamped = x < low ? low : x;
+  clamped = clamped > high ? high : clamped;
+  // x = n ln 2 + r, |r| <= ln 2 / 2. Adding 1.5 * 2^23 rounds to a whole number and leaves it in the low bits.
+  const Vec shift = all(12582912.0f);
+  const Vec shifted = clamped * 1.44269504088896341f + shift;
+  const Vec n = shifted - shift;
+  const Vec r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;  // ln 2 in two parts, the first exact times n
+  Vec p = all(1.9875691500e-4f);  // minimax polynomial, from Cephes' expf
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  IntVec bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits << 23) + 0x3f800000;  // 2^n: the whole number's low bits become the exponent
+  Vec power;
+  std::memcpy(&power, &bits, sizeof power);
+  return x < low ? Vec{} : p * power;
+}
+
+HRM_INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp(-x)); }
+
+}  // namespace hrm::HRM_ISA

@@ -1,0 +1,28 @@
+#include "cuda/kernels.h"
+#include "cuda/launch.cuh"
+
+namespace hrm {
+
+struct Axpy {
+  float a;
+  const float* x;
+  float* y;
+  int64_t n;
+};
+
+// One element a thread and round.
+__global__ void axpy_kernel(Axpy p) {
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < p.n; i += stride) {
+    p.y[i] += p.a * p.x[i];
+  }
+}
+
+}  // namespace hrm
+
+const char* hrm_cuda_axpy(float a, const float* x, float* y, int64_t n, void* stream) {
+  if (n == 0) return nullptr;
+  const int64_t blocks = (n + 255) / 256;
+  const auto grid = static_cast<unsigned>(blocks < 1024 ? blocks : 1024);
+  return hrm::launch(hrm::axpy_kernel, dim3(grid), 256, 0, false, stream, hrm::Axpy{a, x, y, n});
+}

@@ -1,0 +1,474 @@
+// What Python sees of csrc/cpu: each export checks its tensors and calls a kernel. Loaded by tvm_ffi.load_module.
+#include <tvm/ffi/container/array.h>
+#include <tvm/ffi/optional.h>
+#include <tvm/ffi/string.h>
+
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "ffi/checks.h"
+
+namespace hrm {
+namespace {
+
+using tvm::ffi::Array;
+using tvm::ffi::Optional;
+using tvm::ffi::Tensor;
+
+const hrm_cpu_kernels* kernels = hrm_cpu(nullptr);
+
+// "avx512", "avx2" or "portable", for tests; "" for the best there is.
+void use_instruction_set(tvm::ffi::String name) {
+  const hrm_cpu_kernels* table = hrm_cpu(name.empty() ? nullptr : name.c_str());
+  if (!table) {
+    TVM_FFI_THROW(ValueError) << "use_instruction_set: this machine has no " << name
+                              << "; pass avx512, avx2, portable, or an empty string for the best it has";
+  }
+  kernels = table;
+}
+
+void axpy(float a, TensorView x, TensorView y) {
+  const float* from = cpu_float32("axpy", "x", x);
+  float* to = cpu_float32("axpy", "y", y);
+  same_shape("axpy", "x", x, "y", y);
+  hrm_cpu_axpy(a, from, to, x.numel());
+}
+
+int dtype_code(const char* op, const char* name, TensorView tensor) {
+  if (tensor.dtype() == kFloat32) return HRM_FLOAT32;
+  if (tensor.dtype() != kBFloat16) {
+    TVM_FFI_THROW(TypeError) << op << ": " << name << " is " << to_string(tensor.dtype()) << "; pass float32 or bfloat16";
+  }
+  return HRM_BFLOAT16;
+}
+
+// What a list holds where Python had None is a tensor without memory: found before anything is read.
+void all_tensors(const char* op, const char* name, const Array<Tensor>& tensors) {
+  for (const Tensor& tensor : tensors) {
+    if (!tensor.defined()) TVM_FFI_THROW(TypeError) << op << ": one of " << name << " is None; pass tensors";
+  }
+}
+
+// The elements of a contiguous CPU tensor of this type and shape.
+void* cpu_tensor(const char* op, const char* name, TensorView tensor, DLDataType dtype, std::vector<int64_t> shape) {
+  void* data = cpu_elements(op, name, tensor, dtype);
+  has_shape(op, name, tensor, shape);
+  return data;
+}
+
+// x [B, S, D] with the sizes of its blocks.
+struct Blocks {
+  const char* op;
+  hrm_shape shape;
+  DLDataType dtype;
+  int code, threads;
+
+  Blocks(const char* op_, const char* name, TensorView x, int64_t heads, int64_t head_dim, int64_t inner, double eps,
+         int64_t threads_)
+      : op(op_), dtype(x.dtype()), code(dtype_code(op_, name, x)), threads(static_cast<int>(threads_)) {
+    if (x.ndim() != 3) {
+      TVM_FFI_THROW(ValueError) << op << ": " << name << " has shape " << to_string(x.shape()) << "; pass [B, S, D]";
+    }
+    positive("num_heads", heads);
+    positive("head_dim", head_dim);
+    positive("inner", inner);
+    positive("threads", threads_);
+    positive("D", x.size(2));
+    if (threads_ > 4096) TVM_FFI_THROW(ValueError) << op << ": threads is " << threads_ << "; pass at most 4096";
+    shape = {x.size(0), x.size(1), x.size(2), heads, head_dim, inner, static_cast<float>(eps)};
+  }
+
+  void positive(const char* name, int64_t value) const {
+    if (value < 1) TVM_FFI_THROW(ValueError) << op << ": " << name << " is " << value << "; pass a number above 0";
+  }
+  bool empty() const { return shape.batch * shape.positions == 0; }
+  void* state(const char* name, TensorView tensor) const {
+    return cpu_tensor(op, name, tensor, dtype, {shape.batch, shape.positions, shape.dim});
+  }
+  float* floats(const char* name, TensorView tensor, int64_t count) const {
+    return static_cast<float*>(aligned(op, name, cpu_tensor(op, name, tensor, kFloat32, {count}), 64));
+  }
+  float* packed(const char* name, TensorView tensor, int64_t layers) const {
+    positive("layers", layers);
+    return floats(name, tensor, layers * kernels->packed_size(shape));
+  }
+  const float* table(const char* name, Optional<TensorView> tensor) const {
+    if (!tensor.has_value()) return nullptr;
+    const TensorView given = tensor.value();
+    const float* data = cpu_float32(op, name, given);
+    if (given.ndim() != 2 || given.size(0) < shape.positions || given.size(1) != shape.head_dim) {
+      TVM_FFI_THROW(ValueError) << op << ": " << name << " has shape " << to_string(given.shape()) << "; pass [>= "
+                                << shape.positions << ", " << shape.head_dim << "]";
+    }
+    return data;
+  }
+};
+
+struct Tables {
+  const float *cos, *sin;
+  Tables(const Blocks& blocks, Optional<TensorView> cos_, Optional<TensorView> sin_)
+      : cos(blocks.table("cos", cos_)), sin(blocks.table("sin", sin_)) {
+    if (!cos != !sin) TVM_FFI_THROW(ValueError) << blocks.op << ": one of cos and sin is None; pass both or neither";
+  }
+};
+
+int64_t panel_width() { return kernels->panel_width; }
+int64_t tile_rows() { return kernels->tile_rows; }
+
+int64_t packed_size(int64_t dim, int64_t heads, int64_t head_dim, int64_t inner) {
+  return kernels->packed_size({1, 1, dim, heads, head_dim, inner, 1});
+}
+
+// weights: qkv, o, gate_up, down of each block in turn.
+void pack_blocks(Array<Tensor> weights, int64_t heads, bool backward, TensorView packed, int64_t threads) {
+  const char* op = "pack_blocks";
+  if (weights.size() == 0 || weights.size() % 4) {
+    TVM_FFI_THROW(ValueError) << op << ": weights are " << weights.size() << " tensors; pass four for each block";
+  }
+  all_tensors(op, "weights", weights);
+  const Tensor &qkv = weights[0], &down = weights[3];
+  if (qkv.ndim() != 2 || down.ndim() != 2 || heads < 1 || qkv.size(0) % (3 * heads)) {
+    TVM_FFI_THROW(ValueError) << op << ": weights[0] has shape " << to_string(qkv.shape()) << " and weights[3] "
+                              << to_string(down.shape()) << "; pass [3 H d, D] and [D, I]";
+  }
+  const int64_t dim = qkv.size(1), inner = down.size(1), head_dim = qkv.size(0) / (3 * heads);
+  const int code = dtype_code(op, "weights[0]", qkv);
+  const hrm_shape shape{1, 1, dim, heads, head_dim, inner, 1};
+  if (dim < 1 || inner < 1 || head_dim < 1) TVM_FFI_THROW(ValueError) << op << ": a weight is empty";
+  std::vector<hrm_weights> blocks;
+  for (size_t i = 0; i < weights.size(); i += 4) {
+    const auto matrix = [&](size_t which, int64_t rows, int64_t columns) {
+      return cpu_tensor(op, "a weight", weights[i + which], qkv.dtype(), {rows, columns});
+    };
+    blocks.push_back({matrix(0, 3 * heads * head_dim, dim), matrix(1, dim, heads * head_dim),
+                      matrix(2, 2 * inner, dim), matrix(3, dim, inner)});
+  }
+  const int64_t layers = static_cast<int64_t>(blocks.size());
+  float* to = static_cast<float*>(
+      aligned(op, "packed", cpu_tensor(op, "packed", packed, kFloat32, {layers * kernels->packed_size(shape)}), 64));
+  kernels->pack_blocks(shape, blocks.data(), layers, code, backward, to, static_cast<int>(threads));
+}
+
+// A number that changes when the weights do, but for changes that spare all of the sampled elements.
+int64_t fingerprint(Array<Tensor> weights) {
+  all_tensors("fingerprint", "weights", weights);
+  uint64_t hash = 14695981039346656037u;  // FNV-1a
+  for (const Tensor& weight : weights) {
+    const TensorView view = weight;
+    const auto* data = static_cast<const unsigned char*>(cpu_elements("fingerprint", "a weight", view, view.dtype()));
+    const int64_t bytes = view.dtype().bits / 8, count = view.numel();
+    const int64_t step = count / 16 > 0 ? count / 16 | 1 : 1;
+    for (int64_t i = 0; i < count; i += step) {
+      for (int64_t byte = 0; byte < bytes; ++byte) hash = (hash ^ data[i * bytes + byte]) * 1099511628211u;
+    }
+  }
+  return static_cast<int64_t>(hash);
+}
+
+void infer_blocks(TensorView x, Optional<TensorView> injection, TensorView packed, int64_t layers,
+                  Optional<TensorView> cos, Optional<TensorView> sin, TensorView out, int64_t heads, int64_t head_dim,
+                  int64_t inner, double eps, int64_t threads) {
+  const Blocks blocks("infer_blocks", "x", x, heads, head_dim, inner, eps, threads);
+  const Tables tables(blocks, cos, sin);
+  const void* states[2] = {blocks.state("x", x), nullptr};
+  if (injection.has_value()) states[1] = blocks.state("injection", injection.value());
+  void* outputs[2] = {blocks.state("out", out), nullptr};
+  const hrm_update update{0, injection.has_value() ? 1 : -1, -1, blocks.packed("packed", packed, layers), layers};
+  if (blocks.empty()) return;
+  kernels->run_updates(blocks.shape, &update, 1, states, injection.has_value() ? 2 : 1, outputs, blocks.code,
+                       tables.cos, tables.sin, blocks.threads);
+}
+
+void recurrent_cycles(TensorView z_H, TensorView z_L, TensorView x, TensorView packed_H, int64_t H_layers,
+                      TensorView packed_L, int64_t L_layers, Optional<TensorView> cos, Optional<TensorView> sin,
+                      TensorView out_H, TensorView out_L, int64_t heads, int64_t head_dim, int64_t inner,
+                      int64_t H_cycles, int64_t L_cycles, double eps, int64_t threads) {
+  const Blocks blocks("recurrent_cycles", "z_H", z_H, heads, head_dim, inner, eps, threads);
+  const Tables tables(blocks, cos, sin);
+  const void* states[3] = {blocks.state("z_H", z_H), blocks.state("z_L", z_L), blocks.state("x", x)};
+  void* outputs[3] = {blocks.state("out_H", out_H), blocks.state("out_L", out_L), nullptr};
+  const hrm_update H{0, 1, -1, blocks.packed("packed_H", packed_H, H_layers), H_layers};
+  const hrm_update L{1, 0, 2, blocks.packed("packed_L", packed_L, L_layers), L_layers};
+  blocks.positive("H_cycles", H_cycles);
+  blocks.positive("L_cycles", L_cycles);
+  if (blocks.empty()) return;
+  std::vector<hrm_update> updates;  // all but the last L and the last H update
+  for (int64_t h = 0; h < H_cycles; ++h) {
+    const bool last = h == H_cycles - 1;
+    for (int64_t l = 0; l < (last ? L_cycles - 1 : L_cycles); ++l) updates.push_back(L);
+    if (!last) updates.push_back(H);
+  }
+  kernels->run_updates(blocks.shape, updates.data(), static_cast<int64_t>(updates.size()), states, 3, outputs,
+                       blocks.code, tables.cos, tables.sin, blocks.threads);
+}
+
+void blocks_forward(TensorView x, Optional<TensorView> injection, TensorView packed, int64_t layers,
+                    Optional<TensorView> cos, Optional<TensorView> sin, TensorView out, bool recompute,
+                    TensorView saved, int64_t heads, int64_t head_dim, int64_t inner, double eps, int64_t threads) {
+  const Blocks blocks("blocks_forward", "x", x, heads, head_dim, inner, eps, threads);
+  const Tables tables(blocks, cos, sin);
+  const void* from = blocks.state("x", x);
+  const void* add = injection.has_value() ? blocks.state("injection", injection.value()) : nullptr;
+  void* to = blocks.state("out", out);
+  const float* weights = blocks.packed("packed", packed, layers);
+  float* kept = blocks.floats("saved", saved, kernels->saved_size(blocks.shape, layers, recompute));
+  if (blocks.empty()) return;
+  kernels->blocks_forward(blocks.shape, weights, layers, from, add, to, blocks.code, tables.cos, tables.sin, recompute,
+                          kept, blocks.threads);
+}
+
+// dweights: the gradients of qkv, o, gate_up, down of each block in turn, or None where none is wanted.
+void blocks_backward(TensorView dout, TensorView packed, TensorView packed_backward, int64_t layers,
+                     Optional<TensorView> cos, Optional<TensorView> sin, bool recompute, TensorView saved,
+                     TensorView dx, Array<Optional<Tensor>> dweights, int64_t heads, int64_t head_dim, int64_t inner,
+                     double eps, int64_t threads) {
+  const Blocks blocks("blocks_backward", "dout", dout, heads, head_dim, inner, eps, threads);
+  const Tables tables(blocks, cos, sin);
+  const void* from = blocks.state("dout", dout);
+  void* to = blocks.state("dx", dx);
+  const float* weights = blocks.packed("packed", packed, layers);
+  const float* backward = blocks.packed("packed_backward", packed_backward, layers);
+  const float* kept = blocks.floats("saved", saved, kernels->saved_size(blocks.shape, layers, recompute));
+  if (static_cast<int64_t>(dweights.size()) != 4 * layers) {
+    TVM_FFI_THROW(ValueError) << blocks.op << ": dweights are " << dweights.size() << " tensors; pass " << 4 * layers;
+  }
+  std::vector<hrm_weight_gradients> gradients;
+  const int64_t dim = blocks.shape.dim;
+  for (size_t i = 0; i < dweights.size(); i += 4) {
+    const auto matrix = [&](size_t which, int64_t rows, int64_t columns) -> void* {
+      const Optional<Tensor> given = dweights[i + which];
+      if (!given.has_value()) return nullptr;
+      const Tensor gradient = given.value();
+      return cpu_tensor(blocks.op, "a weight's gradient", gradient, blocks.dtype, {rows, columns});
+    };
+    gradients.push_back({matrix(0, 3 * heads * head_dim, dim), matrix(1, dim, heads * head_dim),
+                         matrix(2, 2 * inner, dim), matrix(3, dim, inner)});
+  }
+  if (blocks.empty()) return;
+  kernels->blocks_backward(blocks.shape, weights, backward, layers, from, to, gradients.data(), blocks.code, tables.cos,
+                           tables.sin, recompute, kept, blocks.threads);
+}
+
+Blocks attention_sizes(const char* op, TensorView qkv, int64_t heads, int64_t threads) {
+  if (qkv.ndim() != 3 || heads < 1 || qkv.size(2) < 1 || qkv.size(2) % (3 * heads)) {
+    TVM_FFI_THROW(ValueError) << op << ": qkv has shape " << to_string(qkv.shape()) << "; pass [B, S, 3 H d] with H = "
+                              << heads;
+  }
+  return Blocks(op, "qkv", qkv, heads, qkv.size(2) / (3 * heads), 1, 1, threads);
+}
+
+void rope_attention_forward(TensorView qkv, Optional<TensorView> cos, Optional<TensorView> sin, TensorView out,
+                            TensorView lse, int64_t heads, int64_t threads) {
+  const Blocks sizes = attention_sizes("rope_attention_forward", qkv, heads, threads);
+  const Tables tables(sizes, cos, sin);
+  const hrm_shape& s = sizes.shape;
+  const void* from = cpu_elements(sizes.op, "qkv", qkv, sizes.dtype);
+  void* to = cpu_tensor(sizes.op, "out", out, sizes.dtype, {s.batch, s.positions, s.dim / 3});
+  float* sums =
+      static_cast<float*>(cpu_tensor(sizes.op, "lse", lse, kFloat32, {s.batch, s.heads, s.positions}));
+  if (sizes.empty()) return;
+  kernels->rope_attention_forward(s, from, to, sums, sizes.code, tables.cos, tables.sin, sizes.threads);
+}
+
+void rope_attention_backward(TensorView dout, TensorView qkv, TensorView out, TensorView lse,
+                             Optional<TensorView> cos, Optional<TensorView> sin, TensorView dqkv, int64_t heads,
+                             int64_t threads) {
+  const Blocks sizes = attention_sizes("rope_attention_backward", qkv, heads, threads);
+  const Tables tables(sizes, cos, sin);
+  const hrm_shape& s = sizes.shape;
+  const std::vector<int64_t> narrow{s.batch, s.positions, s.dim / 3};
+  const void* gradient = cpu_tensor(sizes.op, "dout", dout, sizes.dtype, narrow);
+  const void* from = cpu_elements(sizes.op, "qkv", qkv, sizes.dtype);
+  const void* result = cpu_tensor(sizes.op, "out", out, sizes.dtype, narrow);
+  const void* sums = cpu_tensor(sizes.op, "lse", lse, kFloat32, {s.batch, s.heads, s.positions});
+  void* to = cpu_tensor(sizes.op, "dqkv", dqkv, sizes.dtype, {s.batch, s.positions, s.dim});
+  if (sizes.empty()) return;
+  kernels->rope_attention_backward(s, gradient, from, result, static_cast<const float*>(sums), to, sizes.code,
+                                   tables.cos, tables.sin, sizes.threads);
+}
+
+// [rows, columns]
+struct Matrix {
+  const char* op;
+  DLDataType dtype;
+  int code;
+  int64_t rows, columns;
+  Matrix(const char* op_, const char* name, TensorView x) : op(op_), dtype(x.dtype()), code(dtype_code(op_, name, x)) {
+    if (x.ndim() != 2) {
+      TVM_FFI_THROW(ValueError) << op << ": " << name << " has shape " << to_string(x.shape())
+                                << "; pass [rows, columns]";
+    }
+    rows = x.size(0);
+    columns = x.size(1);
+  }
+  void* get(const char* name, TensorView tensor, int64_t width) const {
+    return cpu_tensor(op, name, tensor, dtype, {rows, width});
+  }
+  template <class T>
+  T* column(const char* name, TensorView tensor, DLDataType type) const {
+    return static_cast<T*>(cpu_tensor(op, name, tensor, type, {rows}));
+  }
+};
+
+int positive_threads(const char* op, int64_t threads) {
+  if (threads < 1 || threads > 4096) {
+    TVM_FFI_THROW(ValueError) << op << ": threads is " << threads << "; pass 1 to 4096";
+  }
+  return static_cast<int>(threads);
+}
+
+void add_rms_norm_forward(TensorView x, TensorView residual, double eps, TensorView out, TensorView rstd,
+                          int64_t threads) {
+  const Matrix m("add_rms_norm_forward", "x", x);
+  const void *a = m.get("x", x, m.columns), *b = m.get("residual", residual, m.columns);
+  void* to = m.get("out", out, m.columns);
+  float* scale = m.column<float>("rstd", rstd, kFloat32);
+  const int count = positive_threads(m.op, threads);
+  if (m.rows) {
+    kernels->add_rms_norm_forward(m.rows, m.columns, a, b, static_cast<float>(eps), to, scale, m.code, count);
+  }
+}
+
+void add_rms_norm_backward(TensorView dout, TensorView x, TensorView residual, TensorView rstd, TensorView du,
+                           int64_t threads) {
+  const Matrix m("add_rms_norm_backward", "dout", dout);
+  const void *dy = m.get("dout", dout, m.columns), *a = m.get("x", x, m.columns);
+  const void* b = m.get("residual", residual, m.columns);
+  const float* scale = m.column<float>("rstd", rstd, kFloat32);
+  void* to = m.get("du", du, m.columns);
+  const int count = positive_threads(m.op, threads);
+  if (m.rows) kernels->add_rms_norm_backward(m.rows, m.columns, dy, a, b, scale, to, m.code, count);
+}
+
+void swiglu_forward(TensorView gate_up, TensorView out, int64_t threads) {
+  const Matrix m("swiglu_forward", "out", out);
+  const void* from = m.get("gate_up", gate_up, 2 * m.columns);
+  void* to = m.get("out", out, m.columns);
+  const int count = positive_threads(m.op, threads);
+  if (m.rows) kernels->swiglu_forward(m.rows, m.columns, from, to, m.code, count);
+}
+
+void swiglu_backward(TensorView dout, TensorView gate_up, TensorView dgate_up, int64_t threads) {
+  const Matrix m("swiglu_backward", "dout", dout);
+  const void *dh = m.get("dout", dout, m.columns), *from = m.get("gate_up", gate_up, 2 * m.columns);
+  void* to = m.get("dgate_up", dgate_up, 2 * m.columns);
+  const int count = positive_threads(m.op, threads);
+  if (m.rows) kernels->swiglu_backward(m.rows, m.columns, dh, from, to, m.code, count);
+}
+
+// Labels that a kernel may follow.
+const int64_t* checked_labels(const Matrix& m, TensorView labels, int64_t ignore_index) {
+  const int64_t* given = m.column<int64_t>("labels", labels, kInt64);
+  if (m.rows && m.columns < 1) TVM_FFI_THROW(ValueError) << m.op << ": logits have no columns; pass [rows, V >= 1]";
+  for (int64_t row = 0; row < m.rows; ++row) {
+    if (given[row] != ignore_index && (given[row] < 0 || given[row] >= m.columns)) {
+      TVM_FFI_THROW(IndexError) << "stablemax_cross_entropy: a label is " << given[row] << ", expected 0 to "
+                                << m.columns - 1 << " or ignore_index (" << ignore_index << ")";
+    }
+  }
+  return given;
+}
+
+void stablemax_forward(TensorView logits, TensorView labels, int64_t ignore_index, TensorView loss, TensorView others,
+                       Optional<TensorView> argmax, int64_t threads) {
+  const Matrix m("stablemax_forward", "logits", logits);
+  const void* x = m.get("logits", logits, m.columns);
+  const int64_t* given = checked_labels(m, labels, ignore_index);
+  float* to = m.column<float>("loss", loss, kFloat32);
+  double* sums = m.column<double>("others", others, kFloat64);
+  int64_t* best = argmax.has_value() ? m.column<int64_t>("argmax", argmax.value(), kInt64) : nullptr;
+  const int count = positive_threads(m.op, threads);
+  if (m.rows) kernels->stablemax_forward(m.rows, m.columns, x, given, ignore_index, to, sums, best, m.code, count);
+}
+
+void stablemax_backward(TensorView dloss, TensorView logits, TensorView labels, int64_t ignore_index,
+                        TensorView others, TensorView dlogits, int64_t threads) {
+  const Matrix m("stablemax_backward", "logits", logits);
+  const void* x = m.get("logits", logits, m.columns);
+  const int64_t* given = checked_labels(m, labels, ignore_index);
+  const float* d = m.column<float>("dloss", dloss, kFloat32);
+  const double* sums = m.column<double>("others", others, kFloat64);
+  void* to = m.get("dlogits", dlogits, m.columns);
+  const int count = positive_threads(m.op, threads);
+  if (m.rows) kernels->stablemax_backward(m.rows, m.columns, d, x, given, ignore_index, sums, to, m.code, count);
+}
+
+// copies: bfloat16, as many as params, or none. steps: float64, how often each parameter has been stepped with this.
+void adam_atan2(Array<Tensor> params, Array<Tensor> grads, Array<Tensor> exp_avgs, Array<Tensor> exp_avg_sqs,
+                Array<Tensor> copies, TensorView decay1, TensorView decay2, double lr, double beta1, double beta2,
+                double weight_decay, int64_t threads) {
+  const char* op = "adam_atan2";
+  const size_t count = params.size();
+  if (grads.size() != count || exp_avgs.size() != count || exp_avg_sqs.size() != count ||
+      (copies.size() != count && copies.size() != 0)) {
+    TVM_FFI_THROW(ValueError) << op << ": " << count << " params, " << grads.size() << " grads, " << exp_avgs.size()
+                              << " exp_avgs, " << exp_avg_sqs.size() << " exp_avg_sqs, " << copies.size()
+                              << " copies; pass as many of each";
+  }
+  for (const Array<Tensor>& list : {params, grads, exp_avgs, exp_avg_sqs, copies}) all_tensors(op, "its tensors", list);
+  std::vector<float*> p, m, v;
+  std::vector<const float*> g;
+  std::vector<void*> c;
+  std::vector<int64_t> sizes;
+  for (size_t i = 0; i < count; ++i) {
+    const Tensor param = params[i];
+    p.push_back(cpu_float32(op, "a parameter", param));
+    const auto like = [&](const char* name, const Tensor& tensor, DLDataType dtype) {
+      void* data = cpu_elements(op, name, tensor, dtype);
+      same_shape(op, name, tensor, "its parameter", param);
+      return data;
+    };
+    g.push_back(static_cast<const float*>(like("a gradient", grads[i], kFloat32)));
+    m.push_back(static_cast<float*>(like("an exp_avg", exp_avgs[i], kFloat32)));
+    v.push_back(static_cast<float*>(like("an exp_avg_sq", exp_avg_sqs[i], kFloat32)));
+    if (copies.size()) c.push_back(like("a copy", copies[i], kBFloat16));
+    sizes.push_back(param.numel());
+  }
+  const std::vector<int64_t> each{static_cast<int64_t>(count)};
+  const auto* d1 = static_cast<const double*>(cpu_tensor(op, "decay1", decay1, kFloat64, each));
+  const auto* d2 = static_cast<const double*>(cpu_tensor(op, "decay2", decay2, kFloat64, each));
+  const int team = positive_threads(op, threads);
+  int64_t total = 0;
+  for (const int64_t size : sizes) total += size;
+  if (!total) return;
+  kernels->adam_atan2(static_cast<int64_t>(count), p.data(), g.data(), m.data(), v.data(), c.empty() ? nullptr : c.data(),
+                      sizes.data(), d1, d2, lr, beta1, beta2, weight_decay, team);
+}
+
+void sparse_sign_sgd(TensorView weights, TensorView ids, TensorView grads, double lr, double weight_decay) {
+  const Matrix table("sparse_sign_sgd", "weights", weights), rows("sparse_sign_sgd", "grads", grads);
+  float* w = cpu_float32(table.op, "weights", weights);
+  const float* g = static_cast<const float*>(cpu_tensor(table.op, "grads", grads, kFloat32, {rows.rows, table.columns}));
+  const int64_t* given = rows.column<int64_t>("ids", ids, kInt64);
+  const int64_t wrong =
+      hrm_cpu_sparse_sign_sgd(w, table.rows, table.columns, given, g, rows.rows, lr, weight_decay);
+  if (wrong >= 0) {
+    TVM_FFI_THROW(IndexError) << table.op << ": an identifier is " << given[wrong] << ", expected 0 to "
+                              << table.rows - 1 << "; nothing was changed";
+  }
+}
+
+}  // namespace
+}  // namespace hrm
+
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(use_instruction_set, hrm::use_instruction_set)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(axpy, hrm::axpy)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(packed_size, hrm::packed_size)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(pack_blocks, hrm::pack_blocks)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(fingerprint, hrm::fingerprint)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(infer_blocks, hrm::infer_blocks)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(recurrent_cycles, hrm::recurrent_cycles)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(panel_width, hrm::panel_width)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(tile_rows, hrm::tile_rows)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(blocks_forward, hrm::blocks_forward)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(blocks_backward, hrm::blocks_backward)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(rope_attention_forward, hrm::rope_attention_forward)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(rope_attention_backward, hrm::rope_attention_backward)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(add_rms_norm_forward, hrm::add_rms_norm_forward)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(add_rms_norm_backward, hrm::add_rms_norm_backward)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(swiglu_forward, hrm::swiglu_forward)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(swiglu_backward, hrm::swiglu_backward)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(stablemax_forward, hrm::stablemax_forward)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(stablemax_backward, hrm::stablemax_backward)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(adam_atan2, hrm::adam_atan2)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(sparse_sign_sgd, hrm::sparse_sign_sgd)

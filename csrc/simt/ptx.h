@@ -1,0 +1,131 @@
+// The functions of cuda/ptx.cuh, emulated.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace hrm::ptx {
+
+namespace emulated {
+
+inline float bfloat16(uint32_t bits) { return __uint_as_float(bits << 16); }
+
+struct Ldmatrix {
+  const void* row;
+  uint32_t* result;
+};
+
+// Matrix i of 8 x 8 has its rows at the addresses of lanes 8 i ... 8 i + 7; lane l gets elements 2 (l % 4), + 1 of row
+// l / 4, or of the transposed matrix.
+template <bool kTransposed>
+void ldmatrix(void* const* lanes) {
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    uint16_t rows[8][8];
+    for (int r = 0; r < 8; ++r) std::memcpy(rows[r], static_cast<Ldmatrix*>(lanes[8 * matrix + r])->row, 16);
+    for (int lane = 0; lane < 32; ++lane) {
+      const int r = lane / 4, c = 2 * (lane % 4);
+      const uint32_t low = kTransposed ? rows[c][r] : rows[r][c];
+      const uint32_t high = kTransposed ? rows[c + 1][r] : rows[r][c + 1];
+      static_cast<Ldmatrix*>(lanes[lane])->result[matrix] = low | high << 16;
+    }
+  }
+}
+
+struct Mma {
+  float* d;
+  const uint32_t *a, *b;
+};
+
+// Which elements of the fragments a lane holds: PTX ISA, "Matrix Fragments for mma.m16n8k16".
+inline void mma(void* const* lanes) {
+  float a[16][16], b[16][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto* own = static_cast<Mma*>(lanes[lane]);
+    const int group = lane / 4, pair = 2 * (lane % 4);
+    for (int i = 0; i < 4; ++i) {
+      for (int half = 0; half < 2; ++half) {
+        a[group + 8 * (i % 2)][pair + half + 8 * (i / 2)] = bfloat16(own->a[i] >> 16 * half & 0xffff);
+        if (i < 2) b[pair + half + 8 * i][group] = bfloat16(own->b[i] >> 16 * half & 0xffff);
+      }
+    }
+  }
+  float d[16][8] = {};
+  for (int m = 0; m < 16; ++m) {
+    for (int k = 0; k < 16; ++k) {
+      for (int n = 0; n < 8; ++n) d[m][n] += a[m][k] * b[k][n];
+    }
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto* own = static_cast<Mma*>(lanes[lane]);
+    for (int i = 0; i < 4; ++i) own->d[i] += d[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2];
+  }
+}
+
+}  // namespace emulated
+
+// The target is NaN until the copy lands, at the wait: whoever looks too early, sees it.
+inline void copy_async_16(void* shared, const void* global, bool valid) {
+  simt::check_shared("cp.async", shared, 16);
+  if (reinterpret_cast<uintptr_t>(global) % 16) simt::fail("cp.async from a global address not aligned to 16");
+  std::memset(shared, 0xff, 16);
+  simt::self().copies.push_back({shared, valid ? global : nullptr});
+}
+
+inline void copy_async_commit() {
+  simt::Thread& thread = simt::self();
+  int grouped = 0;
+  for (int copies : thread.groups) grouped += copies;
+  thread.groups.push_back(static_cast<int>(thread.copies.size()) - grouped);
+}
+
+template <int kPending>
+inline void copy_async_wait() {
+  simt::Thread& thread = simt::self();
+  while (static_cast<int>(thread.groups.size()) > kPending) {
+    for (int i = 0; i < thread.groups.front(); ++i) {
+      const simt::Copy& copy = thread.copies[i];
+      if (copy.from) {
+        std::memcpy(copy.to, copy.from, 16);
+      } else {
+        std::memset(copy.to, 0, 16);
+      }
+    }
+    thread.copies.erase(thread.copies.begin(), thread.copies.begin() + thread.groups.front());
+    thread.groups.erase(thread.groups.begin());
+  }
+}
+
+inline void ldmatrix_x4(uint32_t (&result)[4], const void* row) {
+  simt::check_shared("ldmatrix", row, 16);
+  emulated::Ldmatrix arguments{row, result};
+  simt::warp_collective("ldmatrix", &arguments, emulated::ldmatrix<false>);
+}
+
+inline void ldmatrix_x4_transposed(uint32_t (&result)[4], const void* row) {
+  simt::check_shared("ldmatrix.trans", row, 16);
+  emulated::Ldmatrix arguments{row, result};
+  simt::warp_collective("ldmatrix.trans", &arguments, emulated::ldmatrix<true>);
+}
+
+inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const uint32_t b[2] = {b0, b1};
+  emulated::Mma arguments{d, a, b};
+  simt::warp_collective("mma.sync", &arguments, emulated::mma);
+}
+
+inline uint32_t to_bfloat16x2(float low, float high) {
+  const auto round = [](float value) -> uint32_t {
+    const uint32_t bits = __float_as_uint(value);
+    if (value != value) return 0x7fff;
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  };
+  return round(low) | round(high) << 16;
+}
+
+inline void add_release(unsigned* address, unsigned value) { *address += value; }
+
+inline unsigned load_acquire(const unsigned* address) {
+  simt::poll(address, *address);
+  return *address;
+}
+
+}  // namespace hrm::ptx

@@ -1,0 +1,122 @@
+"""What runs in the place of a module's own ``forward``."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hrm_kernels.backends import use_backend
+from hrm_kernels.casts import cast
+from hrm_kernels.integrations.structure import Part
+from hrm_kernels.ops.add_rms_norm import add_rms_norm
+from hrm_kernels.ops.reasoning_module import reasoning_module
+from hrm_kernels.ops.rope_attention import rope_attention
+from hrm_kernels.ops.swiglu import swiglu
+from hrm_kernels.ops.token_mixing import token_mixing
+from hrm_kernels.ops.transformer_block import BlockWeights, transformer_block
+
+OPS = {
+    "linear": "a cast of its weight that is kept",
+    "swiglu": "swiglu",
+    "attention": "rope_attention",
+    "block": "transformer_block",
+    "mixing_block": "token_mixing, swiglu, add_rms_norm",
+    "module": "reasoning_module",
+    "mixing_module": "token_mixing, swiglu, add_rms_norm",
+}
+"""What computes a part, by its kind."""
+
+Tables = torch.Tensor | None
+
+
+def forward_of(part: Part, backend: str | None) -> Callable[..., Any]:
+    """A ``forward(self, ...)`` with the signature of the module's own, on our ops.
+
+    A call that has arguments beyond those known, that runs under autocast, or whose state is of another dtype than an
+    ``nn.Linear`` in the module can take, goes to the module's own ``forward``.
+    """
+    run = _RUN[part.kind]
+
+    def forward(self: nn.Module, *arguments: Any, **named: Any) -> Any:
+        bound = part.signature.bind(arguments, named)
+        if bound is None or not _can_serve(self, part, bound[0]):
+            return type(self).forward(self, *arguments, **named)
+        with nullcontext() if backend is None else use_backend(backend):
+            return run(self, part, *bound)
+
+    forward.hrm_kernels_part = part  # type: ignore[attr-defined]  # by this unpatch knows it
+    return forward
+
+
+def _can_serve(module: nn.Module, part: Part, x: torch.Tensor) -> bool:
+    if torch.is_autocast_enabled(x.device.type):
+        return False
+    if part.kind not in ("linear", "swiglu") and x.ndim != 3:
+        return False
+    return all(type(one) is not nn.Linear or one.weight.dtype == x.dtype for one in module.modules())
+
+
+def _weight(module: nn.Module, name: str, dtype: torch.dtype) -> torch.Tensor:
+    return cast(getattr(module, name).weight, dtype)
+
+
+def _linear(module: nn.Module, part: Part, x: torch.Tensor, *_: Any) -> torch.Tensor:
+    bias = getattr(module, "bias", None)
+    return F.linear(x, cast(module.weight, x.dtype), None if bias is None else cast(bias, x.dtype))  # type: ignore[arg-type]
+
+
+def _swiglu(module: nn.Module, part: Part, x: torch.Tensor, *_: Any) -> torch.Tensor:
+    gate_up, down = (_weight(module, name, x.dtype) for name in part.names)
+    return F.linear(swiglu(F.linear(x, gate_up)), down)
+
+
+def _attention(module: nn.Module, part: Part, x: torch.Tensor, _: Any, cos: Tables, sin: Tables) -> torch.Tensor:
+    qkv, out = (_weight(module, name, x.dtype) for name in part.names)
+    return F.linear(rope_attention(F.linear(x, qkv), cos, sin, part.num_heads), out)
+
+
+def _weights(module: nn.Module, part: Part, dtype: torch.dtype) -> BlockWeights:
+    matrices = []
+    for name, inner in zip(part.names, part.inner, strict=True):
+        matrices += [_weight(getattr(module, name), one, dtype) for one in inner.names]
+    return BlockWeights(*matrices)
+
+
+def _block(module: nn.Module, part: Part, x: torch.Tensor, _: Any, cos: Tables, sin: Tables) -> torch.Tensor:
+    return transformer_block(x, _weights(module, part, x.dtype), cos, sin, part.num_heads, part.eps)
+
+
+def _mixing_block(module: nn.Module, part: Part, x: torch.Tensor, *_: Any) -> torch.Tensor:
+    across, over = (getattr(module, name) for name in part.names)
+    gate_up, down = (_weight(across, name, x.dtype) for name in part.inner[0].names)
+    x = token_mixing(x, gate_up, down, part.eps)
+    return add_rms_norm(x, _swiglu(over, part.inner[1], x), part.eps)
+
+
+def _module(
+    module: nn.Module, part: Part, z: torch.Tensor, injection: torch.Tensor, cos: Tables, sin: Tables
+) -> torch.Tensor:
+    layers = [_weights(layer, inner, z.dtype) for layer, inner in zip(module.layers, part.inner, strict=True)]  # type: ignore[arg-type]
+    injection = injection.expand_as(z).to(z.dtype)
+    return reasoning_module(z, injection, layers, cos, sin, part.num_heads, part.eps)
+
+
+def _mixing_module(module: nn.Module, part: Part, z: torch.Tensor, injection: torch.Tensor, *_: Any) -> torch.Tensor:
+    z = z + injection
+    for layer, inner in zip(module.layers, part.inner, strict=True):  # type: ignore[arg-type]
+        z = _mixing_block(layer, inner, z)
+    return z
+
+
+_RUN: dict[str, Callable[..., torch.Tensor]] = {
+    "linear": _linear,
+    "swiglu": _swiglu,
+    "attention": _attention,
+    "block": _block,
+    "mixing_block": _mixing_block,
+    "module": _module,
+    "mixing_module": _mixing_module,
+}

@@ -1,0 +1,119 @@
+"""Replace the forward of modules that our ops can compute, in models of other projects."""
+
+from dataclasses import dataclass, field
+from types import MethodType
+
+from torch import nn
+
+import hrm_kernels.nn
+from hrm_kernels.backends import NAMES, BackendUnavailable, backends
+from hrm_kernels.integrations.forward import OPS, forward_of
+from hrm_kernels.integrations.probe import difference
+from hrm_kernels.integrations.structure import Unfit, recognise
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_OURS = tuple(getattr(hrm_kernels.nn, name) for name in hrm_kernels.nn.__all__ if name[0].isupper())
+
+
+@dataclass(frozen=True)
+class PatchReport:
+    """What :func:`hrm_kernels.patch` did to a model; ``print(report)`` shows it.
+
+    Attributes:
+        replaced: names of modules in the model, and the ops that compute them now. What lies inside is not listed.
+        kept: names of modules that look as if the ops could compute them, and the reasons why they do not.
+    """
+
+    replaced: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"{name or '(the model)'}: {ops}" for name, ops in self.replaced.items()]
+        lines += [f"{name or '(the model)'}: left as it is: {reason}" for name, reason in self.kept.items()]
+        return "\n".join(lines) or "nothing in this model looks like what the ops compute"
+
+
+def patch(model: nn.Module, backend: str | None = None) -> PatchReport:
+    """Let our ops compute the modules of ``model`` that they can: one line for a model of another project.
+
+    Whole reasoning modules, else whole post-norm blocks, else attention, SwiGLU and layers that cast their weight are
+    recognised by structure and by the names of their parameters, those of the published HRM and TRM code. Each one is
+    tried on a small copy first, and replaced only where output and gradients agree with its own. Parameters, state
+    dict, ``.to(...)``, ``torch.compile`` and DistributedDataParallel go on as before. A module with hooks, or with such
+    modules inside, is left alone; a replaced one runs as a whole, so hooks that are put inside it later are not called.
+
+    Args:
+        model: changed in place, only in the ``forward`` of instances. Weights must be in memory (not on ``meta``).
+        backend: run the replaced modules on this backend, which the trial uses too; a call it cannot serve raises. None
+            chooses at each call, by the device of the tensors.
+
+    Returns:
+        What was replaced, and what was not and why.
+
+    Raises:
+        TypeError: ``model`` is no ``nn.Module``.
+        ValueError: there is no backend of that name.
+        BackendUnavailable: the backend is not there on this machine.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"patch: model is {type(model).__name__}, expected a torch.nn.Module")
+    if backend is not None:
+        if backend not in NAMES:
+            raise ValueError(f"patch: there is no backend {backend!r}; expected one of {', '.join(NAMES)}")
+        reason = backends()[backend]
+        if reason is not None:
+            raise BackendUnavailable(f"patch: backend {backend!r} cannot be used: {reason}")
+    report = PatchReport()
+    _visit(model, "", backend, report, set())
+    return report
+
+
+def unpatch(model: nn.Module) -> int:
+    """Give the modules of ``model`` that :func:`patch` has changed their own ``forward`` back; how many they were."""
+    patched = [module for module in model.modules() if _is_patched(module)]
+    for module in patched:
+        del module.__dict__["forward"]
+    return len(patched)
+
+
+def _visit(module: nn.Module, name: str, backend: str | None, report: PatchReport, seen: set[nn.Module]) -> None:
+    """Replace ``module``, or what lies inside it; a module that occurs twice is dealt with once."""
+    if module in seen:
+        return
+    seen.add(module)
+    if isinstance(module, _OURS):
+        if next(module.parameters(), None) is not None:
+            report.kept[name] = "it runs on these ops already"
+        return
+    if _is_patched(module):
+        report.kept[name] = "it was patched before; unpatch first to choose anew"
+        return
+    try:
+        part = recognise(module)
+        if part is not None:
+            reason = _left_alone(module) or difference(module, part, backend)
+            if reason is None:
+                module.__dict__["forward"] = MethodType(forward_of(part, backend), module)
+                report.replaced[name] = OPS[part.kind]
+                seen.update(module.modules())
+                return
+            report.kept[name] = reason
+    except Unfit as unfit:
+        report.kept[name] = str(unfit)
+    for child_name, child in module.named_children():
+        _visit(child, f"{name}.{child_name}" if name else child_name, backend, report, seen)
+
+
+def _is_patched(module: nn.Module) -> bool:
+    return hasattr(getattr(module.__dict__.get("forward"), "__func__", None), "hrm_kernels_part")
+
+
+def _left_alone(module: nn.Module) -> str | None:
+    """Why replacing ``module`` would take something away from other code, if it would."""
+    for inner_name, inner in module.named_modules():
+        where = f"{inner_name} inside it" if inner_name else "it"
+        if any(getattr(inner, hooks) for hooks in _HOOKS):
+            return f"{where} has hooks, which would no longer see what they see now; remove them and patch again"
+        if "forward" in inner.__dict__:
+            return f"the forward of {where} has been replaced by other code"
+    return None

@@ -1,0 +1,273 @@
+"""What a module of another project is, by its structure and the names of its parameters.
+
+Nothing is decided by a class or where it was imported from. What is found here is a guess, which
+:mod:`hrm_kernels.integrations.probe` has to confirm.
+"""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+_QKV = ("qkv_proj", "qkv", "Wqkv")
+_OUT = ("o_proj", "out_proj", "proj")
+_GATE_UP = ("gate_up_proj", "gate_up")
+_DOWN = ("down_proj", "down")
+_HEADS = ("num_heads", "n_heads", "n_head", "nhead", "heads")
+_EPS = ("norm_eps", "rms_norm_eps", "eps", "variance_epsilon")
+
+_HIDDEN = ("hidden_states", "x", "z", "h", "input", "inputs", "src")
+_INJECTION = ("input_injection", "injection")
+_TABLES = ("cos_sin", "position_embeddings", "rope", "rotary")
+
+PUBLISHED_EPS = 1e-5
+"""Where a module does not say; a wrong guess shows in the probe."""
+
+
+class Unfit(Exception):
+    """The module looks like one of ours, but cannot be one; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """How a module is called: names of the arguments of its ``forward``.
+
+    Attributes:
+        names: of all of them in order.
+        hidden: the state.
+        injection: what a reasoning module adds to it; None for others.
+        tables: the pair ``(cos, sin)``; or ``("cos", "sin")`` apart; or None where there are none.
+    """
+
+    names: tuple[str, ...]
+    hidden: str
+    injection: str | None
+    tables: str | tuple[str, str] | None
+
+    def bind(
+        self, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[torch.Tensor, Any, torch.Tensor | None, torch.Tensor | None] | None:
+        """``(state, injection, cos, sin)`` of a call; None where it has something else that we know nothing of."""
+        given = dict(zip(self.names, arguments)) | named
+        hidden = given.pop(self.hidden, None)
+        injection = given.pop(self.injection, None) if self.injection else None
+        cos = sin = None
+        if isinstance(self.tables, tuple):
+            cos, sin = (given.pop(name, None) for name in self.tables)
+        elif self.tables is not None:
+            pair = given.pop(self.tables, None)
+            if pair is not None:
+                if not isinstance(pair, tuple | list) or len(pair) != 2:
+                    return None
+                cos, sin = pair
+        if any(value is not None for value in given.values()) or not isinstance(hidden, torch.Tensor):
+            return None
+        return hidden, injection, cos, sin
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module that one of the ops could compute.
+
+    Attributes:
+        kind: ``linear``, ``swiglu``, ``attention``, ``block``, ``mixing_block``, ``module`` or ``mixing_module``.
+        signature: of its call.
+        names: attributes that hold what it is made of (projections; attention and MLP; the list of layers).
+        inner: what these are, in order.
+        num_heads, eps: where it has them.
+    """
+
+    kind: str
+    signature: Signature
+    names: tuple[str, ...] = ()
+    inner: tuple["Part", ...] = ()
+    num_heads: int = 0
+    eps: float = PUBLISHED_EPS
+
+
+def recognise(module: nn.Module) -> Part | None:
+    """What ``module`` looks like, or None where it looks like nothing of ours.
+
+    Raises:
+        Unfit: it does, but something about it has no place in our ops.
+    """
+    for look in (_linear, _swiglu, _attention, _block, _module):
+        part = look(module)
+        if part is not None:
+            return part
+    for name in ("TransformerEncoderLayer", "TransformerDecoderLayer", "MultiheadAttention"):
+        if isinstance(module, getattr(nn, name)):
+            raise Unfit(
+                f"nn.{name} has biases"
+                + (", LayerNorm with weight and bias, and an MLP without gate" if "Layer" in name else "")
+                + "; the ops have none of it (see docs/patch.md for a block that can be replaced)"
+            )
+    if _first(module, ("gate_proj",)) and _first(module, ("up_proj",)) and _first(module, _DOWN):
+        raise Unfit("gate_proj and up_proj are apart; pack their weights into one gate_up_proj, the gate first")
+    return None
+
+
+def is_linear(module: Any) -> bool:
+    """A leaf with a matrix ``weight`` and perhaps a vector ``bias``."""
+    if not isinstance(module, nn.Module) or isinstance(module, nn.Embedding):
+        return False
+    leaf = next(module.children(), None) is None and not module._buffers
+    weight = module._parameters.get("weight")
+    return leaf and set(module._parameters) <= {"weight", "bias"} and type(weight) is nn.Parameter and weight.ndim == 2
+
+
+def _linear(module: nn.Module) -> Part | None:
+    if not is_linear(module) or type(module).forward is nn.Linear.forward:  # that one computes what we would
+        return None
+    signature = _signature(module)
+    return None if signature is None or signature.tables else Part("linear", signature)
+
+
+def _swiglu(module: nn.Module) -> Part | None:
+    names = _first(module, _GATE_UP), _first(module, _DOWN)
+    if names[0] is None or names[1] is None:
+        return None
+    gate_up, down = _matrices(module, names)
+    if gate_up.shape[0] != 2 * down.shape[1] or gate_up.shape[1] != down.shape[0]:
+        raise Unfit(f"{names[0]} is {list(gate_up.shape)} and {names[1]} {list(down.shape)}, expected [2 I, D], [D, I]")
+    return Part("swiglu", _needed_signature(module), names)  # type: ignore[arg-type]
+
+
+def _attention(module: nn.Module) -> Part | None:
+    names = _first(module, _QKV), _first(module, _OUT)
+    if names[0] is None or names[1] is None:
+        return None
+    qkv, out = _matrices(module, names)
+    heads = next((getattr(module, name) for name in _HEADS if isinstance(getattr(module, name, None), int)), None)
+    if heads is None:
+        raise Unfit(f"it does not say how many heads it has; expected an attribute {' or '.join(_HEADS)}")
+    if qkv.shape[0] != 3 * out.shape[1] or out.shape[1] % heads:
+        raise Unfit(
+            f"{names[0]} has {qkv.shape[0]} rows and {names[1]} {out.shape[1]} columns, expected 3 x as many and a "
+            f"multiple of {heads} heads; grouped key and value heads have no place in rope_attention"
+        )
+    return Part("attention", _needed_signature(module), names, num_heads=heads)  # type: ignore[arg-type]
+
+
+def _block(module: nn.Module) -> Part | None:
+    if isinstance(module, nn.Sequential):  # its parts follow each other without norms between them
+        return None
+    parts: dict[str, Part] = {}
+    unfit: list[str] = []
+    for name, child in module.named_children():
+        try:
+            part = _swiglu(child) or _attention(child)
+        except Unfit as reason:
+            unfit.append(f"{name}: {reason}")
+            continue
+        if part is not None:
+            parts[name] = part
+    if len(parts) + len(unfit) != 2:
+        return None
+    if unfit:
+        raise Unfit(unfit[0])
+    kinds = [part.kind for part in parts.values()]
+    if kinds == ["attention", "attention"]:
+        return None
+    rest = [name for name, child in module.named_children() if name not in parts and _has_parameters(child)]
+    if rest or module._parameters:
+        extra = rest[0] if rest else next(iter(module._parameters))
+        raise Unfit(f"{extra} has parameters; add_rms_norm has neither weight nor bias")
+    mixing = sorted(kinds) == ["swiglu", "swiglu"]
+    names = tuple(parts) if mixing else tuple(sorted(parts, key=lambda name: parts[name].kind))
+    return Part(
+        "mixing_block" if mixing else "block",
+        _needed_signature(module),
+        names,
+        tuple(parts[name] for name in names),
+        num_heads=max(part.num_heads for part in parts.values()),
+        eps=_eps(module),
+    )
+
+
+def _module(module: nn.Module) -> Part | None:
+    layers = getattr(module, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or len(layers) == 0:
+        return None
+    signature = _signature(module, layers[0])
+    if signature is None or signature.injection is None:
+        return None
+    parts = tuple(_block(layer) for layer in layers)
+    kinds = {None if part is None else (part.kind, part.num_heads, part.eps) for part in parts}
+    if None in kinds or len(kinds) > 1:
+        raise Unfit("its layers are not all blocks of attention and SwiGLU, or not all alike")
+    others = [name for name, child in module.named_children() if name != "layers" and _has_parameters(child)]
+    if others or module._parameters:
+        raise Unfit(f"it has parameters beside its layers ({', '.join([*others, *module._parameters])})")
+    block = parts[0]
+    assert block is not None
+    return Part(
+        "mixing_module" if block.kind == "mixing_block" else "module",
+        signature,
+        ("layers",),
+        tuple(part for part in parts if part is not None),
+        num_heads=block.num_heads,
+        eps=block.eps,
+    )
+
+
+def _first(module: nn.Module, names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if isinstance(getattr(module, name, None), nn.Module)), None)
+
+
+def _matrices(module: nn.Module, names: tuple[str | None, ...]) -> list[torch.Tensor]:
+    """The weights of projections without bias."""
+    found = []
+    for name in names:
+        assert name is not None
+        linear = getattr(module, name)
+        if not is_linear(linear):
+            raise Unfit(
+                f"{name} is {type(linear).__name__}, expected a layer with a parameter 'weight' [out, in] alone"
+            )
+        if getattr(linear, "bias", None) is not None:
+            raise Unfit(f"{name} has a bias, and the ops have none; make it without (bias=False)")
+        found.append(linear.weight)
+    return found
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _eps(module: nn.Module) -> float:
+    config = getattr(module, "config", None)
+    norms = [child for child in module.children() if not _has_parameters(child)]
+    for owner in (module, *norms, config):
+        for name in _EPS:
+            value = getattr(owner, name, None)
+            if isinstance(value, float) and value > 0:
+                return value
+    return PUBLISHED_EPS
+
+
+def _needed_signature(module: nn.Module) -> Signature:
+    signature = _signature(module)
+    if signature is None:
+        names = ", ".join(inspect.signature(type(module).forward).parameters)
+        raise Unfit(f"its forward takes ({names}), and none of it has a name of states: {', '.join(_HIDDEN)}")
+    return signature
+
+
+def _signature(module: nn.Module, inner: nn.Module | None = None) -> Signature | None:
+    """``inner`` gets what ``module`` takes as ``**kwargs``."""
+    parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = tuple(one.name for one in parameters if one.kind in positional)
+    known = [one.name for one in parameters]
+    if inner is not None and any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters):
+        known += inspect.signature(type(inner).forward).parameters
+    hidden = next((name for name in _HIDDEN if name in names), None)
+    if hidden is None:
+        return None
+    tables: str | tuple[str, str] | None = next((name for name in _TABLES if name in known), None)
+    if tables is None and {"cos", "sin"} <= set(known):
+        tables = ("cos", "sin")
+    return Signature(names, hidden, next((name for name in _INJECTION if name in names), None), tables)

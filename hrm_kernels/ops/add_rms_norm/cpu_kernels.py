@@ -1,0 +1,52 @@
+"""The CPU library's kernels: forward keeps one float per row, backward reads x and residual again."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hrm_kernels import native
+from hrm_kernels.backends import launcher
+
+
+@launcher(
+    "cpu_add_rms_norm_forward(Tensor x, Tensor residual, float eps) -> (Tensor, Tensor)",
+    lambda x, residual, eps: (x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=torch.float32)),
+)
+def forward(x: Tensor, residual: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``out [M, D]`` and ``1 / rms [M]``."""
+    out, rstd = torch.empty_like(x), torch.empty(x.shape[0])
+    native.load("cpu").module.add_rms_norm_forward(
+        x.detach(), residual.detach(), eps, out, rstd, torch.get_num_threads()
+    )
+    return out, rstd
+
+
+@launcher(
+    "cpu_add_rms_norm_backward(Tensor dout, Tensor x, Tensor residual, Tensor rstd) -> Tensor",
+    lambda dout, x, residual, rstd: dout.new_empty(dout.shape),
+)
+def backward(dout: Tensor, x: Tensor, residual: Tensor, rstd: Tensor) -> Tensor:
+    du = torch.empty_like(dout)
+    native.load("cpu").module.add_rms_norm_backward(
+        dout.detach(), x.detach(), residual.detach(), rstd, du, torch.get_num_threads()
+    )
+    return du
+
+
+class _AddRMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, residual: Tensor, eps: float) -> Tensor:  # type: ignore[override]
+        out, rstd = forward(x, residual, eps)
+        ctx.save_for_backward(x, residual, rstd)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
+        du = backward(dout.contiguous(), *ctx.saved_tensors)
+        return du, du, None
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, eps: float) -> Tensor:
+    rows = (-1, x.shape[-1])
+    return _AddRMSNorm.apply(x.contiguous().view(rows), residual.contiguous().view(rows), eps).view(x.shape)

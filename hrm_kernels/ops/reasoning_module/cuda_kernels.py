@@ -1,0 +1,131 @@
+"""The cuda backend of updates without gradients: any number of them in one launch of csrc/cuda/recurrent_cycles.cu."""
+
+import functools
+from collections.abc import Sequence
+
+import torch
+
+from hrm_kernels import native
+from hrm_kernels.backends import launcher, traced_as_constant
+
+DEVICE = "cuda"
+"""Tests that run the kernels on a CPU (csrc/simt) set it to ``"cpu"``."""
+
+MOST_TOKENS = 512
+"""B * S up to which the kernel serves a call. An estimate, not yet measured on a GPU.
+
+Its tiles are small, so that few tokens occupy the whole device; a product therefore reads ``M N K (1/48 + 1/64)``
+elements from L2. At the published sizes and M = 512 that is 0.13 GB a block of the model, against 7 MB of weights: from
+about there on it takes longer than the launches that it saves, and larger tiles (the triton backend's) should win.
+"""
+
+
+def cannot_run(z: torch.Tensor, modules: Sequence[Sequence[Sequence[torch.Tensor]]], num_heads: int) -> str | None:
+    """None where the kernel can update ``z [B, S, D]`` with the blocks of these modules, else why not."""
+    if z.device.type != DEVICE:
+        return f"the cuda kernels are for {DEVICE} tensors, not {z.device.type}"
+    if torch.version.hip:
+        return "the cuda kernels are for NVIDIA GPUs"
+    if z.dtype is not torch.bfloat16:
+        return f"the cuda kernels are for bfloat16, not {str(z.dtype).removeprefix('torch.')}"
+    batch, positions, width = z.shape
+    if not 1 <= batch * positions <= MOST_TOKENS:
+        return f"the cuda kernels are for 1 to {MOST_TOKENS} tokens (B * S)"
+    qkv, _, _, down = modules[0][0]
+    columns, inner = qkv.shape[0] // 3, down.shape[1]
+    if any(block[0].shape[0] != 3 * columns or block[3].shape[1] != inner for layers in modules for block in layers):
+        return "the cuda kernels are for blocks of equal sizes"
+    most_layers = max(len(layers) for layers in modules)
+    return _cannot_run_sizes(z.device.index or 0, positions, width, num_heads, columns // num_heads, inner, most_layers)
+
+
+@traced_as_constant
+def _cannot_run_sizes(*sizes: int) -> str | None:
+    return _ask(*sizes)
+
+
+@functools.cache
+def _ask(device: int, positions: int, width: int, heads: int, head_dim: int, inner: int, layers: int) -> str | None:
+    module, reason = native.load("cuda")
+    if reason is not None:
+        return reason
+    reason = module.recurrent_cycles_reason(device, positions, width, heads, head_dim, inner, layers)
+    return f"the cuda kernels cannot run it: {reason}" if reason else None
+
+
+@functools.cache
+def _workspace_bytes(batch: int, positions: int, width: int, heads: int, head_dim: int, inner: int) -> int:
+    return native.load("cuda").module.recurrent_cycles_workspace(batch, positions, width, heads, head_dim, inner)
+
+
+def _ready(tensor: torch.Tensor) -> torch.Tensor:
+    """As the kernel reads it: contiguous, aligned to 16 bytes (which a view may not be)."""
+    tensor = (tensor.detach() if tensor.requires_grad else tensor).contiguous()
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor
+
+
+@launcher(
+    "cuda_recurrent_cycles(Tensor z_H, Tensor z_L, Tensor x, Tensor[] H_weights, Tensor[] L_weights, Tensor? cos, "
+    "Tensor? sin, int num_heads, int H_cycles, int L_cycles, float eps) -> (Tensor, Tensor)",
+    lambda z_H, *rest: (torch.empty_like(z_H), torch.empty_like(z_H)),
+)
+def update(
+    z_H: torch.Tensor,
+    z_L: torch.Tensor,
+    x: torch.Tensor,
+    H_weights: Sequence[torch.Tensor],
+    L_weights: Sequence[torch.Tensor],
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    num_heads: int,
+    H_cycles: int,
+    L_cycles: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(z_H, z_L)`` after the updates; a state that has none in these cycles comes back uninitialised.
+
+    Args:
+        H_weights, L_weights: flat, four matrices a block.
+        H_cycles, L_cycles: as for ``recurrent_cycles``; 2 and 0 are a single ``z_H = H(z_H, z_L)``.
+    """
+    weights = [[_ready(weight) for weight in flat] for flat in (H_weights, L_weights)]
+    states = [_ready(state) for state in (z_H, z_L, x)]
+    tables = [None if table is None else _ready(table.float()) for table in (cos, sin)]
+    qkv, _, _, down = (weights[0] or weights[1])[:4]
+    head_dim, inner = qkv.shape[0] // (3 * num_heads), down.shape[1]
+    size = _workspace_bytes(*z_H.shape, num_heads, head_dim, inner)
+    results = [torch.empty_like(states[0]) for _ in range(2)]
+    workspace = torch.empty(size, dtype=torch.uint8, device=z_H.device)
+    native.load("cuda").module.recurrent_cycles(
+        *states, *weights, *tables, num_heads, H_cycles, L_cycles, eps, *results, workspace
+    )
+    return results[0], results[1]
+
+
+def unsupported(
+    z: torch.Tensor,
+    injection: torch.Tensor,
+    layers: Sequence[Sequence[torch.Tensor]],
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    num_heads: int,
+    *rest: object,
+) -> str | None:
+    tensors = [z, injection, *(weight for block in layers for weight in block)]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return "the cuda kernels compute no gradients"
+    return cannot_run(z, [layers], num_heads)
+
+
+def reasoning_module(
+    z: torch.Tensor,
+    injection: torch.Tensor,
+    layers: Sequence[Sequence[torch.Tensor]],
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    num_heads: int,
+    eps: float,
+    recompute: bool = False,
+) -> torch.Tensor:
+    weights = [weight for block in layers for weight in block]
+    return update(z, injection, z, weights, [], cos, sin, num_heads, 2, 0, eps)[0]

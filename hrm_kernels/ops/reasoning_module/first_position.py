@@ -1,0 +1,49 @@
+"""A module's update where only the first position of the result is asked for: the Q values read nothing else."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from hrm_kernels.ops.add_rms_norm import add_rms_norm
+from hrm_kernels.ops.reasoning_module import reasoning_module
+from hrm_kernels.ops.rope_attention.reference import apply_rope
+from hrm_kernels.ops.swiglu import swiglu
+from hrm_kernels.ops.transformer_block import BlockWeights
+
+
+def first_position(
+    z: torch.Tensor,
+    injection: torch.Tensor,
+    layers: Sequence[BlockWeights],
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    num_heads: int,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """``reasoning_module(z, injection, layers, ...)[:, 0]``, without what the last block would compute for the others.
+
+    Of the last block that leaves keys and values of all positions, and everything else for one: for S = 82 about a
+    sixth of its arithmetic. Built of the other ops, so it runs on the backends that they run on, and differentiates.
+
+    Args: as :func:`hrm_kernels.reasoning_module`.
+
+    Returns:
+        ``[B, D]``.
+
+    Raises:
+        TypeError, ValueError: a dtype, device or shape does not fit.
+    """
+    *before, last = layers
+    x = reasoning_module(z, injection, before, cos, sin, num_heads, eps) if before else z + injection
+    batch, positions, _ = x.shape
+    width = last.qkv.shape[0] // 3  # H d
+    head = (num_heads, width // num_heads)
+    first = x[:, 0]
+    q = F.linear(first, last.qkv[:width]).view(batch, 1, *head)
+    k, v = F.linear(x, last.qkv[width:]).view(batch, positions, 2, *head).unbind(2)
+    if cos is not None and sin is not None:
+        q, k = apply_rope(q, cos[:1, None], sin[:1, None]), apply_rope(k, cos[:positions, None], sin[:positions, None])
+    attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    first = add_rms_norm(first, F.linear(attended.reshape(batch, width), last.o), eps)
+    return add_rms_norm(first, F.linear(swiglu(F.linear(first, last.gate_up)), last.down), eps)

@@ -1,0 +1,41 @@
+"""The cuda backend: all updates without gradients in one launch of csrc/cuda/recurrent_cycles.cu."""
+
+from collections.abc import Sequence
+
+import torch
+
+from hrm_kernels.ops.reasoning_module.cuda_kernels import cannot_run, update
+
+
+def unsupported(
+    z_H: torch.Tensor,
+    z_L: torch.Tensor,
+    x: torch.Tensor,
+    H_layers: Sequence[Sequence[torch.Tensor]],
+    L_layers: Sequence[Sequence[torch.Tensor]],
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    num_heads: int,
+    *rest: object,
+) -> str | None:
+    return cannot_run(z_H, [H_layers, L_layers], num_heads)
+
+
+def recurrent_cycles(
+    z_H: torch.Tensor,
+    z_L: torch.Tensor,
+    x: torch.Tensor,
+    H_layers: Sequence[Sequence[torch.Tensor]],
+    L_layers: Sequence[Sequence[torch.Tensor]],
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    num_heads: int,
+    H_cycles: int,
+    L_cycles: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if H_cycles * L_cycles == 1:
+        return z_H, z_L
+    H, L = ([weight for block in layers for weight in block] for layers in (H_layers, L_layers))
+    new_H, new_L = update(z_H, z_L, x, H, L, cos, sin, num_heads, H_cycles, L_cycles, eps)
+    return new_H if H_cycles > 1 else z_H, new_L

@@ -1,0 +1,44 @@
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hrm_kernels import native
+from hrm_kernels.backends import launcher
+
+
+@launcher(
+    "cpu_swiglu_forward(Tensor gate_up) -> Tensor",
+    lambda gate_up: gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2),
+)
+def forward(gate_up: Tensor) -> Tensor:
+    """``[M, 2 I] -> [M, I]``"""
+    out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
+    native.load("cpu").module.swiglu_forward(gate_up.detach(), out, torch.get_num_threads())
+    return out
+
+
+@launcher(
+    "cpu_swiglu_backward(Tensor dout, Tensor gate_up) -> Tensor",
+    lambda dout, gate_up: gate_up.new_empty(gate_up.shape),
+)
+def backward(dout: Tensor, gate_up: Tensor) -> Tensor:
+    dgate_up = torch.empty_like(gate_up)
+    native.load("cpu").module.swiglu_backward(dout.detach(), gate_up.detach(), dgate_up, torch.get_num_threads())
+    return dgate_up
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(gate_up)
+        return forward(gate_up)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> Tensor:  # type: ignore[override]
+        return backward(dout.contiguous(), *ctx.saved_tensors)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    out = _SwiGLU.apply(gate_up.contiguous().view(-1, gate_up.shape[-1]))
+    return out.view(*gate_up.shape[:-1], gate_up.shape[-1] // 2)

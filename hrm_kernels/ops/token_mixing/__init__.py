@@ -1,0 +1,54 @@
+import torch
+
+from hrm_kernels.backends import Backend, Op, cpu_cannot_run, triton_cannot_run
+from hrm_kernels.checks import check_eps, check_like, check_shape, check_state
+from hrm_kernels.ops.token_mixing import cpu_kernels, reference
+
+
+def _triton(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, eps: float) -> torch.Tensor:
+    from hrm_kernels.ops.token_mixing import triton_mixing
+
+    return triton_mixing.token_mixing(x, gate_up, down, eps)
+
+
+_op = Op(
+    "token_mixing",
+    "(Tensor x, Tensor gate_up, Tensor down, float eps) -> Tensor",
+    {
+        "reference": Backend(reference.token_mixing),
+        "triton": Backend(_triton, lambda x, *rest: triton_cannot_run(x)),
+        "cpu": Backend(cpu_kernels.token_mixing, lambda x, *rest: cpu_cannot_run(x)),
+    },
+)
+
+
+def token_mixing(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
+    """A SwiGLU across the positions of each channel, added to its input and normed: TRM's ``mlp_t``.
+
+    With ``t = x`` transposed to ``[B, D, S]``: ``t = rms_norm(t + down(swiglu(gate_up(t))))``, transposed back. The
+    norm too is over the positions: the mean square of each channel becomes 1.
+
+    Args:
+        x: ``[B, S, D]``, float32, bfloat16 or float16.
+        gate_up: ``[2 I, S]`` in the dtype of x, the gate first.
+        down: ``[S, I]`` in the dtype of x.
+        eps: of the norm.
+
+    Returns:
+        ``[B, S, D]`` in the dtype of x.
+
+    Raises:
+        TypeError, ValueError: a dtype, device or shape does not fit; the matrices serve one length of sequence.
+
+    Source: TRM (arXiv 2510.04871), section 4, "Attention-free architecture"; MLP-Mixer, arXiv 2105.01601.
+    """
+    op = "token_mixing"
+    check_state(op, "x", x)
+    for name, weight in (("gate_up", gate_up), ("down", down)):
+        check_like(op, name, weight, "x", x)
+        check_shape(op, name, weight, (None, None), "[out, in]")
+    positions, inner = x.shape[1], down.shape[1]
+    check_shape(op, "gate_up", gate_up, (2 * inner, positions), "[2 I, S] with I from down's [S, I]")
+    check_shape(op, "down", down, (positions, inner), "[S, I]")
+    check_eps(op, eps)
+    return _op(x, gate_up, down, eps)

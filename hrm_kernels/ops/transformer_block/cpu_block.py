@@ -1,0 +1,190 @@
+"""Blocks on the CPU library: one call forward, one backward, for all blocks of a module.
+
+With gradients a block keeps, per token and in float32, x, attention, x1 (D each), qkv (3 D), gate_up (2 I) and three
+more numbers, two of them per token and one per head: 25 KB for D = 512, I = 1536. With ``recompute`` it keeps x alone
+(2 KB), and runs forward again in the backward.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hrm_kernels import native
+from hrm_kernels.backends import launcher
+from hrm_kernels.ops.rope_attention.cpu_kernels import table
+from hrm_kernels.ops.transformer_block.packing import pack
+
+
+@launcher(
+    "cpu_blocks_infer(Tensor x, Tensor? injection, Tensor[] weights, Tensor? cos, Tensor? sin, int num_heads, "
+    "float eps) -> Tensor",
+    lambda x, injection, weights, cos, sin, num_heads, eps: x.new_empty(x.shape),
+)
+def infer(
+    x: Tensor,
+    injection: Tensor | None,
+    weights: Sequence[Tensor],
+    cos: Tensor | None,
+    sin: Tensor | None,
+    num_heads: int,
+    eps: float,
+) -> Tensor:
+    """All blocks over ``x + injection``, ``[B, S, D]``, contiguous."""
+    packed, out = pack(weights, num_heads), torch.empty_like(x)
+    packed.module.infer_blocks(
+        x.detach(),
+        None if injection is None else injection.detach(),
+        packed.forward,
+        packed.layers,
+        table(cos),
+        table(sin),
+        out,
+        *packed.sizes(),
+        eps,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _saved_size(x: Tensor, weights: Sequence[Tensor], num_heads: int, recompute: bool) -> int:
+    """Floats that forward keeps, as csrc/cpu/transformer_block.cpp lays them out; sizes may be symbolic."""
+    module = native.load("cpu").module
+    width, tile = module.panel_width(), module.tile_rows()
+
+    def padded(count: int) -> int:
+        return -(-count // width) * width
+
+    (batch, positions, dim), layers = x.shape, len(weights) // 4
+    head_dim, inner, rows = weights[0].shape[0] // (3 * num_heads), weights[3].shape[1], batch * positions
+    stride = (rows + tile) // 2 * 2 + 1
+    if recompute:
+        return layers * padded(dim) * stride
+    columns = 2 * padded(dim) + 4 * num_heads * padded(head_dim) + 2 * padded(inner)
+    numbers = 2 * padded(rows) + padded(rows * num_heads)
+    return layers * (columns * stride + numbers) + padded(dim) * stride
+
+
+@launcher(
+    "cpu_blocks_forward(Tensor x, Tensor? injection, Tensor[] weights, Tensor? cos, Tensor? sin, int num_heads, "
+    "float eps, bool recompute) -> (Tensor, Tensor)",
+    lambda x, injection, weights, cos, sin, num_heads, eps, recompute: (
+        x.new_empty(x.shape),
+        x.new_empty(_saved_size(x, weights, num_heads, recompute), dtype=torch.float32),
+    ),
+)
+def forward(
+    x: Tensor,
+    injection: Tensor | None,
+    weights: Sequence[Tensor],
+    cos: Tensor | None,
+    sin: Tensor | None,
+    num_heads: int,
+    eps: float,
+    recompute: bool,
+) -> tuple[Tensor, Tensor]:
+    """The same, and what :func:`backward` needs."""
+    packed, out = pack(weights, num_heads), torch.empty_like(x)
+    saved = torch.empty(_saved_size(x, weights, num_heads, recompute))
+    packed.module.blocks_forward(
+        x.detach(),
+        None if injection is None else injection.detach(),
+        packed.forward,
+        packed.layers,
+        table(cos),
+        table(sin),
+        out,
+        recompute,
+        saved,
+        *packed.sizes(),
+        eps,
+        torch.get_num_threads(),
+    )
+    return out, saved
+
+
+@launcher(
+    "cpu_blocks_backward(Tensor dout, Tensor saved, Tensor[] weights, Tensor? cos, Tensor? sin, int num_heads, "
+    "float eps, bool recompute, bool[] wanted) -> Tensor[]",
+    lambda dout, saved, weights, cos, sin, num_heads, eps, recompute, wanted: [
+        dout.new_empty(dout.shape),
+        *(weight.new_empty(weight.shape if want else 0) for weight, want in zip(weights, wanted)),
+    ],
+)
+def backward(
+    dout: Tensor,
+    saved: Tensor,
+    weights: Sequence[Tensor],
+    cos: Tensor | None,
+    sin: Tensor | None,
+    num_heads: int,
+    eps: float,
+    recompute: bool,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    """Gradients of x (and of the injection: the same) and of the ``wanted`` weights; empty tensors for the others."""
+    packed, dx = pack(weights, num_heads), torch.empty_like(dout)
+    make = torch.empty if dout.numel() else torch.zeros
+    dweights = [make(weight.shape if want else 0, dtype=weight.dtype) for weight, want in zip(weights, wanted)]
+    packed.module.blocks_backward(
+        dout.detach(),
+        packed.forward,
+        packed.backward,
+        packed.layers,
+        table(cos),
+        table(sin),
+        recompute,
+        saved,
+        dx,
+        [gradient if want else None for gradient, want in zip(dweights, wanted)],
+        *packed.sizes(),
+        eps,
+        torch.get_num_threads(),
+    )
+    return [dx, *dweights]
+
+
+class Blocks(torch.autograd.Function):
+    """``apply(x, injection or None, cos, sin, num_heads, eps, recompute, *weights)``: all blocks, one node."""
+
+    @staticmethod
+    def forward(ctx: Any, x, injection, cos, sin, num_heads, eps, recompute, *weights):  # type: ignore
+        out, saved = forward(x, injection, weights, cos, sin, num_heads, eps, recompute)
+        ctx.save_for_backward(saved, *weights)
+        ctx.constants = cos, sin, num_heads, eps, recompute
+        ctx.injected = injection is not None
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
+        saved, *weights = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[7:])
+        dx, *dweights = backward(dout.contiguous(), saved, weights, *ctx.constants, wanted)
+        return (
+            dx,
+            dx if ctx.injected else None,
+            *(None,) * 5,
+            *(gradient if want else None for gradient, want in zip(dweights, wanted)),
+        )
+
+
+def blocks(
+    x: Tensor,
+    injection: Tensor | None,
+    weights: Sequence[Tensor],
+    cos: Tensor | None,
+    sin: Tensor | None,
+    num_heads: int,
+    eps: float,
+    recompute: bool,
+) -> Tensor:
+    """All blocks over ``x + injection``, with gradients where something asks for them."""
+    x = x.contiguous()
+    injection = None if injection is None else injection.contiguous()
+    if torch.compiler.is_compiling():  # which refuses a tensor that comes twice
+        weights = [w.view_as(w) if any(w is v for v in weights[:i]) else w for i, w in enumerate(weights)]
+    inputs = (x, *weights) if injection is None else (x, injection, *weights)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+        return Blocks.apply(x, injection, cos, sin, num_heads, eps, recompute, *weights)
+    return infer(x, injection, weights, cos, sin, num_heads, eps)

@@ -1,0 +1,166 @@
+// Small kernels that csrc/simt is tested with. Each is right with fault 0; another fault leaves out a barrier, a wait
+// or the like, and the harness must see it: as an error, or as a result that is wrong.
+#include "cuda/launch.cuh"
+#include "cuda/ptx.cuh"
+
+namespace hrm::probes {
+
+struct Probe {
+  const float* in;
+  float* out;
+  unsigned* counter;
+  int fault;
+};
+
+__device__ float* shared_floats() { return reinterpret_cast<float*>(shared_memory()); }
+
+// 64 threads: out is `in` reversed. Fault 1: no barrier between writing and reading.
+__global__ void missing_barrier(Probe p) {
+  float* shared = shared_floats();
+  shared[threadIdx.x] = p.in[threadIdx.x];
+  if (p.fault != 1) __syncthreads();
+  p.out[threadIdx.x] = shared[63 - threadIdx.x];
+}
+
+// 64 threads, 4 floats each: out is `in`, through shared memory. Fault 1: no wait. Fault 2: no group, so nothing to
+// wait for. Fault 3: the wait admits one group under way, which is the only one.
+__global__ void missing_wait(Probe p) {
+  float* shared = shared_floats() + 4 * threadIdx.x;
+  ptx::copy_async_16(shared, p.in + 4 * threadIdx.x, true);
+  if (p.fault != 2) ptx::copy_async_commit();
+  if (p.fault == 3) {
+    ptx::copy_async_wait<1>();
+  } else if (p.fault != 1) {
+    ptx::copy_async_wait<0>();
+  }
+  for (int i = 0; i < 4; ++i) p.out[4 * threadIdx.x + i] = shared[i];
+}
+
+// 64 threads: out is `in` reversed, 256 floats in four rounds of 64 that use the same shared memory. Fault 1: no
+// barrier before the next round's copies, which land on what others still read.
+__global__ void early_copy(Probe p) {
+  float* shared = shared_floats();
+  for (int round = 0; round < 4; ++round) {
+    if (threadIdx.x < 16) ptx::copy_async_16(shared + 4 * threadIdx.x, p.in + 64 * round + 4 * threadIdx.x, true);
+    ptx::copy_async_commit();
+    ptx::copy_async_wait<0>();
+    __syncthreads();
+    p.out[255 - (64 * round + threadIdx.x)] = shared[threadIdx.x];
+    if (p.fault != 1) __syncthreads();
+  }
+}
+
+// 64 threads: each warp copies its tile of 32. Fault 1: tiles overlap by one, so the last element is nobody's.
+__global__ void overlapping_tiles(Probe p) {
+  const unsigned at = threadIdx.x / 32 * (p.fault == 1 ? 31 : 32) + threadIdx.x % 32;
+  p.out[at] = p.in[at];
+}
+
+// 64 threads. Fault 1: the warps wait at different barriers. Fault 2: the second warp has ended.
+__global__ void divergent_barrier(Probe p) {
+  p.out[threadIdx.x] = p.in[threadIdx.x];
+  if (p.fault == 2 && threadIdx.x >= 32) return;
+  if (p.fault == 1 && threadIdx.x >= 32) {
+    __syncthreads();
+  } else {
+    __syncthreads();
+  }
+}
+
+// 64 threads, 64 floats of shared memory. Faults 1, 2: the last thread writes behind, before. Fault 3: far behind.
+// Faults 4, 5: an asynchronous copy ends behind, lies across its 16 bytes. Fault 6: global memory behind `in`.
+__global__ void out_of_bounds(Probe p) {
+  float* shared = shared_floats();
+  shared[threadIdx.x] = p.in[threadIdx.x];
+  __syncthreads();
+  p.out[threadIdx.x] = shared[threadIdx.x];
+  if (threadIdx.x != 63) return;
+  if (p.fault == 1) shared[64] = 1;
+  if (p.fault == 2) shared[-1] = 1;
+  if (p.fault == 3) shared[1024] = 1;
+  if (p.fault == 4) ptx::copy_async_16(shared + 64, p.in, true);
+  if (p.fault == 5) ptx::copy_async_16(shared + 1, p.in, true);
+  if (p.fault == 6) p.out[0] = p.in[64];
+}
+
+// 32 threads: out is the sum of `in`, for all. Fault 1: the upper half has ended. Fault 2: the upper half votes.
+__global__ void divergent_warp(Probe p) {
+  float sum = p.in[threadIdx.x];
+  if (p.fault == 1 && threadIdx.x >= 16) return;
+  if (p.fault == 2 && threadIdx.x >= 16) __any_sync(0xffffffffu, 1);
+  for (int bit = 16; bit > 0; bit /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bit);
+  p.out[threadIdx.x] = sum;
+}
+
+// Blocks of 32 threads: each writes its part of out, then reads the next block's; out[b] is in[b + 1], in parts of 32.
+// Fault 1: no barrier of the grid. Fault 2: block 0 does not come. Fault 3: launched without being together.
+__global__ void grid_barrier(Probe p) {
+  const unsigned own = 32 * blockIdx.x + threadIdx.x, all = 32 * gridDim.x;
+  float* exchange = p.out + all;
+  exchange[own] = p.in[own];
+  __syncthreads();
+  if (p.fault != 1) {
+    if (threadIdx.x == 0 && !(p.fault == 2 && blockIdx.x == 0)) {
+      ptx::add_release(p.counter, 1);
+      while (ptx::load_acquire(p.counter) < gridDim.x) {
+      }
+    }
+    __syncthreads();
+  }
+  p.out[own] = exchange[(own + 32) % all];
+}
+
+// One warp: out [16, 8] = a b^T + 1 with bfloat16 a [16, 16] and b [8, 16], the top 16 bits of `in`; then out
+// [16, 8] = a c with c [16, 8], through the transposing load. Fault 1: a row's address is off by 8 bytes.
+__global__ void products(Probe p) {
+  auto* a = reinterpret_cast<uint16_t*>(shared_memory());  // [16, 16], then b [8, 16], c [16, 8]
+  for (int i = threadIdx.x; i < 512; i += 32) a[i] = static_cast<uint16_t>(__float_as_uint(p.in[i]) >> 16);
+  __syncwarp();
+  const int lane = threadIdx.x;
+  uint32_t as[4], bs[4];
+  ptx::ldmatrix_x4(as, a + (lane % 16) * 16 + lane / 16 * 8 + (p.fault == 1 && lane == 3 ? 4 : 0));
+  for (int product = 0; product < 2; ++product) {
+    if (product == 0) {
+      ptx::ldmatrix_x4(bs, a + 256 + lane % 8 * 16 + lane / 8 % 2 * 8);
+    } else {
+      ptx::ldmatrix_x4_transposed(bs, a + 384 + lane % 16 * 8);
+    }
+    float d[4] = {1, 1, 1, 1};
+    ptx::mma_m16n8k16(d, as, bs[0], bs[1]);
+    float* out = p.out + 128 * product + lane / 4 * 8 + 2 * (lane % 4);
+    out[0] = d[0], out[1] = d[1], out[64] = d[2], out[65] = d[3];
+  }
+}
+
+// One warp: shuffles, votes, atomics.
+__global__ void warp_functions(Probe p) {
+  const float x = p.in[threadIdx.x];
+  const unsigned all = 0xffffffffu;
+  p.out[threadIdx.x] = __shfl_sync(all, x, 5);
+  p.out[32 + threadIdx.x] = __shfl_xor_sync(all, x, 3);
+  p.out[64 + threadIdx.x] = __shfl_down_sync(all, x, 4u);
+  p.out[96 + threadIdx.x] = __shfl_sync(all, x, 31 - static_cast<int>(threadIdx.x));
+  const unsigned positive = __ballot_sync(all, x > 0);
+  p.out[128 + threadIdx.x] = static_cast<float>(positive >> threadIdx.x & 1);
+  const int votes = __any_sync(all, threadIdx.x == 7) + 2 * __all_sync(all, threadIdx.x != 7);
+  p.out[160 + threadIdx.x] = static_cast<float>(votes);
+  atomicAdd(p.counter, 2u);
+}
+
+}  // namespace hrm::probes
+
+#define PROBE(name, grid, threads, bytes)                                                                             \
+  extern "C" const char* probe_##name(const float* in, float* out, unsigned* counter, int fault) {                   \
+    return hrm::launch(hrm::probes::name, dim3(grid), threads, bytes, grid > 1 && fault != 3, nullptr,              \
+                       hrm::probes::Probe{in, out, counter, fault});                                                  \
+  }
+PROBE(missing_barrier, 1, 64, 256)
+PROBE(missing_wait, 1, 64, 1024)
+PROBE(early_copy, 1, 64, 256)
+PROBE(overlapping_tiles, 1, 64, 0)
+PROBE(divergent_barrier, 1, 64, 0)
+PROBE(out_of_bounds, 1, 64, 256)
+PROBE(divergent_warp, 1, 32, 0)
+PROBE(grid_barrier, 3, 32, 0)
+PROBE(products, 1, 32, 1024)
+PROBE(warp_functions, 1, 32, 0)

@@ -1,0 +1,272 @@
+"""The persistent CUDA kernel: error against float64 at most twice that of plain PyTorch in bfloat16.
+
+It runs on a CPU, under csrc/simt. With a GPU the same cases run on it.
+"""
+
+import pytest
+import torch
+
+import hrm_kernels as k
+from hrm_kernels import doctor
+from hrm_kernels.nn import rope_tables
+from hrm_kernels.ops.reasoning_module import cuda_kernels
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+BF16 = torch.bfloat16
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """``torch.empty`` and ``empty_like`` hand out NaN: what a kernel does not write shows."""
+    for name in ("empty", "empty_like"):
+        plain = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *a, plain=plain, **options: poison(plain(*a, **options)))
+
+
+def poison(tensor):
+    return tensor.fill_(float("nan") if tensor.is_floating_point() else 255)
+
+
+@pytest.fixture(params=["simt", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request):
+    """Where the kernel runs, as torch names it."""
+    if request.param == "simt":
+        request.getfixturevalue("cuda_on_cpu")
+        return "cpu"
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    return "cuda"
+
+
+def random(*shape, seed=0, scale=1.0):
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def module(dim, inner, columns, layers, seed):
+    shapes = ((3 * columns, dim), (dim, columns), (2 * inner, dim), (dim, inner))
+    return [
+        k.BlockWeights(*(random(*s, seed=seed + 4 * i + j, scale=s[1] ** -0.5) for j, s in enumerate(shapes)))
+        for i in range(layers)
+    ]
+
+
+def problem(batch=1, positions=17, dim=128, inner=128, head_dim=64, layers=1, rope=True, columns=None):
+    """States, modules, tables and heads in float64 (tables float32)."""
+    columns = columns or dim
+    states = [random(batch, positions, dim, seed=seed) for seed in range(3)]
+    modules = [module(dim, inner, columns, layers, seed) for seed in (100, 200)]
+    tables = rope_tables(positions + 3, head_dim) if rope else (None, None)
+    return states, modules, tables, columns // head_dim
+
+
+def convert(value, device, dtype):
+    """Tensors of any nesting; tables stay float32."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device) if value.dtype == torch.float32 else value.to(device, dtype)
+    if isinstance(value, k.BlockWeights):
+        return k.BlockWeights(*(convert(item, device, dtype) for item in value))
+    return [convert(item, device, dtype) for item in value] if isinstance(value, list | tuple) else value
+
+
+def cycles(backend, given, device, dtype, H_cycles, L_cycles):
+    states, modules, tables, heads = convert(given, device, dtype)
+    with k.use_backend(backend):
+        return k.recurrent_cycles(*states, *modules, *tables, heads, H_cycles, L_cycles)
+
+
+def update(backend, given, device, dtype):
+    states, modules, tables, heads = convert(given, device, dtype)
+    with k.use_backend(backend):
+        return k.reasoning_module(*states[:2], modules[0], *tables, heads)
+
+
+def within(got, plain, want):
+    """The design's rule, relative to the size of the whole result."""
+    assert got.dtype == BF16
+    error, allowed = ((x.double() - want).abs().max().item() for x in (got, plain))
+    assert error <= 2 * allowed + torch.finfo(BF16).eps * want.abs().max().item(), f"{error:.2e}, plain {allowed:.2e}"
+
+
+def compare(call, device):
+    got, plain, want = (call(*how) for how in (("cuda", device, BF16), ("reference", device, BF16),
+                                               ("reference", device, torch.float64)))  # fmt: skip
+    if isinstance(got, torch.Tensor):
+        got, plain, want = (got,), (plain,), (want,)
+    for result in zip(got, plain, want, strict=True):
+        within(*result)
+
+
+SHAPES = [
+    {},
+    {"positions": 1},
+    {"batch": 3, "positions": 33, "layers": 2},
+    {"positions": 82, "head_dim": 32},
+    {"positions": 81, "head_dim": 128},
+    {"positions": 97, "rope": False, "inner": 256},
+    {"batch": 2, "positions": 128, "head_dim": 128},
+    {"positions": 128, "head_dim": 32, "batch": 2},
+    {"dim": 256, "inner": 384, "positions": 50},
+    {"dim": 384, "inner": 128, "positions": 20, "head_dim": 128},
+    {"dim": 128, "columns": 256, "positions": 20},
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_module(device, shape):
+    given = problem(**shape)
+    compare(lambda *how: update(how[0], given, *how[1:]), device)
+
+
+@pytest.mark.parametrize(("H_cycles", "L_cycles"), [(1, 1), (1, 3), (2, 1), (2, 2), (3, 2)])
+def test_cycles(device, H_cycles, L_cycles):
+    given = problem(batch=2, layers=2)
+    compare(lambda *how: cycles(how[0], given, *how[1:], H_cycles, L_cycles), device)
+
+
+def test_published_sizes(device):
+    given = problem(positions=82, dim=512, inner=1536)
+    compare(lambda *how: update(how[0], given, *how[1:]), device)
+
+
+def test_many_tokens_take_tall_tiles(device, monkeypatch):
+    """Over 96 tall tiles of the residual products; also more tiles of every phase than thread blocks."""
+    monkeypatch.setattr(cuda_kernels, "MOST_TOKENS", 4096)
+    given = problem(batch=18, positions=128)
+    compare(lambda *how: update(how[0], given, *how[1:]), device)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 2, 7])
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
+def test_any_order_on_any_device_gives_the_same_bits(cuda_on_cpu, multiprocessors, order):
+    given = problem(batch=2, positions=40, layers=2, inner=256)
+    cuda_on_cpu.configure(3, 0)
+    want = cycles("cuda", given, "cpu", BF16, 2, 2)
+    cuda_on_cpu.configure(multiprocessors, order)
+    got = cycles("cuda", given, "cpu", BF16, 2, 2)
+    assert all(torch.equal(a, b) and not a.isnan().any() for a, b in zip(got, want, strict=True))
+
+
+def test_same_input_same_output(device):
+    given = problem(batch=2, positions=40, layers=2)
+    first, again = (cycles("cuda", given, device, BF16, 2, 2) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize(
+    "shape", [{"positions": 1}, {"positions": 19, "batch": 2}, {"positions": 128, "head_dim": 128}]
+)
+def test_stays_in_its_tensors(cuda_on_cpu, shape):
+    """Inputs, results and workspace end where memory ends."""
+    (z, injection, x), modules, tables, heads = convert(problem(**shape), "cpu", BF16)
+    module, guarded = cuda_on_cpu.module, cuda_on_cpu.guarded
+    batch, positions, dim = z.shape
+    sizes = (batch, positions, dim, heads, tables[0].shape[1], modules[0][0].down.shape[1])
+    states = [guarded(state) for state in (z, injection, x)]
+    results = [guarded(torch.full_like(z, float("nan"))) for _ in range(2)]
+    workspace = guarded(torch.full((module.recurrent_cycles_workspace(*sizes),), 255, dtype=torch.uint8))
+    weights = [[guarded(weight) for block in layers for weight in block] for layers in modules]
+    tables = [guarded(table[:positions].contiguous()) for table in tables]
+    module.recurrent_cycles(*states, *weights, *tables, heads, 2, 2, 1e-5, *results, workspace)
+    with k.use_backend("cuda"):
+        want = k.recurrent_cycles(z, injection, x, *modules, *tables, heads, 2, 2)
+    assert all(torch.equal(a, b) for a, b in zip(results, want, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(states, (z, injection, x), strict=True)), "an input was written to"
+
+
+def test_views_are_copied_and_inputs_kept(device):
+    (z, injection, _), modules, tables, heads = convert(problem(batch=2), device, BF16)
+    with k.use_backend("cuda"):
+        want = k.reasoning_module(z, injection, modules[0], *tables, heads)
+        turned = z.transpose(0, 1).contiguous().transpose(0, 1)
+        shifted = torch.zeros(z.numel() + 1, dtype=BF16, device=device)[1:].view(z.shape).copy_(injection)
+        assert not turned.is_contiguous() and shifted.data_ptr() % 16
+        assert torch.equal(k.reasoning_module(turned, shifted, modules[0], *tables, heads), want)
+        assert torch.equal(shifted, injection)
+
+
+def test_registration(device):
+    states, modules, tables, heads = convert(problem(layers=2), device, BF16)
+    weights = [[weight for block in layers for weight in block] for layers in modules]
+    operator = torch.ops.hrm_kernels.cuda_recurrent_cycles.default
+    torch.library.opcheck(operator, (*states, *weights, *tables, heads, 2, 2, 1e-5))
+
+
+def test_compiles_without_graph_breaks(device):
+    torch._dynamo.reset()
+    states, modules, tables, heads = convert(problem(), device, BF16)
+
+    def function(z_H, z_L, x):
+        z_H, z_L = k.recurrent_cycles(z_H, z_L, x, *modules, *tables, heads, 2, 2)
+        with torch.no_grad():
+            return k.reasoning_module(z_H, z_L, modules[0], *tables, heads)
+
+    with k.use_backend("cuda"):
+        assert torch.equal(torch.compile(function, fullgraph=True, backend="aot_eager")(*states), function(*states))
+
+
+def reason(given, dtype=BF16, **options):
+    states, modules, tables, heads = convert(given, "cpu", dtype)
+    if options.get("grad"):
+        modules[0][0].qkv.requires_grad_()
+    with k.use_backend("cuda"), pytest.raises(k.BackendUnavailable) as error:
+        k.reasoning_module(*states[:2], modules[0], *tables, heads)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        ({}, {"dtype": torch.float32}, "are for bfloat16, not float32"),
+        ({}, {"grad": True}, "compute no gradients"),
+        ({"positions": 129}, {}, "128 positions at most"),
+        ({"batch": 9, "positions": 128}, {}, f"1 to {cuda_kernels.MOST_TOKENS} tokens"),
+        ({"head_dim": 16}, {}, "head_dim 32, 64 and 128"),
+        ({"dim": 192}, {}, "multiples of 128"),
+        ({"inner": 96}, {}, "multiples of 128"),
+        ({"layers": 17}, {}, "16 blocks"),
+    ],
+)
+def test_what_it_cannot_serve(cuda_on_cpu, shape, options, message):
+    assert message in reason(problem(**shape), **options)
+
+
+def test_the_doctor_tests_the_backend(device, monkeypatch):
+    assert doctor._test_backend("cuda") is None
+    monkeypatch.setattr(cuda_kernels, "update", lambda z, *rest: (z, z))
+    assert "reasoning_module is off by" in doctor._test_backend("cuda")
+
+
+def test_an_empty_batch_is_for_others(cuda_on_cpu):
+    states, modules, tables, heads = convert(problem(), "cpu", BF16)
+    with k.use_backend("cuda"), pytest.raises(k.BackendUnavailable, match=f"1 to {cuda_kernels.MOST_TOKENS} tokens"):
+        k.reasoning_module(states[0][:0], states[1][:0], modules[0], *tables, heads)
+    assert k.reasoning_module(states[0][:0], states[1][:0], modules[0], *tables, heads).shape == (0, 17, 128)
+
+
+def test_blocks_of_unequal_sizes_are_for_others(cuda_on_cpu):
+    states, modules, tables, heads = convert(problem(), "cpu", BF16)
+    wider = convert(problem(inner=256), "cpu", BF16)[1][0]
+    with k.use_backend("cuda"), pytest.raises(k.BackendUnavailable, match="blocks of equal sizes"):
+        k.reasoning_module(*states[:2], [*modules[0], *wider], *tables, heads)
+
+
+def test_cpu_tensors_are_not_for_cuda():
+    states, modules, tables, heads = convert(problem(), "cpu", BF16)
+    with k.use_backend("cuda"), pytest.raises(k.BackendUnavailable, match="for cuda tensors, not cpu"):
+        k.reasoning_module(*states[:2], modules[0], *tables, heads)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_replays_in_a_cuda_graph():
+    states, modules, tables, heads = convert(problem(layers=2), "cuda", BF16)
+    with k.use_backend("cuda"):
+        want = k.recurrent_cycles(*states, *modules, *tables, heads, 2, 2)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            got = k.recurrent_cycles(*states, *modules, *tables, heads, 2, 2)
+        for _ in range(3):
+            graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))

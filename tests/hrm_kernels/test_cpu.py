@@ -1,0 +1,390 @@
+"""The cpu backend: error against float64 at most twice that of plain PyTorch, on every instruction set of the machine."""
+
+import gc
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+
+import hrm_kernels as k
+from hrm_kernels import native
+from hrm_kernels.nn import rope_tables
+from hrm_kernels.ops.transformer_block import packing
+from hrm_kernels.ops.transformer_block.packing import pack
+from hrm_kernels.optim import AdamATan2, SparseSignSGD
+
+library = native.load("cpu")
+pytestmark = [
+    pytest.mark.skipif(library.reason is not None, reason=str(library.reason)),
+    pytest.mark.usefixtures("poisoned"),
+]
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(params=["avx512", "avx2", "portable"])
+def instruction_set(request):
+    try:
+        library.module.use_instruction_set(request.param)
+    except ValueError as error:
+        pytest.skip(str(error))
+    packing._entries.clear()  # another set, another order of the weights
+    yield request.param
+    library.module.use_instruction_set("")
+    packing._entries.clear()
+
+
+def random(*shape, seed=0, scale=1.0):
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def layers(count, dim, heads, head_dim, inner, dtype=torch.float64):
+    wide = heads * head_dim
+    shapes = ((3 * wide, dim), (dim, wide), (2 * inner, dim), (dim, inner))
+    return [
+        k.BlockWeights(*(random(*s, seed=10 * i + j, scale=s[1] ** -0.5).to(dtype) for j, s in enumerate(shapes)))
+        for i in range(count)
+    ]
+
+
+def within(got, plain, want, dtype, name, epsilons=2):
+    """The design's rule, relative to the size of the whole result."""
+    assert got.dtype == plain.dtype and got.shape == plain.shape
+    if not want.numel():
+        return
+    error, allowed = ((x.double() - want).abs().max().item() for x in (got, plain))
+    bound = 2 * allowed + epsilons * torch.finfo(dtype).eps * want.abs().max().item()
+    assert error <= bound, f"{name}: {error:.2e}, allowed {bound:.2e}"
+
+
+def results(op, inputs, dtype, backend, seed=7):
+    """Outputs of ``op(*inputs)`` in a dtype and the gradients of all inputs."""
+    inputs = [x.to(dtype).requires_grad_() for x in inputs]
+    with k.use_backend(backend):
+        out = op(*inputs)
+        gradients = torch.autograd.grad(out, inputs, random(*out.shape, seed=seed).to(out.dtype))
+        with torch.no_grad():
+            without = op(*inputs)
+    assert torch.equal(without, out), "the same without gradients"
+    return [out.detach(), *gradients]
+
+
+def compare(op, inputs, dtype, **options):
+    inputs = [x.to(dtype).double() for x in inputs]  # what all of them get
+    sets = [results(op, inputs, *way) for way in ((torch.float64, "reference"), (dtype, "reference"), (dtype, "cpu"))]
+    for index, (want, plain, got) in enumerate(zip(*sets)):
+        within(got, plain, want, dtype, f"result {index}", **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 2), (3, 5), (2, 17, 64), (129, 512), (7, 20_001), (0, 8), (4, 0, 8)])
+def test_add_rms_norm(shape, dtype, instruction_set):
+    compare(k.add_rms_norm, [random(*shape, seed=1), random(*shape, seed=2)], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 2), (3, 10), (2, 17, 128), (33, 3072), (0, 8)])
+def test_swiglu(shape, dtype, instruction_set):
+    compare(k.swiglu, [random(*shape, seed=1, scale=3)], dtype)
+
+
+def test_swiglu_far_out(instruction_set):
+    gate = torch.tensor([-1e4, -100.0, -80.0, 0.0, 80.0, 100.0, 1e4, float("nan")])
+    with k.use_backend("cpu"):
+        got = k.swiglu(torch.cat((gate, torch.ones(8))))
+    want = torch.nn.functional.silu(gate.double())
+    assert got[7].isnan() and torch.allclose(got[:7].double(), want[:7], rtol=1e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rope", [False, True])
+@pytest.mark.parametrize(
+    "batch, positions, heads, head_dim",
+    [(1, 1, 1, 32), (2, 17, 2, 64), (1, 82, 2, 128), (3, 129, 1, 6), (1, 300, 1, 48), (2, 33, 3, 20), (0, 5, 2, 8)],
+)
+def test_rope_attention(batch, positions, heads, head_dim, rope, dtype, instruction_set):
+    tables = rope_tables(positions + 2, head_dim) if rope else (None, None)
+
+    def attend(qkv):
+        own = [t.double() if t is not None and qkv.dtype == torch.float64 else t for t in tables]
+        return k.rope_attention(qkv, *own, heads)
+
+    compare(attend, [random(batch, positions, 3 * heads * head_dim, scale=1.5)], dtype, epsilons=4)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "batch, positions, dim, heads, head_dim, inner",
+    [
+        (2, 17, 64, 2, 32, 96),
+        (1, 82, 128, 2, 64, 256),
+        (3, 5, 20, 3, 6, 30),
+        (2, 1, 64, 1, 64, 64),
+        (0, 5, 32, 2, 16, 8),
+    ],
+)
+def test_module(batch, positions, dim, heads, head_dim, inner, dtype, recompute, instruction_set):
+    tables = rope_tables(positions, head_dim)
+
+    def module(z, injection, *weights):
+        own = [t.double() if z.dtype == torch.float64 else t for t in tables]
+        blocks = [k.BlockWeights(*weights[i : i + 4]) for i in range(0, len(weights), 4)]
+        return k.reasoning_module(z, injection, blocks, *own, heads, recompute=recompute)
+
+    weights = [w for block in layers(2, dim, heads, head_dim, inner) for w in block]
+    states = [random(batch, positions, dim, seed=s) for s in (1, 2)]
+    compare(module, [*states, *weights], dtype, epsilons=8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch, positions", [(8, 82), (1, 901), (3, 97)])
+def test_published_sizes(batch, positions):
+    tables = rope_tables(positions, 64)
+
+    def block(x, *weights):
+        own = [t.double() if x.dtype == torch.float64 else t for t in tables]
+        return k.transformer_block(x, k.BlockWeights(*weights), *own, 8)
+
+    compare(block, [random(batch, positions, 512), *layers(1, 512, 8, 64, 1536)[0]], torch.float32, epsilons=8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("H_cycles, L_cycles", [(1, 1), (2, 2), (1, 3), (3, 1)])
+def test_recurrent_cycles(H_cycles, L_cycles, dtype):
+    tables, states = rope_tables(21, 32), [random(3, 21, 64, seed=s) for s in range(3)]
+    H, L = layers(2, 64, 2, 32, 96), layers(1, 64, 2, 32, 96)
+
+    def run(dt, backend):
+        def cast(blocks):
+            return [k.BlockWeights(*(w.to(dtype).to(dt) for w in block)) for block in blocks]
+
+        own = [t.double() if dt == torch.float64 else t for t in tables]
+        with k.use_backend(backend):
+            inputs = [z.to(dtype).to(dt) for z in states]
+            return k.recurrent_cycles(*inputs, cast(H), cast(L), *own, 2, H_cycles, L_cycles)
+
+    for want, plain, got in zip(run(torch.float64, "reference"), run(dtype, "reference"), run(dtype, "cpu")):
+        within(got, plain, want, dtype, "state", epsilons=8)
+
+
+def test_blocks_of_unequal_sizes_are_left_to_the_reference():
+    weights = [*layers(1, 64, 2, 32, 96, torch.float32), *layers(1, 64, 2, 32, 64, torch.float32)]
+    z = torch.zeros(1, 3, 64)
+    with k.use_backend("cpu"), pytest.raises(k.BackendUnavailable, match="equal sizes"):
+        k.reasoning_module(z, z, weights, None, None, 2)
+
+
+def test_rows_and_threads_do_not_matter():
+    """Bit for bit: a row's result depends neither on the rest of the batch nor on the number of threads."""
+    weights, tables = layers(2, 64, 2, 32, 96, torch.float32), rope_tables(19, 32)
+    x, threads = random(5, 19, 64).float(), torch.get_num_threads()
+
+    def run(x):
+        inputs = [x.clone().requires_grad_(), *(w.clone().requires_grad_() for block in weights for w in block)]
+        blocks = [k.BlockWeights(*inputs[i : i + 4]) for i in range(1, len(inputs), 4)]
+        out = k.reasoning_module(inputs[0], x, blocks, *tables, 2)
+        return [out, *torch.autograd.grad(out, inputs, random(*out.shape, seed=3).float()[: len(x)])]
+
+    with k.use_backend("cpu"):
+        try:
+            torch.set_num_threads(1)
+            one = run(x)
+            torch.set_num_threads(3)
+            three = run(x)
+        finally:
+            torch.set_num_threads(threads)
+        assert all(torch.equal(a, b) for a, b in zip(one, three))
+        assert torch.equal(run(x[2:3])[0], one[0][2:3])
+
+
+def test_weights_are_packed_again_when_they_change():
+    weights = [torch.nn.Parameter(w) for w in layers(1, 32, 2, 16, 32, torch.float32)[0]]
+    first = pack(weights, 2)
+    assert pack(weights, 2) is first
+    with torch.no_grad():
+        weights[2][3, 3] += 1  # seen by its version, though no sampled element need have changed
+    second = pack(weights, 2)
+    assert second is not first and not torch.equal(second.forward, first.forward)
+    weights[1].data.mul_(2)  # has no version
+    third = pack(weights, 2)
+    assert third is not second
+    weights[0].data = weights[0].data.clone()
+    assert pack(weights, 2) is not third
+    kept = len(packing._entries)
+    del weights, first, second, third
+    gc.collect()
+    assert len(packing._entries) < kept, "packed weights go with the weights"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("labels_dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("shape, scale", [((3, 5, 11), 1), ((1, 1), 1), ((2, 5000), 1e5), ((40, 6), 30), ((0, 6), 1)])
+def test_stablemax_cross_entropy(shape, scale, labels_dtype, dtype):
+    logits = random(*shape, scale=scale).to(dtype)
+    labels = torch.randint(0, shape[-1], shape[:-1], generator=torch.Generator().manual_seed(1)).to(labels_dtype)
+    if labels.numel() > 1:
+        labels.view(-1)[0] = -100
+    weight = random(*shape[:-1], seed=5).float()
+
+    def run(logits, backend):
+        logits = logits.clone().requires_grad_()
+        with k.use_backend(backend):
+            loss = k.stablemax_cross_entropy(logits, labels)
+            return loss.detach(), torch.autograd.grad(loss, logits, weight.to(loss.dtype))[0]
+
+    (want, dwant), (got, dgot) = run(logits.double(), "reference"), run(logits, "cpu")
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(dgot.double(), dwant, rtol=2 * torch.finfo(dtype).eps, atol=1e-30)
+
+
+def test_stablemax_argmax_and_bad_labels():
+    from hrm_kernels.ops.stablemax_cross_entropy import stablemax_cross_entropy_with_argmax
+
+    logits = random(7, 11).float()
+    with k.use_backend("cpu"):
+        _, argmax = stablemax_cross_entropy_with_argmax(logits, torch.zeros(7, dtype=torch.int64))
+        assert torch.equal(argmax, logits.argmax(-1))
+        for label in (11, -1):
+            with pytest.raises(IndexError, match=f"a label is {label}, expected 0 to 10"):
+                k.stablemax_cross_entropy(logits, torch.full((7,), label))
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_adam_atan2(copies, instruction_set):
+    """Sizes that leave lanes over, an empty parameter, one without a gradient; bfloat16 copies written with them."""
+    sizes = [(1,), (7, 3), (0,), (40_001,), (64, 8)]
+
+    def run(dtype, backend):
+        params = [torch.nn.Parameter(random(*s, seed=i).to(dtype)) for i, s in enumerate(sizes)]
+        idle = torch.nn.Parameter(torch.ones(3, dtype=dtype))
+        optimizer = AdamATan2([*params, idle], lr=0.1, weight_decay=0.3)
+        if copies and dtype == torch.float32:
+            optimizer.copies = {p: torch.zeros_like(p, dtype=torch.bfloat16) for p in params}
+        versions = [p._version for p in params]
+        with k.use_backend(backend):
+            for step in range(3):
+                for i, p in enumerate(params):
+                    p.grad = random(*sizes[i], seed=50 * step + i, scale=10.0 ** (i - 2)).to(dtype)
+                optimizer.step()
+        assert torch.equal(idle, torch.ones_like(idle))
+        assert all(p._version > v for p, v in zip(params, versions) if p.numel())
+        for p, copy in optimizer.copies.items():
+            assert torch.equal(copy, p.bfloat16())
+        return [p.detach() for p in params] + [optimizer.state[p]["exp_avg"] for p in params if p.numel()]
+
+    exact, plain, ours = run(torch.float64, "reference"), run(torch.float32, "reference"), run(torch.float32, "cpu")
+    for index, (want, own, got) in enumerate(zip(exact, plain, ours)):
+        within(got, own, want, torch.float32, f"parameter {index}", epsilons=4)
+
+
+def test_atan2_at_its_ends(instruction_set):
+    """Gradients of 0, of 1e-38, whose square is 0, of 3e38, whose square is infinite."""
+    m = torch.tensor([0.0, -0.0, 1e-38, -1e-38, 3e38, -1.0, 1.0, 0.5])
+    p = torch.nn.Parameter(torch.zeros(8))
+    optimizer = AdamATan2([p], lr=1.0, betas=(0.0, 0.0))
+    p.grad = m
+    optimizer.state[p] = {"step": torch.zeros(()), "exp_avg": torch.zeros(8), "exp_avg_sq": torch.zeros(8)}
+    with k.use_backend("cpu"):
+        optimizer.step()
+    want = -torch.atan2(m.double(), (m * m).double().sqrt())  # g² ends at 3e38 and at 1e-45 in float32
+    torch.testing.assert_close(p.detach().double(), want, rtol=3e-7, atol=0)
+
+
+def test_sparse_sign_sgd():
+    table = k.nn.SparseEmbedding(10, 5).train()
+    table.weights.copy_(random(10, 5))
+    before = table.weights.clone()
+    ids = torch.tensor([3, 1, 3, 7], dtype=torch.int32)
+    table(ids)
+    table.local_weights.grad = random(4, 5, seed=2).float()
+    table.local_weights.grad[3] = 0
+    gradients = torch.zeros(10, 5).index_add_(0, ids.long(), table.local_weights.grad)
+    want = before.clone()
+    for row in (1, 3, 7):
+        want[row] = before[row] * (1 - 0.1 * 0.5) - 0.1 * gradients[row].sign()
+    optimizer = SparseSignSGD([table], lr=0.1, weight_decay=0.5)
+    with k.use_backend("cpu"):
+        optimizer.step()
+        torch.testing.assert_close(table.weights, want, rtol=1e-6, atol=1e-7)
+        after = table.weights.clone()
+        table.local_ids = torch.tensor([3, 1, 10, 7])
+        with pytest.raises(IndexError, match="identifier is 10, expected 0 to 9"):
+            optimizer.step()
+    assert torch.equal(table.weights, after)
+
+
+sizes = st.integers(0, 9)
+
+
+@hypothesis.settings(deadline=None, max_examples=150)
+@hypothesis.given(st.data())
+def test_the_boundary_never_crashes(data):
+    """Random tensors where the library expects others: the right shape of an answer, or one of Python's errors."""
+    module, dtypes = (
+        library.module,
+        [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.float16, torch.complex64],
+    )
+
+    def tensor():
+        shape = data.draw(st.lists(sizes, min_size=0, max_size=4))
+        made = torch.zeros(shape, dtype=data.draw(st.sampled_from(dtypes)))
+        if made.ndim > 1 and data.draw(st.booleans()):
+            made = made.transpose(0, 1)
+        return made[::2] if made.ndim and data.draw(st.booleans()) else made
+
+    def tensor_or_none():
+        return tensor() if data.draw(st.booleans()) else None
+
+    def number():
+        return data.draw(st.integers(-3, 5))
+
+    calls = {
+        "axpy": lambda: (1.0, tensor(), tensor()),
+        "pack_blocks": lambda: (
+            [tensor_or_none() for _ in range(data.draw(st.integers(0, 8)))],
+            number(),
+            False,
+            tensor(),
+            1,
+        ),
+        "infer_blocks": lambda: (
+            *(tensor(), None, tensor(), number(), None, None, tensor()),
+            *(number(), number(), number(), 1e-5, number()),
+        ),
+        "blocks_forward": lambda: (
+            *(tensor(), tensor(), tensor(), number(), tensor(), tensor(), tensor(), False, tensor()),
+            *(number(), number(), number(), 1e-5, 1),
+        ),
+        "blocks_backward": lambda: (
+            *(tensor(), tensor(), tensor(), number(), None, None, False, tensor(), tensor(), [None] * 4),
+            *(number(), number(), number(), 1e-5, 1),
+        ),
+        "recurrent_cycles": lambda: (
+            *(tensor(), tensor(), tensor(), tensor(), number(), tensor(), number(), None, None, tensor(), tensor()),
+            *(number(), number(), number(), number(), number(), 1e-5, 1),
+        ),
+        "fingerprint": lambda: ([tensor_or_none()],),
+        "rope_attention_forward": lambda: (tensor(), tensor(), None, tensor(), tensor(), number(), number()),
+        "rope_attention_backward": lambda: (
+            *(tensor(), tensor(), tensor(), tensor(), None, None, tensor()),
+            *(number(), number()),
+        ),
+        "add_rms_norm_forward": lambda: (tensor(), tensor(), 1e-5, tensor(), tensor(), number()),
+        "add_rms_norm_backward": lambda: (tensor(), tensor(), tensor(), tensor(), tensor(), 1),
+        "swiglu_forward": lambda: (tensor(), tensor(), number()),
+        "swiglu_backward": lambda: (tensor(), tensor(), tensor(), number()),
+        "stablemax_forward": lambda: (tensor(), tensor(), -100, tensor(), tensor(), None, number()),
+        "stablemax_backward": lambda: (tensor(), tensor(), tensor(), -100, tensor(), tensor(), number()),
+        "adam_atan2": lambda: (
+            *([tensor()], [tensor_or_none()], [tensor()], [tensor()], [], tensor(), tensor()),
+            *(0.1, 0.9, 0.9, 0.0, 1),
+        ),
+        "sparse_sign_sgd": lambda: (tensor(), tensor(), tensor(), 0.1, 0.1),
+    }
+    name = data.draw(st.sampled_from(sorted(calls)))
+    try:
+        assert isinstance(getattr(module, name)(*calls[name]()), int | None)
+    except (TypeError, ValueError, IndexError) as error:
+        assert ": " in str(error)

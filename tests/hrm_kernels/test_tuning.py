@@ -1,0 +1,164 @@
+"""The tuning tables: which path a pass takes, that all paths compute the same, and what a bad table or machine says."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hrm_kernels import tuning
+from hrm_kernels.nn import rope_tables
+from hrm_kernels.tuning import CANDIDATES, TuningError
+from hrm_kernels.tuning import table as tables
+
+pytest.importorskip("triton")
+
+from hrm_kernels.ops.transformer_block import triton_block  # noqa: E402
+from hrm_kernels.ops.transformer_block import triton_kernels as fused  # noqa: E402
+from hrm_kernels.tuning import __main__ as command  # noqa: E402
+
+CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
+
+
+@pytest.fixture
+def device(monkeypatch, tmp_path):
+    """A GPU by name only; the folder of its table."""
+    monkeypatch.setattr(tables, "FOLDER", tmp_path)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "ACME Toaster (9000)")
+    tables._limits.cache_clear()
+    yield tmp_path / "acme-toaster-9000.json"
+    tables._limits.cache_clear()
+
+
+def test_the_defaults_are_for_devices_without_a_table(device):
+    for where in (CUDA, CPU):
+        assert tuning.choose(where, torch.float32, 10) == "library"
+        assert [tuning.choose(where, torch.bfloat16, rows) for rows in (1, 1024, 1025)] == [
+            "fused_small",
+            "fused_small",
+            "fused",
+        ]
+
+
+def test_a_table_decides_by_dtype_and_rows(device):
+    tables.write(device, {"bfloat16": [(32, "whole_row"), (500, "fused"), (None, "library")]}, {"device": "x"})
+    assert [tuning.choose(CUDA, torch.bfloat16, rows) for rows in (1, 32, 33, 500, 501, 10**9)] == [
+        "whole_row",
+        "whole_row",
+        "fused",
+        "fused",
+        "library",
+        "library",
+    ]
+    assert tuning.choose(CUDA, torch.float16, 1) == "fused_small"  # which it doesn't have
+    assert tuning.choose(CPU, torch.bfloat16, 1) == "fused_small"
+    tables.write(device, {"bfloat16": [(None, "library")]}, {})
+    assert tuning.choose(CUDA, torch.bfloat16, 1) == "library"  # read anew
+    assert [path.name for path in device.parent.iterdir()] == [device.name]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "Expecting value"),
+        ('{"block"', "Expecting"),
+        ("[]", "list indices"),
+        ("{}", "no 'block'"),
+        ('{"block": {"int8": []}}', "unknown dtype 'int8'"),
+        ('{"block": {"float16": [[null, "magic"]]}}', "unknown candidate 'magic'"),
+        ('{"block": {"float16": [[8, "fused"]]}}', "rise to a last one without limit"),
+        ('{"block": {"float16": [[8, "fused"], [8, "library"], [null, "fused"]]}}', "rise to a last one"),
+        ('{"block": {"float16": [["8", "fused"], [null, "fused"]]}}', "rise to a last one"),
+        ('{"block": {"float16": [[null]]}}', "not enough values"),
+        ('{"block": 3}', "no attribute"),
+    ],
+)
+def test_a_damaged_table_is_an_error_with_a_way_out(device, text, reason):
+    device.write_text(text)
+    with pytest.raises(TuningError, match=reason) as error:
+        tuning.choose(CUDA, torch.float16, 1)
+    assert str(device) in str(error.value) and "remove it to use the defaults" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_shipped_tables_are_right():
+    for path in tables.FOLDER.glob("*.json"):
+        assert tables.read(path) and tables.path_of(json.loads(path.read_text())["device"]) == path
+
+
+def test_the_fastest_of_each_number_of_rows():
+    seconds = {
+        64: {"fused": 3.0, "fused_small": 1.0},
+        16: {"fused": 3.0, "whole_row": 2.0},
+        128: {"fused": 3.0, "fused_small": 1.0},
+        256: {"fused": 1.0, "library": 2.0},
+        512: {"fused": 1.5, "library": 1.0},
+    }
+    assert tables.best(seconds) == [(16, "whole_row"), (128, "fused_small"), (256, "fused"), (None, "library")]
+    assert tables.best({1: {"fused": 1.0}}) == [(None, "fused")]
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("rows", [1, 17, 32])
+def test_all_paths_compute_the_same(rows):
+    dim, inner = 288, 160  # a row that no tile divides
+    g = torch.Generator().manual_seed(0)
+    shapes = ((3 * dim, dim), (dim, dim), (2 * inner, dim), (dim, inner))
+    exact = [torch.randn(shape, generator=g).double() * shape[1] ** -0.5 for _ in range(2) for shape in shapes]
+    x = torch.randn(rows, dim, generator=g)
+    shared = triton_block.Shared(1, *rope_tables(rows, 32), 9, 1e-5)
+    assert fused.fits_a_row(x.half()) and list(triton_block.PATHS) == list(CANDIDATES)
+    with torch.no_grad():
+        want = triton_block.infer_library(x, [w.float() for w in exact], shared)
+        for name, path in triton_block.PATHS.items():
+            got = path(x.half(), [w.half() for w in exact], shared).float()
+            torch.testing.assert_close(got, want, rtol=2e-2, atol=1e-2, msg=lambda m: f"{name}: {m}")
+
+
+def test_a_pass_takes_the_path_of_the_table(monkeypatch):
+    taken = []
+    for name in CANDIDATES:
+        monkeypatch.setitem(triton_block.PATHS, name, lambda x, *rest, name=name: taken.append(name) or x)
+    monkeypatch.setattr(tuning, "choose", lambda device, dtype, rows: "whole_row" if rows < 100 else "library")
+    shared = triton_block.Shared(1, None, None, 1, 1e-5)
+    for rows, dim, dtype in (
+        (8, 512, torch.float16),
+        (40, 512, torch.float16),
+        (8, 64, torch.float16),
+        (100, 512, torch.float16),
+    ):
+        triton_block.infer(torch.zeros(rows, dim, dtype=dtype), [], shared)
+    assert taken == ["whole_row", "fused_small", "fused_small", "library"]  # more rows, or narrower ones, than it has
+
+
+def test_measuring_runs_every_candidate_once_they_agree(monkeypatch):
+    def run(function):
+        function()
+        return 1.0
+
+    sizes = (288, 64, 9, 1)
+    assert set(command.measure(CPU, torch.float16, 16, run, sizes)) == set(CANDIDATES)
+    assert set(command.measure(CPU, torch.float16, 41, run, sizes)) == {"library", "fused", "fused_small"}
+    assert set(command.measure(CPU, torch.float32, 16, run, sizes)) == {"library"}
+    monkeypatch.setitem(triton_block.PATHS, "fused", lambda x, weights, shared: x + 9)
+    with pytest.raises(RuntimeError, match="fused differs from library"):
+        command.measure(CPU, torch.float16, 16, run, sizes)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_without_a_gpu_it_says_so():
+    done = subprocess.run([sys.executable, "-m", "hrm_kernels.tuning"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "tuning: there is no GPU that torch can use; run it on the machine to be tuned\n"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_command_on_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(tables, "FOLDER", tmp_path)
+    monkeypatch.setattr(command, "ROWS", (16, 328))
+    assert command.main([]) == 0
+    (written,) = tmp_path.glob("*.json")
+    assert set(tables.read(written)) == {"float32", "bfloat16", "float16"}
+    tables._limits.cache_clear()
