@@ -4,19 +4,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hrm.config import HRMConfig
+    from hrm.config import HRMConfig, TRMConfig
     from hrm.errors import InputError
+    from hrm.inference.engine import Engine
     from hrm.losses import act_loss
     from hrm.model import HRM, Carry
+    from hrm.trm import TRM
     from hrm.weights import from_published, load, save
 
-__all__ = ["HRM", "Carry", "HRMConfig", "InputError", "act_loss", "from_published", "load", "save"]
+__all__ = [
+    "HRM",
+    "TRM",
+    "Carry",
+    "Engine",
+    "HRMConfig",
+    "InputError",
+    "TRMConfig",
+    "act_loss",
+    "from_published",
+    "load",
+    "save",
+]
 
 _HOME = {
     "HRM": "model",
+    "TRM": "trm",
     "Carry": "model",
+    "Engine": "inference.engine",
     "HRMConfig": "config",
     "InputError": "errors",
+    "TRMConfig": "config",
     "act_loss": "losses",
     "from_published": "weights",
     "load": "weights",

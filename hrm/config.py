@@ -1,57 +1,58 @@
 """The model's configuration, in the field names of the published code."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from typing_extensions import Self
 
 from hrm.errors import InputError, describe
 
+Gradient = Literal["one_step", "last_cycle", "full"] | PositiveInt
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class HRMConfig(BaseModel):
-    """Sizes and options of an :class:`hrm.HRM`; the defaults are the published 27M model's.
-
-    Attributes:
-        seq_len: tokens of a puzzle.
-        vocab_size: number of token values.
-        num_puzzle_identifiers: rows of the puzzle embedding.
-        puzzle_emb_ndim: width of a puzzle's embedding, 0 for none.
-        H_cycles, L_cycles: updates of z_H in a segment; updates of z_L for each of them.
-        H_layers, L_layers: blocks of the H-level and the L-level.
-        hidden_size: D.
-        expansion: of the SwiGLU; the inner size is ``hrm_kernels.nn.swiglu_inner_size``.
-        num_heads: attention heads.
-        pos_encodings: ``"rope"`` or ``"learned"``.
-        rms_norm_eps, rope_theta: as in the ops.
-        halt_max_steps: the most segments for one puzzle in training (and in evaluation, unless told otherwise).
-        halt_exploration_prob: probability with which a row of a training batch draws a minimum of segments.
-        forward_dtype: dtype of activations and of the weights where they are used; parameters are float32.
-    """
+class ModelConfig(BaseModel):
+    """What the families of models have in common; each is described where it is complete."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    family: ClassVar[str]
 
     seq_len: PositiveInt
     vocab_size: PositiveInt
     num_puzzle_identifiers: PositiveInt = 1
     puzzle_emb_ndim: NonNegativeInt = 0
-    H_cycles: PositiveInt = 2
-    L_cycles: PositiveInt = 2
-    H_layers: PositiveInt = 4
-    L_layers: PositiveInt = 4
     hidden_size: PositiveInt = 512
     expansion: float = Field(default=4.0, gt=0)
     num_heads: PositiveInt = 8
-    pos_encodings: Literal["rope", "learned"] = "rope"
     rms_norm_eps: float = Field(default=1e-5, gt=0)
     rope_theta: float = Field(default=10000.0, gt=0)
     halt_max_steps: PositiveInt = 16
     halt_exploration_prob: float = Field(default=0.1, ge=0, le=1)
     forward_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    recompute: bool = False
+
+    if TYPE_CHECKING:  # each family has its own
+        pos_encodings: str
+        H_cycles: int
+        L_cycles: int
+        gradient: Gradient
+
+        @property
+        def puzzle_emb_len(self) -> int: ...
 
     @model_validator(mode="after")
-    def _heads_fit(self) -> "HRMConfig":
+    def _heads_fit(self) -> Self:
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}; change one of them"
@@ -68,11 +69,6 @@ class HRMConfig(BaseModel):
         return self.hidden_size // self.num_heads
 
     @property
-    def puzzle_emb_len(self) -> int:
-        """Positions in front of the puzzle that hold its embedding."""
-        return -(-self.puzzle_emb_ndim // self.hidden_size)
-
-    @property
     def positions(self) -> int:
         """Positions of a sequence: puzzle embedding and tokens."""
         return self.puzzle_emb_len + self.seq_len
@@ -82,8 +78,13 @@ class HRMConfig(BaseModel):
         """``forward_dtype`` as a torch dtype."""
         return DTYPES[self.forward_dtype]
 
+    @property
+    def learns_to_continue(self) -> bool:
+        """Whether q_continue is learned, for which a training call runs a second segment."""
+        return True
+
     @classmethod
-    def parse(cls, values: dict[str, Any]) -> "HRMConfig":
+    def parse(cls, values: dict[str, Any]) -> Self:
         """A config from plain values.
 
         Raises:
@@ -93,3 +94,107 @@ class HRMConfig(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             raise InputError(f"model configuration: {describe(error)}") from None
+
+
+class HRMConfig(ModelConfig):
+    """Sizes and options of an :class:`hrm.HRM`; the defaults are the published 27M model's.
+
+    Attributes:
+        seq_len: tokens of a puzzle.
+        vocab_size: number of token values.
+        num_puzzle_identifiers: rows of the puzzle embedding.
+        puzzle_emb_ndim: width of a puzzle's embedding, 0 for none.
+        H_cycles, L_cycles: updates of z_H in a segment; updates of z_L for each of them.
+        H_layers, L_layers: blocks of the H-level and the L-level.
+        hidden_size: D.
+        expansion: of the SwiGLU; the inner size is ``hrm_kernels.nn.swiglu_inner_size``.
+        num_heads: attention heads.
+        pos_encodings: ``"rope"`` or ``"learned"``.
+        gradient: updates of a segment that carry gradients, as in :func:`hrm_kernels.fixed_point`; published is
+            ``"one_step"``, the last of each level.
+        recompute: keep the states alone for the backward, and compute the rest again there.
+        rms_norm_eps, rope_theta: as in the ops.
+        halt_max_steps: the most segments for one puzzle in training (and in evaluation, unless told otherwise).
+        halt_exploration_prob: probability with which a row of a training batch draws a minimum of segments.
+        forward_dtype: dtype of activations and of the weights where they are used; parameters are float32.
+    """
+
+    family = "hrm"
+
+    H_cycles: PositiveInt = 2
+    L_cycles: PositiveInt = 2
+    H_layers: PositiveInt = 4
+    L_layers: PositiveInt = 4
+    pos_encodings: Literal["rope", "learned"] = "rope"
+    gradient: Gradient = "one_step"
+
+    @property
+    def puzzle_emb_len(self) -> int:
+        """Positions in front of the puzzle that hold its embedding."""
+        return -(-self.puzzle_emb_ndim // self.hidden_size)
+
+
+class TRMConfig(ModelConfig):
+    """Sizes and options of an :class:`hrm.TRM`; the defaults are the published ones.
+
+    Attributes:
+        seq_len: tokens of a puzzle.
+        vocab_size: number of token values.
+        num_puzzle_identifiers: rows of the puzzle embedding.
+        puzzle_emb_ndim: width of a puzzle's embedding, 0 for none.
+        puzzle_emb_len: positions in front of the puzzle that hold its embedding; 0 for as few as it needs. Without an
+            embedding there are none.
+        H_cycles, L_cycles: updates of z_H in a segment; updates of z_L for each of them.
+        L_layers: blocks of the network, which updates both states.
+        hidden_size: D.
+        expansion: of the SwiGLUs; the inner size is ``hrm_kernels.nn.swiglu_inner_size``.
+        num_heads: attention heads.
+        mlp_t: blocks mix positions by a SwiGLU (:func:`hrm_kernels.token_mixing`) in the place of attention.
+        pos_encodings: ``"rope"`` (for attention alone), ``"learned"`` or ``"none"``.
+        no_ACT_continue: rows halt where q_halt > 0; False learns what going on is worth as an HRM does, for which a
+            training call runs a second segment.
+        gradient: updates of a segment that carry gradients, as in :func:`hrm_kernels.fixed_point`; published is
+            ``"last_cycle"``.
+        recompute: keep the states alone for the backward, and compute the rest again there.
+        rms_norm_eps, rope_theta: as in the ops.
+        halt_max_steps: the most segments for one puzzle in training (and in evaluation, unless told otherwise).
+        halt_exploration_prob: probability with which a row of a training batch draws a minimum of segments.
+        forward_dtype: dtype of activations and of the weights where they are used; parameters are float32.
+    """
+
+    family = "trm"
+
+    puzzle_emb_len: NonNegativeInt = Field(default=16, validate_default=True)
+    H_cycles: PositiveInt = 3
+    L_cycles: PositiveInt = 6
+    L_layers: PositiveInt = 2
+    mlp_t: bool = False
+    pos_encodings: Literal["rope", "learned", "none"] = "rope"
+    no_ACT_continue: bool = True
+    gradient: Gradient = "last_cycle"
+
+    @property
+    def learns_to_continue(self) -> bool:
+        """Not with ``no_ACT_continue``."""
+        return not self.no_ACT_continue
+
+    @field_validator("puzzle_emb_len")
+    @classmethod
+    def _room_for_the_embedding(cls, given: int, info: ValidationInfo) -> int:
+        width, dim = info.data.get("puzzle_emb_ndim"), info.data.get("hidden_size")
+        if width is None or dim is None:  # they are wrong themselves, and it is said
+            return given
+        least = -(-width // dim)
+        if width and given and given < least:
+            raise ValueError(f"{given} positions of {dim} have no room for puzzle_emb_ndim {width}; give {least} or 0")
+        return (given or least) if width else 0
+
+    @model_validator(mode="after")
+    def _mixing_has_no_rope(self) -> Self:
+        if self.mlp_t and self.pos_encodings == "rope":
+            raise ValueError("mlp_t has no attention for pos_encodings rope to act on; set pos_encodings=none")
+        return self
+
+
+FAMILIES: dict[str, type[ModelConfig]] = {config.family: config for config in (HRMConfig, TRMConfig)}
+"""The families' configurations by name."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from hrm.data.format import IGNORE_LABEL
 from hrm.model import Carry
-from hrm_kernels import stablemax_cross_entropy
+from hrm_kernels.ops.stablemax_cross_entropy import stablemax_cross_entropy_with_argmax
 
 LossType = Literal["stablemax_cross_entropy", "softmax_cross_entropy"]
 
@@ -20,10 +20,17 @@ def softmax_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore_ind
     return losses.view(labels.shape)
 
 
-LOSSES: dict[str, Callable[..., torch.Tensor]] = {
-    "stablemax_cross_entropy": stablemax_cross_entropy,
-    "softmax_cross_entropy": softmax_cross_entropy,
+def _softmax_with_argmax(
+    logits: torch.Tensor, labels: torch.Tensor, ignore_index: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return softmax_cross_entropy(logits, labels, ignore_index), logits.argmax(-1)
+
+
+LOSSES: dict[str, Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {
+    "stablemax_cross_entropy": stablemax_cross_entropy_with_argmax,
+    "softmax_cross_entropy": _softmax_with_argmax,
 }
+"""``(logits, labels, ignore_index)`` -> the tokens' losses, and the likeliest tokens."""
 
 
 def act_loss(
@@ -51,11 +58,9 @@ def act_loss(
     labels, logits, q_halt = carry.current_data["labels"], outputs["logits"], outputs["q_halt_logits"]
     labelled = labels != IGNORE_LABEL
     counts = labelled.sum(-1)
-    with torch.no_grad():
-        right = labelled & (logits.argmax(-1) == labels)
-        exact = right.sum(-1) == counts  # a row without labels counts as right here; the metrics leave it out
-
-    token_losses = LOSSES[loss_type](logits, labels, ignore_index=IGNORE_LABEL)
+    token_losses, tokens = LOSSES[loss_type](logits, labels, IGNORE_LABEL)
+    right = labelled & (tokens == labels)
+    exact = right.sum(-1) == counts  # a row without labels counts as right here; the metrics leave it out
     lm_loss = (token_losses.sum(-1) / counts.clamp(min=1)).sum()
     q_halt_loss = F.binary_cross_entropy_with_logits(q_halt, exact.to(q_halt.dtype), reduction="sum")
     loss = lm_loss + 0.5 * q_halt_loss

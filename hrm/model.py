@@ -1,6 +1,7 @@
 """The hierarchical reasoning model (arXiv 2506.21734): two recurrent modules at two speeds, with halting."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +11,25 @@ import hrm_kernels
 from hrm import act
 from hrm.config import HRMConfig
 from hrm.errors import InputError
-from hrm_kernels.nn import Embedding, Linear, ReasoningModule, SparseEmbedding, rope_tables, truncated_normal_
+from hrm_kernels.casts import cast
+from hrm_kernels.fixed_point import Gradient, fixed_point, gradient_steps
+from hrm_kernels.nn import (
+    Embedding,
+    Linear,
+    MixingModule,
+    ReasoningModule,
+    SparseEmbedding,
+    rope_tables,
+    truncated_normal_,
+)
+from hrm_kernels.ops.reasoning_module.first_position import first_position
+from hrm_kernels.sharded_embedding import ShardedEmbedding
 
 Batch = dict[str, torch.Tensor]
 """``inputs`` and ``labels`` ``[B, seq_len]``, ``puzzle_identifiers`` ``[B]``, integers (labels only for training)."""
+
+States = tuple[torch.Tensor, torch.Tensor]
+"""``(z_H, z_L)``"""
 
 
 @dataclass
@@ -35,32 +51,39 @@ class Carry:
 
 
 class HRMInner(nn.Module):
-    """The recurrent network without halting: embedding, one segment, heads."""
+    """The recurrent network without halting: embedding, one segment, heads.
 
+    Attributes:
+        gradient: of a segment's updates; starts as the configuration's and may be set from step to step, such as to
+            :func:`hrm_kernels.fixed_point.warm_up`.
+    """
+
+    H_level: ReasoningModule
+    L_level: ReasoningModule | MixingModule
     H_init: torch.Tensor
     L_init: torch.Tensor
     cos: torch.Tensor | None
     sin: torch.Tensor | None
 
-    def __init__(self, config: HRMConfig) -> None:
+    def __init__(self, config: HRMConfig, sharded: bool = False) -> None:
         super().__init__()
         self.config = config
+        self.gradient: Gradient = config.gradient
         dim, std = config.hidden_size, 1 / math.sqrt(config.hidden_size)
         self.embed_tokens = Embedding(config.vocab_size, dim, std, config.dtype)
         self.lm_head = Linear(dim, config.vocab_size)
         self.q_head = Linear(dim, 2, bias=True)
         if config.puzzle_emb_ndim:
-            self.puzzle_emb = SparseEmbedding(config.num_puzzle_identifiers, config.puzzle_emb_ndim)
+            table = ShardedEmbedding if sharded else SparseEmbedding
+            self.puzzle_emb = table(config.num_puzzle_identifiers, config.puzzle_emb_ndim)
         cos, sin = None, None
         if config.pos_encodings == "rope":
             cos, sin = rope_tables(config.positions, config.head_dim, config.rope_theta)
-        else:
+        elif config.pos_encodings == "learned":
             self.embed_pos = Embedding(config.positions, dim, std, config.dtype)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        sizes = (dim, config.num_heads, config.expansion, config.rms_norm_eps)
-        self.H_level = ReasoningModule(config.H_layers, *sizes)
-        self.L_level = ReasoningModule(config.L_layers, *sizes)
+        self._make_levels(config)
         self.register_buffer("H_init", truncated_normal_(torch.empty(dim), 1))
         self.register_buffer("L_init", truncated_normal_(torch.empty(dim), 1))
         with torch.no_grad():  # training starts with "don't halt": q far below 0, whatever the state
@@ -77,29 +100,92 @@ class HRMInner(nn.Module):
             puzzle = torch.nn.functional.pad(puzzle, (0, room - config.puzzle_emb_ndim))
             x = torch.cat((puzzle.view(-1, config.puzzle_emb_len, config.hidden_size), x), dim=1)
         if config.pos_encodings == "learned":
-            x = math.sqrt(0.5) * (x + self.embed_pos.embedding_weight.to(config.dtype))
+            x = math.sqrt(0.5) * (x + cast(self.embed_pos.embedding_weight, config.dtype))
         return math.sqrt(config.hidden_size) * x
 
-    def segment(self, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """H_cycles times (L_cycles updates of z_L, one of z_H), with gradients through the last of each only."""
-        config = self.config
-        H_layers, L_layers = self.H_level.weights(config.dtype), self.L_level.weights(config.dtype)
-        cos, sin, heads, eps = self.cos, self.sin, config.num_heads, config.rms_norm_eps
-        z_H, z_L = hrm_kernels.recurrent_cycles(
-            z_H, z_L, x, H_layers, L_layers, cos, sin, heads, config.H_cycles, config.L_cycles, eps
-        )
-        z_L = hrm_kernels.reasoning_module(z_L, z_H + x, L_layers, cos, sin, heads, eps)
-        z_H = hrm_kernels.reasoning_module(z_H, z_L, H_layers, cos, sin, heads, eps)
+    def segment(self, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor) -> States:
+        """H_cycles times (L_cycles updates of z_L, one of z_H); ``gradient`` says which of them carry gradients."""
+        config, (H_level, L_level) = self.config, self._levels()
+        H, L = self._update(H_level), self._update(L_level)
+
+        def update_H(state: States, x: torch.Tensor) -> States:
+            z_H, z_L = state
+            return (self._update(H_level) if several else H)(z_H, z_L), z_L
+
+        def update_L(state: States, x: torch.Tensor) -> States:
+            z_H, z_L = state
+            return z_H, (self._update(L_level) if several else L)(z_L, z_H + x)
+
+        cycle = [update_L] * config.L_cycles + [update_H]
+        steps = config.H_cycles * len(cycle)
+        kept = gradient_steps(cycle, steps, self.gradient if torch.is_grad_enabled() else "one_step")
+        # weights that are used several times are converted at each: the gradients of all uses are added in float32
+        several = kept > 2
+        whole = (steps - kept + 2) // len(cycle)  # cycles of which at most the last two updates carry gradients
+        if whole and not isinstance(H_level, MixingModule) and not isinstance(L_level, MixingModule):
+            z_H, z_L = self._cycles(z_H, z_L, x, H_level, L_level, whole)
+            cycle = cycle[-2:] + cycle[:-2]
+            steps -= whole * len(cycle) - 2
+        z_H, z_L = fixed_point(cycle, (z_H, z_L), x, steps=steps, gradient=kept, recompute=config.recompute)
         return z_H, z_L
+
+    def _make_levels(self, config: HRMConfig) -> None:
+        sizes = (config.hidden_size, config.num_heads, config.expansion, config.rms_norm_eps)
+        self.H_level = ReasoningModule(config.H_layers, *sizes)
+        self.L_level = ReasoningModule(config.L_layers, *sizes)
+
+    def _levels(self) -> tuple[ReasoningModule | MixingModule, ReasoningModule | MixingModule]:
+        """What updates z_H, and what updates z_L."""
+        return self.H_level, self.L_level
+
+    def _update(self, level: ReasoningModule | MixingModule) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """``update(z, injection)``, with the weights converted now (which costs about as much as a small kernel)."""
+        if isinstance(level, MixingModule):
+            return level
+        layers, config = level.weights(self.config.dtype), self.config
+
+        def update(z: torch.Tensor, injection: torch.Tensor) -> torch.Tensor:
+            return hrm_kernels.reasoning_module(
+                z, injection, layers, self.cos, self.sin, config.num_heads, config.rms_norm_eps
+            )
+
+        return update
+
+    def _cycles(
+        self,
+        z_H: torch.Tensor,
+        z_L: torch.Tensor,
+        x: torch.Tensor,
+        H_level: ReasoningModule,
+        L_level: ReasoningModule,
+        cycles: int,
+    ) -> States:
+        """``cycles`` cycles but for their last update of each state, without gradients."""
+        config = self.config
+        with torch.no_grad():
+            H_layers, L_layers = H_level.weights(config.dtype), L_level.weights(config.dtype)
+            sizes = (config.num_heads, cycles, config.L_cycles, config.rms_norm_eps)
+            return hrm_kernels.recurrent_cycles(z_H, z_L, x, H_layers, L_layers, self.cos, self.sin, *sizes)
 
     def logits(self, z_H: torch.Tensor) -> torch.Tensor:
         """``[B, seq_len, vocab_size]`` in the forward dtype."""
         return self.lm_head(z_H[:, self.config.puzzle_emb_len :])
 
     def q_values(self, z_H: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``(q_halt, q_continue)``, logits, ``[B]`` float32 both."""
+        """``(q_halt, q_continue)``, logits, ``[B]`` float32 both; of z_H only the first position is read."""
         q = self.q_head(z_H[:, 0]).float()
         return q[:, 0], q[:, 1]
+
+    def next_q_values(self, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``q_values(segment(z_H, z_L, x)[0])``, for which the last block of attention computes no other position."""
+        config, (H_level, L_level) = self.config, self._levels()
+        if isinstance(H_level, MixingModule) or isinstance(L_level, MixingModule):
+            return self.q_values(self.segment(z_H, z_L, x)[0])
+        z_H, z_L = self._cycles(z_H, z_L, x, H_level, L_level, config.H_cycles)
+        z_L = self._update(L_level)(z_L, z_H + x)
+        H_layers = H_level.weights(config.dtype)
+        first = first_position(z_H, z_L, H_layers, self.cos, self.sin, config.num_heads, config.rms_norm_eps)
+        return self.q_values(first.unsqueeze(1))
 
 
 class HRM(nn.Module):
@@ -111,12 +197,18 @@ class HRM(nn.Module):
         carry = model.initial_carry(batch)
         while not carry.halted.all():                  # (a fresh carry has every row halted: call once before)
             carry, outputs = model(carry, batch)
+
+    With ``sharded`` the rows of the puzzle embedding are divided among the processes of ``torch.distributed``
+    (:class:`hrm_kernels.sharded_embedding.ShardedEmbedding`).
     """
 
-    def __init__(self, config: HRMConfig) -> None:
+    def __init__(self, config: HRMConfig, sharded: bool = False) -> None:
         super().__init__()
         self.config = config
-        self.inner = HRMInner(config)
+        self.inner = self._make_inner(config, sharded)
+
+    def _make_inner(self, config: HRMConfig, sharded: bool) -> HRMInner:
+        return HRMInner(config, sharded)
 
     @property
     def puzzle_emb(self) -> SparseEmbedding | None:
@@ -149,8 +241,9 @@ class HRM(nn.Module):
 
         Returns:
             The new carry, and outputs: ``logits [B, seq_len, vocab_size]`` in the forward dtype, ``q_halt_logits`` and
-            ``q_continue_logits`` ``[B]`` float32, and in training with halt_max_steps > 1 ``target_q_continue [B]``.
-            In evaluation rows halt after halt_max_steps segments only; decide earlier yourself by the Q values.
+            ``q_continue_logits`` ``[B]`` float32, and in training with halt_max_steps > 1 ``target_q_continue [B]``
+            (unless what going on is worth is not learned). In evaluation rows halt after halt_max_steps segments only;
+            decide earlier yourself by the Q values.
 
         Raises:
             InputError: the batch does not fit the configuration.
@@ -181,8 +274,8 @@ class HRM(nn.Module):
                         len(steps), config.halt_max_steps, config.halt_exploration_prob, device=steps.device
                     )
                 halted = act.halts(steps, q_halt, q_continue, config.halt_max_steps, min_steps)
-                if config.halt_max_steps > 1:
-                    next_q = inner.q_values(inner.segment(z_H, z_L, x)[0])
+                if config.halt_max_steps > 1 and config.learns_to_continue:
+                    next_q = inner.next_q_values(z_H, z_L, x)
                     outputs["target_q_continue"] = act.target_q_continue(steps, *next_q, config.halt_max_steps)
         return Carry(z_H, z_L, steps, halted, data), outputs
 

@@ -14,10 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from yaml import YAMLError  # OmegaConf lets it through
 
-from hrm.config import HRMConfig
+from hrm import models
+from hrm.config import FAMILIES, HRMConfig, ModelConfig, TRMConfig
 from hrm.errors import InputError
 from hrm.files import folder_written_beside, read_json
 from hrm.model import HRM
+from hrm.trm import build
+from hrm_kernels.sharded_embedding import ShardedEmbedding
 
 PuzzleEmb = Literal["strict", "keep", "mean", "zero"]
 """What to do with a puzzle embedding of another number of rows: refuse; keep the rows that both have (further ones
@@ -25,7 +28,11 @@ start at 0); fill all rows with the mean of the old ones; start all rows at 0.""
 
 _PREFIXES = ("_orig_mod.", "model.", "module.")
 _PUBLISHED_SEQ_LEN = {11: 81, 12: 900, 6: 900}  # by vocabulary: Sudoku, ARC, Maze; not in a RoPE checkpoint
-_PUZZLE_EMB = "inner.puzzle_emb.weights"
+_SAY_THE_LENGTH = ("inner.embed_pos.embedding_weight", "inner.L_level.layers.0.mlp_t.down_proj.weight")
+PUZZLE_EMB = "inner.puzzle_emb.weights"
+"""The puzzle embedding's name in a state dict."""
+PUZZLE_EMB_FILE = "puzzle_emb.safetensors"
+"""Where a training run keeps the puzzle embedding whose rows are divided among processes, beside the other weights."""
 
 
 def save(model: HRM, folder: Path | str, overwrite: bool = False, **extra: Any) -> None:
@@ -38,8 +45,10 @@ def save(model: HRM, folder: Path | str, overwrite: bool = False, **extra: Any) 
         extra: more JSON values for ``config.json`` (such as ``task``).
 
     Raises:
-        InputError: the folder exists.
+        InputError: the folder exists, or the model's puzzle embedding is divided among processes.
     """
+    if isinstance(model.puzzle_emb, ShardedEmbedding):
+        raise InputError("no process has all rows of a sharded puzzle embedding to save; load a checkpoint of its run")
     with folder_written_beside(folder, overwrite) as part:
         write_model(model, part, **extra)
 
@@ -48,32 +57,33 @@ def write_model(model: HRM, folder: Path, **extra: Any) -> None:
     """The files of :func:`save` in a folder that exists."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / "model.safetensors")
-    config = {"family": "hrm", "model": model.config.model_dump(), **extra}
+    config = {"family": model.config.family, "model": model.config.model_dump(), **extra}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def from_published(state_dict: dict[str, torch.Tensor], config: HRMConfig, puzzle_emb: PuzzleEmb = "strict") -> HRM:
+def from_published(state_dict: dict[str, torch.Tensor], config: ModelConfig, puzzle_emb: PuzzleEmb = "strict") -> HRM:
     """A model with the weights of a published state dict.
 
     Args:
         state_dict: tensors under the published names, with or without the prefixes ``_orig_mod.`` and ``model.``.
-        config: the model's configuration; its ``num_puzzle_identifiers`` is what the model will have.
+        config: the model's configuration, an HRMConfig or a TRMConfig; its ``num_puzzle_identifiers`` is what the model
+            will have.
         puzzle_emb: what to do with a puzzle embedding of another number of rows (:data:`PuzzleEmb`).
 
     Raises:
         InputError: a weight is missing, not known, or of another shape; the message names it.
     """
     state = {_without_prefixes(name): tensor for name, tensor in state_dict.items()}
-    model = HRM(config)
+    model = build(config)
     own = model.state_dict()
-    if _PUZZLE_EMB in own and _PUZZLE_EMB in state:
-        state[_PUZZLE_EMB] = _fit_puzzle_emb(state[_PUZZLE_EMB], own[_PUZZLE_EMB], puzzle_emb)
+    if PUZZLE_EMB in own and PUZZLE_EMB in state:
+        state[PUZZLE_EMB] = _fit_puzzle_emb(state[PUZZLE_EMB], own[PUZZLE_EMB], puzzle_emb)
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unknown:
         problem = f"it lacks {missing[0]}" if missing else f"it has {unknown[0]}, which this model has not"
         more = f" (and {len(missing) + len(unknown) - 1} more)" if len(missing) + len(unknown) > 1 else ""
         raise InputError(
-            f"the checkpoint does not fit the configuration: {problem}{more}; check layers and pos_encodings"
+            f"the checkpoint does not fit the configuration: {problem}{more}; check layers, pos_encodings, mlp_t"
         )
     for name, tensor in own.items():
         if state[name].numel() != tensor.numel() or (state[name].squeeze().shape != tensor.squeeze().shape):
@@ -127,7 +137,8 @@ def load(
 
     Args:
         path: a folder of :func:`save`, a training run or one of its checkpoints, a published checkpoint (its file, or
-            its folder with ``all_config.yaml``), or a hub name such as ``sapientinc/HRM-checkpoint-sudoku-extreme``.
+            its folder with ``all_config.yaml``), a hub name such as ``sapientinc/HRM-checkpoint-sudoku-extreme``, or
+            the name of a model that comes with the package, such as ``sudoku4`` (``hrm models`` lists them).
         device: where the model goes.
         puzzle_emb: what to do with a puzzle embedding of another number of rows than ``num_puzzle_identifiers``.
         num_puzzle_identifiers: rows the model's puzzle embedding is to have; None keeps the checkpoint's.
@@ -139,14 +150,14 @@ def load(
     Raises:
         InputError: nothing is there, or it is damaged, refused (a pickle with code in it) or does not fit.
     """
-    state, values = _read(Path(path), str(path), seq_len, weights)
+    config_type, state, values = _read(Path(path), str(path), seq_len, weights)
     if num_puzzle_identifiers is not None:
         values["num_puzzle_identifiers"] = num_puzzle_identifiers
     if forward_dtype is not None:
         values["forward_dtype"] = forward_dtype
     elif torch.device(device).type == "cpu":
         values["forward_dtype"] = "float32"  # a CPU gains nothing from bfloat16 activations
-    return from_published(state, HRMConfig.parse(values), puzzle_emb).to(device).eval()
+    return from_published(state, config_type.parse(values), puzzle_emb).to(device).eval()
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -156,12 +167,16 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def locate(path: Path | str) -> Path:
-    """The folder or file that :func:`load` reads for ``path``: the newest checkpoint of a training run.
+    """The folder or file that :func:`load` reads for ``path``: of a training run the newest checkpoint.
+
+    The name of a model that comes with the package (:mod:`hrm.models`) is its folder, unless a path has that name.
 
     Raises:
         InputError: the run has no checkpoint yet.
     """
-    path = Path(path)
+    path, shipped = Path(path), models.folder(str(path))
+    if shipped is not None and not path.exists():
+        return shipped
     if not (path / "checkpoints").is_dir() or (path / "config.json").exists():
         return path
     steps = checkpoints(path)
@@ -178,8 +193,11 @@ def read_extra(path: Path | str) -> dict[str, Any]:
     return {k: v for k, v in read_json(file).items() if k not in ("family", "model")} if file.is_file() else {}
 
 
-def _read(path: Path, name: str, seq_len: int | None, weights: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The state dict and the configuration's values."""
+_Read = tuple[type[ModelConfig], dict[str, torch.Tensor], dict[str, Any]]
+"""The family's configuration, the state dict and the configuration's values."""
+
+
+def _read(path: Path, name: str, seq_len: int | None, weights: str) -> _Read:
     path = locate(path)
     if not path.exists():
         path = _download(name)
@@ -188,20 +206,24 @@ def _read(path: Path, name: str, seq_len: int | None, weights: str) -> tuple[dic
     return _read_published(path, seq_len)
 
 
-def _read_saved(folder: Path, weights: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _read_saved(folder: Path, weights: str) -> _Read:
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise InputError(f"{folder / 'config.json'} has no 'model' section; expected a folder written by hrm.save")
-    if config.get("family", "hrm") != "hrm":
-        raise InputError(f"{folder} holds a model of family {config['family']!r}; this version loads 'hrm'")
+    family = config.get("family", "hrm")
+    if family not in FAMILIES:
+        raise InputError(f"{folder} holds a model of family {family!r}; this version loads {', '.join(FAMILIES)}")
     averaged = folder / "ema.safetensors"
     file = averaged if weights == "ema" or (weights == "auto" and averaged.is_file()) else folder / "model.safetensors"
     if not file.is_file():
         raise InputError(f"{file} is missing; the checkpoint was not written by this training, or is not complete")
-    return _load_safetensors(file), config["model"]
+    state, table = _load_safetensors(file), folder / PUZZLE_EMB_FILE
+    if table.is_file():
+        state |= _load_safetensors(table)
+    return FAMILIES[family], state, config["model"]
 
 
-def _read_published(path: Path, seq_len: int | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _read_published(path: Path, seq_len: int | None) -> _Read:
     folder = path if path.is_dir() else path.parent
     config_file = folder / "all_config.yaml"
     if not config_file.is_file():
@@ -219,20 +241,23 @@ def _read_published(path: Path, seq_len: int | None) -> tuple[dict[str, torch.Te
     arch = training.get("arch") if isinstance(training, dict) else None
     if not isinstance(arch, dict):
         raise InputError(f"{config_file} has no 'arch' section; expected the published training configuration")
-    values = {str(key): value for key, value in arch.items() if key in HRMConfig.model_fields}
+    # both families of published models have a two-level configuration, one of them a single level of weights
+    config_type = HRMConfig if any(name.startswith("inner.H_level.") for name in state) else TRMConfig
+    values = {str(key): value for key, value in arch.items() if key in config_type.model_fields}
     try:
         values["vocab_size"] = state["inner.embed_tokens.embedding_weight"].shape[0]
-        rows = state[_PUZZLE_EMB].shape[0] if _PUZZLE_EMB in state else 1
+        rows = state[PUZZLE_EMB].shape[0] if PUZZLE_EMB in state else 1
     except KeyError as error:
-        raise InputError(f"{file} holds no HRM: it lacks {error}") from None
+        raise InputError(f"{file} holds no HRM or TRM: it lacks {error}") from None
     values["num_puzzle_identifiers"] = rows
-    values["seq_len"] = _seq_len(state, HRMConfig.parse(values | {"seq_len": 1}), seq_len)
-    return state, values
+    values["seq_len"] = _seq_len(state, config_type.parse(values | {"seq_len": 1}), seq_len)
+    return config_type, state, values
 
 
-def _seq_len(state: dict[str, torch.Tensor], config: HRMConfig, given: int | None) -> int:
-    if "inner.embed_pos.embedding_weight" in state:
-        return state["inner.embed_pos.embedding_weight"].shape[0] - config.puzzle_emb_len
+def _seq_len(state: dict[str, torch.Tensor], config: ModelConfig, given: int | None) -> int:
+    for name in _SAY_THE_LENGTH:
+        if name in state:
+            return state[name].shape[0] - config.puzzle_emb_len
     if given is not None:
         return given
     if config.vocab_size not in _PUBLISHED_SEQ_LEN:
@@ -286,7 +311,8 @@ def _first_line(error: Exception) -> str:
 def _download(name: str) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise InputError(
-            f"{name} does not exist; expected a model folder, a checkpoint file or a hub name (owner/name)"
+            f"{name} does not exist; expected a model folder, a checkpoint file, a hub name (owner/name), "
+            f"or one of the models that come with the package: {', '.join(models.names())}"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -3,23 +3,51 @@
 import json
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hrm.cli import app
+from hrm.cli.settings import numbers, read_settings, yes_or_no
 from hrm.errors import InputError
+
+if TYPE_CHECKING:
+    from hrm.data.format import PuzzleDataset
+    from hrm.inference.halting import Halting
+    from hrm.model import HRM
 
 
 @app.command(name="eval")
 def evaluate(
     checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="Model folder, run, checkpoint or hub name.")],
-    values: Annotated[list[str], typer.Argument(metavar="data=DIR", help="The data folder.")],
+    values: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="data=DIR [scale=segments:8,16 rollouts=1,4]",
+            help="The data folder; for accuracy against compute, numbers of segments and of rollouts, and with these "
+            "augment=false, noise=0.5 (of the initial states), seed=0.",
+        ),
+    ],
     split: Annotated[str, typer.Option(help="Which split of it.")] = "test",
-    batch_size: Annotated[int, typer.Option(help="Puzzles run side by side, of all processes together.")] = 256,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Puzzles run side by side, of all processes together; default: 256, and 64 where they halt early, "
+            "since the last of them run in a batch that is no longer full."
+        ),
+    ] = None,
     max_steps: Annotated[int | None, typer.Option(help="Segments for each puzzle; default: as in training.")] = None,
+    halt: Annotated[
+        str,
+        typer.Option(
+            help="fixed: all segments for every puzzle, as published; or stop each by q, stable:K, margin:X or "
+            "calibrated (see hrm solve --help)."
+        ),
+    ] = "fixed",
     max_examples: Annotated[int | None, typer.Option(help="Only so many examples, from the start.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for predictions.npz, metrics.json, submission.json.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for predictions.npz, metrics.json, submission.json; or scaling.*.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace these files where they exist.")] = False,
     puzzle_emb: Annotated[
         str, typer.Option(help="A puzzle embedding of another number of rows: strict, keep, mean or zero.")
@@ -30,21 +58,32 @@ def evaluate(
     """Evaluate CKPT on data=DIR as published: all segments for every puzzle.
 
     Prints exact and token accuracy, halting accuracy, and what halting by Q would have saved and cost. ARC data are
-    voted over their augmentations (pass@K). Runs on several GPUs under torchrun.
+    voted over their augmentations (pass@K). Runs on several GPUs under torchrun. With scale= or rollouts= it measures
+    each combination instead: several tries at a puzzle (augmented, or from other initial states) vote, and answers that
+    are seen to solve it come first.
     """
-    folder = _data_folder(values)
+    parsers = {"scale": _segments, "rollouts": numbers, "augment": yes_or_no, "noise": float, "seed": int}
+    settings = read_settings("eval", values, **parsers)  # type: ignore[arg-type]
+    folder, scales = settings["data"], "scale" in settings or "rollouts" in settings
+    if not scales and len(settings) > 1:
+        raise InputError("hrm eval takes augment=, noise= and seed= for rollouts; give rollouts=1,4 (or scale=) too")
     if puzzle_emb not in ("strict", "keep", "mean", "zero"):
         raise InputError(f"--puzzle-emb is {puzzle_emb!r}, expected strict, keep, mean or zero")
     if out is not None and not force:
-        for name in ("predictions.npz", "metrics.json", "submission.json"):
+        files = ("predictions.npz", "metrics.json", "submission.json")
+        for name in ("scaling.json", "scaling.md", "scaling.png") if scales else files:
             if (out / name).exists():
                 raise InputError(f"{out / name} exists already; choose another --out, or pass --force to replace it")
     from hrm.data.format import open_dataset
     from hrm.files import write_json
+    from hrm.inference.calibrate import halting_of
     from hrm.inference.evaluate import evaluate as measure
     from hrm.training.distributed import joined
     from hrm.weights import load
 
+    halting = halting_of(checkpoint, halt)
+    if batch_size is None:
+        batch_size = 256 if halt == "fixed" else 64
     with joined(device) as world:
         dataset = open_dataset(folder, split)
         metadata = dataset.metadata
@@ -56,11 +95,18 @@ def evaluate(
             num_puzzle_identifiers=None if puzzle_emb == "strict" else metadata.num_puzzle_identifiers,
             seq_len=metadata.seq_len,
         )
+        if scales:
+            if world.size > 1:
+                raise InputError("hrm eval scale= runs in one process; start it without torchrun")
+            settings = {"segments": [max_steps or model.config.halt_max_steps], "max_examples": max_examples} | settings
+            _scale(checkpoint, model, dataset, settings, halting, halt, batch_size, out, as_json)
+            return
         metrics = measure(
             model,
             dataset,
             batch_size=batch_size,
             max_steps=max_steps,
+            halt=halting,
             max_examples=max_examples,
             out=out,
             progress=not as_json,
@@ -76,19 +122,55 @@ def evaluate(
         _print_table(f"{checkpoint} on {folder} ({split})", metrics)
 
 
-def _data_folder(values: list[str]) -> Path:
-    for value in values:
-        key, equals, _ = value.partition("=")
-        if not equals or key != "data":
-            raise InputError(
-                f"hrm eval does not know {value!r}; expected data=DIR (the rest are options: hrm eval --help)"
-            )
-    if len(values) > 1:
-        raise InputError(f"hrm eval takes one data folder, got {' '.join(values)}; give one data=DIR")
-    name = values[0].removeprefix("data=")
-    if not name:
-        raise InputError("data= names no folder; expected data=DIR")
-    return Path(name).expanduser()  # the shell leaves the ~ of data=~/x alone
+def _scale(
+    checkpoint: str,
+    model: "HRM",
+    dataset: "PuzzleDataset",
+    settings: dict[str, Any],
+    halting: "Halting",
+    halt: str,
+    slots: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure, print and (with ``out``) write accuracy against compute."""
+    from dataclasses import asdict
+
+    from hrm.data import task_of
+    from hrm.inference import scaling
+
+    metadata = dataset.metadata
+    task = task_of(metadata.vocab_size, metadata.seq_len, metadata.task)
+    how: dict[str, Any] = {name: settings[name] for name in ("augment", "noise", "seed") if name in settings}
+    cells = scaling.measure(
+        model,
+        task,
+        dataset,
+        segments=settings.get("scale", settings["segments"]),
+        rollouts=settings.get("rollouts", [1]),
+        halt=halting,
+        max_examples=settings["max_examples"],
+        slots=slots,
+        **how,
+    )
+    about: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "data": str(dataset.folder),
+        "split": dataset.split,
+        "halt": halt,
+        **how,
+    }
+    if out is not None:
+        scaling.save(cells, out, **about)
+    print(json.dumps(about | {"cells": [asdict(one) for one in cells]}) if as_json else scaling.markdown(cells))
+
+
+def _segments(text: str) -> list[int]:
+    """The numbers of ``segments:8,16``."""
+    name, _, values = text.partition(":")
+    if name != "segments":
+        raise ValueError("expected segments:8,16,32")
+    return numbers(values)
 
 
 _FORMATS = {

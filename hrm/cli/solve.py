@@ -32,7 +32,13 @@ def solve(
             "column 'question'); or - for standard input.",
         ),
     ],
-    halt: Annotated[str, typer.Option(help="q: stop when q_halt > q_continue; fixed: run all segments.")] = "q",
+    halt: Annotated[
+        str,
+        typer.Option(
+            help="q: stop when q_halt > q_continue; fixed: run all segments; stable:K: when the answer has not changed "
+            "for K segments; margin:X: when q_halt - q_continue > X; calibrated: as hrm calibrate found."
+        ),
+    ] = "q",
     max_steps: Annotated[int | None, typer.Option(help="The most segments; default: as in training.")] = None,
     trace: Annotated[bool, typer.Option("--trace", help="Show the board after every segment.")] = False,
     gif: Annotated[Path | None, typer.Option(help="Draw the way to the answer as an animated GIF.")] = None,
@@ -46,6 +52,7 @@ def solve(
     Exit code 0: every answer is valid; 1: some answer is not; 2: some input was bad (the rest is solved all the same).
     """
     from hrm.data import task_of
+    from hrm.inference.calibrate import halting_of
     from hrm.inference.draw import draw_answer, draw_trace, save_gif, save_png
     from hrm.inference.solve import solve as solve_puzzles
     from hrm.training.distributed import joined
@@ -64,7 +71,7 @@ def solve(
             task,
             tokens,
             max_steps=max_steps,
-            halt=halt,  # type: ignore[arg-type]  # checked there
+            halt=halting_of(checkpoint, halt),
             puzzle_identifiers=np.full(len(tokens), identifier),
             batch_size=batch_size,
         )

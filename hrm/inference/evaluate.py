@@ -1,9 +1,11 @@
-"""Measuring a model on a data set, as published: every puzzle runs through all segments."""
+"""Measuring a model on a data set: as published, every puzzle through all segments, or each until it halts."""
 
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +20,14 @@ from hrm.data.format import IGNORE_LABEL, PuzzleDataset
 from hrm.errors import InputError
 from hrm.files import read_json, write_json, written_beside
 from hrm.inference.arc_voting import ArcVotes
+from hrm.inference.engine import Engine, Puzzle
+from hrm.inference.halting import Halting, halts_at_the_end, parse_halting
 from hrm.inference.segments import evaluating, require_positive, segments
 from hrm.losses import LossType, act_loss
 from hrm.model import HRM, Batch
 
 _AVERAGED = ("exact_accuracy", "accuracy", "lm_loss", "q_halt_accuracy", "steps", "early_exact_accuracy", "early_steps")
+_AVERAGED_HALTING = ("exact_accuracy", "accuracy", "q_halt_accuracy", "steps")
 _VOTED_AT_ONCE = 4096
 
 
@@ -32,6 +37,7 @@ def evaluate(
     *,
     batch_size: int,
     max_steps: int | None = None,
+    halt: str | Halting = "fixed",
     max_examples: int | None = None,
     out: Path | str | None = None,
     loss_type: LossType = "stablemax_cross_entropy",
@@ -43,7 +49,9 @@ def evaluate(
         model: its mode (training, evaluation) is restored.
         dataset: from :func:`hrm.data.format.open_dataset`; of the model's seq_len, vocab_size and identifiers.
         batch_size: rows of all processes together; no metric depends on it.
-        max_steps: segments for each row; None is the model's ``halt_max_steps``.
+        max_steps: segments for each row, or the most; None is the model's ``halt_max_steps``.
+        halt: ``"fixed"`` is the published protocol, all segments for every row. Any other rule of :class:`hrm.Engine`
+            ends a row where it halts, and its place goes to the next one.
         max_examples: only this many, from the start.
         out: a folder for ``predictions.npz``: ``inputs``, ``labels`` (both as in the data folder) and ``predictions``
             ``[n, seq_len]``; ``puzzle_identifiers``, ``q_halt`` (last logits) and ``early_steps`` ``[n]``.
@@ -57,12 +65,14 @@ def evaluate(
         is right), ``steps``; ``early_exact_accuracy`` and ``early_steps``, what they would be if each row halted
         as soon as q_halt > q_continue. Then ``count``, the number of those rows, and ``puzzles_per_second`` over all
         rows. On a whole ARC test split the first process has ``ARC/pass@K`` too, from the vote over the augmentations.
+        Where rows halt early there is no ``lm_loss`` and no ``early_*``: ``exact_accuracy`` and ``steps`` are those.
 
     Raises:
         InputError: data set and model don't fit each other, a file is damaged, or a number is impossible.
     """
     max_steps = model.config.halt_max_steps if max_steps is None else max_steps
     require_positive(batch_size=batch_size, max_steps=max_steps, max_examples=max_examples)
+    halting = parse_halting(halt)
     check_fits(model, dataset)
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)  # where that fails, it is before the work
@@ -77,20 +87,28 @@ def evaluate(
 
     sums: Counter[str] = Counter()
     start = time.perf_counter()
-    with evaluating(model), torch.no_grad(), _bar(progress and rank == 0) as bar:
+    batches = evaluation_batches(dataset, batch_size, rank, world, max_examples)
+    with _bar(progress and rank == 0) as bar:
         task = bar.add_task("evaluating", total=total)
-        for numbers, batch in evaluation_batches(dataset, batch_size, rank, world, max_examples):
-            batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            metrics, predictions, q_halt, early_steps = _evaluate_batch(model, batch, max_steps, loss_type)
-            sums.update(metrics)
-            if rows is not None:
-                rows.set(numbers, predictions, q_halt, early_steps)
-            bar.update(task, advance=batch_size)
+        if halting is halts_at_the_end:
+            with evaluating(model), torch.no_grad():
+                for numbers, batch in batches:
+                    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+                    metrics, predictions, q_halt, early_steps = _evaluate_batch(model, batch, max_steps, loss_type)
+                    sums.update(metrics)
+                    if rows is not None:
+                        rows.set(numbers, predictions, q_halt, early_steps)
+                    bar.update(task, advance=batch_size)
+        else:
+            for done, metrics in _evaluate_halting(model, batches, rows, batch_size // world, max_steps, halting):
+                sums.update(metrics)
+                bar.update(task, advance=done * world)
     sums = _summed_over_processes(sums, device)
     seconds = time.perf_counter() - start
 
     count = sums["count"]
-    result = {name: sums[name] / count if count else float("nan") for name in _AVERAGED}
+    averaged = _AVERAGED if halting is halts_at_the_end else _AVERAGED_HALTING
+    result = {name: sums[name] / count if count else float("nan") for name in averaged}
     result |= {"count": count, "puzzles_per_second": total / seconds}
     if rows is not None:
         rows.complete(device)
@@ -148,10 +166,58 @@ def _evaluate_batch(
     return sums, segment.tokens, segment.outputs["q_halt_logits"], early_steps
 
 
+def _evaluate_halting(
+    model: HRM,
+    batches: Iterator[tuple[np.ndarray, Batch]],
+    rows: "_Rows | None",
+    slots: int,
+    max_steps: int,
+    halting: Halting,
+) -> Iterator[tuple[int, dict[str, float]]]:
+    """How many rows have halted since the last time, and what they add to the sums."""
+    asked: deque[tuple[np.ndarray, np.ndarray]] = deque()  # numbers and labels of the batches under way
+
+    def puzzles() -> Iterator[Puzzle]:
+        for numbers, batch in batches:
+            if len(numbers):  # (padding comes after those)
+                inputs, labels, identifiers = (
+                    batch[name][: len(numbers)].numpy() for name in ("inputs", "labels", "puzzle_identifiers")
+                )
+                asked.append((numbers, labels))
+                yield from map(Puzzle, inputs, identifiers.tolist())
+
+    with Engine(model, slots, max_steps, halt=halting) as engine:
+        solved = engine.solve(puzzles())
+        for first in solved:
+            numbers, labels = asked.popleft()
+            results = [first, *islice(solved, len(numbers) - 1)]
+            for result in results:
+                if result.error is not None:
+                    raise result.error
+            tokens = np.stack([result.tokens for result in results])
+            q_halt, steps = np.array([(result.q_halt, result.steps) for result in results]).T
+            if rows is not None:
+                rows.set(numbers, *map(torch.from_numpy, (tokens, q_halt, steps)))
+            labelled = labels != IGNORE_LABEL
+            counts = labelled.sum(1)
+            right = ((tokens == labels) & labelled).sum(1)
+            exact, counted = right == counts, counts > 0
+            yield (
+                len(results),
+                {
+                    "count": float(counted.sum()),
+                    "exact_accuracy": float((exact & counted).sum()),
+                    "accuracy": float((right / np.maximum(counts, 1)).sum()),
+                    "q_halt_accuracy": float((((q_halt >= 0) == exact) & counted).sum()),
+                    "steps": float(steps[counted].sum()),
+                },
+            )
+
+
 def _summed_over_processes(sums: Counter[str], device: torch.device) -> Counter[str]:
     if not dist.is_initialized():
         return sums
-    names = sorted(sums)
+    names = sorted({"count", *_AVERAGED, *sums})  # the same in all processes, also in one without a row
     values = torch.tensor([sums[name] for name in names], dtype=torch.float64, device=device)
     dist.all_reduce(values)
     return Counter(dict(zip(names, values.tolist())))
@@ -201,6 +267,13 @@ def _votes(dataset: PuzzleDataset) -> ArcVotes | None:
 
 def _voted(votes: ArcVotes, names: list[str], arrays: dict[str, np.ndarray]) -> dict[str, float]:
     """Count the votes, in the order of the examples; the scores."""
+    highest = int(arrays["puzzle_identifiers"].max(initial=0))
+    if not isinstance(names, list) or highest >= len(names):
+        known = f"{len(names)} names" if isinstance(names, list) else "no list of names"
+        raise InputError(
+            f"identifiers.json has {known} and the examples the puzzle identifier {highest}, so their tasks are not "
+            "known and cannot be voted on; build the data set again"
+        )
     of_rows = [names[identifier] for identifier in arrays["puzzle_identifiers"]]
     for start in range(0, len(of_rows), _VOTED_AT_ONCE):
         rows = slice(start, start + _VOTED_AT_ONCE)

@@ -1,45 +1,15 @@
 """Solving puzzles: the model's answer, segment by segment, until it halts."""
 
-import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-import torch
 
 from hrm.data.task import PuzzleTask
 from hrm.errors import InputError
-from hrm.inference.segments import evaluating, require_positive, segments
+from hrm.inference.engine import Engine, Frame, Puzzle
+from hrm.inference.halting import Halting, parse_halting
+from hrm.inference.segments import require_positive
 from hrm.model import HRM
-
-Halt = Literal["q", "fixed"]
-"""When a puzzle is done: as soon as q_halt > q_continue, or after all segments as in the published evaluation."""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """The answer after one segment.
-
-    Attributes:
-        step: segments so far, from 1.
-        tokens: ``[seq_len]`` uint8.
-        q_halt, q_continue: logits.
-    """
-
-    step: int
-    tokens: np.ndarray
-    q_halt: float
-    q_continue: float
-
-    @property
-    def confidence(self) -> float:
-        """The model's own estimate of the probability that this answer is right."""
-        return _sigmoid(self.q_halt)
-
-    @property
-    def continue_value(self) -> float:
-        """What going on is worth, on the same scale."""
-        return _sigmoid(self.q_continue)
 
 
 @dataclass(frozen=True)
@@ -98,7 +68,7 @@ def solve(
     puzzles: np.ndarray,
     *,
     max_steps: int | None = None,
-    halt: Halt = "q",
+    halt: str | Halting = "q",
     puzzle_identifiers: np.ndarray | None = None,
     batch_size: int = 64,
 ) -> list[Solution]:
@@ -109,7 +79,8 @@ def solve(
         task: checks the answers.
         puzzles: ``[n, seq_len]`` input tokens, as ``task.parse`` gives them.
         max_steps: the most segments for a puzzle; None is the model's ``halt_max_steps``.
-        halt: ``"q"`` ends a puzzle where its q_halt exceeds its q_continue, ``"fixed"`` after ``max_steps`` segments.
+        halt: as for :class:`hrm.Engine`: ``"q"`` ends a puzzle where its q_halt exceeds its q_continue, ``"fixed"``
+            after ``max_steps`` segments.
         puzzle_identifiers: ``[n]`` rows of the puzzle embedding; None is 0, the blank one, for all.
         batch_size: puzzles solved side by side.
 
@@ -123,39 +94,16 @@ def solve(
     identifiers = np.zeros(len(puzzles), np.int64) if puzzle_identifiers is None else np.asarray(puzzle_identifiers)
     max_steps = model.config.halt_max_steps if max_steps is None else max_steps
     require_positive(max_steps=max_steps, batch_size=batch_size)
-    if halt not in ("q", "fixed"):
-        raise InputError(f"halt is {halt!r}, expected 'q' or 'fixed'")
+    halting = parse_halting(halt)
     _check_fits(model, task, puzzles, identifiers)
-    solutions: list[Solution] = []
-    with evaluating(model):
-        for start in range(0, len(puzzles), batch_size):
-            rows = slice(start, start + batch_size)
-            frames = _solve_batch(model, puzzles[rows], identifiers[rows], max_steps, halt)
-            for inputs, own in zip(puzzles[rows].astype(np.uint8), frames):
-                solutions.append(Solution(inputs, tuple(own), task.check(inputs, own[-1].tokens)))
+    if not len(puzzles):
+        return []
+    given = [Puzzle(inputs, int(identifier)) for inputs, identifier in zip(puzzles, identifiers)]
+    solutions = []
+    with Engine(model, min(batch_size, len(puzzles)), max_steps, halt=halting) as engine:
+        for inputs, result in zip(puzzles.astype(np.uint8), engine.solve(given, trace=True)):
+            solutions.append(Solution(inputs, result.trace, task.check(inputs, result.tokens)))
     return solutions
-
-
-def _solve_batch(
-    model: HRM, puzzles: np.ndarray, identifiers: np.ndarray, max_steps: int, halt: Halt
-) -> list[list[Frame]]:
-    device = next(model.parameters()).device
-    batch = {
-        "inputs": torch.from_numpy(puzzles.astype(np.int32)).to(device),
-        "puzzle_identifiers": torch.from_numpy(identifiers.astype(np.int32)).to(device),
-    }
-    frames: list[list[Frame]] = [[] for _ in puzzles]
-    takes = np.ones(len(puzzles), bool)
-    for segment in segments(model, batch, max_steps):
-        tokens = segment.tokens.to(torch.uint8).cpu().numpy()
-        q_halt, q_continue = (segment.outputs[f"q_{name}_logits"].tolist() for name in ("halt", "continue"))
-        for row in np.flatnonzero(takes):
-            frames[row].append(Frame(segment.step, tokens[row], q_halt[row], q_continue[row]))
-        if halt == "q":
-            takes = segment.running.cpu().numpy()
-            if not takes.any():
-                break
-    return frames
 
 
 def _check_fits(model: HRM, task: PuzzleTask, puzzles: np.ndarray, identifiers: np.ndarray) -> None:
@@ -183,7 +131,3 @@ def _check_fits(model: HRM, task: PuzzleTask, puzzles: np.ndarray, identifiers: 
     if config.puzzle_emb_ndim and identifiers.size and not 0 <= identifiers.min() <= identifiers.max() < rows:
         bad = identifiers.min() if identifiers.min() < 0 else identifiers.max()
         raise InputError(f"puzzle identifier {bad} is not among the model's {rows}; expected 0 to {rows - 1}")
-
-
-def _sigmoid(logit: float) -> float:
-    return 0.5 * (1 + math.tanh(0.5 * logit))  # cannot overflow

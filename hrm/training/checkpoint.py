@@ -1,9 +1,12 @@
 """Checkpoints of a training run: ``<run>/checkpoints/step_<8 digits>/``, each complete or not there.
 
-A checkpoint is a folder that :func:`hrm.load` reads (``model.safetensors``, ``config.json``, ``ema.safetensors``) with
-what training needs besides: further safetensors files, and ``state.json``, which has every file's size and CRC-32.
+A checkpoint is a folder that :func:`hrm.load` reads (``model.safetensors``, ``config.json``, ``ema.safetensors``, and
+``puzzle_emb.safetensors`` where the puzzle embedding's rows are divided among processes) with what training needs
+besides: further safetensors files, and ``state.json``, which has every file's size and CRC-32.
 """
 
+import json
+import os
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -20,9 +23,13 @@ from torch.optim import Optimizer
 from hrm.errors import InputError
 from hrm.files import folder_written_beside, read_json, write_json
 from hrm.model import HRM
-from hrm.weights import checkpoints, write_model
+from hrm.training.distributed import World
+from hrm.weights import PUZZLE_EMB, PUZZLE_EMB_FILE, checkpoints, write_model
+from hrm_kernels.sharded_embedding import ShardedEmbedding
 
 _STATE = "state.json"
+_TABLE_PART = f".{PUZZLE_EMB_FILE}.part"
+_ROWS_AT_ONCE = 1 << 14  # that leave a GPU together: 32 MiB of 512 columns
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
@@ -38,6 +45,7 @@ def write_checkpoint(
     state: dict[str, Any],
     extra: dict[str, Any],
     keep: int,
+    table: Path | None = None,
 ) -> None:
     """Write the checkpoint of step ``step``, then remove all but the last ``keep``.
 
@@ -49,6 +57,7 @@ def write_checkpoint(
         state: JSON values, for ``state.json``.
         extra: JSON values, for ``config.json``.
         keep: how many checkpoints stay.
+        table: from :func:`write_table`; it is moved into the checkpoint.
     """
     path = checkpoint_path(run, step)
     with folder_written_beside(path, overwrite=True) as part:
@@ -56,6 +65,8 @@ def write_checkpoint(
         for file, named in tensors.items():
             on_cpu = {name: one.detach().cpu().contiguous() for name, one in named.items()}
             save_file(on_cpu, part / f"{file}.safetensors")
+        if table is not None:
+            table.replace(part / PUZZLE_EMB_FILE)
         sums = {file.name: {"bytes": file.stat().st_size, "crc32": _crc32(file)} for file in sorted(part.iterdir())}
         write_json(part / _STATE, {"step": step, **state, "files": sums})
     for old in checkpoints(run)[:-keep]:
@@ -66,8 +77,33 @@ def write_checkpoint(
         shutil.rmtree(gone)
 
 
+def write_table(run: Path, embedding: ShardedEmbedding, world: World) -> Path:
+    """Write the rows of all processes into one safetensors file, each process its own; every process calls this."""
+    path, columns = run / "checkpoints" / _TABLE_PART, embedding.weights.shape[1]
+    row_bytes = 4 * columns
+    offsets = [0, embedding.num_embeddings * row_bytes]
+    entry = {"dtype": "F32", "shape": [embedding.num_embeddings, columns], "data_offsets": offsets}
+    header = json.dumps({PUZZLE_EMB: entry}).encode()
+    header += b" " * (-len(header) % 8)  # the format: its length, 8 bytes, little-endian; then the data, aligned
+    if world.is_main:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            file.truncate(8 + len(header) + offsets[1])
+    world.barrier()
+    with path.open("r+b") as file:
+        file.seek(8 + len(header) + embedding.first_row * row_bytes)
+        for rows in embedding.weights.split(_ROWS_AT_ONCE):
+            file.write(memoryview(rows.cpu().numpy()).cast("B"))
+        file.flush()
+        os.fsync(file.fileno())
+    world.barrier()
+    return path
+
+
 def remove_leftovers(run: Path) -> None:
     """Remove what a run that was killed while it wrote or removed a checkpoint has left."""
+    (run / "checkpoints" / _TABLE_PART).unlink(missing_ok=True)
     for path in (run / "checkpoints").glob(".step_*"):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -87,11 +123,18 @@ class Checkpoint:
     config: dict[str, Any]
 
     def tensors(self, file: str, rows: slice | None = None) -> dict[str, Tensor]:
-        """The tensors of ``<file>.safetensors``, on the CPU; of each only ``rows`` where given."""
+        """The tensors of ``<file>.safetensors`` but the puzzle embedding, on the CPU; of each only ``rows``."""
         with safe_open(self.path / f"{file}.safetensors", framework="pt") as opened:
+            names = [name for name in opened.keys() if name != PUZZLE_EMB]  # noqa: SIM118
             if rows is None:
-                return {name: opened.get_tensor(name) for name in opened.keys()}
-            return {name: opened.get_slice(name)[rows] for name in opened.keys()}
+                return {name: opened.get_tensor(name) for name in names}
+            return {name: opened.get_slice(name)[rows] for name in names}
+
+    def table(self, rows: slice) -> Tensor:
+        """These rows of the puzzle embedding, on the CPU; of the others nothing is read."""
+        alone = self.path / PUZZLE_EMB_FILE
+        with safe_open(alone if alone.is_file() else self.path / "model.safetensors", framework="pt") as opened:
+            return opened.get_slice(PUZZLE_EMB)[rows]
 
 
 def open_newest(run: Path) -> Checkpoint:

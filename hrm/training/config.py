@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
 from yaml import YAMLError
 
-from hrm.config import HRMConfig
+from hrm.config import FAMILIES, ModelConfig
 from hrm.data.format import Metadata
 from hrm.errors import InputError, describe
 from hrm.losses import LossType
@@ -34,18 +34,24 @@ class TrainConfig(BaseModel):
         puzzle_emb_lr, puzzle_emb_weight_decay: of SparseSignSGD, for puzzle embeddings (same schedule).
         loss: of the tokens.
         seed: of the weights, the batches and the exploration.
-        arch: fields of :class:`hrm.HRMConfig`, less those that come from the data; ``forward_dtype`` may also be
-            ``auto``: bfloat16 on a GPU, float32 on a CPU.
+        family: ``hrm`` or ``trm``, what is trained.
+        arch: fields of :class:`hrm.HRMConfig` or :class:`hrm.TRMConfig`, less those that come from the data;
+            ``forward_dtype`` may also be ``auto``: bfloat16 on a GPU, float32 on a CPU.
+        gradient_warmup: steps over which the number of updates that carry gradients grows from one of each level to
+            what ``arch.gradient`` says; 0 begins with that.
+        puzzle_emb_sharded: divide the rows of the puzzle embedding among the processes; each holds, loads and saves its
+            own. What is computed is the same.
         ema, ema_rate: keep a moving average of the weights, evaluate and solve with it.
         eval_interval: epochs from one evaluation on the test split to the next; None never evaluates.
         eval_max_examples: examples of the test split that an evaluation looks at; None all.
         checkpoint_every: steps from one checkpoint to the next; None only at the end.
         keep: checkpoints kept; older ones are removed.
-        log_every: steps from one row of the log to the next.
+        log_every: steps from one row of the log to the next; only then the host waits for the device.
         logger: what is written beside ``metrics.csv``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         threads: CPU threads of each process; None leaves it to torch.
         compile: run the model through ``torch.compile``.
+        cuda_graph: on one GPU, without ``compile``, replay the whole training step as one CUDA graph.
         max_steps, max_minutes: stop earlier than ``epochs`` say, after so many steps (of the run) or minutes (of this
             start of it); the schedule stays that of ``epochs``.
         early_stop_exact_accuracy: stop when the last ten rows of the training log reach this exact accuracy.
@@ -68,7 +74,10 @@ class TrainConfig(BaseModel):
     puzzle_emb_weight_decay: NonNegativeFloat = 0.1
     loss: LossType = "stablemax_cross_entropy"
     seed: int = Field(default=0, ge=0, lt=2**63)
+    family: Literal["hrm", "trm"] = "hrm"
     arch: dict[str, Any] = {}
+    gradient_warmup: NonNegativeInt = 0
+    puzzle_emb_sharded: bool = False
     ema: bool = False
     ema_rate: float = Field(default=0.999, ge=0, lt=1)
     eval_interval: PositiveInt | None = None
@@ -80,11 +89,12 @@ class TrainConfig(BaseModel):
     device: str = "auto"
     threads: PositiveInt | None = None
     compile: bool = False
+    cuda_graph: bool = True
     max_steps: PositiveInt | None = None
     max_minutes: float | None = Field(default=None, gt=0)
     early_stop_exact_accuracy: float | None = Field(default=None, gt=0, le=1)
 
-    def model(self, metadata: Metadata, device: torch.device) -> HRMConfig:
+    def model(self, metadata: Metadata, device: torch.device) -> ModelConfig:
         """The model's configuration for a data set.
 
         Raises:
@@ -93,7 +103,7 @@ class TrainConfig(BaseModel):
         values = dict(self.arch)
         if values.get("forward_dtype", "auto") == "auto":
             values["forward_dtype"] = "bfloat16" if device.type == "cuda" else "float32"
-        return HRMConfig.parse(values | {name: getattr(metadata, name) for name in _FROM_THE_DATA})
+        return FAMILIES[self.family].parse(values | {name: getattr(metadata, name) for name in _FROM_THE_DATA})
 
 
 def recipes() -> list[str]:
@@ -128,7 +138,9 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> TrainConfig:
         for name in _FROM_THE_DATA:
             if name in values["arch"]:
                 raise InputError(f"arch.{name} comes from the data set; leave it away")
-        _check_names(values["arch"], HRMConfig.model_fields.keys() - set(_FROM_THE_DATA), "arch.")
+        family = FAMILIES.get(str(values.get("family", "hrm")))
+        if family is not None:  # else it is said below
+            _check_names(values["arch"], family.model_fields.keys() - set(_FROM_THE_DATA), "arch.")
     if values.get("data") is None:
         raise InputError(f"no data folder given; say data=DIR, as in: hrm train {recipe} data=data/sudoku")
     if values.get("out") is None:

@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hrm import act
-from hrm.data.batches import Batch, TrainingSampler
+from hrm.data.batches import TrainingSampler
 from hrm.data.format import PuzzleDataset, open_dataset
 from hrm.errors import InputError
 from hrm.files import write_json
@@ -32,14 +32,20 @@ from hrm.training.checkpoint import (
     optimizer_tensors,
     remove_leftovers,
     write_checkpoint,
+    write_table,
 )
 from hrm.training.config import TrainConfig
 from hrm.training.distributed import FlatGradients, World
 from hrm.training.ema import EMA
 from hrm.training.loggers import Loggers, Reporter
 from hrm.training.schedule import learning_rate, total_steps
-from hrm.weights import checkpoints
+from hrm.training.step_graph import CudaCapture, StepGraph
+from hrm.trm import build
+from hrm.weights import PUZZLE_EMB, checkpoints
+from hrm_kernels.casts import refresh, written
+from hrm_kernels.fixed_point import Gradient, gradient_steps, warm_up
 from hrm_kernels.optim import AdamATan2, SparseSignSGD
+from hrm_kernels.sharded_embedding import ShardedEmbedding
 
 Reason = Literal["done", "solved", "limit", "interrupted"]
 
@@ -48,7 +54,8 @@ _PER_FINISHED = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps")
 _SUMS = ("loss", *_PER_ROW, *_PER_FINISHED, "count")
 _NEVER = 2**31 - 1
 _EARLY_STOP_ROWS = 10
-_FIXED = ("global_batch_size", "ema")  # what a resumed run cannot change, beside the model and the data
+_FIXED = ("family", "global_batch_size", "ema")  # what a resumed run cannot change, beside the model and the data
+_FREE = ("gradient", "recompute")  # of the model, what it can
 _UNREMARKABLE = {"arch", "resume", "data", "out"}  # changes that need no note
 
 
@@ -96,7 +103,7 @@ class Trainer:
 
     There is no random state to keep: weights are drawn from the seed, batches from the seed and the position in the
     data, exploration from the seed and the step, always for the global batch. Between rows of the log nothing waits for
-    the device.
+    the device; on one GPU a step is one replay of a CUDA graph.
     """
 
     def __init__(self, config: TrainConfig, world: World):
@@ -117,20 +124,27 @@ class Trainer:
         self._eval_every = total_steps(epochs, *sizes) if epochs and self._test else None
 
         torch.manual_seed(config.seed)
-        self.model = HRM(config.model(metadata, world.device)).to(world.device).train()
+        self.model = build(config.model(metadata, world.device), config.puzzle_emb_sharded).to(world.device).train()
         if self._test:
             check_fits(self.model, self._test)
+        self._graph = _step_graph(config, world, self._compute)
         parameters = list(self.model.parameters())
         self._gradients = FlatGradients(parameters)
-        self._optimizers: dict[str, tuple[AdamATan2 | SparseSignSGD, float]] = {
-            "adam": (AdamATan2(parameters, config.lr, (config.beta1, config.beta2), config.weight_decay), config.lr)
-        }
+        self._adam = AdamATan2(
+            parameters,
+            self._learning_rate(config.lr),
+            (config.beta1, config.beta2),
+            config.weight_decay,
+            capturable=self._graph is not None,
+        )
+        self._optimizers: dict[str, tuple[AdamATan2 | SparseSignSGD, float]] = {"adam": (self._adam, config.lr)}
         if self.model.puzzle_emb is not None:
-            sparse = SparseSignSGD([self.model.puzzle_emb], config.puzzle_emb_lr, config.puzzle_emb_weight_decay)
+            lr, decay = self._learning_rate(config.puzzle_emb_lr), config.puzzle_emb_weight_decay
+            sparse = SparseSignSGD([self.model.puzzle_emb], lr, decay)
             self._optimizers["puzzle_emb"] = (sparse, config.puzzle_emb_lr)
         self._ema = EMA(self.model, config.ema_rate) if config.ema else None
 
-        self.step = 0
+        self.step, self._lr = 0, config.lr
         self._carry: Carry | None = None
         self._sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=world.device)  # since the last row of the log
         self._summed_from = 0
@@ -141,11 +155,14 @@ class Trainer:
         self._saved = saved.path if saved else None
         self._saved_at = self.step if saved else -1
         self._bad_step = torch.tensor(_NEVER, dtype=torch.int32, device=world.device)
+        self._number = torch.tensor(self.step, dtype=torch.int32, device=world.device)  # self.step, on the device
         self._grad_norm = torch.zeros((), device=world.device)
         self._evaluation: dict[str, float] | None = None
         self._interrupted = False
         if config.compile:
             self.model.compile(dynamic=False)
+        else:
+            self._adam.keep_copies(self.model.config.dtype)
 
         self.last_step = max(self.step, min(self.total_steps, config.max_steps or self.total_steps))
         self._loggers: Loggers | None = None
@@ -200,47 +217,103 @@ class Trainer:
         return "done" if self.step >= self.total_steps else "limit"
 
     def _train_step(self) -> None:
-        config, world = self.config, self.world
+        config = self.config
         self.step += 1
-        batch = self._to_device(self._sampler.next())
+        factor = learning_rate(self.step, 1.0, config.lr_warmup_steps, self.total_steps, config.lr_min_ratio)
+        self._lr = config.lr * factor
+        self._set_gradient(self._gradient_at(self.step))
+        inputs = self._sampler.next() | {"min_steps": self._min_steps()}
+        inputs["step"] = torch.tensor(self.step, dtype=torch.int32)
+        if self._graph is None:
+            for optimizer, lr in self._optimizers.values():
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * factor
+            self._compute(self._to_device(inputs))
+            return
+        inputs["factor"] = torch.tensor(factor, dtype=torch.float64)
+        refresh(self.model.parameters())  # where an evaluation has exchanged the weights in between
+        if self._graph(self._pinned(inputs)):
+            self._count_writes()
+
+    def _compute(self, inputs: dict[str, Tensor]) -> None:
+        """A training step, all of it on the device: nothing here waits for it, or depends on the host's numbers."""
+        config, world, batch = self.config, self.world, dict(inputs)
+        min_steps, factor = batch.pop("min_steps"), batch.pop("factor", None)
+        self._number.copy_(batch.pop("step"))
         if self._carry is None:
             self._carry = self.model.initial_carry(batch)
         self._gradients.clear()
-        self._carry, outputs = self.model(self._carry, batch, min_steps=self._min_steps())
-        loss, metrics = act_loss(self._carry, outputs, config.loss)
+        carry, outputs = self.model(self._carry, batch, min_steps=min_steps)
+        loss, metrics = act_loss(carry, outputs, config.loss)
         (loss / config.global_batch_size).backward()
         world.sum_(self._gradients.flat)
         self._watch(loss)
-        factor = learning_rate(self.step, 1.0, config.lr_warmup_steps, self.total_steps, config.lr_min_ratio)
         for optimizer, lr in self._optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = lr * factor
+            if factor is not None:
+                for group in optimizer.param_groups:
+                    group["lr"].copy_(lr * factor)
             optimizer.step()
         if self._ema:
             self._ema.update()
         metrics["loss"] = loss.detach()
         zero = loss.new_zeros(())
         self._sums += torch.stack([metrics.get(name, zero).double() for name in _SUMS])
+        if self._graph is None:
+            self._carry = carry
+        else:  # a graph finds it by address
+            new = _carry_tensors(carry)
+            for name, tensor in _carry_tensors(self._carry).items():
+                tensor.copy_(new[name])
 
-    def _to_device(self, batch: Batch) -> Batch:
+    def _count_writes(self) -> None:
+        """Count what a replay has written as PyTorch counts in-place operations, which a replay does not run."""
+        params: list[Tensor] = list(self.model.parameters())
+        table = [self.model.puzzle_emb.weights] if self.model.puzzle_emb is not None else []
+        torch.autograd.graph.increment_version([*params, *self._adam.copies.values(), *table])
+        written(params, self._adam.copies)
+
+    def _gradient_at(self, step: int) -> Gradient:
+        """The gradient mode of a step, counted from 1; within the warm-up a number of updates."""
+        over, wanted = self.config.gradient_warmup, self.model.config.gradient
+        if step > over:
+            return wanted
+        cycle = [1] * self.model.config.L_cycles + [0]
+        steps = self.model.config.H_cycles * len(cycle)
+        first, last = (gradient_steps(cycle, steps, mode) for mode in ("one_step", wanted))
+        return warm_up(step - 1, over, last, first)
+
+    def _set_gradient(self, gradient: Gradient) -> None:
+        if gradient != self.model.inner.gradient:
+            self.model.inner.gradient = gradient
+            if self._graph is not None:
+                self._graph.forget()
+
+    def _learning_rate(self, lr: float) -> float | Tensor:
+        """How an optimiser is given it: a graph finds it by address."""
+        return lr if self._graph is None else torch.tensor(lr, device=self.world.device)
+
+    def _pinned(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.world.device.type != "cuda":
+            return tensors
+        return {name: tensor.pin_memory() for name, tensor in tensors.items()}
+
+    def _to_device(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         device = self.world.device
-        if device.type != "cuda":
-            return batch
-        return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in batch.items()}
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in self._pinned(tensors).items()}
 
     def _min_steps(self) -> Tensor:
-        """Exploration of this process's rows."""
+        """Exploration of this process's rows, ``[rows]``, on the CPU."""
         config, world, model = self.config, self.world, self.model.config
         seed = int(np.random.SeedSequence([config.seed, self.step]).generate_state(1, np.uint64)[0])
         generator = torch.Generator().manual_seed(seed)
         drawn = act.draw_min_steps(
             config.global_batch_size, model.halt_max_steps, model.halt_exploration_prob, generator=generator
         )
-        return self._to_device({"min_steps": drawn.chunk(world.size)[world.rank]})["min_steps"]
+        return drawn.chunk(world.size)[world.rank]
 
     def _watch(self, loss: Tensor) -> None:
         """Note, on the device, the first step whose loss or gradients are not finite."""
-        self._grad_norm = self._gradients.flat.norm()
+        self._grad_norm.copy_(self._gradients.flat.norm())
         watched = [loss.detach(), self._grad_norm]
         rows = self.model.puzzle_emb.local_weights if self.model.puzzle_emb is not None else None
         if rows is not None and rows.grad is not None:
@@ -248,7 +321,7 @@ class Trainer:
         self._note_unless(torch.stack([one.float() for one in watched]).isfinite().all())
 
     def _note_unless(self, good: Tensor) -> None:
-        self._bad_step = torch.where(good, self._bad_step, self._bad_step.clamp(max=self.step))
+        self._bad_step.copy_(torch.where(good, self._bad_step, torch.minimum(self._bad_step, self._number)))
 
     def _check_finite(self) -> None:
         bad = int(self.world.min_(self._bad_step.clone()).item())
@@ -273,7 +346,7 @@ class Trainer:
             **{name: sums[name] / rows for name in ("loss", *_PER_ROW)},
             **{name: sums[name] / finished if finished else None for name in _PER_FINISHED},
             "finished": int(finished),
-            "lr": self._optimizers["adam"][0].param_groups[0]["lr"],
+            "lr": self._lr,
             "grad_norm": self._grad_norm.item(),
             "puzzles_per_second": finished / seconds,
             "seconds": self._seconds + now - self._started,
@@ -313,25 +386,31 @@ class Trainer:
             return
         with self._aside():
             assert self._carry is not None
-            state = self.model.state_dict()
+            state, table = self.model.state_dict(), self.model.puzzle_emb
             floating = [*state.values(), self._carry.z_H, self._carry.z_L]
+            if isinstance(table, ShardedEmbedding):
+                floating.append(table.weights)
             self._note_unless(torch.stack([tensor.isfinite().all() for tensor in floating]).all())
             self._check_finite()
             self.world.sum_(self._sums)
             if not self.world.is_main:
                 self._sums.zero_()
             carry = {name: self.world.gather_rows(tensor) for name, tensor in _carry_tensors(self._carry).items()}
+            rows = None
+            if isinstance(table, ShardedEmbedding):
+                with self._room():
+                    rows = write_table(self.config.out, table, self.world)
             if self.world.is_main:
                 tensors = {f"optimizer_{name}": optimizer_tensors(one) for name, (one, _) in self._optimizers.items()}
                 tensors["carry"] = {name: tensor for name, tensor in carry.items() if tensor is not None}
                 tensors["log"] = {"sums": self._sums}
                 if self._ema:
                     tensors["ema"] = state | self._ema.averages
-                self._write(tensors)
+                self._write(tensors, rows)
             self.world.barrier()
             self._saved, self._saved_at = checkpoint_path(self.config.out, self.step), self.step
 
-    def _write(self, tensors: dict[str, dict[str, Tensor]]) -> None:
+    def _write(self, tensors: dict[str, dict[str, Tensor]], table: Path | None) -> None:
         values = {
             "sampler": self._sampler.state,
             "data": self._data,
@@ -341,19 +420,30 @@ class Trainer:
             "seconds": self._seconds + time.monotonic() - self._started,
         }
         config = self.config
+        with self._room():
+            write_checkpoint(config.out, self.step, self.model, tensors, values, self._extra, config.keep, table)
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
         try:
-            write_checkpoint(config.out, self.step, self.model, tensors, values, self._extra, config.keep)
+            yield
         except OSError as error:
             raise InputError(
-                f"the checkpoint of step {self.step} cannot be written in {config.out} ({error.strerror or error}); "
-                f"the last good one is {self._saved}; make room and resume from it with resume=true"
+                f"the checkpoint of step {self.step} cannot be written in {self.config.out} "
+                f"({error.strerror or error}); the last good one is {self._saved}; make room and resume from it with "
+                "resume=true"
             ) from error
 
     def _resume(self, saved: Checkpoint) -> list[str]:
         """Take over what ``saved`` holds; notes for the user on settings that have changed."""
         changed = _check_same_run(saved, self.model, self.config, self._data)
         state, where, device = saved.state, f"checkpoint {saved.path}", self.world.device
-        copy_into(self.model.state_dict(), saved.tensors("model"), where)
+        weights, found = self.model.state_dict(), saved.tensors("model")
+        if (table := self.model.puzzle_emb) is not None:
+            first = table.first_row if isinstance(table, ShardedEmbedding) else 0
+            weights[PUZZLE_EMB] = table.weights
+            found[PUZZLE_EMB] = saved.table(slice(first, first + len(table.weights)))
+        copy_into(weights, found, where)
         for name, (optimizer, _) in self._optimizers.items():
             load_optimizer_tensors(optimizer, saved.tensors(f"optimizer_{name}"))
         if self._ema:
@@ -403,6 +493,14 @@ class Trainer:
                 signal.signal(number, handler)
 
 
+def _step_graph(config: TrainConfig, world: World, step: Callable[[dict[str, Tensor]], None]) -> StepGraph | None:
+    """What replays ``step`` as one CUDA graph, where that is possible and asked for."""
+    launches = config.compile or config.puzzle_emb_sharded or world.size > 1  # whose exchanges wait for the device
+    if not config.cuda_graph or launches or world.device.type != "cuda":
+        return None
+    return StepGraph(step, CudaCapture(world.device), world.device)
+
+
 _DATA = "current_data."
 
 
@@ -442,9 +540,11 @@ def _check_same_run(saved: Checkpoint, model: HRM, config: TrainConfig, data: di
     before = saved.config["training"]
     now = config.model_dump(mode="json")
     fixed = [(f"data {name}", saved.state["data"].get(name), value) for name, value in data.items()]
-    trained = saved.config["model"]
-    fixed += [(f"arch.{name}", trained.get(name), value) for name, value in model.config.model_dump().items()]
+    trained = type(model.config).parse(saved.config["model"]) if saved.config["family"] == now["family"] else None
+    architecture = [name for name in type(model.config).model_fields if trained and name not in _FREE]
+    before.setdefault("family", "hrm")
     fixed += [(name, before.get(name), now[name]) for name in _FIXED]
+    fixed += [(f"arch.{name}", getattr(trained, name), getattr(model.config, name)) for name in architecture]
     for name, old, new in fixed:
         if old != new:
             raise InputError(

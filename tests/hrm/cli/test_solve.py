@@ -127,7 +127,7 @@ def test_a_valid_answer_exits_with_0(model, puzzles, call, monkeypatch):
         ("", ["{}"], "p.txt is empty; expected puzzles, one a line"),
         ("12\n34\n", ["{}"], "p.txt has no puzzle, neither as one board (Sudoku with 4 cells, expected 16"),
         ("." * 16 + "\n" + "." * 16, ["{}", "--gif", "x.gif"], "--gif and --png draw one puzzle, {} has 2"),
-        ("." * 16, ["{}", "--halt", "never"], "halt is 'never', expected 'q' or 'fixed'"),
+        ("." * 16, ["{}", "--halt", "never"], "halt is 'never', expected 'q', 'fixed', 'stable:K'"),
         ("." * 16, ["{}", "--max-steps", "0"], "max_steps is 0, expected 1 or more"),
         ("." * 16, ["{}", "--device", "abacus"], "abacus"),
     ],

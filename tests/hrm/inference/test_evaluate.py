@@ -267,5 +267,8 @@ def test_arc_votes(tmp_path):
     assert metrics["exact_accuracy"] == pytest.approx(right / len(names))
     saved = np.load(tmp_path / "out" / "predictions.npz")
     np.testing.assert_array_equal(crop(saved["predictions"][names["task1"]]), swapped[1])
+    (folder / "identifiers.json").write_text('["<blank>"]')
+    with pytest.raises(InputError, match="identifiers.json has 1 names and the examples the puzzle identifier"):
+        evaluate(Oracle(config, answers, q_halt), dataset, batch_size=5)
     assert "ARC/pass@1" not in evaluate(Oracle(config, answers, q_halt), dataset, batch_size=5, max_examples=4)
     assert Arc().seq_len == 900

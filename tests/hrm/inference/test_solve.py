@@ -160,7 +160,7 @@ def test_frames_are_the_models_own_answers():
         ({"puzzle_identifiers": np.array([0])}, "one for each of 2 puzzles"),
         ({"task": Sudoku(9)}, "vocab_size 11 and seq_len 81, the model 6 and 16"),
         ({"max_steps": 0}, "max_steps is 0, expected 1 or more"),
-        ({"halt": "never"}, "halt is 'never', expected 'q' or 'fixed'"),
+        ({"halt": "never"}, "halt is 'never', expected 'q', 'fixed', 'stable:K'"),
     ],
 )
 def test_what_does_not_fit(arguments, message):

@@ -39,7 +39,8 @@ def configure(data, tmp_path):
     """A function that makes the configuration of a run of a tiny model in ``tmp_path / out``."""
 
     def make(out: str = "run", arch: dict | None = None, **changes) -> TrainConfig:
-        sizes = {"hidden_size": 16, "num_heads": 2, "H_layers": 1, "L_layers": 1, "L_cycles": 1, "halt_max_steps": 3}
+        sizes = {"hidden_size": 16, "num_heads": 2, "L_layers": 1, "L_cycles": 1, "halt_max_steps": 3}
+        sizes |= {"H_cycles": 2, "puzzle_emb_len": 2} if changes.get("family") == "trm" else {"H_layers": 1}
         values = {
             "data": data,
             "out": tmp_path / out,

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import hrm
 from hrm.data.format import open_dataset
 from hrm.errors import InputError
 from hrm.training.config import load_config, recipes
@@ -22,14 +23,59 @@ def test_recipes_are_the_published_table():
         "maze-hard-1k": (20_000, 768, 1e-4, 1e-4, 1.0, 1.0, *stablemax),
         "sudoku-extreme-full": (100, 2304, 3e-4, 3e-4, 0.1, 0.1, 0.1, "softmax_cross_entropy"),
     }
-    assert set(recipes()) == {*table, "demo"}
-    for name, values in table.items():
+    tiny = {
+        "trm-arc-1": (100_000, 768, 1e-4, 1e-2, 0.1, 0.1, *stablemax),
+        "trm-arc-2": (100_000, 768, 1e-4, 1e-2, 0.1, 0.1, *stablemax),
+        "trm-attention-sudoku-extreme-1k": (50_000, 768, 1e-4, 1e-4, 1.0, 1.0, *stablemax),
+        "trm-maze-hard-1k": (50_000, 768, 1e-4, 1e-4, 1.0, 1.0, *stablemax),
+        "trm-sudoku-extreme-1k": (50_000, 768, 1e-4, 1e-4, 1.0, 1.0, *stablemax),
+    }
+    assert {*table, *tiny, "demo"} <= set(recipes())
+    assert {name for name in recipes() if name.startswith("trm")} == set(tiny)
+    for name, values in (table | tiny).items():
         config = load_config(name, ["data=x"])
         assert tuple(getattr(config, key) for key in names) == values
         assert (config.lr_warmup_steps, config.beta1, config.beta2) == (2000, 0.9, 0.95)
         assert config.out == Path("runs") / name and config.arch["puzzle_emb_ndim"] == 512
+        assert config.family == ("trm" if name in tiny else "hrm")
+        assert (config.ema, config.ema_rate) == (name in tiny, 0.999)
+        assert config.eval_interval == config.epochs // 10
     full = load_config("sudoku-extreme-full", ["data=x"]).arch
     assert (full["L_cycles"], full["halt_max_steps"], full["pos_encodings"]) == (8, 8, "learned")
+
+
+def test_recipes_of_tiny_recursive_models(data):
+    metadata = open_dataset(data, "train").metadata
+    table = {  # L_cycles, mlp_t
+        "trm-arc-1": (4, False),
+        "trm-arc-2": (4, False),
+        "trm-attention-sudoku-extreme-1k": (6, False),
+        "trm-maze-hard-1k": (4, False),
+        "trm-sudoku-extreme-1k": (6, True),
+    }
+    for name, (L_cycles, mlp_t) in table.items():
+        model = load_config(name, ["data=x"]).model(metadata, torch.device("cuda"))
+        assert isinstance(model, hrm.TRMConfig) and model.forward_dtype == "bfloat16"
+        assert (model.H_cycles, model.L_cycles, model.L_layers, model.mlp_t) == (3, L_cycles, 2, mlp_t)
+        assert model.pos_encodings == ("none" if mlp_t else "rope")
+        assert (model.puzzle_emb_ndim, model.puzzle_emb_len, model.no_ACT_continue) == (512, 16, True)
+        assert (model.hidden_size, model.num_heads, model.halt_max_steps, model.gradient) == (512, 8, 16, "last_cycle")
+
+
+def test_the_keys_of_arch_are_the_familys(data):
+    metadata = open_dataset(data, "train").metadata
+    overrides = ["data=x", "arch.gradient=3", "arch.recompute=true", "gradient_warmup=100"]
+    config = load_config("trm-sudoku-extreme-1k", overrides)
+    model = config.model(metadata, torch.device("cpu"))
+    assert (model.gradient, model.recompute, config.gradient_warmup) == (3, True, 100)
+    assert load_config("demo", overrides).model(metadata, torch.device("cpu")).gradient == 3
+    with pytest.raises(InputError, match=r"unknown key arch.H_layers; did you mean arch.L_layers"):
+        load_config("trm-arc-1", ["data=x", "arch.H_layers=4"])
+    with pytest.raises(InputError, match="unknown key arch.mlp_t"):
+        load_config("arc-1", ["data=x", "arch.mlp_t=true"])
+    for family in ("rnn", "[1]", "{a: 1}"):
+        with pytest.raises(InputError, match=r"family: Input should be 'hrm' or 'trm'"):
+            load_config("arc-1", ["data=x", f"family={family}"])
 
 
 def test_model_sizes_come_from_the_data_and_the_dtype_from_the_device(data):

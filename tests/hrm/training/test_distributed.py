@@ -29,14 +29,17 @@ def by_step(path, name: str) -> dict[int, float]:
         return {int(row["step"]): float(row[name] or "nan") for row in csv.DictReader(file)}
 
 
-def test_two_processes_equal_one_and_each_goes_on_from_the_other(configure, cpu, tmp_path):
-    changes = {
-        "log_every": 4,
-        "checkpoint_every": 3,
-        "ema": True,
-        "eval_interval": 1,
-        "arch": {"halt_exploration_prob": 0.3},
-    }
+RUNS = {
+    "hrm": {},
+    "trm": {"family": "trm", "arch": {"mlp_t": True, "pos_encodings": "none"}},
+    "sharded": {"puzzle_emb_sharded": True},
+}
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_two_processes_equal_one_and_each_goes_on_from_the_other(configure, cpu, tmp_path, run):
+    changes = {"log_every": 4, "checkpoint_every": 3, "ema": True, "eval_interval": 1, **run}
+    changes["arch"] = {"halt_exploration_prob": 0.3} | changes.get("arch", {})
     one = train(configure("one", max_steps=9, **changes), cpu)
 
     config = configure("two", max_steps=2, **changes)
@@ -58,7 +61,8 @@ def test_two_processes_equal_one_and_each_goes_on_from_the_other(configure, cpu,
             assert list(a) == [4, 8, 9] and list(b) == [2, 4, 6, 8, 9]
             assert a == pytest.approx({step: b[step] for step in a}, rel=1e-5, abs=1e-7, nan_ok=True), name
             assert name != "finished" or a[8] > 4
-    for name in ("model", "ema", "carry"):
+    names = ("model", "ema", "carry", "puzzle_emb")[: 4 if "puzzle_emb_sharded" in run else 3]
+    for name in names:
         whole, parts = (load_file(run.checkpoint / f"{name}.safetensors") for run in (one, resumed))
         assert whole.keys() == parts.keys()
         for key, tensor in whole.items():

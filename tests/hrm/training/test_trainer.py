@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import zlib
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import hrm
 from hrm.data.batches import TrainingSampler
 from hrm.data.format import open_dataset
 from hrm.errors import InputError
+from hrm.inference.evaluate import evaluate
 from hrm.training import trainer as trainer_module
 from hrm.training.config import TrainConfig
 from hrm.training.distributed import World
@@ -113,8 +115,11 @@ def test_exploration_is_of_the_global_batch(configure, cpu):
         {"ema": True},
         {"arch": {"puzzle_emb_ndim": 0, "pos_encodings": "learned", "forward_dtype": "bfloat16"}},
         {"loss": "softmax_cross_entropy", "arch": {"halt_max_steps": 1}, "eval_interval": 1, "log_every": 3},
+        {"family": "trm", "ema": True, "eval_interval": 1, "log_every": 3},
+        {"family": "trm", "arch": {"mlp_t": True, "pos_encodings": "none", "no_ACT_continue": False}},
+        {"gradient_warmup": 5, "arch": {"gradient": "full", "recompute": True}},
     ],
-    ids=["ema", "no-puzzles-learned-bfloat16", "softmax-one-step-evaluation"],
+    ids=["ema", "no-puzzles-learned-bfloat16", "softmax-one-step-evaluation", "trm", "trm-mixing", "gradient-warm-up"],
 )
 def test_resuming_is_bit_for_bit(configure, cpu, changes):
     whole = train(configure("whole", max_steps=7, **changes), cpu)
@@ -175,7 +180,8 @@ def test_last_checkpoints_are_kept_and_load(configure, cpu):
     assert again.checkpoint == result.checkpoint and (again.checkpoint / "state.json").stat().st_mtime_ns == before
 
 
-def test_evaluation_uses_the_averaged_weights(configure, cpu, monkeypatch):
+@pytest.mark.parametrize("family", ["hrm", "trm"])
+def test_evaluation_uses_the_averaged_weights(configure, cpu, monkeypatch, family):
     seen = []
 
     def evaluate(model, dataset, *, batch_size, max_examples, loss_type):
@@ -185,6 +191,7 @@ def test_evaluation_uses_the_averaged_weights(configure, cpu, monkeypatch):
 
     monkeypatch.setattr(trainer_module, "evaluate", evaluate)
     changes = {"max_steps": 5, "ema": True, "ema_rate": 0.5, "eval_interval": 1, "eval_max_examples": 3}
+    changes["family"] = family
     result = train(configure(**changes), cpu)
     averaged = load_file(result.checkpoint / "ema.safetensors")
     trained = load_file(result.checkpoint / "model.safetensors")
@@ -206,6 +213,89 @@ def test_it_learns_and_stops_when_solved(configure, cpu):
     exact = sum(float(row["exact_accuracy"]) * int(row["finished"]) for row in last if row["exact_accuracy"])
     assert exact >= 0.9 * finished
     assert result.evaluation["accuracy"] > 0.8  # the rule carries over to puzzles it has not seen
+
+
+@pytest.mark.parametrize("arch", [{}, {"mlp_t": True, "pos_encodings": "none"}], ids=["attention", "mixing"])
+def test_a_tiny_recursive_model_learns_and_is_loaded_to_be_measured(configure, cpu, arch):
+    """What the trainer says of its averaged weights is what comes out for who loads the run."""
+    config = configure(
+        epochs=1000, lr=1e-2, eval_interval=1000, max_steps=300, family="trm", ema=True, ema_rate=0.95,
+        arch={"hidden_size": 32, "expansion": 1.0} | arch,
+    )  # fmt: skip
+    result = train(config, cpu)
+    assert result.evaluation["accuracy"] > 0.8
+    model = hrm.load(config.out)
+    assert isinstance(model, hrm.TRM) and model.config.mlp_t == bool(arch)
+    measured = evaluate(model, open_dataset(config.data, "test"), batch_size=4)
+    for name in ("accuracy", "exact_accuracy", "early_steps", "q_halt_accuracy"):
+        assert measured[name] == pytest.approx(result.evaluation[name], abs=1e-6), name
+    log = rows(config.out / "metrics.csv")
+    assert all(float(row["q_continue_loss"]) == 0 for row in log) and float(log[-1]["loss"]) < float(log[0]["loss"]) / 2
+
+
+def test_the_gradient_warms_up(configure, cpu):
+    """From one update of each level to all six, in as many steps; afterwards as the configuration says."""
+    run = Trainer(configure(gradient_warmup=10, arch={"gradient": "full", "L_cycles": 2}), cpu)
+    found = []
+    for _ in range(12):
+        run._train_step()
+        found.append(run.model.inner.gradient)
+    assert found == [2, 2, 3, 3, 4, 4, 5, 5, 6, 6, "full", "full"]
+    run.close()
+    run = Trainer(configure("other", gradient_warmup=2, family="trm", arch={"gradient": "one_step"}), cpu)
+    assert [run._gradient_at(step) for step in (1, 2, 3)] == [2, 2, "one_step"]
+    run.close()
+
+
+def test_the_gradient_may_change_within_a_run_and_a_family_may_not(configure, cpu, capsys):
+    train(configure(max_steps=2), cpu)
+    train(configure(max_steps=3, resume=True, arch={"gradient": "full", "recompute": True}), cpu)
+    with pytest.raises(InputError, match="family was hrm and is trm"):
+        train(configure(resume=True, family="trm"), cpu)
+
+
+def test_a_checkpoint_from_before_there_were_families_is_resumed(configure, cpu):
+    result = train(configure(max_steps=2), cpu)
+    file = result.checkpoint / "config.json"
+    values, state = json.loads(file.read_text()), json.loads((result.checkpoint / "state.json").read_text())
+    for name in ("gradient", "recompute"):
+        del values["model"][name]
+    for name in ("family", "gradient_warmup", "puzzle_emb_sharded"):
+        del values["training"][name]
+    file.write_text(json.dumps(values))
+    state["files"]["config.json"] = {"bytes": file.stat().st_size, "crc32": zlib.crc32(file.read_bytes())}
+    (result.checkpoint / "state.json").write_text(json.dumps(state))
+    assert train(configure(max_steps=3, resume=True), cpu).step == 3
+
+
+def test_a_sharded_puzzle_embedding_in_one_process_is_the_whole_one(configure, cpu, monkeypatch):
+    """Bit for bit; and either run goes on from the other's checkpoint, from a file of its own or not."""
+    changes = {"ema": True, "eval_interval": 1}
+    whole = train(configure("whole", max_steps=6, **changes), cpu)
+    sharded = train(configure("sharded", max_steps=6, puzzle_emb_sharded=True, **changes), cpu)
+    expected, found = contents(whole.checkpoint), contents(sharded.checkpoint)
+    table = found.pop("puzzle_emb.safetensors/inner.puzzle_emb.weights")
+    assert table.abs().max() > 0.01
+    for file in ("model", "ema"):
+        assert torch.equal(table, expected.pop(f"{file}.safetensors/inner.puzzle_emb.weights"))
+    assert_same(expected, found)
+    assert torch.equal(hrm.load(sharded.checkpoint).puzzle_emb.weights, table)
+    assert not list((sharded.checkpoint.parent).glob(".*"))
+
+    mixed = train(configure("whole", max_steps=9, resume=True, puzzle_emb_sharded=True, **changes), cpu)
+    mixed = train(configure("whole", max_steps=12, resume=True, **changes), cpu)
+    straight = train(configure("straight", max_steps=12, **changes), cpu)
+    a, b = contents(mixed.checkpoint), contents(straight.checkpoint)
+    assert_same(a, b)
+
+    run = Trainer(configure("unsaved", puzzle_emb_sharded=True), cpu)
+    with pytest.raises(InputError, match="no process has all rows of a sharded puzzle embedding"):
+        hrm.save(run.model, run.config.out / "model")
+    monkeypatch.setattr("hrm.training.checkpoint.os.fsync", lambda number: (_ for _ in ()).throw(OSError(28, "full")))
+    run._train_step()
+    with pytest.raises(InputError, match="step 1 cannot be written"):
+        run._save()
+    run.close()
 
 
 def test_time_is_a_limit(configure, cpu):

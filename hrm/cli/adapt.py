@@ -1,0 +1,63 @@
+"""``hrm adapt``: a trained model for puzzles it has not seen in training."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from hrm.cli import app
+from hrm.cli.settings import folder, read_settings
+from hrm.errors import InputError
+
+
+@app.command()
+def adapt(
+    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="Model folder, run, checkpoint or hub name.")],
+    values: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="data=DIR out=DIR",
+            help="The data folder of the new tasks (hrm data arc), and the new model's. Further settings: steps=2000 "
+            "batch_size=32 lr=0.01 weight_decay=0.1 init=mean|zero seed=0.",
+        ),
+    ],
+    force: Annotated[bool, typer.Option("--force", help="Replace the folder out= where it exists.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Fit new puzzle embeddings to the demonstrations (the train split) of data=DIR; all other weights stay.
+
+    The model saved in out=DIR is evaluated with hrm eval OUT data=DIR.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from hrm.data.format import open_dataset
+    from hrm.inference.adapt import adapt as fit
+    from hrm.training.distributed import joined
+    from hrm.weights import load, read_extra, save
+
+    settings = read_settings(
+        "adapt", values, out=folder, steps=int, batch_size=int, lr=float, weight_decay=float, init=str, seed=int
+    )
+    data, out = settings.pop("data"), settings.pop("out", None)
+    if out is None:
+        raise InputError("hrm adapt writes a model; give out=DIR")
+    if not force and out.exists() and (out.is_file() or any(out.iterdir())):
+        raise InputError(f"{out} exists already; choose another out=, or pass --force to replace it")
+    settings.setdefault("steps", 2000)
+    with joined(device) as world, Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        if world.size > 1:
+            raise InputError("hrm adapt runs in one process; start it without torchrun")
+        dataset = open_dataset(data, "train")
+        metadata = dataset.metadata
+        model = load(
+            checkpoint,
+            world.device,
+            puzzle_emb="mean",
+            num_puzzle_identifiers=metadata.num_puzzle_identifiers,
+            seq_len=metadata.seq_len,
+        )
+        task = bar.add_task("adapting", total=settings["steps"])
+        done = fit(model, dataset, progress=lambda step, _: bar.update(task, completed=step), **settings)
+        save(model, out, overwrite=force, **(read_extra(checkpoint) | {"adapted_to": str(data)}))
+    print(f"token loss {done.loss_before:.4f} -> {done.loss_after:.4f} in {done.steps} steps; {out}")

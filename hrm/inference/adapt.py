@@ -1,0 +1,102 @@
+"""Unseen puzzles for a trained model: new puzzle embeddings are fitted to the demonstrations, the weights stay."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from hrm.act import draw_min_steps
+from hrm.data.batches import TrainingSampler
+from hrm.data.format import PuzzleDataset
+from hrm.errors import InputError
+from hrm.inference.evaluate import check_fits
+from hrm.inference.segments import require_positive
+from hrm.losses import LossType, act_loss
+from hrm.model import HRM
+from hrm_kernels.optim import SparseSignSGD
+
+
+class Adaptation(NamedTuple):
+    """How the fit went.
+
+    Attributes:
+        steps: that were made.
+        loss_before, loss_after: token loss of the demonstrations, averaged over the first and the last tenth of them.
+    """
+
+    steps: int
+    loss_before: float
+    loss_after: float
+
+
+def adapt(
+    model: HRM,
+    dataset: PuzzleDataset,
+    *,
+    steps: int,
+    batch_size: int = 32,
+    lr: float = 1e-2,
+    weight_decay: float = 0.1,
+    init: Literal["mean", "zero"] = "mean",
+    seed: int = 0,
+    loss_type: LossType = "stablemax_cross_entropy",
+    progress: Callable[[int, float], None] | None = None,
+) -> Adaptation:
+    """Fit ``model.puzzle_emb`` to ``dataset`` with SparseSignSGD, as in training; no other weight changes.
+
+    Args:
+        model: with as many rows in its puzzle embedding as the data have identifiers (:func:`hrm.load` makes them).
+        dataset: the demonstrations: the train split of the new puzzles.
+        steps: segments of ``batch_size`` rows.
+        batch_size: demonstrations side by side.
+        lr, weight_decay: of SparseSignSGD; the defaults are those of the published training.
+        init: what the rows of the new puzzles start with: the mean of the rows the model has, or 0.
+        seed: of the order of the demonstrations and of exploration.
+        loss_type: of the token loss.
+        progress: called with the step and its token loss.
+
+    Raises:
+        InputError: data set and model don't fit, the model has no puzzle embedding, a number is impossible, or the
+            loss is not finite.
+    """
+    table = model.puzzle_emb
+    if table is None:
+        raise InputError("the model has no puzzle embedding (puzzle_emb_ndim 0), so there is nothing to adapt")
+    require_positive(steps=steps, batch_size=batch_size)
+    if init not in ("mean", "zero"):
+        raise InputError(f"init is {init!r}, expected 'mean' or 'zero'")
+    if not (lr > 0 and weight_decay >= 0):
+        raise InputError(f"lr is {lr} and weight_decay {weight_decay}, expected above 0, and 0 or more")
+    check_fits(model, dataset)
+    config, device = model.config, table.weights.device
+    sampler = TrainingSampler(dataset, batch_size, seed)
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = SparseSignSGD([table], lr=lr, weight_decay=weight_decay)
+    losses: list[float] = []
+    was_training, trained = model.training, [one for one in model.parameters() if one.requires_grad]
+    try:
+        model.train().requires_grad_(False)  # the table's rows become leaves of their own
+        blank = table.weights[dataset.metadata.blank_identifier_id].clone()
+        table.weights.copy_(table.weights.mean(0).expand_as(table.weights) if init == "mean" else 0 * table.weights)
+        table.weights[dataset.metadata.blank_identifier_id] = blank
+        carry = None
+        for step in range(1, steps + 1):
+            batch = {name: values.to(device) for name, values in sampler.next().items()}
+            carry = model.initial_carry(batch) if carry is None else carry
+            least = draw_min_steps(batch_size, config.halt_max_steps, config.halt_exploration_prob, generator)
+            carry, outputs = model(carry, batch, least.to(device))
+            loss, metrics = act_loss(carry, outputs, loss_type)
+            (loss / batch_size).backward()
+            optimizer.step()
+            losses.append(metrics["lm_loss"].item() / batch_size)
+            if not np.isfinite(losses[-1]):
+                raise InputError(f"the token loss is {losses[-1]} at step {step}; check the checkpoint, or lower lr")
+            if progress is not None:
+                progress(step, losses[-1])
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        model.train(was_training)
+    tenth = max(1, steps // 10)
+    return Adaptation(steps, float(np.mean(losses[:tenth])), float(np.mean(losses[-tenth:])))

@@ -1,0 +1,641 @@
+"""Continuous batching: puzzles think side by side, each for as long as it needs.
+
+A puzzle takes a slot of a batch whose shape never changes. After each segment the rows that have halted leave with
+their answer, and waiting puzzles take their slots.
+"""
+
+import asyncio
+import math
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence, Sized
+from concurrent.futures import CancelledError, Future
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import islice
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from hrm.errors import InputError
+from hrm.inference.halting import Halting, Moment, parse_halting
+from hrm.inference.segments import require_positive
+from hrm.model import HRM
+from hrm_kernels.backends import use_backend
+
+
+class EngineError(RuntimeError):
+    """The engine takes no more puzzles: it is closed, or its worker has failed (``__cause__`` says of what)."""
+
+
+class Puzzle(NamedTuple):
+    """A puzzle that is more than its tokens.
+
+    Attributes:
+        inputs: ``[seq_len]`` integers.
+        identifier: row of the puzzle embedding; 0 is the blank one.
+        noise: standard deviation of what is added to the initial states of this puzzle; 0 starts as in training.
+        seed: of that noise.
+    """
+
+    inputs: np.ndarray
+    identifier: int = 0
+    noise: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The answer after one segment.
+
+    Attributes:
+        step: segments so far, from 1.
+        tokens: ``[seq_len]`` uint8 (int32 where the vocabulary is larger).
+        q_halt, q_continue: logits; q_continue is 0 for models without that head.
+    """
+
+    step: int
+    tokens: np.ndarray
+    q_halt: float
+    q_continue: float
+
+    @property
+    def confidence(self) -> float:
+        """The model's own estimate of the probability that this answer is right."""
+        return sigmoid(self.q_halt)
+
+    @property
+    def continue_value(self) -> float:
+        """What going on is worth, on the same scale."""
+        return sigmoid(self.q_continue)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a puzzle.
+
+    Attributes:
+        index: the puzzle's number, from 0: in the iterable given to ``solve``, or among all that were submitted.
+        tokens: ``[seq_len]``, the answer at halting, of a frame's dtype; empty after an error.
+        steps: segments used; 0 after an error.
+        q_halt, q_continue: logits at halting; NaN after an error.
+        trace: the answer after each segment, where it was asked for; else empty.
+        error: why the puzzle was not taken; None where all is well.
+    """
+
+    index: int
+    tokens: np.ndarray
+    steps: int
+    q_halt: float
+    q_continue: float
+    trace: tuple[Frame, ...] = ()
+    error: InputError | None = None
+
+    @property
+    def confidence(self) -> float:
+        """The model's own estimate of the probability that the answer is right."""
+        return sigmoid(self.q_halt)
+
+
+class Engine:
+    """Runs a model on puzzles that come and go, in a thread of its own.
+
+    Rows do not influence each other: on a CPU a puzzle's answer and Q values are the same to the bit in any slot, at
+    any time and beside any other puzzles (as long as ``slots`` and torch's number of threads are the same: products
+    of matrices with another number of rows may round otherwise, and so no slot is ever left out of the batch).
+
+    ::
+
+        with hrm.Engine(model, slots=64) as engine:
+            for result in engine.solve(puzzles):
+                print(result.tokens, result.steps, result.confidence)
+
+    :meth:`submit` may be called from any thread. Until the ``with`` ends (or :meth:`close`) the model is in evaluation
+    mode and belongs to the engine.
+
+    Args:
+        model: an :class:`hrm.HRM` or :class:`hrm.TRM`, on any device.
+        slots: puzzles side by side.
+        max_steps: the most segments for a puzzle; it may exceed the model's ``halt_max_steps``.
+        min_steps: the least.
+        halt: ``"q"`` as soon as q_halt > q_continue (q_halt > 0 of a TRM, whose q_continue is 0), ``"fixed"`` after
+            ``max_steps`` as published, ``"stable:K"`` when the answer has not changed for K segments, ``"margin:X"``
+            when q_halt - q_continue > X, or a function of a :class:`hrm.inference.halting.Moment`.
+        backend: of :func:`hrm_kernels.use_backend`, for the whole process while the engine runs; None leaves the choice
+            by device.
+        queue_size: puzzles that may wait for a slot; None is four for each slot. Whoever brings more has to wait.
+
+    Raises:
+        InputError: a number or ``halt`` is impossible.
+        ValueError: there is no such backend.
+    """
+
+    def __init__(
+        self,
+        model: HRM,
+        slots: int = 64,
+        max_steps: int = 16,
+        min_steps: int = 1,
+        halt: str | Halting = "q",
+        backend: str | None = None,
+        queue_size: int | None = None,
+    ) -> None:
+        require_positive(slots=slots, max_steps=max_steps, min_steps=min_steps, queue_size=queue_size)
+        if min_steps > max_steps:
+            raise InputError(f"min_steps is {min_steps}, more than max_steps {max_steps}")
+        self.model, self.slots, self.max_steps, self.min_steps = model, slots, max_steps, min_steps
+        self.halting = parse_halting(halt)
+        self.queue_size = 4 * slots if queue_size is None else queue_size
+        self._backend = nullcontext() if backend is None else use_backend(backend)
+        self._backend.__enter__()
+        # One lock over the queue and the flags; the worker and whoever waits for room are told of every change.
+        self._changed = threading.Condition()
+        self._waiting: deque[_Job] = deque()
+        self._submitted = 0
+        self._closing = self._cancelling = self._ended = self._restored = False
+        self._failure: BaseException | None = None
+        self._was_training = model.training
+        model.eval()
+        threads = torch.get_num_threads()
+        self._worker = threading.Thread(target=self._run, args=(threads,), name="hrm-engine", daemon=True)
+        self._worker.start()
+
+    # What callers do
+
+    def submit(self, puzzle: Any, identifier: int = 0, *, trace: bool = False) -> "Future[Result]":
+        """Bring one puzzle; waits while the queue is full.
+
+        The future can be cancelled until it is done: a puzzle that already thinks then leaves its slot after the
+        current segment. It raises :class:`hrm.InputError` for a puzzle that does not fit the model, and
+        :class:`EngineError` where the worker has failed.
+
+        Args:
+            puzzle: ``[seq_len]`` integers, or a :class:`Puzzle`.
+            identifier: row of the puzzle embedding, unless a :class:`Puzzle` says it.
+            trace: keep the answer after each segment.
+
+        Raises:
+            EngineError: the engine is closed or has failed.
+        """
+        job = self._numbered(puzzle, identifier, trace)
+        self._bring([] if job.future.done() else [job])
+        return job.future
+
+    async def asubmit(self, puzzle: Any, identifier: int = 0, *, trace: bool = False) -> Result:
+        """:meth:`submit` and its result; cancelling the task that awaits it cancels the puzzle."""
+        job = self._numbered(puzzle, identifier, trace)
+        await self._abring(job)
+        return await asyncio.wrap_future(job.future)
+
+    def solve(self, puzzles: Iterable[Any], ordered: bool = True, *, trace: bool = False) -> Iterator[Result]:
+        """The results of ``puzzles`` (each as in :meth:`submit`), one by one.
+
+        Puzzles are taken from the iterable as results are taken from the iterator, twice as many ahead as slots and
+        queue hold. One that does not fit the model gives a result with ``error`` set. Leaving the iterator early
+        cancels what is under way.
+
+        Args:
+            puzzles: finite or not.
+            ordered: results in the order of the puzzles, or as they come (``index`` tells which).
+            trace: keep the answers after each segment.
+
+        Raises:
+            EngineError: the engine is closed or has failed.
+        """
+        inbox = _Inbox(ordered)
+        jobs = (self._job(_Streamed(index, inbox, trace), one) for index, one in enumerate(puzzles))
+        first = later = 1
+        if isinstance(puzzles, Sized):  # they are there already: they start together, and come in bulk
+            first, later = min(self.slots, self.queue_size), max(1, min(self.slots, self.queue_size // 4))
+        try:
+            while some := list(islice(jobs, first)):
+                inbox.expect(some)
+                self._bring([job for job in some if job.outcome is None])
+                while inbox.expected and (inbox.expected >= self._ahead or inbox.is_ready()):
+                    yield inbox.take()
+                first = later
+            while inbox.expected:
+                yield inbox.take()
+        finally:
+            inbox.closed = True
+
+    async def asolve(
+        self, puzzles: Iterable[Any] | AsyncIterable[Any], *, trace: bool = False
+    ) -> AsyncIterator[Result]:
+        """:meth:`solve` for ``async for``, in order; ``puzzles`` may be an asynchronous iterable."""
+        pending: deque[_Submitted] = deque()
+        index = 0
+        try:
+            async for one in _each(puzzles):
+                job = self._job(_Submitted(index, trace), one)
+                index += 1
+                pending.append(job)
+                await self._abring(job)
+                while pending and (len(pending) >= self._ahead or pending[0].future.done()):
+                    yield await pending[0].aresult()
+                    pending.popleft()
+            while pending:
+                yield await pending[0].aresult()
+                pending.popleft()
+        finally:
+            for job in pending:
+                job.future.cancel()
+
+    def close(self, cancel: bool = False) -> None:
+        """Take no more puzzles, finish those that were brought (or ``cancel`` them), and end the worker."""
+        with self._changed:
+            self._closing = True
+            self._cancelling |= cancel
+            self._changed.notify_all()
+        self._worker.join()
+        if not self._restored:
+            self._restored = True
+            self.model.train(self._was_training)
+            self._backend.__exit__(None, None, None)
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close(cancel=kind is not None)
+
+    # The queue
+
+    @property
+    def _ahead(self) -> int:
+        return 2 * (self.slots + self.queue_size)
+
+    def _numbered(self, puzzle: Any, identifier: int, trace: bool) -> "_Submitted":
+        with self._changed:
+            index, self._submitted = self._submitted, self._submitted + 1
+        return self._job(_Submitted(index, trace), puzzle, identifier)
+
+    def _job(self, job: "_AnyJob", puzzle: Any, identifier: int = 0) -> "_AnyJob":
+        """``job`` with its puzzle, checked: a bad one is settled already."""
+        try:
+            job.puzzle = self._checked(puzzle if isinstance(puzzle, Puzzle) else Puzzle(puzzle, identifier))
+        except InputError as error:
+            job.settle(error)
+        return job
+
+    def _checked(self, puzzle: Puzzle) -> Puzzle:
+        config = self.model.config
+        try:
+            inputs = np.asarray(puzzle.inputs)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise InputError(f"the puzzle is no array ({error}); expected {config.seq_len} integers") from None
+        if inputs.shape != (config.seq_len,) or inputs.dtype.kind not in "iu":
+            raise InputError(
+                f"the puzzle is {inputs.dtype} of shape {list(inputs.shape)}, expected integers "
+                f"[seq_len] = [{config.seq_len}]"
+            )
+        tokens = inputs.astype(np.int64)
+        if tokens.view(np.uint64).max() >= config.vocab_size:  # a negative one is a huge one
+            least, most = int(inputs.min()), int(inputs.max())
+            raise InputError(
+                f"the puzzle holds token {least if least < 0 else most}, expected 0 to {config.vocab_size - 1} "
+                f"(vocab_size {config.vocab_size})"
+            )
+        rows = config.num_puzzle_identifiers
+        identifier = puzzle.identifier if config.puzzle_emb_ndim else 0
+        if not isinstance(identifier, int | np.integer) or not 0 <= identifier < rows:
+            raise InputError(
+                f"puzzle identifier {identifier!r} is not among the model's {rows}; expected 0 to {rows - 1}"
+            )
+        if not isinstance(puzzle.noise, int | float) or not 0 <= puzzle.noise < math.inf:
+            raise InputError(f"noise is {puzzle.noise!r}, expected a number, 0 or more")
+        return Puzzle(tokens, int(identifier), puzzle.noise, puzzle.seed)
+
+    def _offer(self, jobs: "Sequence[_Job]") -> bool:
+        """Queue ``jobs``, if there is room for all of them."""
+        with self._changed:
+            if self._closing or self._ended:
+                raise EngineError("the engine is closed" if self._failure is None else _FAILED) from self._failure
+            if len(self._waiting) + len(jobs) > self.queue_size:
+                return False
+            self._waiting.extend(jobs)
+            self._changed.notify_all()
+            return True
+
+    def _bring(self, jobs: "Sequence[_Job]") -> None:
+        while not self._offer(jobs):
+            self._wait_for_room(len(jobs), None)
+
+    async def _abring(self, job: "_Submitted") -> None:
+        while not self._offer([] if job.future.done() else [job]):
+            # The thread that waits cannot be cancelled, so it is to come back soon.
+            await asyncio.to_thread(self._wait_for_room, 1, 0.1)
+
+    def _wait_for_room(self, count: int, timeout: float | None) -> None:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: len(self._waiting) + count <= self.queue_size or self._closing or self._ended, timeout
+            )
+
+    # The worker
+
+    def _run(self, threads: int) -> None:
+        torch.set_num_threads(threads)  # each thread has its own number, and another one may round otherwise
+        seated: list[_Job | None] = [None] * self.slots
+        try:
+            slots = _Slots(self, seated)
+            with torch.no_grad():  # not inference mode: what a model caches must still serve a later training step
+                while self._fill(slots):
+                    slots.segment()
+        except BaseException as error:  # whatever it is, those who wait must hear of it
+            self._failure = error
+        with self._changed:
+            self._ended = True
+            left = [*filter(None, seated), *self._waiting]
+            self._waiting.clear()
+            self._changed.notify_all()
+        if self._failure is None:
+            _deliver([(job, CancelledError()) for job in left])
+        else:
+            failed = EngineError(_FAILED)
+            failed.__cause__ = self._failure
+            _deliver([(job, failed) for job in left])
+
+    def _fill(self, slots: "_Slots") -> bool:
+        """Give free slots to waiting puzzles; wait for one if all are free. False: there is nothing more to do."""
+        with self._changed:
+            while True:
+                if self._closing and self._cancelling:
+                    return False
+                free = slots.free
+                if free and self._waiting:
+                    self._changed.notify_all()
+                while free and self._waiting:
+                    job = self._waiting.popleft()
+                    if job.is_cancelled():
+                        job.settle(CancelledError())
+                    else:
+                        slots.put(free.pop(), job)
+                if len(free) < self.slots:
+                    return True
+                if self._closing:
+                    return False
+                self._changed.wait()
+
+
+_FAILED = "the engine's worker has failed; what failed it is the cause of this error"
+
+
+class _Job(ABC):
+    """A puzzle on its way."""
+
+    puzzle: Puzzle
+
+    def __init__(self, index: int, wants_trace: bool) -> None:
+        self.index, self.wants_trace = index, wants_trace
+        self.frames: list[Frame] = []
+
+    @abstractmethod
+    def is_cancelled(self) -> bool:
+        """Nobody waits for it any more."""
+
+    @abstractmethod
+    def settle(self, outcome: Result | BaseException) -> None:
+        """What has become of it; a CancelledError where that is nothing."""
+
+    def bad(self, error: InputError) -> Result:
+        """The result of a puzzle that was not taken."""
+        return Result(self.index, np.zeros(0, np.uint8), 0, math.nan, math.nan, error=error)
+
+
+_AnyJob = TypeVar("_AnyJob", bound=_Job)
+
+
+class _Submitted(_Job):
+    """One with a future, which stays pending until the end, so that it can be cancelled all the while."""
+
+    def __init__(self, index: int, wants_trace: bool) -> None:
+        super().__init__(index, wants_trace)
+        self.future: Future[Result] = Future()
+
+    def is_cancelled(self) -> bool:
+        return self.future.cancelled()
+
+    def settle(self, outcome: Result | BaseException) -> None:
+        if isinstance(outcome, CancelledError):
+            self.future.cancel()
+        if not self.future.set_running_or_notify_cancel():  # tells concurrent.futures.wait
+            return
+        if isinstance(outcome, Result):
+            self.future.set_result(outcome)
+        else:
+            self.future.set_exception(outcome)
+
+    async def aresult(self) -> Result:
+        """Wait for it."""
+        try:
+            return await asyncio.wrap_future(self.future)
+        except InputError as error:
+            return self.bad(error)
+
+
+class _Streamed(_Job):
+    """One of a ``solve``: an inbox costs less than a future for each."""
+
+    def __init__(self, index: int, inbox: "_Inbox", wants_trace: bool) -> None:
+        super().__init__(index, wants_trace)
+        self.inbox = inbox
+        self.outcome: Result | BaseException | None = None
+
+    def is_cancelled(self) -> bool:
+        return self.inbox.closed
+
+    def settle(self, outcome: Result | BaseException) -> None:
+        self.outcome = self.bad(outcome) if isinstance(outcome, InputError) else outcome
+
+
+class _Inbox:
+    """The results of one ``solve``: the worker brings those of a segment together, the caller takes them one by one.
+
+    Attributes:
+        expected: results that the caller has not taken yet.
+        closed: set by the caller: it takes no more.
+    """
+
+    def __init__(self, ordered: bool) -> None:
+        self.expected, self.closed = 0, False
+        self._ordered = ordered
+        self._brought: SimpleQueue[list[_Streamed]] = SimpleQueue()
+        self._next: deque[_Streamed] = deque()  # ordered: all that are expected; else those that are settled
+
+    def bring(self, jobs: list[_Streamed]) -> None:
+        """These are settled."""
+        self._brought.put(jobs)
+
+    def expect(self, jobs: list[_Streamed]) -> None:
+        """These come, or are settled already."""
+        self.expected += len(jobs)
+        self._next.extend(jobs if self._ordered else [job for job in jobs if job.outcome is not None])
+
+    def is_ready(self) -> bool:
+        """Whether :meth:`take` need not wait."""
+        while not self._brought.empty():
+            self._receive()
+        return bool(self._next) and self._next[0].outcome is not None
+
+    def take(self) -> Result:
+        """Wait for the next one."""
+        while not self.is_ready():
+            self._receive()
+        self.expected -= 1
+        outcome = self._next.popleft().outcome
+        if isinstance(outcome, Result):
+            return outcome
+        assert outcome is not None
+        raise outcome
+
+    def _receive(self) -> None:
+        jobs = self._brought.get()
+        if not self._ordered:
+            self._next.extend(jobs)
+
+
+def _deliver(outcomes: "Sequence[tuple[_Job, Result | BaseException]]") -> None:
+    """Settle jobs, and tell those who wait for them."""
+    streamed: dict[_Inbox, list[_Streamed]] = {}
+    for job, outcome in outcomes:
+        job.settle(outcome)
+        if isinstance(job, _Streamed):
+            streamed.setdefault(job.inbox, []).append(job)
+    for inbox, jobs in streamed.items():
+        inbox.bring(jobs)
+
+
+class _Slots:
+    """The batch: who sits where, and what each row stands at."""
+
+    def __init__(self, engine: Engine, jobs: list[_Job | None]) -> None:
+        self.engine, self.jobs = engine, jobs
+        config, slots = engine.model.config, engine.slots
+        self.device = next(engine.model.parameters()).device
+        self.new: list[int] = []
+        self.steps = np.zeros(slots, np.int64)
+        self.unchanged = np.zeros(slots, np.int64)
+        self.tokens = np.zeros((slots, config.seq_len), np.int32)
+        self.dtype = np.uint8 if config.vocab_size <= 256 else np.int32
+        on_gpu = self.device.type == "cuda"
+        self.host = {
+            "inputs": torch.zeros(slots, config.seq_len, dtype=torch.int32, pin_memory=on_gpu),
+            "puzzle_identifiers": torch.zeros(slots, dtype=torch.int32, pin_memory=on_gpu),
+        }
+        self.inputs, self.identifiers = (values.numpy() for values in self.host.values())  # the same memory
+        self.batch = {name: values.to(self.device) for name, values in self.host.items()}  # on a CPU the same tensors
+        self.carry = engine.model.initial_carry(self.batch)
+        self.none_new = torch.zeros(slots, dtype=torch.bool, device=self.device)
+
+    @property
+    def free(self) -> list[int]:
+        return [row for row, job in enumerate(self.jobs) if job is None]
+
+    def put(self, row: int, job: _Job) -> None:
+        """Seat ``job`` in a free row; it starts with the next segment."""
+        self.jobs[row] = job
+        self.inputs[row] = job.puzzle.inputs
+        self.identifiers[row] = job.puzzle.identifier
+        self.steps[row] = self.unchanged[row] = 0
+        self.new.append(row)
+
+    def segment(self) -> None:
+        """One segment for every row; those that are done, or cancelled, get up."""
+        self._start_new_rows()
+        self.carry, outputs = self.engine.model(self.carry, self.batch)
+        tokens, q_halt, q_continue = _read_back(outputs)
+        self.steps += 1
+        self.unchanged += 1
+        self.unchanged *= (tokens == self.tokens).all(1) & (self.steps > 1)
+        self.tokens = tokens
+        done = self._done(Moment(self.steps, tokens, self.unchanged, q_halt, q_continue))
+        gone: list[tuple[_Job, Result | BaseException]] = []
+        answers = None
+        for row, (job, ends) in enumerate(zip(self.jobs, done.tolist())):
+            if job is None:
+                continue
+            if job.is_cancelled():
+                gone.append((job, CancelledError()))
+            elif ends or job.wants_trace:
+                answers = tokens.astype(self.dtype) if answers is None else answers
+                values = (int(self.steps[row]), answers[row].copy(), float(q_halt[row]), float(q_continue[row]))
+                if job.wants_trace:
+                    job.frames.append(Frame(*values))
+                if not ends:
+                    continue
+                step, answer, halt, go_on = values
+                gone.append((job, Result(job.index, answer, step, halt, go_on, tuple(job.frames))))
+            else:
+                continue
+            self.jobs[row] = None
+        _deliver(gone)
+
+    def _start_new_rows(self) -> None:
+        """Tell the model which rows take new data: the carry's ``halted``, whatever the model's own limit says."""
+        halted = self.none_new
+        if self.new:
+            if self.device.type != "cpu":
+                for name, values in self.host.items():  # (the read-back below waits for these copies too)
+                    self.batch[name].copy_(values, non_blocking=True)
+            mask = np.zeros(len(self.jobs), bool)
+            mask[self.new] = True
+            noisy = [row for row in self.new if self.jobs[row].puzzle.noise]  # type: ignore[union-attr]
+            mask[noisy] = False
+            halted = torch.from_numpy(mask).to(self.device)
+            for row in noisy:
+                self._start_with_noise(row)
+            self.new = []
+        self.carry = replace(self.carry, halted=halted)
+
+    def _start_with_noise(self, row: int) -> None:
+        """What the model does for a halted row, but from other states."""
+        job, inner = self.jobs[row], self.engine.model.inner
+        assert job is not None
+        generator = torch.Generator().manual_seed(job.puzzle.seed)
+        for state, start in ((self.carry.z_H, inner.H_init), (self.carry.z_L, inner.L_init)):
+            noise = torch.randn(state.shape[1:], generator=generator) * job.puzzle.noise
+            state[row] = start + noise.to(start)
+        self.carry.steps[row] = 0
+        for name, values in self.batch.items():
+            self.carry.current_data[name][row] = values[row]
+
+    def _done(self, moment: Moment) -> np.ndarray:
+        engine = self.engine
+        halts = np.asarray(engine.halting(moment))
+        if halts.dtype != np.bool_ or halts.shape != moment.steps.shape:
+            raise TypeError(
+                f"halt returned {halts.dtype} of shape {list(halts.shape)}, expected bool [slots] = [{engine.slots}]"
+            )
+        return (halts & (moment.steps >= engine.min_steps)) | (moment.steps >= engine.max_steps)
+
+
+def _read_back(outputs: dict[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens ``[slots, seq_len]`` integers, q_halt and q_continue ``[slots]`` float32: one copy, one wait for a GPU."""
+    tokens, q_halt, q_continue = outputs["logits"].argmax(-1), outputs["q_halt_logits"], outputs["q_continue_logits"]
+    if tokens.is_cpu:  # it lies here already
+        return tokens.numpy(), q_halt.numpy(), q_continue.numpy()
+    bits = [values.view(torch.int32).unsqueeze(1) for values in (q_halt, q_continue)]
+    host = torch.cat([tokens.int(), *bits], 1).cpu().numpy()
+    q = host[:, -2:].copy().view(np.float32)
+    return host[:, :-2], q[:, 0], q[:, 1]
+
+
+async def _each(items: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
+    if isinstance(items, AsyncIterable):
+        async for one in items:
+            yield one
+    else:
+        for one in items:
+            yield one
+
+
+def sigmoid(logit: float) -> float:
+    """``1 / (1 + exp(-logit))``, which cannot overflow."""
+    return 0.5 * (1 + math.tanh(0.5 * logit))

@@ -1,0 +1,46 @@
+"""The labelled examples of a data set as puzzles for the engine."""
+
+import numpy as np
+
+from hrm.data.batches import evaluation_batches
+from hrm.data.format import IGNORE_LABEL, PuzzleDataset
+from hrm.errors import InputError
+from hrm.inference.engine import Puzzle
+from hrm.inference.evaluate import check_fits
+from hrm.model import HRM
+
+
+class LabelledPuzzles:
+    """Puzzles with their answers, in the order of the examples; those without a label are left out.
+
+    Attributes:
+        puzzles: what :meth:`hrm.Engine.solve` takes.
+        labels: ``[count, seq_len]`` int32; -100 where any token is right.
+
+    Raises:
+        InputError: data set and model don't fit each other, a file is damaged, or no example has labels.
+    """
+
+    def __init__(self, model: HRM, dataset: PuzzleDataset, max_examples: int | None = None) -> None:
+        check_fits(model, dataset)
+        self.puzzles: list[Puzzle] = []
+        labels: list[np.ndarray] = []
+        for numbers, batch in evaluation_batches(dataset, 1024, max_examples=max_examples):
+            columns = (batch[name].numpy() for name in ("inputs", "labels", "puzzle_identifiers"))
+            for _, inputs, answer, identifier in zip(numbers, *columns):  # (padding comes after those)
+                if (answer != IGNORE_LABEL).any():
+                    self.puzzles.append(Puzzle(inputs, int(identifier)))
+                    labels.append(answer)
+        if not labels:
+            raise InputError(f"{dataset.folder / dataset.split} has no labels to measure by; choose another split")
+        self.labels = np.stack(labels)
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.puzzles)
+
+    def is_right(self, index: int, tokens: np.ndarray) -> bool:
+        """Whether ``[seq_len]`` tokens are the answer of puzzle ``index``, wherever it has labels."""
+        labels = self.labels[index]
+        return bool(((tokens == labels) | (labels == IGNORE_LABEL)).all())

@@ -1,0 +1,57 @@
+"""The tiny recursive model (arXiv 2510.04871): one small network that updates both states, with halting."""
+
+import torch
+
+from hrm.config import HRMConfig, ModelConfig, TRMConfig
+from hrm.model import HRM, HRMInner
+from hrm_kernels.nn import MixingModule, ReasoningModule
+
+
+class TRMInner(HRMInner):
+    """The recursive network without halting: an :class:`hrm.model.HRMInner` with one network for both states."""
+
+    config: TRMConfig  # type: ignore[assignment]
+
+    def _make_levels(self, config: TRMConfig) -> None:  # type: ignore[override]
+        dim, sizes = config.hidden_size, (config.expansion, config.rms_norm_eps)
+        if config.mlp_t:
+            self.L_level = MixingModule(config.L_layers, config.positions, dim, *sizes)
+        else:
+            self.L_level = ReasoningModule(config.L_layers, dim, config.num_heads, *sizes)
+
+    def _levels(self) -> tuple[ReasoningModule | MixingModule, ReasoningModule | MixingModule]:
+        return self.L_level, self.L_level
+
+    def q_values(self, z_H: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``(q_halt, q_continue)``, logits, ``[B]`` float32 both; with ``no_ACT_continue`` q_continue is 0.
+
+        So every reader of the two halts where q_halt > q_continue, as for an HRM.
+        """
+        q_halt, q_continue = super().q_values(z_H)
+        return q_halt, q_continue if self.config.learns_to_continue else torch.zeros_like(q_continue)
+
+
+class TRM(HRM):
+    """The tiny recursive model with adaptive computation time; used like an :class:`hrm.HRM`.
+
+    ``state_dict()`` has the names of the published checkpoints (without their wrappers' prefixes). Outputs hold
+    ``q_continue_logits`` too: 0, the value above which ``q_halt_logits`` halts, unless ``no_ACT_continue`` is False;
+    then there is ``target_q_continue`` in training as for an HRM. ``forward`` takes carry and batch ``[B, ...]``.
+    """
+
+    config: TRMConfig  # type: ignore[assignment]
+    inner: TRMInner
+
+    def __init__(self, config: TRMConfig, sharded: bool = False) -> None:
+        super().__init__(config, sharded)  # type: ignore[arg-type]
+
+    def _make_inner(self, config: TRMConfig, sharded: bool) -> TRMInner:  # type: ignore[override]
+        return TRMInner(config, sharded)  # type: ignore[arg-type]
+
+
+def build(config: ModelConfig, sharded: bool = False) -> HRM:
+    """A new model of the configuration's family, :class:`hrm.HRM` or :class:`TRM`; ``sharded`` as there."""
+    if isinstance(config, TRMConfig):
+        return TRM(config, sharded)
+    assert isinstance(config, HRMConfig)
+    return HRM(config, sharded)

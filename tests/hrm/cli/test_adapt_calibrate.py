@@ -1,0 +1,71 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from hrm import HRM, HRMConfig, load, save
+from hrm.data.format import SetBuilder, write_dataset
+from hrm.data.sudoku import generate
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """``model`` of two identifiers, ``data`` of three."""
+    folder = tmp_path_factory.mktemp("adapt")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_heads": 2, "H_layers": 1, "L_layers": 1, "expansion": 1, "halt_max_steps": 3}
+    model = HRM(
+        HRMConfig(
+            seq_len=16, vocab_size=6, num_puzzle_identifiers=2, puzzle_emb_ndim=32, forward_dtype="float32", **sizes
+        )
+    )
+    save(model, folder / "model", task="sudoku")
+    splits = {}
+    for split in ("train", "test"):
+        puzzles, builder = generate(8, 4, np.random.default_rng(0)), SetBuilder()
+        builder.add_puzzles(puzzles.inputs, puzzles.labels, identifier=2)
+        splits[split] = {"all": builder}
+    write_dataset(folder / "data", splits, vocab_size=6, seq_len=16, identifiers=list("abc"), task="sudoku")
+    return folder
+
+
+def test_adapt_calibrate_eval(folder, call, tmp_path):
+    data, out = f"data={folder / 'data'}", tmp_path / "adapted"
+    code, text, err = call("adapt", folder / "model", data, f"out={out}", "steps=3", "batch_size=4")
+    assert code == 0 and "token loss" in text, err
+    old, new = load(folder / "model").state_dict(), load(out).state_dict()
+    changed = {name for name in old if old[name].shape != new[name].shape or not torch.equal(old[name], new[name])}
+    assert changed == {"inner.puzzle_emb.weights"} and len(new["inner.puzzle_emb.weights"]) == 3
+    code, text, err = call("adapt", folder / "model", data, f"out={out}")
+    assert code == 2 and "exists already" in err
+    code, text, err = call("eval", out, data, "--halt", "calibrated", "--json")
+    assert code == 2 and "run hrm calibrate" in err
+    code, text, err = call("calibrate", out, data)
+    assert code == 0 and (out / "halting.json").is_file() and "| calibrated |" in text, err
+    chosen = json.loads((out / "halting.json").read_text())["chosen"]
+    code, text, err = call("eval", out, data, "--halt", "calibrated", "--json")
+    assert code == 0 and json.loads(text)["steps"] == pytest.approx(chosen["mean_steps"]), err
+    code, text, err = call("eval", out, data, "scale=segments:1,2", "rollouts=1,2", "--json", "--out", tmp_path / "s")
+    assert code == 0 and len(json.loads(text)["cells"]) == 4, err
+    assert {path.name for path in (tmp_path / "s").iterdir()} == {"scaling.json", "scaling.md", "scaling.png"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["eval", "{}/model", "data={}/data", "scale=steps:8"], "expected segments:8,16,32"),
+        (["eval", "{}/model", "data={}/data", "rollouts=0"], "0 is below 1"),
+        (["eval", "{}/model", "data={}/data", "noise=1"], "give rollouts=1,4"),
+        (["eval", "{}/model", "data={}/data", "--halt", "never"], "halt is 'never'"),
+        (["calibrate", "{}/model", "data={}/data", "loss=2"], "loss is 2.0, expected"),
+        (["calibrate", "{}/model", "loss=0"], "needs a data folder"),
+        (["adapt", "{}/model", "data={}/data"], "give out=DIR"),
+        (["adapt", "{}/model", "data={}/data", "out={}/new", "steps=x"], "steps=x cannot be read"),
+        (["adapt", "{}/model", "data={}/data", "out={}/new", "steps=0"], "steps is 0, expected 1 or more"),
+    ],
+)
+def test_bad_input(folder, call, arguments, message):
+    code, out, err = call(*(argument.format(folder) for argument in arguments))
+    assert code == 2 and message in err and err.startswith("hrm: ")
+    assert not (folder / "new").exists()

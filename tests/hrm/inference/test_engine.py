@@ -1,0 +1,432 @@
+import asyncio
+import random
+import threading
+import time
+import tracemalloc
+from concurrent.futures import CancelledError, wait
+
+import numpy as np
+import pytest
+import torch
+
+from hrm import HRM, TRM, Engine, HRMConfig, InputError, TRMConfig
+from hrm.data.sudoku import generate
+from hrm.inference.engine import EngineError, Puzzle
+from hrm.inference.halting import halts_by_q
+from hrm.model import Carry
+
+STEPS = 6
+SIZES = {"seq_len": 16, "vocab_size": 6, "hidden_size": 32, "num_heads": 2, "expansion": 1, "forward_dtype": "float32"}
+
+
+def tiny(family=HRM):
+    torch.manual_seed(0)
+    common = {**SIZES, "num_puzzle_identifiers": 3, "puzzle_emb_ndim": 32, "halt_max_steps": 4}
+    if family is HRM:
+        model = HRM(HRMConfig(**common, H_layers=1, L_layers=1))
+    else:
+        model = TRM(TRMConfig(**common, puzzle_emb_len=1, L_layers=1))
+    with torch.no_grad():  # so that puzzles differ, and halt at different segments
+        model.inner.q_head.weight.normal_()
+        model.inner.q_head.bias.copy_(torch.tensor([0.0, 1.5 if family is HRM else 0.0]))
+        model.inner.puzzle_emb.weights.normal_()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def puzzles():
+    inputs = generate(24, 4, np.random.default_rng(1)).inputs
+    return [Puzzle(one, index % 3) for index, one in enumerate(inputs)]
+
+
+def alone(model, puzzle, slots, steps=STEPS):
+    """The puzzle in every row of a batch of ``slots``: its tokens and Q values after each segment, from the model."""
+    batch = {
+        "inputs": torch.from_numpy(np.tile(puzzle.inputs, (slots, 1))).int(),
+        "puzzle_identifiers": torch.full((slots,), puzzle.identifier, dtype=torch.int32),
+    }
+    carry, frames = model.initial_carry(batch), []
+    for _ in range(steps):
+        with torch.no_grad():
+            carry, outputs = model(carry, batch)
+        carry.halted[:] = False  # more segments than in training
+        q = (outputs["q_halt_logits"][0].item(), outputs["q_continue_logits"][0].item())
+        frames.append((outputs["logits"][0].argmax(-1).numpy(), *q))
+    return frames
+
+
+def assert_bits(result, frames):
+    """Steps, tokens and Q values are those of ``frames``, without tolerance."""
+    assert result.error is None and result.steps == len(frames)
+    np.testing.assert_array_equal(result.tokens, frames[-1][0])
+    assert (result.q_halt, result.q_continue) == frames[-1][1:]
+
+
+def halting(frames, rule=lambda frames, i: frames[i][1] > frames[i][2]):
+    """``frames`` up to the first where ``rule`` holds."""
+    return frames[: next((i + 1 for i in range(len(frames)) if rule(frames, i)), len(frames))]
+
+
+@pytest.mark.parametrize("family", [HRM, TRM])
+@pytest.mark.parametrize("slots", [1, 4, 7])
+def test_a_row_is_the_same_to_the_bit_whatever_else_there_is(puzzles, slots, family):
+    model = tiny(family)
+    expected = [halting(alone(model, one, slots)) for one in puzzles]
+    assert len({len(frames) for frames in expected}) > 2
+    orders = [list(range(24)), list(reversed(range(24))), [3], [5, 3, 5, 5, 3] * 4]
+    for order in orders:
+        with Engine(model, slots=slots, max_steps=STEPS) as engine:
+            for number, result in zip(order, engine.solve(puzzles[i] for i in order), strict=True):
+                assert_bits(result, expected[number])
+
+
+def test_every_way_of_halting(puzzles):
+    model = tiny()
+    every = [alone(model, one, 4, 24) for one in puzzles]
+    rules = {
+        "fixed": lambda frames, i: False,
+        "q": lambda frames, i: frames[i][1] > frames[i][2],
+        "margin:-0.7": lambda frames, i: np.float32(frames[i][1]) - np.float32(frames[i][2]) > -0.7,
+        "stable:1": lambda frames, i: i >= 1 and (frames[i][0] == frames[i - 1][0]).all(),
+        "stable:2": lambda frames, i: i >= 2 and all((frames[i][0] == frames[i - j][0]).all() for j in (1, 2)),
+    }
+    seen = set()
+    for halt, rule in rules.items():
+        with Engine(model, slots=4, max_steps=24, halt=halt) as engine:
+            results = list(engine.solve(puzzles))
+        for result, frames in zip(results, every, strict=True):
+            assert_bits(result, halting(frames, rule))
+        seen.add(tuple(result.steps for result in results))
+    assert len(seen) == len(rules)  # no two of them do the same
+    with Engine(model, slots=4, max_steps=STEPS, min_steps=3, halt=lambda moment: moment.steps >= 0) as engine:
+        assert {result.steps for result in engine.solve(puzzles)} == {3}
+
+
+def test_the_trace_holds_every_segment(puzzles):
+    model = tiny()
+    with Engine(model, slots=3, max_steps=STEPS) as engine:
+        results = list(engine.solve(puzzles[:5], trace=True))
+    for result, puzzle in zip(results, puzzles):
+        frames = halting(alone(model, puzzle, 3))
+        assert [frame.step for frame in result.trace] == list(range(1, len(frames) + 1))
+        for frame, (tokens, q_halt, q_continue) in zip(result.trace, frames):
+            np.testing.assert_array_equal(frame.tokens, tokens)
+            assert (frame.q_halt, frame.q_continue) == (q_halt, q_continue)
+        assert result.confidence == pytest.approx(1 / (1 + np.exp(-result.q_halt)))
+
+
+def test_as_completed_and_in_order(puzzles):
+    with Engine(tiny(), slots=3, max_steps=STEPS, queue_size=2) as engine:
+        ordered = list(engine.solve(iter(puzzles)))
+        completed = list(engine.solve(iter(puzzles), ordered=False))
+    assert [result.index for result in ordered] == list(range(24))
+    assert sorted(result.index for result in completed) == list(range(24))
+    assert [result.index for result in completed] != list(range(24))
+    for result in completed:
+        np.testing.assert_array_equal(result.tokens, ordered[result.index].tokens)
+
+
+def test_slots_are_taken_anew_as_rows_halt(puzzles):
+    """As many segments as the steps need: not as many as whole batches would."""
+    model, calls = tiny(), []
+    steps = [len(halting(alone(model, one, 4))) for one in puzzles]
+    model.register_forward_hook(lambda *_: calls.append(1))
+    with Engine(model, slots=4, max_steps=STEPS) as engine:
+        list(engine.solve(puzzles))
+    in_batches = sum(max(steps[i : i + 4]) for i in range(0, 24, 4))
+    assert sum(steps) / 4 <= len(calls) <= sum(steps) / 4 + STEPS < in_batches + STEPS
+
+
+BAD = [
+    (np.ones(15, int), r"int64 of shape \[15\], expected integers \[seq_len\] = \[16\]"),
+    (np.ones(16), "float64"),
+    (np.full(16, 6), "holds token 6, expected 0 to 5"),
+    (np.full(16, -1), "holds token -1"),
+    ("1" * 16, "expected integers"),
+    (None, "expected integers"),
+    ([[1, 2], [3]], "no array"),
+    (Puzzle(np.ones(16, int), 3), "puzzle identifier 3 is not among the model's 3; expected 0 to 2"),
+    (Puzzle(np.ones(16, int), "a"), "puzzle identifier 'a'"),
+    (Puzzle(np.ones(16, int), 0, -1.0), "noise is -1.0"),
+]
+
+
+def test_bad_puzzles_are_told_and_the_others_go_on(puzzles):
+    given = [one for pair in zip((bad for bad, _ in BAD), puzzles) for one in pair]
+    with Engine(tiny(), slots=3, max_steps=STEPS) as engine:
+        good = list(engine.solve(puzzles[: len(BAD)]))
+        results = list(engine.solve(given))
+        with pytest.raises(InputError, match="holds token 6"):
+            engine.submit(np.full(16, 6)).result(timeout=10)
+    for (_, message), bad, fine, expected in zip(BAD, results[::2], results[1::2], good):
+        with pytest.raises(InputError, match=message):
+            raise bad.error
+        assert bad.steps == 0 and len(bad.tokens) == 0 and np.isnan(bad.q_halt)
+        assert fine.error is None and (fine.q_halt, fine.steps) == (expected.q_halt, expected.steps)
+
+
+def test_noise_is_of_the_seed_alone(puzzles):
+    model = tiny()
+    rows = [Puzzle(puzzles[0].inputs, 0, noise, seed) for noise, seed in [(0.0, 1), (0.5, 1), (0.5, 2), (0.5, 1)]]
+    found = {}
+    for slots, order in ((3, rows), (3, [*puzzles[4:11], *reversed(rows)])):
+        with Engine(model, slots=slots, max_steps=3, halt="fixed") as engine:
+            results = list(engine.solve(order))
+        of_rows = results[-4:][::-1] if len(order) > 4 else results
+        found[len(order)] = [result.q_halt for result in of_rows]
+    assert found[4] == found[11]
+    assert found[4][1] == found[4][3] and len(set(found[4])) == 3
+    assert found[4][0] == alone(model, puzzles[0], 3, 3)[-1][1]
+
+
+class Gate(torch.nn.Module):
+    """A model that waits for permission before each segment."""
+
+    def __init__(self, fails_at=None):
+        super().__init__()
+        self.config = HRMConfig(**SIZES)
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.permits, self.entered = threading.Semaphore(0), threading.Semaphore(0)
+        self.fails_at, self.calls = fails_at, 0
+
+    def initial_carry(self, batch):
+        rows = len(batch["inputs"])
+        nothing = torch.zeros(rows)
+        return Carry(nothing, nothing, nothing.int(), torch.ones(rows, dtype=torch.bool), batch)
+
+    def forward(self, carry, batch):
+        self.entered.release()
+        assert self.permits.acquire(timeout=20)
+        self.calls += 1
+        if self.calls == self.fails_at:
+            raise ZeroDivisionError("the model is broken")
+        logits = torch.nn.functional.one_hot(batch["inputs"].long(), 6).float()
+        q = torch.zeros(len(logits))
+        return carry, {"logits": logits, "q_halt_logits": q, "q_continue_logits": q}
+
+
+def test_cancelling_frees_the_slot_or_the_place():
+    model = Gate()
+    with Engine(model, slots=1, max_steps=100) as engine:
+        seated, waiting, last = (engine.submit(np.full(16, token)) for token in (1, 2, 3))
+        assert model.entered.acquire(timeout=10)  # the first thinks
+        assert waiting.cancel() and seated.cancel()
+        model.permits.release(101)
+        assert last.result(timeout=20).steps == 100
+        assert model.calls == 101  # one segment for the one that was cancelled
+        done, not_done = wait([seated, waiting], timeout=10)  # who waits for them hears of it
+        assert len(done) == 2 and not not_done
+        with pytest.raises(CancelledError):
+            seated.result()
+        assert not last.cancel()
+
+
+def test_a_full_queue_makes_callers_wait():
+    model = Gate()
+    with Engine(model, slots=1, max_steps=1, queue_size=2) as engine:
+        futures = [engine.submit(np.ones(16, int))]
+        assert model.entered.acquire(timeout=10)
+        futures += [engine.submit(np.ones(16, int)) for _ in range(2)]
+        brought = threading.Event()
+        caller = threading.Thread(target=lambda: (futures.append(engine.submit(np.ones(16, int))), brought.set()))
+        caller.start()
+        assert not brought.wait(0.2)
+        model.permits.release(4)
+        assert brought.wait(10)
+        caller.join(10)
+        assert all(future.result(timeout=10).steps == 1 for future in futures)
+
+
+@pytest.mark.parametrize("where", ["model", "halt"])
+def test_a_crash_reaches_everyone_who_waits(where):
+    def broken(moment):
+        raise ZeroDivisionError("the rule is broken")
+
+    model = Gate(fails_at=2 if where == "model" else None)
+    with Engine(model, slots=1, max_steps=5, queue_size=2, halt="q" if where == "model" else broken) as engine:
+        futures = [engine.submit(np.ones(16, int)) for _ in range(2)]
+        assert model.entered.acquire(timeout=10)
+        futures += [engine.submit(np.ones(16, int))]
+        refused = []
+
+        def bring():
+            try:
+                engine.submit(np.ones(16, int))
+            except EngineError as error:
+                refused.append(error)
+
+        caller = threading.Thread(target=bring)
+        caller.start()
+        time.sleep(0.1)  # it waits for room
+        model.permits.release(2)
+        for future in futures:
+            with pytest.raises(EngineError, match="worker has failed") as failed:
+                future.result(timeout=10)
+            assert isinstance(failed.value.__cause__, ZeroDivisionError)
+        caller.join(10)
+        assert not caller.is_alive() and isinstance(refused[0].__cause__, ZeroDivisionError)
+        with pytest.raises(EngineError):
+            list(engine.solve([np.ones(16, int)]))
+
+
+def test_a_rule_of_the_wrong_shape_is_a_crash_with_its_reason(puzzles):
+    with Engine(tiny(), slots=4, halt=lambda moment: moment.q_halt) as engine:
+        with pytest.raises(EngineError) as failed:
+            engine.submit(puzzles[0]).result(timeout=10)
+    assert "halt returned float32 of shape [4], expected bool [slots] = [4]" in str(failed.value.__cause__)
+
+
+def test_leaving_finishes_what_was_brought_and_restores_the_mode(puzzles):
+    model = tiny().train()
+    with Engine(model, slots=2, max_steps=STEPS) as engine:
+        assert not model.training
+        futures = [engine.submit(one) for one in puzzles[:8]]
+    assert model.training and all(future.done() and future.result().steps for future in futures)
+    with pytest.raises(EngineError, match="closed"):
+        engine.submit(puzzles[0])
+    engine.close()
+
+
+def test_leaving_with_an_error_cancels(puzzles):
+    model = Gate()
+    with pytest.raises(KeyError):
+        with Engine(model, slots=1, max_steps=50) as engine:
+            futures = [engine.submit(np.ones(16, int)) for _ in range(3)]
+            assert model.entered.acquire(timeout=10)
+            model.permits.release(1)
+            raise KeyError
+    assert all(future.cancelled() for future in futures) and model.calls <= 2
+
+
+def test_leaving_the_iterator_early_cancels_the_rest(puzzles):
+    def endless():
+        while True:
+            yield from puzzles
+
+    with Engine(tiny(), slots=2, max_steps=STEPS) as engine:
+        taken = engine.solve(endless())
+        assert [next(taken).index for _ in range(5)] == list(range(5))
+        taken.close()
+        assert engine.submit(puzzles[0]).result(timeout=10).error is None  # the slots are free again
+
+
+def test_asynchronous_use(puzzles):
+    model = tiny()
+
+    async def arriving():
+        for one in puzzles[:9]:
+            await asyncio.sleep(0)
+            yield one
+
+    async def main():
+        with Engine(model, slots=2, max_steps=STEPS, queue_size=1) as engine:
+            streamed = [result async for result in engine.asolve(arriving())]
+            listed = [result async for result in engine.asolve([*puzzles[:8], np.zeros(3, int)])]
+            together = await asyncio.gather(*(engine.asubmit(one) for one in puzzles[:9]))
+            task = asyncio.create_task(engine.asubmit(puzzles[0]))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            with pytest.raises(InputError):
+                await engine.asubmit(np.zeros(3, int))
+        return streamed, listed, together
+
+    streamed, listed, together = asyncio.run(asyncio.wait_for(main(), 60))
+    expected = [halting(alone(model, one, 2)) for one in puzzles[:9]]
+    for results in (streamed, together):
+        for result, frames in zip(results, expected, strict=True):
+            assert_bits(result, frames)
+    assert [result.index for result in listed] == list(range(9)) and listed[8].error is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"slots": 0}, "slots is 0, expected 1 or more"),
+        ({"max_steps": 0}, "max_steps is 0"),
+        ({"min_steps": 5, "max_steps": 4}, "min_steps is 5, more than max_steps 4"),
+        ({"halt": "stable:0"}, "halt is 'stable:0', expected 'q', 'fixed', 'stable:K'"),
+        ({"halt": "margin:much"}, "halt is 'margin:much'"),
+        ({"queue_size": 0}, "queue_size is 0"),
+    ],
+)
+def test_impossible_settings(arguments, message):
+    threads = threading.active_count()
+    with pytest.raises(InputError, match=message):
+        Engine(tiny(), **arguments)
+    with pytest.raises(ValueError, match="abacus"):
+        Engine(tiny(), backend="abacus")
+    assert threading.active_count() == threads
+
+
+def test_the_backend_asked_for_runs(puzzles):
+    from hrm_kernels import explain
+
+    x = torch.zeros(1, 4)
+    with Engine(tiny(), slots=2, max_steps=2, backend="reference", halt=halts_by_q) as engine:
+        assert engine.submit(puzzles[0]).result(timeout=10).error is None
+        assert explain("swiglu", x) == "reference"
+
+
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_load(count):
+    """Random arrival from several threads, random cancellation, 1 % malformed: everything accounted for."""
+    inputs = generate(64, 4, np.random.default_rng(2)).inputs
+    model = tiny()
+    with Engine(model, slots=16, max_steps=STEPS) as engine:
+        expected = [(result.tokens.tobytes(), result.q_halt) for result in engine.solve(inputs)]
+        tallies, failures = [], []
+
+        def caller(seed):
+            try:
+                tallies.append(_one_caller(engine, inputs, expected, count // 4, random.Random(seed)))
+            except BaseException as error:
+                failures.append(error)
+
+        tracemalloc.start()
+        callers = [threading.Thread(target=caller, args=(seed,), daemon=True) for seed in range(4)]
+        for one in callers:
+            one.start()
+        for one in callers:
+            one.join(240)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert not failures and not any(one.is_alive() for one in callers)
+        assert engine._waiting == type(engine._waiting)()
+    solved, malformed, cancelled = (sum(column) for column in zip(*tallies, strict=True))
+    assert solved + malformed + cancelled == count
+    assert solved > 0.7 * count and malformed == 4 * (count // 400) and cancelled > 0
+    assert peak < 4e6  # the results are not kept, so it does not grow with their number
+
+
+def _one_caller(engine, inputs, expected, count, rng):
+    """Submit with pauses, cancel some; solved, malformed, cancelled."""
+    tally, pending = [0, 0, 0], []
+
+    def settle(number, future):
+        try:
+            result = future.result(timeout=60)
+        except InputError:
+            tally[1] += 1
+            assert number is None
+        except CancelledError:
+            tally[2] += 1
+        else:
+            tally[0] += 1
+            assert (result.tokens.tobytes(), result.q_halt) == expected[number]
+
+    for index in range(count):
+        number = None if index % 100 == 99 else rng.randrange(len(inputs))
+        puzzle = rng.choice([np.zeros(7, int), np.full(16, 99), "puzzle"]) if number is None else inputs[number]
+        future = engine.submit(puzzle)
+        pending.append((number, future))
+        if rng.random() < 0.1:
+            rng.choice(pending)[1].cancel()
+        if rng.random() < 0.02:
+            time.sleep(rng.random() / 500)
+        if len(pending) > 50:
+            settle(*pending.pop(rng.randrange(len(pending))))
+    for one in pending:
+        settle(*one)
+    return tally

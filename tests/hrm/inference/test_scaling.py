@@ -1,0 +1,153 @@
+"""Halting early in evaluation, calibration, rollouts with voting, scaling, adaptation."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from hrm import HRM, Engine, HRMConfig, InputError, load, save
+from hrm.data import maze, sudoku
+from hrm.data.format import SetBuilder, open_dataset, write_dataset
+from hrm.inference import scaling
+from hrm.inference.adapt import adapt
+from hrm.inference.calibrate import calibrate, calibrated, choose
+from hrm.inference.engine import Puzzle
+from hrm.inference.evaluate import evaluate
+from hrm.inference.rollouts import ranked, roll_out, symmetry
+from hrm.inference.solve import solve
+
+STEPS = 4
+
+
+def tiny():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_heads": 2, "H_layers": 1, "L_layers": 1, "expansion": 1, "halt_max_steps": STEPS}
+    model = HRM(
+        HRMConfig(
+            seq_len=16, vocab_size=6, num_puzzle_identifiers=3, puzzle_emb_ndim=32, forward_dtype="float32", **sizes
+        )
+    )
+    with torch.no_grad():
+        model.inner.q_head.weight.normal_()
+        model.inner.q_head.bias.copy_(torch.tensor([0.0, 1.0]))
+        model.inner.puzzle_emb.weights.normal_()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Puzzles whose labels are what the tiny model answers after some segment, or the solution."""
+    folder = tmp_path_factory.mktemp("scaling") / "data"
+    puzzles = sudoku.generate(20, 4, np.random.default_rng(0))
+    solutions = solve(tiny(), sudoku.Sudoku(4), puzzles.inputs, halt="fixed", puzzle_identifiers=np.arange(20) % 3)
+    splits = {}
+    for split in ("train", "test"):
+        splits[split] = {"all": SetBuilder()}
+        for index, one in enumerate(solutions):
+            labels = one.frames[index % STEPS].tokens if index % 5 else puzzles.labels[index]
+            splits[split]["all"].add_example(one.inputs, labels)
+            splits[split]["all"].end_puzzle(index % 3)
+            splits[split]["all"].end_group()
+    write_dataset(folder, splits, vocab_size=6, seq_len=16, identifiers=list("abc"), task="sudoku")
+    return folder
+
+
+def test_evaluation_with_early_halting_is_what_fixed_promises(folder, tmp_path):
+    dataset = open_dataset(folder, "test")
+    fixed = evaluate(tiny(), dataset, batch_size=20, out=tmp_path / "fixed")
+    early = evaluate(tiny(), dataset, batch_size=7, halt="q", out=tmp_path / "q")
+    assert 0 < fixed["early_exact_accuracy"] < 1 and 1 < fixed["early_steps"] < STEPS
+    assert early["exact_accuracy"] == pytest.approx(fixed["early_exact_accuracy"])
+    assert (early["steps"], early["count"]) == (pytest.approx(fixed["early_steps"]), 20)
+    assert "lm_loss" not in early
+    saved, of_fixed = (np.load(tmp_path / name / "predictions.npz") for name in ("q", "fixed"))
+    np.testing.assert_array_equal(saved["early_steps"], of_fixed["early_steps"])
+    np.testing.assert_array_equal(saved["inputs"], of_fixed["inputs"])
+
+
+@pytest.mark.parametrize("task", [sudoku.Sudoku(4), sudoku.Sudoku(6), sudoku.Sudoku(9), maze.Maze(9)])
+def test_a_symmetry_keeps_solutions_and_is_undone(task):
+    rng = np.random.default_rng(0)
+    generate = sudoku.generate if task.name == "sudoku" else maze.generate
+    puzzles = generate(1, task.size, rng)
+    inputs, labels = puzzles.inputs[0], puzzles.labels[0]
+    seen = set()
+    for number in range(8):
+        guise = symmetry(task, number, rng)
+        assert task.check(guise.apply(inputs), guise.apply(labels)) is None
+        np.testing.assert_array_equal(guise.undo(guise.apply(labels)), labels)
+        seen.add(guise.apply(labels).tobytes())
+    assert len(seen) >= 7
+    np.testing.assert_array_equal(symmetry(task, 0, rng).apply(inputs), inputs)
+
+
+def test_the_vote():
+    puzzle = sudoku.generate(1, 4, np.random.default_rng(0))
+    inputs, right = puzzle.inputs[0], puzzle.labels[0]
+    often, sure, unsure = (np.full(16, token, np.uint8) for token in (2, 3, 4))
+    answers = [(often, -9.0), (often, -9.0), (unsure, 0.0), (sure, 5.0), (right, -9.0)]
+    order = [one.tokens.tolist() for one in ranked(sudoku.Sudoku(4), inputs, answers)]
+    assert order == [one.tolist() for one in (right, often, sure, unsure)]
+    assert [one.votes for one in ranked(None, inputs, answers)] == [2, 1, 1, 1]
+    assert not ranked(None, inputs, answers)[0].solves
+
+
+@pytest.mark.parametrize("how", [{}, {"augment": False, "noise": 0.7}])
+def test_cells_are_what_separate_runs_give(folder, how, tmp_path):
+    dataset, task = open_dataset(folder, "test"), sudoku.Sudoku(4)
+    cells = scaling.measure(tiny(), task, dataset, segments=[1, 3, 6], rollouts=[1, 3], slots=8, halt="q", **how)
+    assert [(one.segments, one.rollouts) for one in cells] == [(1, 1), (3, 1), (6, 1), (1, 3), (3, 3), (6, 3)]
+    for one in cells:
+        alone = {"segments": [one.segments], "rollouts": [one.rollouts]}
+        assert [one] == scaling.measure(tiny(), task, dataset, slots=8, halt="q", **alone, **how)
+    direct = evaluate(tiny(), dataset, batch_size=8, halt="q", max_steps=3)
+    assert (cells[1].exact_accuracy, cells[1].compute) == pytest.approx((direct["exact_accuracy"], direct["steps"]))
+    scaling.save(cells, tmp_path, data="x")
+    assert json.loads((tmp_path / "scaling.json").read_text())["cells"][0]["segments"] == 1
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_rollouts_that_would_be_the_same_are_refused():
+    with Engine(tiny(), slots=2) as engine, pytest.raises(InputError, match="2 rollouts would all be the same"):
+        next(roll_out(engine, sudoku.Sudoku(4), [Puzzle(np.ones(16, int))], 2, augment=False))
+
+
+def test_choosing_a_threshold():
+    # Puzzle 0 is right from segment 1, sure at once; 1 from segment 2; 2 turns right late, though sure too early.
+    margins = np.array([[1.0, -2.0, 0.5], [2.0, 0.8, 0.6], [2.0, 2.0, 3.0]])
+    right = np.array([[True, False, False], [True, True, False], [True, True, True]])
+    found = choose(margins, right)
+    assert found.chosen.exact_accuracy == found.fixed.exact_accuracy == 1
+    assert (found.chosen.threshold, found.chosen.mean_steps) == (pytest.approx(0.6), 2)  # segments 1, 2, 3
+    assert (found.by_q.exact_accuracy, found.by_q.mean_steps) == (pytest.approx(2 / 3), pytest.approx(4 / 3))
+    assert choose(margins, right, loss=0.34).chosen.mean_steps == pytest.approx(4 / 3)
+
+
+def test_a_calibration_holds_in_evaluation(folder, tmp_path):
+    dataset = open_dataset(folder, "test")
+    save(tiny(), tmp_path / "model")
+    with pytest.raises(InputError, match="has not been calibrated"):
+        calibrated(tmp_path / "model")
+    found = calibrate(tiny(), dataset, slots=6)
+    found.save(tmp_path / "model", "test")
+    metrics = evaluate(load(tmp_path / "model"), dataset, batch_size=6, halt=calibrated(tmp_path / "model"))
+    assert metrics["exact_accuracy"] == pytest.approx(found.chosen.exact_accuracy)
+    assert metrics["steps"] == pytest.approx(found.chosen.mean_steps)
+    assert metrics["exact_accuracy"] >= evaluate(tiny(), dataset, batch_size=6)["exact_accuracy"] - 1e-9
+    assert (tmp_path / "model" / "halting.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_adapting_moves_the_embeddings_alone(folder):
+    model, dataset = tiny(), open_dataset(folder, "train")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    done = adapt(model, dataset, steps=150, batch_size=10, lr=0.05)
+    assert done.loss_after < done.loss_before
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"inner.puzzle_emb.weights"}
+    assert not model.training and all(parameter.requires_grad for parameter in model.parameters())
+    again = tiny()
+    assert adapt(again, dataset, steps=150, batch_size=10, lr=0.05) == done
+    assert torch.equal(again.inner.puzzle_emb.weights, model.inner.puzzle_emb.weights)
+    with pytest.raises(InputError, match="steps is 0"):
+        adapt(model, dataset, steps=0)

@@ -1,0 +1,257 @@
+"""A training step waits for nothing, and replayed as a graph it computes what it computes call by call."""
+
+import csv
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from hrm.errors import InputError
+from hrm.training import trainer as trainer_module
+from hrm.training.distributed import World
+from hrm.training.step_graph import WARM_UP, CudaCapture, StepGraph
+from hrm.training.trainer import Trainer, train
+from hrm_kernels import use_backend
+
+aten = torch.ops.aten
+WAITS = {  # operators that tell the host what a tensor on the device holds
+    aten._local_scalar_dense.default,
+    aten.nonzero.default,
+    aten.is_nonzero.default,
+    aten.equal.default,
+    aten.masked_select.default,
+    aten.unique_dim.default,
+    aten._unique2.default,
+    aten.repeat_interleave.Tensor,
+}
+
+
+class Recorder(TorchDispatchMode):
+    """Notes every operator with the tensors it read and made; refuses those that a host would wait for.
+
+    An index of booleans is ``nonzero`` underneath, which a CPU does not show: it is looked for in the arguments.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function not in WAITS, f"{function} waits for the device"
+        if function in (aten.index.Tensor, aten.index_put_.default, aten.index_put.default):
+            assert not any(index is not None and index.dtype == torch.bool for index in args[1]), "boolean index"
+        out = function(*args, **(kwargs or {}))
+        self.calls.append((function, args, kwargs or {}, out))
+        return out
+
+    @torch.no_grad()
+    def replay(self):
+        """The operators once more, on the same memory, as a CUDA graph does; Python's side of the step is not run."""
+        for function, args, kwargs, out in self.calls:
+            for made, again in zip(tree_leaves(out), tree_leaves(function(*args, **kwargs)), strict=True):
+                if isinstance(made, torch.Tensor) and made.data_ptr() != again.data_ptr():
+                    made.copy_(again)
+
+
+class RecordedCapture:
+    """A capture on a CPU. It has to run the step to see its operators, so the first replay has nothing left to do."""
+
+    def __init__(self):
+        self.recorders, self.replays = [], 0
+
+    def run(self, function):
+        function()
+
+    def __call__(self, function):
+        recorder, done = Recorder(), []
+        with recorder:
+            function()
+        self.recorders.append(recorder)
+
+        def replay():
+            self.replays += 1
+            if done:
+                recorder.replay()
+            done.append(True)
+
+        return replay
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Runs on a CPU that go through a recorded graph; the kernels of other backends are no operators to record."""
+    capture = RecordedCapture()
+    monkeypatch.setattr(
+        trainer_module, "_step_graph", lambda config, world, step: StepGraph(step, capture, world.device)
+    )
+    with use_backend("reference"):
+        yield capture
+
+
+def rows(path, skip=("seconds", "puzzles_per_second")):
+    with path.open(newline="") as file:
+        return [{k: v for k, v in row.items() if k not in skip} for row in csv.DictReader(file)]
+
+
+def assert_close_runs(a, b):
+    for row, other in zip(rows(a / "metrics.csv"), rows(b / "metrics.csv"), strict=True):
+        for name, value in row.items():
+            assert float(value or 0) == pytest.approx(float(other[name] or 0), rel=2e-4, abs=1e-6), name
+    for file in ("model", "carry"):
+        one, two = (load_file(max(run.glob("checkpoints/step_*")) / f"{file}.safetensors") for run in (a, b))
+        assert one.keys() == two.keys()
+        for name, tensor in one.items():
+            torch.testing.assert_close(tensor, two[name], rtol=1e-3, atol=1e-4, msg=f"{file} {name}")
+
+
+OPTIONS = {
+    "puzzles": {"ema": True, "ema_rate": 0.9},
+    "trm": {"family": "trm", "arch": {"no_ACT_continue": False}},
+    "learned-softmax": {
+        "loss": "softmax_cross_entropy",
+        "arch": {"puzzle_emb_ndim": 0, "pos_encodings": "learned"},
+    },
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_replayed_run_is_the_direct_run(configure, cpu, recorded, options, monkeypatch):
+    """Schedule, exploration, refill, halting, evaluation with other weights in between: all of it in the operators."""
+    changes = {"max_steps": 12, "eval_interval": 1, "lr_warmup_steps": 6, "eval_max_examples": 3, **options}
+    changes["arch"] = {"halt_exploration_prob": 0.5} | changes.get("arch", {})
+    train(configure("graph", **changes), cpu)
+    assert len(recorded.recorders) == 1 and recorded.replays == 12 - WARM_UP
+    monkeypatch.undo()
+    train(configure("direct", **changes), cpu)
+    graph, direct = (configure(name).out for name in ("graph", "direct"))
+    assert_close_runs(graph, direct)
+    for row, other in zip(rows(graph / "evaluation.csv"), rows(direct / "evaluation.csv"), strict=True):
+        assert float(row["lm_loss"]) == pytest.approx(float(other["lm_loss"]), rel=1e-4)
+
+
+def test_a_step_in_bfloat16_reads_copies_that_the_optimiser_writes(configure, cpu, recorded):
+    run = Trainer(configure(max_steps=9, ema=True, arch={"forward_dtype": "bfloat16"}), cpu)
+    weights = list(run.model.parameters())
+    for step in range(9):
+        versions = [p._version for p in weights]
+        run._train_step()
+        assert all(p._version > version for p, version in zip(weights, versions, strict=True))
+        assert all(torch.equal(run._adam.copies[p], p.bfloat16()) for p in weights), step
+        if step == 6:  # what an evaluation does
+            with run._ema.applied():
+                pass
+    casts = [
+        (function, args)
+        for function, args, _, _ in recorded.recorders[0].calls
+        if function is aten._to_copy.default and any(args[0] is p for p in weights)
+    ]
+    assert not casts and recorded.replays == 9 - WARM_UP
+    run.close()
+
+
+def test_a_replayed_run_resumes(configure, cpu, recorded):
+    whole = train(configure("whole", max_steps=11), cpu)
+    train(configure("parts", max_steps=5), cpu)
+    resumed = train(configure("parts", max_steps=11, resume=True), cpu)
+    for name in ("model", "carry", "optimizer_adam"):
+        one, two = (load_file(run.checkpoint / f"{name}.safetensors") for run in (whole, resumed))
+        assert all(torch.equal(tensor, two[key]) for key, tensor in one.items()), name
+
+
+def test_another_gradient_is_another_graph(configure, cpu, recorded, monkeypatch):
+    """Four stages of five steps: each warms up and is captured for itself; then what the configuration says."""
+    changes = {"max_steps": 25, "gradient_warmup": 20, "arch": {"gradient": 5, "L_cycles": 2}}
+    train(configure("graph", **changes), cpu)
+    assert len(recorded.recorders) == 4 and recorded.replays == 4 * 5 - 4 * WARM_UP + 5
+    monkeypatch.undo()
+    train(configure("direct", **changes), cpu)
+    assert_close_runs(*(configure(name).out for name in ("graph", "direct")))
+
+
+def test_a_run_changes_between_graph_and_direct(configure, cpu, recorded, monkeypatch):
+    train(configure("whole", max_steps=10), cpu)
+    train(configure("parts", max_steps=5), cpu)
+    monkeypatch.undo()
+    train(configure("parts", max_steps=10, resume=True), cpu)
+    one, two = (
+        load_file(configure(name).out / "checkpoints/step_00000010/model.safetensors") for name in ("whole", "parts")
+    )
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_number_that_is_not_finite_names_its_step(configure, cpu, recorded):
+    run = Trainer(configure(max_steps=20, log_every=50), cpu)
+    for _ in range(7):
+        run._train_step()
+    with torch.no_grad():
+        run.model.inner.lm_head.weight.fill_(float("nan"))
+    run._train_step()
+    run._train_step()
+    with pytest.raises(InputError, match="step 8 is not finite"):
+        run._check_finite()
+    run.close()
+
+
+def test_direct_steps_wait_for_nothing_either(configure, cpu):
+    """What several processes, or cuda_graph=false, run: all but the CPU's own count of optimiser steps."""
+    run = Trainer(configure(), cpu)
+    with use_backend("reference"):
+        run._train_step()
+        run._adam.step = lambda: None  # its count of steps is a tensor on the CPU, whatever the device
+        recorder = Recorder()
+        with recorder:
+            run._train_step()
+    assert len(recorder.calls) > 100
+    run.close()
+
+
+def test_the_recorder_sees_what_would_wait():
+    x = torch.arange(4.0)
+    for waiting in (lambda: x.sum().item(), lambda: x[x > 1], lambda: bool(x[0] > 0), lambda: x.nonzero()):
+        with pytest.raises(AssertionError, match="waits for the device|boolean index"), Recorder():
+            waiting()
+
+
+def test_other_shapes_begin_anew():
+    capture, total, want = RecordedCapture(), torch.zeros(()), 0.0
+    graph = StepGraph(lambda inputs: total.add_(inputs["x"].sum()), capture, torch.device("cpu"))
+    replayed = []
+    for size in (2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 2):
+        replayed.append(graph({"x": torch.full((size,), float(size))}))
+        want += size * size
+        assert total == want
+    assert replayed == [False] * 3 + [True] * 2 + [False] * 3 + [True] * 2 + [False]
+    assert len(capture.recorders) == 2
+
+
+def test_where_a_step_is_no_graph(configure, cpu):
+    step = lambda inputs: None  # noqa: E731
+    assert trainer_module._step_graph(configure(), cpu, step) is None
+    for changes, size in (
+        ({"cuda_graph": False}, 1),
+        ({"compile": True}, 1),
+        ({"puzzle_emb_sharded": True}, 1),
+        ({}, 2),
+    ):
+        world = World(0, size, torch.device("cuda", 0))
+        assert trainer_module._step_graph(configure(**changes), world, step) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_a_gpu_it_trains_as_launch_by_launch(configure, dtype):
+    world = World(0, 1, torch.device("cuda", 0))
+    assert isinstance(trainer_module._step_graph(configure(), world, lambda inputs: None)._capture, CudaCapture)
+    changes = {"max_steps": 12, "eval_interval": 1, "ema": True, "log_every": 1, "device": "cuda"}
+    changes["arch"] = {"forward_dtype": dtype, "hidden_size": 64, "halt_exploration_prob": 0.5}
+    graph, direct = (train(configure(str(on), cuda_graph=on, **changes), world) for on in (True, False))
+    losses = [
+        [float(row["loss"]) for row in rows(run.checkpoint.parents[1] / "metrics.csv")] for run in (graph, direct)
+    ]
+    tolerance = 1e-4 if dtype == "float32" else 2e-2
+    assert losses[0] == pytest.approx(losses[1], rel=tolerance)
+    assert train(configure("True", **changes | {"max_steps": 15, "resume": True}), world).step == 15
