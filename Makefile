@@ -57,6 +57,17 @@ bench: $(STAMP)
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json=$(BENCH_OUT)/bench.json $(BENCH_ARGS); \
 	  status=$$?; $(BIN)/python -m bench.report $(BENCH_OUT) && exit $$status
 
+# The CPU library built with AddressSanitizer and UndefinedBehaviorSanitizer, under its tests.
+SANITIZED := build/sanitize
+sanitize: $(STAMP)
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(SANITIZED) -G Ninja -DHRM_SANITIZE=ON \
+		-DPython_EXECUTABLE=$(abspath $(BIN))/python
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED)
+	@# the runtimes come first into the process; python never frees all it has, so leaks are not looked for
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 HRM_KERNELS_LIBRARIES=$(SANITIZED)/csrc/cpu \
+		$(BIN)/python -m pytest -p no:cacheprovider tests/hrm_kernels/test_cpu.py
+
 # On a machine with a GPU, with what its python has (torch, triton, pytest, hypothesis): nothing is installed.
 # GPU_ARGS=--quick, or see $(PYTHON) -m bench.gpu --help. Writes bench/results/.
 gpu:

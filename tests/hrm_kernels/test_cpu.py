@@ -1,4 +1,4 @@
-"""The cpu backend: error against float64 at most twice that of plain PyTorch, on every instruction set of the machine."""
+"""The cpu backend: error against float64 at most twice plain PyTorch's, on every instruction set of the machine."""
 
 import gc
 
