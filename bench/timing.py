@@ -1,9 +1,12 @@
 """Times the workloads: ``python -m bench.timing FILE`` appends one JSON line per measurement (bench.gpu reads them).
 
+The suites (``bench_*.py``) measure by the same functions.
+
 On a GPU: a CUDA graph of many calls over inputs that rotate (together larger than three L2 caches), replayed between
 two events behind a queue that is already busy, so that neither launches nor a warm cache are in the number. What cannot
 be captured is timed with its launches, which the line says ("calls"). Candidates take turns; a line has the median.
-Before timing, a candidate's error against float64 must be at most twice that of plain PyTorch in the same dtype.
+Before timing, a candidate's error against float64 must be at most twice that of plain PyTorch in the same dtype, and
+:func:`slack`.
 """
 
 import argparse
@@ -13,7 +16,8 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +114,25 @@ def prepare(
     for arguments in sets[:2]:
         call(arguments)
     synchronize(device)
-    estimate = min(seconds_of(lambda: call(sets[0]), device, busy=False) for _ in range(3))
+    estimate = seconds_of(lambda: call(sets[0]), device, busy=False)
+    if estimate < 0.1:
+        estimate = min(estimate, *(seconds_of(lambda: call(sets[0]), device, busy=False) for _ in range(2)))
     turns = math.ceil(GRAPH_SECONDS / max(estimate, 1e-6) / len(sets))
     calls = len(sets) * max(1, min(turns, math.ceil(200 / len(sets))))
     if device == "cuda" and workload.graph:
         return capture(call, sets, calls)
-    calls = min(calls, 10) if device == "cuda" else 1
-    return lambda: [call(sets[index % len(sets)]) for index in range(calls)], calls, "calls"
+    calls = min(calls, 10) if device == "cuda" else calls
+    return lambda: [call(sets[index % len(sets)]) for index in range(calls)][-1:], calls, "calls"
+
+
+def launches(call: Callable[[], Any]) -> int | None:
+    """What a call starts on the GPU: kernels, copies, fills. None where the profiler sees none."""
+    from torch.autograd import DeviceType
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    return sum(event.device_type == DeviceType.CUDA for event in profile.events()) or None
 
 
 def input_sets(workload: Workload, device: str, dtype: torch.dtype) -> list[tuple[Any, ...]]:
@@ -131,7 +147,9 @@ def input_sets(workload: Workload, device: str, dtype: torch.dtype) -> list[tupl
     return [first, *(workload.make(device, dtype, seed) for seed in range(1, count))]
 
 
-def on_backend(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
+def on_backend(name: str | None, op: Callable[..., Any]) -> Callable[..., Any]:
+    """``op`` on a backend of ours; None leaves the choice to each call."""
+
     def run(*arguments: Any) -> Any:
         with hrm_kernels.use_backend(name):
             return op(*arguments)
@@ -139,51 +157,118 @@ def on_backend(name: str, op: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def slack(dtype: torch.dtype) -> float:
+    """What an error (see :func:`errors`) may be beyond twice that of plain PyTorch.
+
+    One rounding of the largest value; in float32, where long sums round more often than the result is rounded, eight,
+    as in tests/hrm_kernels/test_cpu.py.
+    """
+    return torch.finfo(dtype).eps * (8 if dtype is torch.float32 else 1)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to compute a workload.
+
+    Attributes:
+        op: takes the workload's arguments.
+        proof: what its values are checked by, in the place of ``op``.
+        checked: its values are to be right.
+        absent: why it cannot run here; None where it can.
+    """
+
+    op: Callable[..., Any]
+    proof: Callable[..., Any] | None = None
+    checked: bool = True
+    absent: str | None = None
+
+
+def rounds_for(seconds: float, least: int, most: int) -> Callable[[float], int]:
+    """How many turns fit into ``seconds``, by the seconds of one turn; at least 3 where a turn is long."""
+    return lambda turn: max(least if turn < 2 else 3, min(most, int(seconds / max(turn, 1e-9))))
+
+
 def measure(
-    workload: Workload, device: str, dtype: torch.dtype, backends: Sequence[str], compile_too: bool, rounds: int
-) -> list[dict[str, Any]]:
-    """One dictionary per candidate: ``status`` "ok" with the numbers, or why there are none."""
-    ops = {name: on_backend(name, workload.op) for name in backends}
-    if compile_too and workload.compiled:
-        torch._dynamo.reset()
-        ops["torch.compile"] = on_backend("reference", torch.compile(workload.op, fullgraph=True, dynamic=False))
+    workload: Workload,
+    device: str,
+    dtype: torch.dtype,
+    candidates: Mapping[str, Candidate],
+    rounds: Callable[[float], int],
+) -> dict[str, dict[str, Any]]:
+    """Check the candidates, then time them in turns.
+
+    Returns:
+        By candidate: ``status``, which is "ok" or why there are no numbers. With them ``times`` (seconds per call, one
+        for each turn, in order), ``calls`` and ``mode`` as in :data:`Replay`, on GPUs ``launches``, of workloads that
+        have one the ``score``; and where values were compared ``error``, the largest of each result.
+    """
+    rows: dict[str, dict[str, Any]] = {}
     sets = input_sets(workload, device, dtype)
-    rows: dict[str, dict[str, Any]] = {name: {"backend": name, "status": "ok"} for name in ops}
+
+    def fresh() -> tuple[Any, ...]:
+        return workload.make(device, dtype, 0) if workload.own else sets[0]
 
     if workload.checked:
-        reference = on_backend("reference", workload.op)
-        exact = workload.call(reference, converted(sets[0], torch.float64, dtype))
-        plain = errors(workload.call(reference, sets[0]), exact)
+        plain_op = workload.plain or on_backend("reference", workload.op)
+        widen = workload.widen or (lambda arguments: converted(arguments, torch.float64, dtype))
+        exact = workload.call(plain_op, widen(fresh()))
+        plain = errors(workload.call(plain_op, fresh()), exact)
+        allowed = [2 * error + slack(dtype) for error in plain]
     replays: dict[str, Replay] = {}
-    for name, op in ops.items():
-        row = rows[name]
+    for name, candidate in candidates.items():
+        row = rows[name] = {"status": "ok"}
+        if candidate.absent is not None:
+            row["status"] = f"absent: {candidate.absent}"
+            continue
+        own = [fresh()] if workload.own else sets
         try:
-            if workload.checked:
-                row["error"] = errors(workload.call(op, sets[0]), exact)
-                allowed = [2 * error + torch.finfo(dtype).eps for error in plain]
+            if workload.checked and candidate.checked:
+                row["error"] = errors(workload.call(candidate.proof or candidate.op, own[0]), exact)
                 if not all(error <= limit for error, limit in zip(row["error"], allowed)):
                     row["status"] = f"wrong: errors {row['error']} against float64, allowed {allowed}"
                     continue
-            replays[name] = prepare(workload, lambda arguments, op=op: workload.call(op, arguments), sets, device)
+
+            def call(arguments: tuple[Any, ...], op: Callable[..., Any] = candidate.op) -> list[torch.Tensor]:
+                return workload.call(op, arguments)
+
+            replays[name] = prepare(workload, call, own, device)
+            if workload.score is not None:
+                row["score"] = workload.score(call(own[0]))
+            if device == "cuda":
+                row["launches"] = launches(lambda: call(own[0]))
         except hrm_kernels.BackendUnavailable as error:
             row["status"] = f"unavailable: {error}"
+        except ImportError as error:  # a package that is there, but not what it needs
+            row["status"] = f"absent: {error}"
         except Exception as error:
             if "CUDA error" in str(error):
                 raise
             row["status"] = f"failed: {type(error).__name__}: {str(error).splitlines()[0]}"
     if workload.checked:
         del exact
-    take_turns(replays, device, 2)
-    for name, times in take_turns(replays, device, rounds).items():
-        tenths = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else times
-        rows[name] |= {
-            "mode": replays[name][2],
-            "calls": replays[name][1],
-            "seconds": statistics.median(times),
-            "low": tenths[0],
-            "high": tenths[-1],
-        }
-    return list(rows.values())
+    if not replays:
+        return rows
+    turn = _warm_up(replays, device)
+    for name, times in take_turns(replays, device, rounds(turn)).items():
+        rows[name] |= {"mode": replays[name][2], "calls": replays[name][1], "times": times}
+    return rows
+
+
+def _warm_up(replays: dict[str, Replay], device: str) -> float:
+    """Two turns, one where they are long. Returns the seconds of the last."""
+    turn = 0.0
+    for _ in range(2):
+        if turn < 0.5:
+            start = time.perf_counter()
+            take_turns(replays, device, 1)
+            turn = time.perf_counter() - start
+    return turn
+
+
+def summary(times: list[float]) -> dict[str, float]:
+    """Median, lowest and highest tenth."""
+    tenths = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else times
+    return {"seconds": statistics.median(times), "low": tenths[0], "high": tenths[-1]}
 
 
 def main() -> int:
@@ -216,22 +301,21 @@ def main() -> int:
             continue
         write(workload=workload.name, backend="all", status="started")
         common = {"workload": workload.name, "dtype": options.dtype}
+        candidates = {name: Candidate(on_backend(name, workload.op)) for name in options.backends}
+        if workload.compiled and not (options.quick or options.tiny):
+            torch._dynamo.reset()
+            compiled = torch.compile(workload.op, fullgraph=True, dynamic=False)
+            candidates["torch.compile"] = Candidate(on_backend("reference", compiled))
         try:
-            rows = measure(
-                workload,
-                options.device,
-                DTYPES[options.dtype],
-                options.backends,
-                not (options.quick or options.tiny),
-                rounds,
-            )
+            rows = measure(workload, options.device, DTYPES[options.dtype], candidates, lambda turn: rounds)
         except Exception as error:
             write(**common, backend="all", status=f"failed: {type(error).__name__}: {str(error).splitlines()[0]}")
             if "CUDA error" in str(error):
                 return 3  # nothing runs after it in this process
             continue
-        for row in rows:
-            write(**common, **row, bytes=workload.bytes, operations=workload.operations)
+        for name, row in rows.items():
+            row |= summary(row.pop("times")) if "times" in row else {}
+            write(**common, backend=name, **row, bytes=workload.bytes, operations=workload.operations)
         if options.device == "cuda":
             torch.cuda.empty_cache()
     return 0

@@ -1,10 +1,12 @@
 """What is measured: each op at the published model's sizes, with the fewest bytes and operations it needs.
 
+:func:`published` is what a GPU run times in one go; the suites (``bench_*.py``) choose sizes for the machine at hand.
+
 The same problems at small, awkward sizes (:func:`small`) are what the sanitizer and the determinism check run.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +35,14 @@ class Workload:
         graph: can be captured as a CUDA graph; else calls are timed with their launches.
         compiled: ``torch.compile`` of the reference is one of the candidates.
         checked: the result is compared with float64 before timing.
+        own: every candidate gets arguments of its own (a step changes them).
+        kind, size: what it is of (an op's name), rows and positions; for tables and plots.
+        plain: plain PyTorch in place of ``op``; None is ``op`` on the reference backend.
+        widen: the arguments in float64, which ``plain`` takes too; None converts the tensors among them.
+        compiling: ``plain`` with what it gets for compiling a function in it; None compiles ``plain`` itself.
+        ways: more than one way to run it, by name, each on every backend; then ``op`` is what values are checked by.
+        puzzles: solved by one call.
+        score: of a call's results, the share that is right.
     """
 
     name: str
@@ -44,6 +54,15 @@ class Workload:
     graph: bool = True
     compiled: bool = True
     checked: bool = True
+    own: bool = False
+    kind: str = ""
+    size: tuple[int, int] = (0, 0)
+    plain: Callable[..., Any] | None = None
+    widen: Callable[[tuple[Any, ...]], tuple[Any, ...]] | None = None
+    compiling: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
+    ways: Mapping[str, Callable[..., Any]] | None = None
+    puzzles: int = 0
+    score: Callable[[list[torch.Tensor]], float] | None = None
 
     def call(self, op: Callable[..., Any], arguments: tuple[Any, ...]) -> list[torch.Tensor]:
         """Results, then gradients, of ``op`` in place of the workload's own."""
@@ -185,111 +204,134 @@ def _step(optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor]) -> l
     return parameters
 
 
+MULTIPLY_ADDS = 4 * D * D + 3 * D * INNER
+"""Of a block's matrices, per token; also their number of elements."""
+
+TRAINING_PASSES = 64
+"""Of a training step of the published model: 24 forward, 24 for the Q target, 8 backward that count twice."""
+
+
+def block_operations(tokens: float, S: int) -> float:
+    """Floating-point operations of one block forward: its matrices, and attention over ``S`` positions."""
+    return tokens * (2 * MULTIPLY_ADDS + 4 * S * D)
+
+
+def fewest(op: str, B: int, S: int, backward: bool, layers: int = LAYERS, itemsize: int = 2) -> tuple[float, float]:
+    """Bytes and operations of a public function at the published width, as in :class:`Workload`."""
+    tokens = B * S
+    if op == "add_rms_norm":
+        return (7 if backward else 3) * D * itemsize * tokens, 0
+    if op == "swiglu":
+        return (8 if backward else 3) * INNER * itemsize * tokens, 0
+    if op == "rope_attention":
+        return (12 if backward else 4) * D * itemsize * tokens, (14 if backward else 4) * S * D * tokens
+    if op == "stablemax_cross_entropy":
+        logits, label, loss, sums = VOCABULARY * itemsize, 8, 4, 8
+        forward = logits + label + loss
+        # backward: what forward saved is written and read; logits, label and dloss are read, dlogits written
+        return (2 * forward + logits + 2 * sums if backward else forward) * tokens, 0
+    blocks, passes, states = {  # states read and written; of 2 x 2 cycles 3 L updates and 1 H update have no gradient
+        "transformer_block": (1, 1, 2),
+        "reasoning_module": (layers, layers, 3),
+        "recurrent_cycles": (2 * layers, 4 * layers, 5),
+    }[op]
+    # with backward: weights are read twice and their gradients written; states and their gradients
+    moved = (3 if backward else 1) * blocks * MULTIPLY_ADDS + (2 if backward else 1) * states * tokens * D
+    return moved * itemsize, (3 if backward else 1) * passes * block_operations(tokens, S)
+
+
+def of_op(
+    op: str,
+    B: int,
+    S: int,
+    backward: bool = False,
+    name: str | None = None,
+    layers: int = LAYERS,
+    itemsize: int = 2,
+    **options: Any,
+) -> Workload:
+    """A public function at the published width, on ``B`` rows of ``S`` positions."""
+    moved, operations = fewest(op, B, S, backward, layers, itemsize)
+    return Workload(
+        name or f"{op} {B} x {S}{' + backward' if backward else ''}",
+        lambda device, dtype, seed: arguments_of(op, device, dtype, seed, B, S, D, HEADS, INNER, layers, VOCABULARY),
+        getattr(k, op),
+        backward,
+        moved,
+        operations,
+        kind=op,
+        size=(B, S),
+        **options,
+    )
+
+
+def adam_atan2(blocks: int = 8, **options: Any) -> Workload:
+    """A step of AdamATan2 on the matrices of as many blocks."""
+    matrices = [(3 * D, D), (D, D), (2 * INNER, D), (D, INNER)] * blocks
+    return Workload(
+        "AdamATan2",
+        lambda device, dtype, seed: _adam(device, seed, matrices),
+        _step,
+        bytes=28 * blocks * MULTIPLY_ADDS,  # float32: parameter, gradient and two averages read, all but one written
+        compiled=False,
+        checked=False,  # float32 and in place: tests/hrm_kernels/test_optim.py checks it
+        kind="AdamATan2",
+        **options,
+    )
+
+
+def sparse_sign_sgd(B: int, table: int = 1000, **options: Any) -> Workload:
+    """A step of SparseSignSGD on ``B`` rows of a puzzle embedding."""
+    return Workload(
+        "SparseSignSGD",
+        lambda device, dtype, seed: _sparse(device, seed, B, table, D),
+        _step,
+        bytes=12 * B * D,
+        compiled=False,
+        checked=False,  # as above
+        kind="SparseSignSGD",
+        size=(B, 0),
+        **options,
+    )
+
+
 def published(tiny: bool = False, long: bool = True) -> Iterator[Workload]:
     """The timings: S = 82, batch 384 (Sudoku) unless the name says otherwise. ``tiny``: sizes to try it on a CPU."""
     B, S = (2, 5) if tiny else (384, 82)
-    tokens = B * S
-    multiply_adds = 4 * D * D + 3 * D * INNER  # of a block's matrices, per token
+    layers = 1 if tiny else LAYERS
 
-    def at(op: str, B: int, S: int, layers: int = LAYERS) -> Callable[[str, torch.dtype, int], tuple[Any, ...]]:
-        return lambda device, dtype, seed: arguments_of(
-            op, device, dtype, seed, B, S, D, HEADS, INNER, layers, VOCABULARY
+    def both(op: str, B: int, S: int, name: str, **options: Any) -> Iterator[Workload]:
+        yield of_op(op, B, S, name=name, **options)
+        yield of_op(op, B, S, True, f"{name} + backward", **options)
+
+    for op in ("add_rms_norm", "swiglu", "rope_attention"):
+        yield from both(op, B, S, op)
+    if long:
+        yield from both("rope_attention", *((1, 130) if tiny else (32, 901)), "rope_attention S=901")
+    yield from both("transformer_block", B, S, "transformer_block")
+    yield of_op("transformer_block", 1, S, name="transformer_block batch 1", compiled=False)
+    yield of_op("reasoning_module", B, S, name="reasoning_module", layers=layers, compiled=False)
+    for rows, name in ((B, "recurrent_cycles"), (1, "recurrent_cycles batch 1")):
+        yield of_op("recurrent_cycles", rows, S, name=name, layers=layers, compiled=False, graph=False)
+    # (not compiled: the reference computes in float64)
+    yield from both("stablemax_cross_entropy", B, S, "stablemax_cross_entropy", compiled=False)
+    yield adam_atan2(2 if tiny else 8)
+    yield sparse_sign_sgd(B)
+    for name, step in (("training step", train), ("training step, one graph", train_in_one_graph)):
+        yield Workload(
+            name,
+            lambda device, dtype, seed: trainer(device, dtype, B, S, layers),
+            step,
+            # 24 block passes, 24 for the Q target, 8 backward that count twice
+            operations=TRAINING_PASSES * layers // LAYERS * block_operations(B * S, S),
+            graph=False,
+            compiled=False,
+            checked=False,
+            own=True,
         )
 
-    def block(tokens: int, S: int) -> float:
-        return tokens * (2 * multiply_adds + 4 * S * D)
 
-    norm, gated, attention = k.add_rms_norm, k.swiglu, k.rope_attention
-    yield Workload("add_rms_norm", at("add_rms_norm", B, S), norm, bytes=3 * D * 2 * tokens)
-    yield Workload("add_rms_norm + backward", at("add_rms_norm", B, S), norm, True, bytes=7 * D * 2 * tokens)
-    yield Workload("swiglu", at("swiglu", B, S), gated, bytes=3 * INNER * 2 * tokens)
-    yield Workload("swiglu + backward", at("swiglu", B, S), gated, True, bytes=8 * INNER * 2 * tokens)
-    size = {"bytes": 4 * D * 2 * tokens, "operations": 4 * S * D * tokens}
-    yield Workload("rope_attention", at("rope_attention", B, S), attention, **size)
-    size = {"bytes": 12 * D * 2 * tokens, "operations": 14 * S * D * tokens}
-    yield Workload("rope_attention + backward", at("rope_attention", B, S), attention, True, **size)
-    if long:
-        rows, length = (1, 130) if tiny else (32, 901)
-        inputs, total = at("rope_attention", rows, length), rows * length
-        size = {"bytes": 4 * D * 2 * total, "operations": 4 * length * D * total}
-        yield Workload("rope_attention S=901", inputs, attention, **size)
-        size = {"bytes": 12 * D * 2 * total, "operations": 14 * length * D * total}
-        yield Workload("rope_attention S=901 + backward", inputs, attention, True, **size)
-    yield Workload("transformer_block", at("transformer_block", B, S), k.transformer_block, operations=block(tokens, S))
-    yield Workload(
-        "transformer_block + backward",
-        at("transformer_block", B, S),
-        k.transformer_block,
-        True,
-        0,
-        3 * block(tokens, S),
-    )
-    yield Workload(
-        "transformer_block batch 1",
-        at("transformer_block", 1, S),
-        k.transformer_block,
-        operations=block(S, S),
-        compiled=False,
-    )
-    options = {"compiled": False}
-    layers = 1 if tiny else LAYERS
-    yield Workload(
-        "reasoning_module",
-        at("reasoning_module", B, S, layers),
-        k.reasoning_module,
-        operations=layers * block(tokens, S),
-        **options,
-    )
-    options = {"compiled": False, "graph": False}  # 2 x 2 cycles: 3 L updates and 1 H update have no gradient
-    cycles = at("recurrent_cycles", B, S, layers)
-    yield Workload("recurrent_cycles", cycles, k.recurrent_cycles, operations=4 * layers * block(tokens, S), **options)
-    cycles = at("recurrent_cycles", 1, S, layers)
-    yield Workload(
-        "recurrent_cycles batch 1", cycles, k.recurrent_cycles, operations=4 * layers * block(S, S), **options
-    )
-    inputs, columns = at("stablemax_cross_entropy", B, S), VOCABULARY * 2 + 8 + 4  # logits, label, loss
-    options = {"compiled": False}  # the reference computes in float64
-    yield Workload("stablemax_cross_entropy", inputs, k.stablemax_cross_entropy, bytes=columns * tokens, **options)
-    yield Workload(
-        "stablemax_cross_entropy + backward",
-        inputs,
-        k.stablemax_cross_entropy,
-        True,
-        bytes=(2 * columns + VOCABULARY * 2 + 2 * 8) * tokens,  # total and others saved; logits, label, dloss; dlogits
-        **options,
-    )
-    matrices = [(3 * D, D), (D, D), (2 * INNER, D), (D, INNER)] * (2 if tiny else 8)
-    count = sum(rows * columns for rows, columns in matrices)
-    options = {
-        "compiled": False,
-        "checked": False,
-    }  # (float32 and in place: tests/hrm_kernels/test_optim.py checks them)
-    yield Workload(
-        "AdamATan2", lambda device, dtype, seed: _adam(device, seed, matrices), _step, bytes=28 * count, **options
-    )
-    yield Workload(
-        "SparseSignSGD",
-        lambda device, dtype, seed: _sparse(device, seed, B, 1000, D),
-        _step,
-        bytes=12 * B * D,
-        **options,
-    )
-    options = {"compiled": False, "graph": False, "checked": False}
-    operations = (
-        0 if tiny else 64 * block(tokens, S)
-    )  # 24 block passes, 24 for the Q target, 8 backward that count twice
-    yield Workload(
-        "training step",
-        lambda device, dtype, seed: _trainer(device, dtype, B, S, layers),
-        _train,
-        False,
-        0,
-        operations,
-        **options,
-    )
-
-
-def _trainer(device: str, dtype: torch.dtype, B: int, S: int, layers: int) -> tuple[Any, ...]:
+def trainer(device: str, dtype: torch.dtype, B: int, S: int, layers: int) -> tuple[Any, ...]:
     """The published Sudoku model (hrm needs pydantic), its optimisers, a batch and a carry."""
     from hrm.config import HRMConfig
     from hrm.model import HRM
@@ -312,19 +354,52 @@ def _trainer(device: str, dtype: torch.dtype, B: int, S: int, layers: int) -> tu
         "puzzle_identifiers": torch.randint(0, 1000, (B,), device=device),
     }
     dense = AdamATan2(model.parameters(), lr=1e-4, weight_decay=0.1, capturable=device != "cpu")
+    dense.keep_copies(dtype)
     state = {"carry": model.initial_carry(batch), "batch": batch}
     return model, [dense, SparseSignSGD([model.puzzle_emb], lr=1e-4)], state
 
 
-def _train(model: Any, optimizers: list[torch.optim.Optimizer], state: dict[str, Any]) -> torch.Tensor:
-    """One step as hrm.training does it, without reading metrics."""
+def train(
+    model: Any,
+    optimizers: list[torch.optim.Optimizer],
+    state: dict[str, Any],
+    forward: Callable[..., Any] | None = None,
+) -> list[torch.Tensor]:
+    """One step as hrm.training does it, without reading metrics: the loss, and the gradients the step was made of.
+
+    ``forward`` takes the place of the model's.
+    """
     from hrm.losses import act_loss
 
     with torch.enable_grad():
-        state["carry"], outputs = model(state["carry"], state["batch"])
+        state["carry"], outputs = (forward or type(model).__call__)(model, state["carry"], state["batch"])
         loss, _ = act_loss(state["carry"], outputs)
         (loss / len(state["batch"]["inputs"])).backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return loss.detach()
+    return [loss.detach(), *gradients]
+
+
+def train_in_one_graph(model: Any, optimizers: list[torch.optim.Optimizer], state: dict[str, Any]) -> torch.Tensor:
+    """The same step as one CUDA graph, as hrm.training replays it; on a CPU as ever."""
+    from hrm.training.step_graph import CudaCapture, StepGraph
+
+    carry, device = state["carry"], state["batch"]["inputs"].device
+    if device.type == "cpu":
+        return train(model, optimizers, state)[0]
+    if "graph" not in state:
+        state["loss"] = torch.zeros((), device=device)
+
+        def step(batch: dict[str, torch.Tensor]) -> None:
+            mine = {"carry": carry, "batch": batch}
+            state["loss"].copy_(train(model, optimizers, mine)[0])
+            for name in ("z_H", "z_L", "steps", "halted"):
+                getattr(carry, name).copy_(getattr(mine["carry"], name))
+            for name, values in carry.current_data.items():
+                values.copy_(mine["carry"].current_data[name])
+
+        state["graph"] = StepGraph(step, CudaCapture(device), device)
+    state["graph"](state["batch"])
+    return state["loss"].clone()

@@ -7,21 +7,19 @@ import pdoc
 
 import hrm
 
-MODULES = (
+MODULES = (  # pdoc adds all of hrm.data, and hrm_kernels.fixed_point and .backends, whose names are functions' too
     "hrm",
     "hrm.config",
     "hrm.data",
-    "hrm.data.format",
-    "hrm.data.task",
     "hrm.inference.evaluate",
     "hrm.inference.solve",
     "hrm.training.config",
     "hrm.training.trainer",
     "hrm_kernels",
     "hrm_kernels.casts",
-    "hrm_kernels.fixed_point",
     "hrm_kernels.nn",
     "hrm_kernels.optim",
+    "hrm_kernels.sharded_embedding",
     "hrm_kernels.shims",
 )
 

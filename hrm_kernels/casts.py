@@ -61,7 +61,7 @@ def cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def keep_copy(weight: nn.Parameter, dtype: torch.dtype) -> torch.Tensor:
-    """The copy that :func:`cast` uses, for an optimiser that from now on writes it whenever it writes ``weight``.
+    """The copy of ``weight`` in ``dtype`` that :func:`cast` uses, for an optimiser that from now on writes both.
 
     After writing both it calls :func:`written`.
     """

@@ -65,18 +65,20 @@ struct Columns {
   HRM_INLINE int64_t panels() const { return interleaved ? 2 * panels_for(run) : runs * panels_for(run); }
   HRM_INLINE int64_t real() const { return interleaved ? 2 * run : runs * run; }
 
-  // The real column at a lane of a panel, or -1 for padding.
+  // The real column at a lane of a panel, or -1 for padding. It divides: not for every element.
   HRM_INLINE int64_t column(int64_t panel, int64_t lane) const {
     if (interleaved) {
       const int64_t inner = panel * kLanes + lane % kLanes;
       return inner < run ? lane / kLanes * run + inner : -1;
     }
-    const int64_t within = panel % panels_for(run) * kWidth + lane;
-    return within < run ? panel / panels_for(run) * run + within : -1;
+    const int64_t within = (runs == 1 ? panel : panel % panels_for(run)) * kWidth + lane;
+    return within < run ? (runs == 1 ? 0 : panel / panels_for(run) * run) + within : -1;
   }
-  // Whether the panel's lanes are kWidth real columns side by side.
-  HRM_INLINE bool whole(int64_t panel) const {
-    return !interleaved && panel % panels_for(run) * kWidth + kWidth <= run;
+  // The first of kWidth real columns side by side that are the panel's lanes, or -1 where they are not that.
+  HRM_INLINE int64_t whole(int64_t panel) const {
+    if (interleaved) return -1;
+    const int64_t first = column(panel, 0);
+    return column(panel, kWidth - 1) < 0 ? -1 : first;
   }
 };
 
@@ -86,8 +88,8 @@ HRM_INLINE void unpack_row(const T* matrix, int64_t row, Columns columns, Panels
   const T* from = matrix + row * columns.real();
   for (int64_t panel = 0; panel < columns.panels(); ++panel) {
     float* lanes = out.at(panel, to);
-    if (columns.whole(panel)) {
-      const T* run = from + columns.column(panel, 0);
+    if (const int64_t first = columns.whole(panel); first >= 0) {
+      const T* run = from + first;
       store(lanes, load(run));
       store(lanes + kLanes, load(run + kLanes));
     } else {
@@ -104,8 +106,8 @@ HRM_INLINE void pack_row(Panels panels, int64_t from, Columns columns, T* matrix
   T* to = matrix + row * columns.real();
   for (int64_t panel = 0; panel < columns.panels(); ++panel) {
     const float* lanes = panels.at(panel, from);
-    if (columns.whole(panel)) {
-      T* run = to + columns.column(panel, 0);
+    if (const int64_t first = columns.whole(panel); first >= 0) {
+      T* run = to + first;
       store(run, load(lanes));
       store(run + kLanes, load(lanes + kLanes));
     } else {
@@ -126,28 +128,35 @@ inline void pack_for_outputs(const T* weights, Columns outputs, Columns inputs, 
     const int64_t output = outputs.column(panel, lane);
     rows[lane] = output < 0 ? nullptr : weights + output * width;
   }
-  for (int64_t p = 0; p < inputs.panels(); ++p) {
+  for (int64_t p = 0; p < inputs.panels(); ++p, packed += kWidth * kWidth) {
+    const int64_t first = inputs.whole(p);
     for (int lane = 0; lane < kWidth; ++lane) {
       for (int k = 0; k < kWidth; ++k) {
-        const int64_t input = inputs.column(p, k);
+        const int64_t input = first < 0 ? inputs.column(p, k) : first + k;
         packed[k * kWidth + lane] = rows[lane] && input >= 0 ? to_float(rows[lane][input]) : 0.0f;
       }
     }
-    packed += kWidth * kWidth;
   }
 }
 
 // Panel `panel` of the inputs as the right factor of dy @ weights: for each output the panel's inputs.
 template <class T>
 inline void pack_for_inputs(const T* weights, Columns outputs, Columns inputs, int64_t panel, float* packed) {
-  const int64_t width = inputs.real();
+  const int64_t width = inputs.real(), first = inputs.whole(panel);
   int64_t columns[kWidth];
   for (int lane = 0; lane < kWidth; ++lane) columns[lane] = inputs.column(panel, lane);
   for (int64_t p = 0; p < outputs.panels(); ++p) {
+    const int64_t first_output = outputs.whole(p);
     for (int k = 0; k < kWidth; ++k, packed += kWidth) {
-      const int64_t output = outputs.column(p, k);
+      const int64_t output = first_output < 0 ? outputs.column(p, k) : first_output + k;
+      const T* row = weights + output * width;
+      if (output >= 0 && first >= 0) {
+        store(packed, load(row + first));
+        store(packed + kLanes, load(row + first + kLanes));
+        continue;
+      }
       for (int lane = 0; lane < kWidth; ++lane) {
-        packed[lane] = output < 0 || columns[lane] < 0 ? 0.0f : to_float(weights[output * width + columns[lane]]);
+        packed[lane] = output < 0 || columns[lane] < 0 ? 0.0f : to_float(row[columns[lane]]);
       }
     }
   }

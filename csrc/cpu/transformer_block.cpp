@@ -379,9 +379,15 @@ struct WeightGradient {
       if (output < 0) continue;
       for (int64_t p = 0; p < ins; ++p) {
         const float* lanes = sums.at(p, row);
+        T* run = to + output * inputs.real();
+        if (const int64_t first = inputs.whole(in + p); first >= 0) {
+          store(run + first, load(lanes));
+          store(run + first + kLanes, load(lanes + kLanes));
+          continue;
+        }
         for (int64_t lane = 0; lane < kWidth; ++lane) {
           const int64_t input = inputs.column(in + p, lane);
-          if (input >= 0) assign(to[output * inputs.real() + input], rows ? lanes[lane] : 0.0f);
+          if (input >= 0) assign(run[input], lanes[lane]);
         }
       }
     }

@@ -15,6 +15,7 @@ from hrm_kernels import native
 from hrm_kernels.backends import launcher
 from hrm_kernels.ops.rope_attention.cpu_kernels import table
 from hrm_kernels.ops.transformer_block.packing import pack
+from hrm_kernels.recycling import empty
 
 
 @launcher(
@@ -86,7 +87,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """The same, and what :func:`backward` needs."""
     packed, out = pack(weights, num_heads), torch.empty_like(x)
-    saved = torch.empty(_saved_size(x, weights, num_heads, recompute))
+    saved = empty(_saved_size(x, weights, num_heads, recompute))
     packed.module.blocks_forward(
         x.detach(),
         None if injection is None else injection.detach(),
@@ -125,8 +126,9 @@ def backward(
 ) -> list[Tensor]:
     """Gradients of x (and of the injection: the same) and of the ``wanted`` weights; empty tensors for the others."""
     packed, dx = pack(weights, num_heads), torch.empty_like(dout)
-    make = torch.empty if dout.numel() else torch.zeros
-    dweights = [make(weight.shape if want else 0, dtype=weight.dtype) for weight, want in zip(weights, wanted)]
+    dweights = [empty(*(weight.shape if want else (0,)), dtype=weight.dtype) for weight, want in zip(weights, wanted)]
+    if not dout.numel():  # nothing runs, nothing is written
+        dweights = [gradient.zero_() for gradient in dweights]
     packed.module.blocks_backward(
         dout.detach(),
         packed.forward,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from hrm_kernels import native
+from hrm_kernels.recycling import empty
 
 
 class Packed:
@@ -27,7 +28,7 @@ class Packed:
         self._backward: torch.Tensor | None = None
 
     def _pack(self, backward: bool) -> torch.Tensor:
-        packed = torch.empty(self.size)
+        packed = empty(self.size)
         self.module.pack_blocks(self.weights, self.num_heads, backward, packed, torch.get_num_threads())
         return packed
 
@@ -73,6 +74,8 @@ def pack(weights: Sequence[torch.Tensor], num_heads: int) -> Packed:
     key = (*map(id, weights), num_heads)
     entry = _entries.get(key)
     if entry is None or not entry.is_of(weights):
+        del entry
+        _entries.pop(key, None)  # before the new one, which then takes its memory
         contiguous = [weight.contiguous() for weight in weights]
         entry = _entries[key] = _Entry(key, weights, Packed(contiguous, num_heads))
     return entry.packed

@@ -1,0 +1,142 @@
+"""The suites' options, and how a workload and a candidate become a test."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # `pytest bench/` imports bench itself
+
+import torch  # noqa: E402
+
+from bench import suite  # noqa: E402
+from bench.ceilings import measured  # noqa: E402
+from hrm_kernels import doctor  # noqa: E402
+
+SESSION = pytest.StashKey[suite.Session]()
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("bench")
+    group.addoption("--full", action="store_true", help="all sizes and candidates; more repeats")
+    group.addoption("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
+    group.addoption("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on a CPU")
+    group.addoption("--model", action="append", type=Path, help="a trained model for bench_solve (more than once)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    device = config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = config.getoption("--dtype") or ("bfloat16" if device == "cuda" else "float32")
+    shipped = sorted(path.parent for path in (ROOT / "hrm" / "models").glob("*/config.json"))
+    models = config.getoption("--model") or shipped
+    config.stash[SESSION] = suite.Session(
+        suite.Setup(device, DTYPES[dtype], config.getoption("--full"), tuple(path.resolve() for path in models))
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with ``record`` becomes one for each candidate of each of its module's ``workloads(setup)``.
+
+    One with ``parameter`` becomes one for each of ``parameters(setup)``.
+    """
+    setup = metafunc.config.stash[SESSION].setup
+    if "record" in metafunc.fixturenames:
+        pairs = [
+            pytest.param((workload, name), id=f"{workload.name}: {name}")
+            for workload in metafunc.module.workloads(setup)
+            for name in suite.candidates(workload, setup)
+        ]
+        metafunc.parametrize("measurement", pairs)
+    if "parameter" in metafunc.fixturenames:
+        metafunc.parametrize("parameter", metafunc.module.parameters(setup), ids=str)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            group = getattr(item, "callspec", None) and item.callspec.params.get("measurement")
+            name = group[0].name if group else item.name.partition("[")[0]
+            item.add_marker(pytest.mark.benchmark(timer=suite.clock, group=f"{_suite(item)}: {name}"))
+
+
+def _suite(item: pytest.Item) -> str:
+    return item.path.stem.removeprefix("bench_")
+
+
+@pytest.fixture(scope="session")
+def setup(request: pytest.FixtureRequest) -> suite.Setup:
+    return request.config.stash[SESSION].setup
+
+
+@pytest.fixture
+def unmeasured(request: pytest.FixtureRequest) -> Callable[[str, str, str, bool], None]:
+    """``unmeasured(workload, candidate, reason, failed)`` puts it into the JSON, and fails or skips the test."""
+    session = request.config.stash[SESSION]
+
+    def say(workload: str, candidate: str, reason: str, failed: bool) -> None:
+        named = {"suite": _suite(request.node), "workload": workload, "candidate": candidate}
+        session.unmeasured.append(named | {"reason": reason, "failed": failed})
+        if failed:
+            pytest.fail(f"{workload}, {candidate}: {reason}", pytrace=False)
+        pytest.skip(reason)
+
+    return say
+
+
+@pytest.fixture
+def record(
+    request: pytest.FixtureRequest,
+    benchmark: object,
+    measurement: tuple,
+    unmeasured: Callable[[str, str, str, bool], None],
+) -> Callable[[], None]:
+    """Measure the workload unless it has been, and hand over this candidate's samples."""
+    workload, name = measurement
+    session = request.config.stash[SESSION]
+    wanted = [
+        item.callspec.params["measurement"][1]
+        for item in request.session.items
+        if item.path == request.path and item.callspec.params["measurement"][0] is workload
+    ]
+
+    def run() -> None:
+        session.ceilings = session.ceilings or measured(session.setup.device)
+        row, eager = session.row(_suite(request.node), workload, name, wanted)
+        kind, _, reason = row["status"].partition(": ")
+        if kind in ("absent", "unavailable"):
+            unmeasured(workload.name, name, reason, False)
+        if kind != "ok":
+            unmeasured(workload.name, name, row["status"], True)
+        information = suite.describe(workload, row, eager, session.setup)
+        suite.hand_over(benchmark, row["times"], {"suite": _suite(request.node), "candidate": name} | information)
+
+    return run
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
+    report = doctor.report()
+    machine_info.pop("node")  # a name that says nothing
+    machine_info |= {key: report[key] for key in ("versions", "gpus", "backends")}
+    machine_info["cpu"] = report["cpu"] | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")}
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output_json: dict) -> None:
+    session = config.stash[SESSION]
+    setup = session.setup
+    # before and after the benchmarks: a ceiling is the best that was seen
+    ceilings = {key: max(value, session.ceilings.get(key, 0)) for key, value in measured(setup.device).items()}
+    for one in output_json["benchmarks"]:
+        info = one["extra_info"]
+        if "operations" in info:
+            info |= suite.against(ceilings, one["stats"]["median"], info["bytes"], info["operations"])
+    output_json["bench"] = {
+        "device": setup.device,
+        "dtype": str(setup.dtype).removeprefix("torch."),
+        "full": setup.full,
+        "ceilings": ceilings,
+        "unmeasured": session.unmeasured,
+    }

@@ -1,0 +1,126 @@
+"""What else computes the same: other packages' functions in the place of ours, each where it is installed."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+
+from hrm_kernels.ops.rope_attention.reference import apply_rope
+
+
+@dataclass(frozen=True)
+class Peer:
+    """
+    Attributes:
+        name: in the tables.
+        kind: the op it computes.
+        package: what must be importable; None is torch itself.
+        gpu: runs on NVIDIA GPUs alone.
+        op: takes the op's arguments.
+        same: computes the same values, so that they are checked.
+    """
+
+    name: str
+    kind: str
+    package: str | None
+    gpu: bool
+    op: Callable[..., Any]
+    same: bool = True
+
+    def absent(self, device: str) -> str | None:
+        """None where it can run, else why not."""
+        if self.gpu and device != "cuda":
+            return "runs on NVIDIA GPUs only"
+        if self.package and importlib.util.find_spec(self.package) is None:
+            return f"{self.package} is not installed"
+        return None
+
+
+def _liger_norm(x: torch.Tensor, residual: torch.Tensor, eps: float) -> torch.Tensor:
+    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+
+    weight = x.new_ones(x.shape[-1])  # it has no form without
+    return LigerRMSNormFunction.apply(x + residual, weight, eps, 0.0, "llama", False)
+
+
+def _liger_swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+
+    gate, up = gate_up.chunk(2, -1)
+    return LigerSiLUMulFunction.apply(gate, up)
+
+
+def _rotated(
+    qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, num_heads: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q, k, v ``[B, S, H, d]``."""
+    B, S, columns = qkv.shape
+    q, k, v = qkv.view(B, S, 3, num_heads, columns // (3 * num_heads)).unbind(2)
+    return apply_rope(q, cos[:S, None], sin[:S, None]), apply_rope(k, cos[:S, None], sin[:S, None]), v
+
+
+def _flash_attn(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, num_heads: int) -> torch.Tensor:
+    from flash_attn import flash_attn_func
+
+    return flash_attn_func(*_rotated(qkv, cos, sin, num_heads)).flatten(2)
+
+
+def _flash_attn_3(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, num_heads: int) -> torch.Tensor:
+    from flash_attn_interface import flash_attn_func
+
+    out = flash_attn_func(*_rotated(qkv, cos, sin, num_heads))
+    return (out[0] if isinstance(out, tuple) else out).flatten(2)  # some versions return the log-sum-exp too
+
+
+def _cudnn(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, num_heads: int) -> torch.Tensor:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    q, k, v = (t.transpose(1, 2) for t in _rotated(qkv, cos, sin, num_heads))
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def _with(make: Callable[[list[torch.Tensor]], torch.optim.Optimizer]) -> Callable[..., Any]:
+    """A step of another optimiser on the same parameters."""
+    made: WeakKeyDictionary[torch.optim.Optimizer, torch.optim.Optimizer] = WeakKeyDictionary()
+
+    def step(ours: torch.optim.Optimizer, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
+        if ours not in made:
+            made[ours] = make(parameters)
+        made[ours].step()
+        return parameters
+
+    return step
+
+
+def _adam_atan2(parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
+    from adam_atan2 import AdamATan2
+
+    return AdamATan2(parameters, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95))
+
+
+def _adam_atan2_pytorch(parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
+    from adam_atan2_pytorch import AdamAtan2
+
+    return AdamAtan2(parameters, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), a=1.0)
+
+
+def _fused_adamw(parameters: list[torch.Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), fused=True)
+
+
+PEERS = [
+    Peer("Liger", "add_rms_norm", "liger_kernel", True, _liger_norm),
+    Peer("Liger", "swiglu", "liger_kernel", True, _liger_swiglu),
+    Peer("flash-attn 2", "rope_attention", "flash_attn", True, _flash_attn),
+    Peer("flash-attn 3", "rope_attention", "flash_attn_interface", True, _flash_attn_3),
+    Peer("cuDNN", "rope_attention", None, True, _cudnn),
+    Peer("adam-atan2", "AdamATan2", "adam_atan2", True, _with(_adam_atan2)),
+    # both are other rules than AdamATan2's: what they cost is compared, not what they compute
+    Peer("torch fused AdamW", "AdamATan2", None, False, _with(_fused_adamw), same=False),
+    Peer("adam-atan2-pytorch", "AdamATan2", "adam_atan2_pytorch", False, _with(_adam_atan2_pytorch), same=False),
+]

@@ -1,0 +1,148 @@
+"""The published computation of HRM in plain PyTorch, op by op: what ``eager`` means in the tables.
+
+Nothing of hrm_kernels computes here: weights are cast where they are used, heads are split by views, attention is
+``scaled_dot_product_attention``, the Q target runs a whole second segment. Functions take an :class:`hrm.HRM` for its
+weights alone. In a model of float64 parameters everything is float64: the exact values.
+"""
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from bench.workloads import train
+from hrm import act
+from hrm.model import HRM, Batch, Carry
+from hrm_kernels.backends import use_backend
+from hrm_kernels.nn import PostNormBlock
+
+
+def in_float64(model: HRM) -> HRM:
+    """A copy whose parameters and buffers are float64."""
+    return copy.deepcopy(model).double()
+
+
+def carry_in_float64(carry: Carry) -> Carry:
+    return replace(carry, z_H=carry.z_H.double(), z_L=carry.z_L.double())
+
+
+def _dtype(model: HRM) -> torch.dtype:
+    own = model.inner.lm_head.weight.dtype
+    return own if own is torch.float64 else model.config.dtype
+
+
+def _rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    wide = x.to(torch.promote_types(x.dtype, cos.dtype))
+    first, second = wide.chunk(2, -1)
+    return (wide * cos.unsqueeze(-2) + torch.cat((-second, first), -1) * sin.unsqueeze(-2)).to(x.dtype)
+
+
+def _linear(x: torch.Tensor, layer: Any) -> torch.Tensor:
+    bias = None if layer.bias is None else layer.bias.to(x.dtype)
+    return F.linear(x, layer.weight.to(x.dtype), bias)
+
+
+def block(
+    layer: PostNormBlock, x: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, eps: float
+) -> torch.Tensor:
+    """A block over ``x [B, S, D]``."""
+    B, S, D = x.shape
+    heads = layer.self_attn.num_heads
+    q, k, v = _linear(x, layer.self_attn.qkv_proj).view(B, S, 3 * heads, D // heads).chunk(3, 2)
+    if cos is not None and sin is not None:
+        q, k = _rotate(q, cos[:S], sin[:S]), _rotate(k, cos[:S], sin[:S])
+    attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    x = _rms_norm(x + _linear(attended.transpose(1, 2).reshape(B, S, D), layer.self_attn.o_proj), eps)
+    gate, up = _linear(x, layer.mlp.gate_up_proj).chunk(2, -1)
+    return _rms_norm(x + _linear(F.silu(gate) * up, layer.mlp.down_proj), eps)
+
+
+def module(
+    level: Any,
+    z: torch.Tensor,
+    injection: torch.Tensor,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    eps: float,
+) -> torch.Tensor:
+    """An update of a recurrent module, a :class:`hrm_kernels.nn.ReasoningModule`."""
+    z = z + injection
+    for layer in level.layers:
+        z = block(layer, z, cos, sin, eps)
+    return z
+
+
+def embed(model: HRM, batch: Batch) -> torch.Tensor:
+    inner, config, dtype = model.inner, model.config, _dtype(model)
+    x = F.embedding(batch["inputs"], inner.embed_tokens.embedding_weight.to(dtype))
+    if config.puzzle_emb_ndim:
+        puzzle = inner.puzzle_emb(batch["puzzle_identifiers"]).to(dtype)
+        puzzle = F.pad(puzzle, (0, config.puzzle_emb_len * config.hidden_size - config.puzzle_emb_ndim))
+        x = torch.cat((puzzle.view(-1, config.puzzle_emb_len, config.hidden_size), x), 1)
+    if config.pos_encodings == "learned":
+        x = 0.707106781 * (x + inner.embed_pos.embedding_weight.to(dtype))
+    return math.sqrt(config.hidden_size) * x
+
+
+def segment(
+    model: HRM, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``(z_H, z_L, logits, q_halt, q_continue)``, with the one-step gradient."""
+    inner, config = model.inner, model.config
+    tables = inner.cos, inner.sin, config.rms_norm_eps
+    with torch.no_grad():
+        for h in range(config.H_cycles):
+            for l in range(config.L_cycles):  # noqa: E741
+                if (h, l) != (config.H_cycles - 1, config.L_cycles - 1):
+                    z_L = module(inner.L_level, z_L, z_H + x, *tables)
+            if h != config.H_cycles - 1:
+                z_H = module(inner.H_level, z_H, z_L, *tables)
+    z_L = module(inner.L_level, z_L, z_H + x, *tables)
+    z_H = module(inner.H_level, z_H, z_L, *tables)
+    q = _linear(z_H[:, 0], inner.q_head)
+    q = q.to(torch.promote_types(q.dtype, torch.float32))
+    return z_H, z_L, _linear(z_H[:, config.puzzle_emb_len :], inner.lm_head), q[:, 0], q[:, 1]
+
+
+def forward(model: HRM, carry: Carry, batch: Batch) -> tuple[Carry, dict[str, torch.Tensor]]:
+    """What a call of the model does: refill, one segment, halting, and in training the Q target."""
+    config, dtype, refill = model.config, _dtype(model), carry.halted
+    data = {
+        name: torch.where(refill.view(-1, *(1,) * (values.ndim - 1)), values, carry.current_data[name])
+        for name, values in batch.items()
+    }
+    z_H, z_L = (
+        torch.where(refill.view(-1, 1, 1), start.to(dtype), state)
+        for start, state in ((model.inner.H_init, carry.z_H), (model.inner.L_init, carry.z_L))
+    )
+    steps = torch.where(refill, 0, carry.steps) + 1
+    x = embed(model, data)
+    z_H, z_L, logits, q_halt, q_continue = segment(model, z_H, z_L, x)
+    outputs = {"logits": logits, "q_halt_logits": q_halt, "q_continue_logits": q_continue}
+    with torch.no_grad():
+        z_H, z_L = z_H.detach(), z_L.detach()
+        halted = steps >= config.halt_max_steps
+        if model.training and config.halt_max_steps > 1:
+            least = act.draw_min_steps(len(steps), config.halt_max_steps, config.halt_exploration_prob, None, x.device)
+            halted = act.halts(steps, q_halt, q_continue, config.halt_max_steps, least)
+            _, _, _, next_halt, next_continue = segment(model, z_H, z_L, x)
+            outputs["target_q_continue"] = act.target_q_continue(steps, next_halt, next_continue, config.halt_max_steps)
+    return Carry(z_H, z_L, steps, halted, data), outputs
+
+
+def train_step(
+    model: HRM, optimizers: list[torch.optim.Optimizer], state: dict[str, Any], call: Any = forward
+) -> list[torch.Tensor]:
+    """:func:`bench.workloads.train` of the published computation (or of ``call``, compiled)."""
+    for optimizer in optimizers:
+        getattr(optimizer, "copies", {}).clear()  # casts happen where weights are used
+    with use_backend("reference"):
+        return train(model, optimizers, state, call)

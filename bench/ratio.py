@@ -1,0 +1,57 @@
+"""Is the cpu backend still faster than eager PyTorch? ``python -m bench.ratio``, seconds; a part of ``make test``.
+
+Prints how many times as fast it is, and fails where it is slower: in three of four turns, so that a machine with other
+work to do does not decide.
+"""
+
+import statistics
+import sys
+from collections.abc import Iterator
+
+import torch
+
+from bench import timing
+from bench.suite import Setup, candidates
+from bench.workloads import Workload, of_op
+from hrm_kernels.backends import backends
+
+ROUNDS = 25
+
+
+def workloads() -> Iterator[Workload]:
+    for op in ("add_rms_norm", "swiglu", "rope_attention"):
+        yield of_op(op, 4, 82, True, itemsize=4)
+    for backward in (False, True):
+        yield of_op("transformer_block", 1, 82, backward, itemsize=4)
+
+
+def slower(ratios: list[float]) -> bool:
+    """Whether three quarters of ``ratios``, eager's time over ours, are below 1."""
+    return statistics.quantiles(ratios, n=4, method="inclusive")[2] < 1
+
+
+def main() -> int:
+    reason = backends()["cpu"]
+    if reason is not None:
+        print(f"bench.ratio: nothing to compare: {reason}")
+        return 0
+    setup = Setup("cpu", torch.float32, full=False)
+    failed = []
+    for workload in workloads():
+        chosen = {name: one for name, one in candidates(workload, setup).items() if name in ("eager", "cpu")}
+        rows = timing.measure(workload, "cpu", torch.float32, chosen, lambda turn: ROUNDS)
+        if rows["cpu"]["status"] != "ok":
+            failed.append(f"{workload.name}: {rows['cpu']['status']}")
+            continue
+        ratios = [eager / ours for eager, ours in zip(rows["eager"]["times"], rows["cpu"]["times"])]
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        print(f"{workload.name}: {middle:.2f} x eager (quarters {low:.2f}, {high:.2f})")
+        if slower(ratios):
+            failed.append(f"{workload.name}: slower than eager PyTorch, {middle:.2f} x")
+    for line in failed:
+        print(f"bench.ratio: {line}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
