@@ -12,7 +12,16 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
-MODULES = ("hrm", "hrm_kernels", "hrm_kernels.fixed_point", "hrm_kernels.nn", "hrm_kernels.optim", "hrm_kernels.shims")
+MODULES = (
+    "hrm",
+    "hrm_kernels",
+    "hrm_kernels.casts",
+    "hrm_kernels.fixed_point",
+    "hrm_kernels.nn",
+    "hrm_kernels.optim",
+    "hrm_kernels.sharded_embedding",
+    "hrm_kernels.shims",
+)
 NAMES = [f"{module}.{name}" for module in MODULES for name in importlib.import_module(module).__all__]
 OPS = [name for name in importlib.import_module("hrm_kernels").__all__ if hasattr(torch.ops.hrm_kernels, name)]
 

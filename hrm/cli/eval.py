@@ -23,9 +23,9 @@ def evaluate(
     values: Annotated[
         list[str],
         typer.Argument(
-            metavar="data=DIR [scale=segments:8,16 rollouts=1,4]",
-            help="The data folder; for accuracy against compute, numbers of segments and of rollouts, and with these "
-            "augment=false, noise=0.5 (of the initial states), seed=0.",
+            metavar="data=DIR [halt=q] [scale=segments:8,16 rollouts=1,4]",
+            help="The data folder; when puzzles halt (as --halt); for accuracy against compute numbers of segments and "
+            "of rollouts, and with these augment=false, noise=0.5 (of the initial states), seed=0.",
         ),
     ],
     split: Annotated[str, typer.Option(help="Which split of it.")] = "test",
@@ -38,12 +38,12 @@ def evaluate(
     ] = None,
     max_steps: Annotated[int | None, typer.Option(help="Segments for each puzzle; default: as in training.")] = None,
     halt: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="fixed: all segments for every puzzle, as published; or stop each by q, stable:K, margin:X or "
-            "calibrated (see hrm solve --help)."
+            "calibrated (see hrm solve --help). Default: fixed."
         ),
-    ] = "fixed",
+    ] = None,
     max_examples: Annotated[int | None, typer.Option(help="Only so many examples, from the start.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for predictions.npz, metrics.json, submission.json; or scaling.*.")
@@ -62,8 +62,11 @@ def evaluate(
     each combination instead: several tries at a puzzle (augmented, or from other initial states) vote, and answers that
     are seen to solve it come first.
     """
-    parsers = {"scale": _segments, "rollouts": numbers, "augment": yes_or_no, "noise": float, "seed": int}
+    parsers = {"scale": _segments, "rollouts": numbers, "augment": yes_or_no, "noise": float, "seed": int, "halt": str}
     settings = read_settings("eval", values, **parsers)  # type: ignore[arg-type]
+    if "halt" in settings and halt is not None:
+        raise InputError(f"hrm eval takes one rule of halting, got halt={settings['halt']} and --halt {halt}; give one")
+    halt = settings.pop("halt", halt or "fixed")
     folder, scales = settings["data"], "scale" in settings or "rollouts" in settings
     if not scales and len(settings) > 1:
         raise InputError("hrm eval takes augment=, noise= and seed= for rollouts; give rollouts=1,4 (or scale=) too")

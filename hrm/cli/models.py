@@ -20,13 +20,12 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print the cards
     if as_json:
         print(json.dumps([card.model_dump(mode="json") | {"bytes": card.size} for card in found]))
         return
-    table = Table("name", "solves", "parameters", "size", "held-out puzzles", "all right", "halting by Q", "segments")
+    table = Table("name", "held-out puzzles", "all right", "halting early", "segments")
     for card in found:
-        about = [card.name, card.puzzles, f"{card.parameters:,}", f"{card.size / 1e6:.2f} MB"]
         for one in card.accuracy:
             early = (f"{one.early_exact_accuracy:.1%}", f"{one.early_steps:.2f} of {one.steps}")
-            table.add_row(*about, f"{one.count:,}: {one.data}", f"{one.exact_accuracy:.1%}", *early)
-            about = [""] * len(about)
+            table.add_row(card.name, f"{one.count:,} {one.puzzles}", f"{one.exact_accuracy:.1%}", *early)
     Console().print(table)
-    for card in found[:1]:
-        print(f'hrm solve {card.name} "{card.example}" --trace')
+    for card in found:
+        print(f"{card.name}: {card.puzzles}; {card.parameters:,} parameters, {card.size / 1e6:.2f} MB; {card.folder}")
+        print(f'  hrm solve {card.name} "{card.example}" --halt calibrated --trace')

@@ -205,6 +205,7 @@ class Engine:
 
         Raises:
             EngineError: the engine is closed or has failed.
+            concurrent.futures.CancelledError: it was closed with ``cancel`` meanwhile.
         """
         inbox = _Inbox(ordered)
         jobs = (self._job(_Streamed(index, inbox, trace), one) for index, one in enumerate(puzzles))

@@ -51,7 +51,8 @@ class TrainConfig(BaseModel):
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         threads: CPU threads of each process; None leaves it to torch.
         compile: run the model through ``torch.compile``.
-        cuda_graph: on one GPU, without ``compile``, replay the whole training step as one CUDA graph.
+        cuda_graph: on one GPU, without ``compile`` and ``puzzle_emb_sharded``, replay the whole training step as one
+            CUDA graph.
         max_steps, max_minutes: stop earlier than ``epochs`` say, after so many steps (of the run) or minutes (of this
             start of it); the schedule stays that of ``epochs``.
         early_stop_exact_accuracy: stop when the last ten rows of the training log reach this exact accuracy.

@@ -495,8 +495,8 @@ class Trainer:
 
 def _step_graph(config: TrainConfig, world: World, step: Callable[[dict[str, Tensor]], None]) -> StepGraph | None:
     """What replays ``step`` as one CUDA graph, where that is possible and asked for."""
-    launches = config.compile or config.puzzle_emb_sharded or world.size > 1  # whose exchanges wait for the device
-    if not config.cuda_graph or launches or world.device.type != "cuda":
+    exchanges = config.puzzle_emb_sharded or world.size > 1  # between processes, which wait for the device
+    if not config.cuda_graph or config.compile or exchanges or world.device.type != "cuda":
         return None
     return StepGraph(step, CudaCapture(world.device), world.device)
 

@@ -1,0 +1,119 @@
+"""What a model answers after each segment, and when it would stop."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hrm.data.format import IGNORE_LABEL, PuzzleDataset
+from hrm.data.sudoku import Sudoku, solve
+from hrm.data.task import PuzzleTask
+from hrm.inference.engine import Engine, Frame
+from hrm.inference.examples import LabelledPuzzles
+from hrm.inference.segments import require_positive
+from hrm.model import HRM
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of ``n`` puzzles after each of ``steps`` segments, no puzzle halting.
+
+    Attributes:
+        inputs: ``[n, seq_len]`` int32.
+        labels: ``[n, seq_len]`` int32; -100 where any token is right.
+        tokens: ``[steps, n, seq_len]`` uint8 (int32 where the vocabulary is larger).
+        q_halt, q_continue: ``[steps, n]`` float32 logits.
+    """
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    tokens: np.ndarray
+    q_halt: np.ndarray
+    q_continue: np.ndarray
+
+    @property
+    def steps(self) -> int:
+        """Segments."""
+        return len(self.tokens)
+
+    @property
+    def tokens_right(self) -> np.ndarray:
+        """``[steps, n]`` float64, the part of a puzzle's labelled tokens that is right."""
+        labelled = self.labels != IGNORE_LABEL
+        return ((self.tokens == self.labels) & labelled).sum(-1) / labelled.sum(-1)
+
+    @property
+    def right(self) -> np.ndarray:
+        """``[steps, n]`` bool, every labelled token is right."""
+        return ((self.tokens == self.labels) | (self.labels == IGNORE_LABEL)).all(-1)
+
+    @property
+    def halting_steps(self) -> np.ndarray:
+        """``[n]`` int64, the first segment where q_halt > q_continue, or the last one."""
+        halts = self.q_halt > self.q_continue
+        halts[-1] = True
+        return halts.argmax(0) + 1
+
+    @property
+    def right_when_halting(self) -> np.ndarray:
+        """``[n]`` bool, the answer at ``halting_steps``."""
+        return self.right[self.halting_steps - 1, np.arange(len(self.inputs))]
+
+    def trace(self, index: int) -> tuple[Frame, ...]:
+        """The answers of one puzzle up to where it would halt."""
+        return tuple(
+            Frame(
+                step + 1, self.tokens[step, index], float(self.q_halt[step, index]), float(self.q_continue[step, index])
+            )
+            for step in range(self.halting_steps[index])
+        )
+
+
+def answers_by_segment(
+    model: HRM,
+    dataset: PuzzleDataset,
+    *,
+    max_steps: int | None = None,
+    max_examples: int | None = None,
+    slots: int = 64,
+) -> Answers:
+    """Run every labelled puzzle of ``dataset`` through all segments.
+
+    Args:
+        model: its mode is restored.
+        dataset: of the model's shape.
+        max_steps: segments; None is the model's ``halt_max_steps``.
+        max_examples: only this many, from the start.
+        slots: puzzles side by side.
+
+    Raises:
+        InputError: data set and model don't fit, no puzzle has labels, or a number is impossible.
+    """
+    max_steps = model.config.halt_max_steps if max_steps is None else max_steps
+    require_positive(max_steps=max_steps, max_examples=max_examples, slots=slots)
+    puzzles = LabelledPuzzles(model, dataset, max_examples)
+    with Engine(model, min(slots, puzzles.count), max_steps, halt="fixed") as engine:
+        results = list(engine.solve(puzzles.puzzles, trace=True))
+    for result in results:
+        if result.error is not None:
+            raise result.error
+    columns = [
+        np.stack([[getattr(frame, name) for frame in result.trace] for result in results], 1)
+        for name in ("tokens", "q_halt", "q_continue")
+    ]
+    inputs = np.stack([puzzle.inputs for puzzle in puzzles.puzzles])
+    return Answers(inputs, puzzles.labels, columns[0], *(values.astype(np.float32) for values in columns[1:]))
+
+
+def difficulty(task: PuzzleTask, inputs: np.ndarray, labels: np.ndarray) -> tuple[str, np.ndarray]:
+    """How hard puzzles are, by what the task knows: its name for an axis, and ``[n]`` int64.
+
+    Of a 9 x 9 Sudoku the guesses that a propagating search tries (:func:`hrm.data.sudoku.solve`); of other tasks the
+    cells that the answer changes: blanks of a small Sudoku, the steps of a maze's path.
+
+    Args:
+        task: of the puzzles.
+        inputs, labels: ``[n, seq_len]`` integers; -100 is no label.
+    """
+    if isinstance(task, Sudoku) and task.size == 9:
+        return "guesses of a search", solve(inputs.astype(np.uint8)).ratings
+    return "cells to change", ((labels != inputs) & (labels != IGNORE_LABEL)).sum(-1)

@@ -1,0 +1,114 @@
+"""What the two levels are compared with: the same blocks as a plain recurrent and as a deep feed-forward network."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+from torch import nn
+
+from hrm.analysis.states import apply
+from hrm.config import ModelConfig
+from hrm.data.batches import TrainingSampler
+from hrm.data.format import IGNORE_LABEL, PuzzleDataset
+from hrm.errors import InputError
+from hrm.losses import LOSSES, LossType
+from hrm.model import Batch
+from hrm.trm import build
+from hrm_kernels.nn import Linear
+from hrm_kernels.optim import AdamATan2
+
+Kind = Literal["recurrent", "feed-forward"]
+
+
+class Baseline(nn.Module):
+    """A model's L-level ``depth`` times in a row, between the same embedding and head; all weights are new.
+
+    ``"recurrent"`` uses one set of weights and adds the input embedding at each update; ``"feed-forward"`` has a set
+    for each update and starts from the input embedding. Puzzle embeddings stay 0.
+
+    Args:
+        config: of the model it is compared with.
+        depth: updates.
+        kind: see above.
+    """
+
+    def __init__(self, config: ModelConfig, depth: int, kind: Kind) -> None:
+        super().__init__()
+        self.depth, self.recurrent = depth, kind == "recurrent"
+        self.inner = build(config).inner  # for its embedding, head and tables; its levels stay unused
+        self.levels = nn.ModuleList(copy.deepcopy(self.inner.L_level) for _ in range(1 if self.recurrent else depth))
+        for module in self.levels.modules():
+            if isinstance(module, Linear):
+                module.reset_parameters()
+
+    def states(self, batch: Batch) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The states before and after each update, ``[B, P + seq_len, D]``."""
+        inner = self.inner
+        x = inner.embed(batch)
+        z, injection = (inner.L_init.to(x.dtype).expand_as(x), x) if self.recurrent else (x, torch.zeros_like(x))
+        for step in range(self.depth):
+            before = z
+            z = apply(self.levels[step % len(self.levels)], before, injection, inner.cos, inner.sin)  # type: ignore[arg-type]
+            yield before, z
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """``[B, seq_len, vocab_size]`` logits after the last update."""
+        *_, (_, last) = self.states(batch)
+        return self.inner.logits(last)
+
+
+def train_baseline(
+    baseline: Baseline,
+    dataset: PuzzleDataset,
+    *,
+    steps: int,
+    batch_size: int = 32,
+    lr: float = 1e-3,
+    loss_type: LossType = "stablemax_cross_entropy",
+    seed: int = 0,
+    progress: Callable[[int, float], None] | None = None,
+) -> float:
+    """Train with AdamATan2 on the token loss of the last state, with gradients through all updates.
+
+    Afterwards the baseline is in evaluation mode.
+
+    Args:
+        baseline: on any device.
+        dataset: the train split.
+        steps: batches.
+        batch_size: rows of a batch.
+        lr: reached over the first tenth of the steps, then constant.
+        loss_type: of the token loss.
+        seed: of the order of the examples.
+        progress: called with the step and its loss.
+
+    Returns:
+        The token loss, mean over the last tenth of the steps.
+
+    Raises:
+        InputError: the loss is not finite.
+    """
+    device = next(baseline.parameters()).device
+    sampler = TrainingSampler(dataset, batch_size, seed)
+    optimizer = AdamATan2(baseline.parameters(), lr=lr, weight_decay=0.1)
+    losses: list[float] = []
+    baseline.train()
+    for step in range(1, steps + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1, step / max(1, steps // 10))
+        batch = {name: values.to(device) for name, values in sampler.next().items()}
+        labels = batch["labels"]
+        token_losses, _ = LOSSES[loss_type](baseline(batch), labels, IGNORE_LABEL)
+        loss = (token_losses.sum(-1) / (labels != IGNORE_LABEL).sum(-1).clamp(min=1)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        if not loss.isfinite():
+            raise InputError(f"the baseline's loss is {losses[-1]} at step {step}; take fewer updates or a lower lr")
+        if progress is not None:
+            progress(step, losses[-1])
+    baseline.eval()
+    last = losses[-max(1, steps // 10) :]
+    return sum(last) / len(last)

@@ -1,0 +1,141 @@
+"""The hidden states, update by update: how far they move, how many dimensions they fill, the way they take."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from hrm.model import HRM, Batch
+from hrm.trm import build
+from hrm_kernels.nn import MixingModule, ReasoningModule
+
+Level = Literal["H", "L"]
+
+
+@dataclass(frozen=True)
+class StateUpdate:
+    """One update of z_H or z_L.
+
+    Attributes:
+        segment: from 1.
+        level: which of the two was updated.
+        before, after: ``[B, P + seq_len, D]`` in the forward dtype.
+    """
+
+    segment: int
+    level: Level
+    before: torch.Tensor
+    after: torch.Tensor
+
+
+@torch.no_grad()
+def state_updates(model: HRM, batch: Batch, max_steps: int) -> Iterator[StateUpdate]:
+    """Every update of both states in ``max_steps`` segments of a fresh ``batch``, no row halting.
+
+    After a segment's last update the states are those of the carry that ``model(carry, batch)`` returns.
+    """
+    config, inner = model.config, model.inner
+    x = inner.embed(batch)
+    states = {
+        "H": inner.H_init.to(config.dtype).expand_as(x),
+        "L": inner.L_init.to(config.dtype).expand_as(x),
+    }
+    modules = {"L": inner.L_level, "H": getattr(inner, "H_level", inner.L_level)}  # a TRM has one for both
+    L_updates: list[Level] = ["L"] * config.L_cycles
+    cycle: list[Level] = [*L_updates, "H"]
+    for segment in range(1, max_steps + 1):
+        for level in cycle * config.H_cycles:
+            before = states[level]
+            injection = states["H"] + x if level == "L" else states["L"]
+            states[level] = apply(modules[level], before, injection, inner.cos, inner.sin)
+            yield StateUpdate(segment, level, before, states[level])
+
+
+def apply(
+    module: ReasoningModule | MixingModule,
+    z: torch.Tensor,
+    injection: torch.Tensor,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+) -> torch.Tensor:
+    """One update ``[B, S, D]`` by either kind of module."""
+    return module(z, injection) if isinstance(module, MixingModule) else module(z, injection, cos, sin)
+
+
+def residual(before: torch.Tensor, after: torch.Tensor) -> float:
+    """The forward residual ``|after - before| / sqrt(D)``, mean over rows and positions of ``[B, S, D]`` states.
+
+    RMS-normed states have norm sqrt(D): 1 is a change as large as the state.
+    """
+    return float((after.float() - before.float()).norm(dim=-1).mean()) / math.sqrt(after.shape[-1])
+
+
+class Covariance:
+    """The covariance of state vectors that come bit by bit, in float64.
+
+    Args:
+        dim: D.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self._count, self._sum, self._products = 0, np.zeros(dim), np.zeros((dim, dim))
+
+    def add(self, states: torch.Tensor | np.ndarray) -> None:
+        """Take in ``[..., D]`` states."""
+        rows = torch.as_tensor(states).reshape(-1, len(self._sum)).double().cpu().numpy()
+        self._count += len(rows)
+        self._sum += rows.sum(0)
+        self._products += rows.T @ rows
+
+    def eigenvalues(self) -> np.ndarray:
+        """``[D]`` float64, descending, none below 0.
+
+        Raises:
+            ValueError: there are fewer than two states.
+        """
+        if self._count < 2:
+            raise ValueError(f"the covariance of {self._count} states is not defined; add two or more")
+        mean = self._sum / self._count
+        covariance = self._products / self._count - np.outer(mean, mean)
+        return np.linalg.eigvalsh(covariance)[::-1].clip(min=0)
+
+
+def participation_ratio(eigenvalues: np.ndarray) -> float:
+    """``(sum of λ)² / (sum of λ²)`` of a covariance's eigenvalues: about how many dimensions the states fill, 1 to D.
+
+    NaN where all are 0: the states do not vary.
+
+    Source: HRM (arXiv 2506.21734), section 4, "Brain correspondence".
+    """
+    squares = float((eigenvalues**2).sum())
+    return float(eigenvalues.sum()) ** 2 / squares if squares else math.nan
+
+
+def principal_components(states: np.ndarray, components: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """The states' first principal components.
+
+    Args:
+        states: ``[n, features]``, n at least 2.
+        components: how many, at most n.
+
+    Returns:
+        ``[n, components]`` float64 projections of the centred states, and ``[components]``, the part of the variance
+        that each holds. A component's largest projection is positive.
+    """
+    centred = np.asarray(states, np.float64)
+    centred = centred - centred.mean(0)
+    left, values, _ = np.linalg.svd(centred, full_matrices=False)
+    projected = (left * values)[:, :components]
+    signs = np.sign(projected[np.abs(projected).argmax(0), np.arange(projected.shape[1])])
+    total = float((values**2).sum())
+    return projected * np.where(signs == 0, 1, signs), values[:components] ** 2 / (total or 1)
+
+
+def untrained(model: HRM, seed: int = 0) -> HRM:
+    """A model of the same configuration with new random weights, on the same device, in evaluation mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(model.config).to(next(model.parameters()).device).eval()

@@ -1,0 +1,130 @@
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hrm import HRM, HRMConfig, load, save
+from hrm.analysis import analyze, answers_by_segment, difficulty
+from hrm.analysis.report import FILES, _chosen
+from hrm.data import task_of
+from hrm.data.format import SetBuilder, open_dataset, write_dataset
+from hrm.data.maze import generate as generate_mazes
+from hrm.data.sudoku import generate
+from hrm.inference.evaluate import evaluate
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """``data`` and ``model``: untrained, but halting at different segments."""
+    folder = tmp_path_factory.mktemp("analysis")
+    splits = {}
+    for seed, split in enumerate(("train", "test")):
+        puzzles, builder = generate(30, 4, np.random.default_rng(seed)), SetBuilder()
+        builder.add_puzzles(puzzles.inputs, puzzles.labels)
+        splits[split] = {"all": builder}
+    write_dataset(folder / "data", splits, vocab_size=6, seq_len=16, task="sudoku")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_heads": 2, "H_layers": 1, "L_layers": 1, "expansion": 1, "halt_max_steps": 4}
+    model = HRM(HRMConfig(seq_len=16, vocab_size=6, forward_dtype="float32", **sizes))
+    with torch.no_grad():
+        model.inner.q_head.weight.normal_()
+        model.inner.q_head.weight[1] = 0
+        model.inner.q_head.bias.zero_()
+        q_halt = answers_by_segment(model, open_dataset(folder / "data", "test"), max_steps=2).q_halt
+        model.inner.q_head.bias[1] = float(np.median(q_halt))
+    save(model, folder / "model", task="sudoku")
+    return folder
+
+
+def load_both(folder):
+    return load(folder / "model"), open_dataset(folder / "data", "test")
+
+
+def test_answers_are_those_of_the_published_evaluation(folder):
+    model, dataset = load_both(folder)
+    answers = answers_by_segment(model, dataset, slots=7)
+    assert answers.tokens.shape == (4, 30, 16) and len(set(answers.halting_steps)) > 1
+    for steps in (1, 4):
+        expected = evaluate(model, dataset, batch_size=7, max_steps=steps)
+        assert answers.tokens_right[steps - 1].mean() == pytest.approx(expected["accuracy"])
+        assert answers.right[steps - 1].mean() == expected["exact_accuracy"]
+    assert answers.halting_steps.mean() == pytest.approx(expected["early_steps"])
+    assert answers.right_when_halting.mean() == expected["early_exact_accuracy"]
+    trace = answers.trace(3)
+    assert [frame.step for frame in trace] == list(range(1, answers.halting_steps[3] + 1))
+    assert all(frame.q_halt <= frame.q_continue for frame in trace[:-1])
+
+
+def test_difficulty_is_what_the_task_knows():
+    four, nine = generate(6, 4, np.random.default_rng(0)), generate(4, 9, np.random.default_rng(0))
+    name, values = difficulty(task_of(6, 16), four.inputs, four.labels)
+    assert name == "cells to change" and values.tolist() == (four.inputs == 1).sum(1).tolist()
+    assert difficulty(task_of(11, 81), nine.inputs, nine.labels)[1].tolist() == nine.ratings.tolist()
+    mazes = generate_mazes(4, 9, np.random.default_rng(0))
+    _, steps = difficulty(task_of(6, 81), mazes.inputs, mazes.labels)
+    assert steps.tolist() == (mazes.ratings - 1).tolist()  # S and G are there already
+
+
+def test_the_boards_shown_span_the_halting_segments(folder):
+    model, dataset = load_both(folder)
+    answers = answers_by_segment(model, dataset)
+    shown = _chosen(answers, 30, 6)
+    assert len(set(shown.tolist())) == len(shown) <= 6
+    steps = answers.halting_steps
+    assert {steps.min(), steps.max()} <= set(steps[shown].tolist())
+
+
+class _Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.sources, self.tags, self.text = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attributes if name in ("src", "href", "data", "action")]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_needs_nothing_else(folder, tmp_path):
+    model, dataset = load_both(folder)
+    found = analyze(
+        model, task_of(6, 16), dataset, open_dataset(folder / "data", "train"), puzzles=20, boards=3, baseline_steps=2
+    )
+    found.save(tmp_path, "<a model> & its data")
+    boards = sorted(tmp_path.glob("board-*.gif"))
+    assert {path.name for path in tmp_path.iterdir()} == {*FILES, *(path.name for path in boards)}
+    assert len(boards) == len(found.shown) and 1 <= len(boards) <= 3
+    page, text = _Page(), (tmp_path / "report.html").read_text()
+    page.feed(text)
+    assert len(page.sources) == 5 + len(boards) and all(one.startswith("data:image/") for one in page.sources)
+    assert not {"script", "link", "iframe"} & set(page.tags) and "url(" not in text
+    assert "<a model> & its data" in page.text
+    numbers = json.loads((tmp_path / "analysis.json").read_text())
+    assert numbers["puzzles"] == 30 and numbers["states_of_puzzles"] == 20 and numbers["baseline_steps"] == 2
+    assert sum(numbers["halting"]["histogram"]) == 30
+    assert set(numbers["participation_ratio"]) == {"trained_z_H", "trained_z_L", "untrained_z_H", "untrained_z_L"}
+    assert all(1 <= value <= 32 for value in numbers["participation_ratio"].values())
+    assert len(numbers["residuals"]["z_L"]["residual"]) == 4 * 2 * 2
+    assert len(numbers["baselines"]["recurrent"]["residual"]) == 4 * 2 * 3
+    for board in boards:
+        with Image.open(board) as animation:
+            assert animation.n_frames >= 2
+    for name in FILES:
+        if name.endswith(".png"):
+            with Image.open(tmp_path / name) as picture:
+                assert len(np.unique(np.asarray(picture.convert("L").resize((60, 30))))) > 10  # not an empty canvas
+
+
+def test_a_model_without_variance_or_a_right_answer_can_be_looked_at(folder):
+    """All puzzles halt at once and are wrong; the states of one puzzle only."""
+    model, dataset = load_both(folder)
+    with torch.no_grad():
+        model.inner.q_head.bias.copy_(torch.tensor([99.0, 0.0]))
+    found = analyze(model, task_of(6, 16), dataset, puzzles=1, boards=1)
+    assert found.answers.halting_steps.tolist() == [1] * 30 and found.numbers()["baselines"] == {}
+    assert len(found.solutions()) == 1

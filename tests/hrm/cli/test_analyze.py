@@ -1,0 +1,52 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from hrm import HRM, HRMConfig, save
+from hrm.data.format import SetBuilder, write_dataset
+from hrm.data.sudoku import generate
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """``model``, untrained, and ``data`` without a train split."""
+    folder = tmp_path_factory.mktemp("analyze")
+    puzzles, builder = generate(12, 4, np.random.default_rng(0)), SetBuilder()
+    builder.add_puzzles(puzzles.inputs, puzzles.labels)
+    write_dataset(folder / "data", {"test": {"all": builder}}, vocab_size=6, seq_len=16, task="sudoku")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_heads": 2, "H_layers": 1, "L_layers": 1, "expansion": 1, "halt_max_steps": 2}
+    save(HRM(HRMConfig(seq_len=16, vocab_size=6, forward_dtype="float32", **sizes)), folder / "model", task="sudoku")
+    return folder
+
+
+def test_analyze(folder, call, tmp_path):
+    arguments = ("analyze", folder / "model", f"data={folder / 'data'}", "--out", tmp_path, "boards=1")
+    code, _, err = call(*arguments)
+    assert code == 2 and "has no split 'train'" in err  # for the baselines
+    code, text, err = call(*arguments, "baselines=0")
+    assert code == 0 and "12 puzzles" in text and "participation ratio, untrained: z_H" in text, err
+    assert json.loads((tmp_path / "analysis.json").read_text())["baselines"] == {}
+    code, _, err = call(*arguments, "baselines=0")
+    assert code == 2 and "report.html exists already" in err
+    assert call(*arguments, "baselines=0", "--force", "--max-steps", 3)[0] == 0
+    assert len(json.loads((tmp_path / "analysis.json").read_text())["accuracy_by_segment"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data={}/data", "baselines=0", "puzzles=0"], "puzzles is 0, expected 1 or more"),
+        (["data={}/data", "baselines=-1"], "baselines is -1"),
+        (["data={}/data", "boards=x"], "boards=x cannot be read"),
+        (["puzzles=1"], "needs a data folder"),
+        (["data={}/nowhere"], "does not exist"),
+    ],
+)
+def test_bad_input(folder, call, tmp_path, arguments, message):
+    code, _, err = call(
+        "analyze", folder / "model", *(one.format(folder) for one in arguments), "--out", tmp_path / "x"
+    )
+    assert code == 2 and message in err and not (tmp_path / "x").exists()

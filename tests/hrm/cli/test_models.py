@@ -1,0 +1,60 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import hrm
+from hrm import InputError, models
+from hrm.data import task_of
+from hrm.data.sudoku import generate
+from hrm.inference.solve import solve
+from hrm.weights import locate, read_extra
+
+
+def test_every_model_has_a_card_a_recipe_and_weights():
+    from hrm.training.config import recipes
+
+    cards = models.cards()
+    assert [card.name for card in cards] == models.names() and "sudoku4" in models.names()
+    assert sum(card.size for card in cards) < 6e6
+    for card in cards:
+        model = hrm.load(card.name)
+        assert sum(one.numel() for one in model.parameters()) == card.parameters and card.recipe in recipes()
+        task = task_of(model.config.vocab_size, model.config.seq_len, read_extra(card.name)["task"])
+        assert len(task.parse(card.example)) == model.config.seq_len and card.accuracy
+        assert all(0 <= one.exact_accuracy <= 1 and one.count >= 500 for one in card.accuracy)
+
+
+def test_sudoku4_solves_what_its_card_says():
+    inputs = generate(200, 4, np.random.default_rng(99), extra_clues=4).inputs
+    solutions = solve(hrm.load("sudoku4"), task_of(6, 16, "sudoku"), inputs)
+    reached = np.mean([solution.valid for solution in solutions])
+    (card,) = (card for card in models.cards() if card.name == "sudoku4")
+    assert reached > card.accuracy[0].early_exact_accuracy - 0.04
+
+
+def test_a_path_of_that_name_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert locate("sudoku4") == models.folder("sudoku4")
+    (tmp_path / "sudoku4").mkdir()
+    with pytest.raises(InputError, match="sudoku4 is no model"):
+        hrm.load("sudoku4")
+    with pytest.raises(InputError, match="models that come with the package: .*sudoku4"):
+        hrm.load("sudoku44")
+
+
+def test_models_and_solve(call):
+    code, text, _ = call("models")
+    assert code == 0 and all(name in text for name in models.names())
+    code, text, _ = call("models", "--json")
+    listed = json.loads(text)
+    assert [one["name"] for one in listed] == models.names() and all(one["bytes"] > 1e5 for one in listed)
+    code, text, err = call("solve", "sudoku4", "..1.3.......12..")
+    assert code == 0 and "valid" in text, err
+
+
+def test_listing_them_needs_no_torch():
+    code = "import sys; import hrm.models; hrm.models.cards(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
