@@ -183,6 +183,8 @@ class Run:
             "-m",
             "gpu or not slow",
             "tests/hrm_kernels",
+            "tests/csrc",
+            "tests/hrm/training/test_step_graph.py",
             "-q",
             "-p",
             "no:cacheprovider",

@@ -18,6 +18,8 @@ _free: "OrderedDict[int, torch.Tensor]" = OrderedDict()  # by address
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """``torch.empty`` on the CPU, on memory that an earlier tensor of this size no longer needs, where there is any."""
     size = torch.Size(shape).numel() * dtype.itemsize
+    if size == 0:
+        return torch.empty(shape, dtype=dtype)
     for address in reversed(_free):
         if _free[address].numel() == size:
             owner = _free.pop(address)
