@@ -40,8 +40,9 @@ def fixed_point(
             them occurs); an integer k: the last k updates; ``"last_cycle"``: as many as there are cells;
             ``"full"``: all of them, which is backpropagation through time. More than ``steps`` is all of them.
         recompute: keep only the state before the updates that carry gradients; the backward runs the updates again,
-            by halves, so that of k updates it holds ``log2(k)`` states and what a single update keeps. Each of them
-            runs ``1 + log2(k) / 2`` times more. Random numbers (dropout) are drawn the same again.
+            by halves, so that of k updates it holds ``log2(k)`` states, as many gradients of the weights, and what a
+            single update keeps: it pays where activations outweigh the weights, or k is large. Each update runs
+            ``1 + log2(k) / 2`` times more. Random numbers (dropout) are drawn the same again.
 
     Returns:
         The last state, a tensor or a tuple as ``state`` is. It is detached from ``state`` where fewer than all updates
