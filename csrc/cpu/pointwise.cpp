@@ -2,26 +2,13 @@
 #include <cmath>
 
 #include "cpu/kernels.h"
-#include "cpu/panels.h"
+#include "cpu/rows.h"
 #include "cpu/tables.h"
-#include "cpu/team.h"
 
 namespace hrm::HRM_ISA {
 namespace {
 
 constexpr int64_t kElements = 1 << 14;  // of a task: some microseconds
-
-int64_t rows_of_task(int64_t columns) { return columns >= kElements ? 1 : kElements / (columns ? columns : 1); }
-
-template <class Rows>
-void for_row_blocks(int threads, int64_t rows, int64_t columns, Rows each_row) {
-  const int64_t chunk = rows_of_task(columns), tasks = (rows + chunk - 1) / chunk;
-  parallel(threads < tasks ? threads : static_cast<int>(tasks), [&](Team::Member& team) {
-    team.for_each(tasks, [&](int64_t task) {
-      for (int64_t row = task * chunk; row < (task + 1) * chunk && row < rows; ++row) each_row(row);
-    });
-  });
-}
 
 // The sum of term(i) for registers and tail(i) for what is left, in pieces, so that its error does not grow with the row.
 template <class Term, class Tail>
@@ -41,7 +28,7 @@ void add_rms_norm_forward(int64_t rows, int64_t columns, const void* x, const vo
                           float* rstd, int dtype, int threads) {
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    for_row_blocks(threads, rows, columns, [&](int64_t row) {
+    for_row_blocks(threads, rows, columns, kElements, [&](int64_t row) {
       const T* a = static_cast<const T*>(x) + row * columns;
       const T* b = static_cast<const T*>(residual) + row * columns;
       T* to = static_cast<T*>(out) + row * columns;
@@ -68,7 +55,7 @@ void add_rms_norm_backward(int64_t rows, int64_t columns, const void* dout, cons
                            const float* rstd, void* du, int dtype, int threads) {
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    for_row_blocks(threads, rows, columns, [&](int64_t row) {
+    for_row_blocks(threads, rows, columns, kElements, [&](int64_t row) {
       const T* a = static_cast<const T*>(x) + row * columns;
       const T* b = static_cast<const T*>(residual) + row * columns;
       const T* dy = static_cast<const T*>(dout) + row * columns;
@@ -115,7 +102,7 @@ HRM_INLINE void for_lanes(int64_t columns, Each each) {
 void swiglu_forward(int64_t rows, int64_t inner, const void* gate_up, void* out, int dtype, int threads) {
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    for_row_blocks(threads, rows, 2 * inner, [&](int64_t row) {
+    for_row_blocks(threads, rows, 2 * inner, kElements, [&](int64_t row) {
       const T* gate = static_cast<const T*>(gate_up) + row * 2 * inner;
       T* to = static_cast<T*>(out) + row * inner;
       for_lanes<T>(inner, [&](auto read, auto write) {
@@ -130,7 +117,7 @@ void swiglu_backward(int64_t rows, int64_t inner, const void* dout, const void* 
                      int threads) {
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    for_row_blocks(threads, rows, 2 * inner, [&](int64_t row) {
+    for_row_blocks(threads, rows, 2 * inner, kElements, [&](int64_t row) {
       const T* gate = static_cast<const T*>(gate_up) + row * 2 * inner;
       const T* dh = static_cast<const T*>(dout) + row * inner;
       T* dgate = static_cast<T*>(dgate_up) + row * 2 * inner;

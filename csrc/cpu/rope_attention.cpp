@@ -1,7 +1,7 @@
 #include "cpu/attention.h"
 #include "cpu/kernels.h"
+#include "cpu/rows.h"
 #include "cpu/tables.h"
-#include "cpu/team.h"
 
 namespace hrm::HRM_ISA {
 namespace {
@@ -17,15 +17,6 @@ struct Packing {
         out{shape.heads, shape.head_dim} {}
 };
 
-template <class T>
-void unpack(const void* matrix, Columns columns, Panels to, int64_t rows, Team::Member& team) {
-  team.for_each(rows, [&](int64_t row) { unpack_row(static_cast<const T*>(matrix), row, columns, to, row); });
-}
-template <class T>
-void pack(Panels from, Columns columns, void* matrix, int64_t rows, Team::Member& team) {
-  team.for_each(rows, [&](int64_t row) { pack_row(from, row, columns, static_cast<T*>(matrix), row); });
-}
-
 void forward(hrm_shape shape, const void* qkv, void* out, float* lse, int dtype, const float* cos, const float* sin,
              int threads) {
   const Packing packing(shape);
@@ -35,11 +26,11 @@ void forward(hrm_shape shape, const void* qkv, void* out, float* lse, int dtype,
   heads.qkv = scratch.panels(packing.qkv.panels(), packing.stride);
   const Panels result = scratch.panels(packing.out.panels(), packing.stride);
   parallel(threads, [&](Team::Member& team) {
-    with_type(dtype, [&](auto type) { unpack<decltype(type)>(qkv, packing.qkv, heads.qkv, packing.rows, team); });
+    with_type(dtype, [&](auto type) { unpack(static_cast<const decltype(type)*>(qkv), packing.qkv, heads.qkv, packing.rows, team); });
     team.for_each(shape.batch * shape.heads, [&](int64_t task) {
       attend(heads, task / shape.heads, task % shape.heads, result, lse, scratch.next + team.rank() * each);
     });
-    with_type(dtype, [&](auto type) { pack<decltype(type)>(result, packing.out, out, packing.rows, team); });
+    with_type(dtype, [&](auto type) { pack(result, packing.out, static_cast<decltype(type)*>(out), packing.rows, team); });
   });
 }
 
@@ -56,15 +47,15 @@ void backward(hrm_shape shape, const void* dout, const void* qkv, const void* ou
   const Panels result = scratch.panels(packing.out.panels(), packing.stride);
   parallel(threads, [&](Team::Member& team) {
     with_type(dtype, [&](auto type) {
-      unpack<decltype(type)>(qkv, packing.qkv, heads.qkv, packing.rows, team);
-      unpack<decltype(type)>(dout, packing.out, given, packing.rows, team);
-      unpack<decltype(type)>(out, packing.out, result, packing.rows, team);
+      unpack(static_cast<const decltype(type)*>(qkv), packing.qkv, heads.qkv, packing.rows, team);
+      unpack(static_cast<const decltype(type)*>(dout), packing.out, given, packing.rows, team);
+      unpack(static_cast<const decltype(type)*>(out), packing.out, result, packing.rows, team);
     });
     team.for_each(shape.batch * shape.heads, [&](int64_t task) {
       attend_backward(heads, task / shape.heads, task % shape.heads, given, result, lse, dresult,
                       scratch.next + team.rank() * each);
     });
-    with_type(dtype, [&](auto type) { pack<decltype(type)>(dresult, packing.qkv, dqkv, packing.rows, team); });
+    with_type(dtype, [&](auto type) { pack(dresult, packing.qkv, static_cast<decltype(type)*>(dqkv), packing.rows, team); });
   });
 }
 

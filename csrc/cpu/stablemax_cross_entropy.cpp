@@ -2,9 +2,8 @@
 #include <cmath>
 
 #include "cpu/kernels.h"
-#include "cpu/panels.h"
+#include "cpu/rows.h"
 #include "cpu/tables.h"
-#include "cpu/team.h"
 
 namespace hrm::HRM_ISA {
 namespace {
@@ -14,22 +13,12 @@ HRM_INLINE double ds(double x) { return x >= 0 ? 1 : 1 / ((1 - x + 1e-30) * (1 -
 
 constexpr int64_t kElements = 1 << 12;  // of a task
 
-template <class Row>
-void for_rows_of(int threads, int64_t rows, int64_t vocabulary, Row each) {
-  const int64_t chunk = vocabulary >= kElements ? 1 : kElements / vocabulary, tasks = (rows + chunk - 1) / chunk;
-  parallel(threads < tasks ? threads : static_cast<int>(tasks), [&](Team::Member& team) {
-    team.for_each(tasks, [&](int64_t task) {
-      for (int64_t row = task * chunk; row < (task + 1) * chunk && row < rows; ++row) each(row);
-    });
-  });
-}
-
 // others: the sum of s over all but the label; apart from the label's, so that a loss near 0 keeps its digits.
 void forward(int64_t rows, int64_t vocabulary, const void* logits, const int64_t* labels, int64_t ignore_index,
              float* loss, double* others, int64_t* argmax, int dtype, int threads) {
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    for_rows_of(threads, rows, vocabulary, [&](int64_t row) {
+    for_row_blocks(threads, rows, vocabulary, kElements, [&](int64_t row) {
       const T* x = static_cast<const T*>(logits) + row * vocabulary;
       const int64_t label = labels[row];
       double total = 0;
@@ -50,7 +39,7 @@ void backward(int64_t rows, int64_t vocabulary, const float* dloss, const void* 
               int64_t ignore_index, const double* others, void* dlogits, int dtype, int threads) {
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    for_rows_of(threads, rows, vocabulary, [&](int64_t row) {
+    for_row_blocks(threads, rows, vocabulary, kElements, [&](int64_t row) {
       const T* x = static_cast<const T*>(logits) + row * vocabulary;
       T* dx = static_cast<T*>(dlogits) + row * vocabulary;
       const int64_t label = labels[row];

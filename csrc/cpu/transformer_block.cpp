@@ -6,8 +6,8 @@
 
 #include "cpu/attention.h"
 #include "cpu/kernels.h"
+#include "cpu/rows.h"
 #include "cpu/tables.h"
-#include "cpu/team.h"
 
 namespace hrm::HRM_ISA {
 namespace {
@@ -180,25 +180,6 @@ void run_layers(const Geometry& g, int64_t count, const ThreadMemory& memory, Te
   }
 }
 
-template <class T>
-void unpack(const Geometry& g, const T* matrix, Columns columns, Panels to, Team::Member& team) {
-  const int64_t chunk = 32;
-  team.for_each((g.rows + chunk - 1) / chunk, [&](int64_t task) {
-    for (int64_t row = task * chunk; row < (task + 1) * chunk && row < g.rows; ++row) {
-      unpack_row(matrix, row, columns, to, row);
-    }
-  });
-}
-template <class T>
-void pack(const Geometry& g, Panels from, Columns columns, T* matrix, Team::Member& team) {
-  const int64_t chunk = 32;
-  team.for_each((g.rows + chunk - 1) / chunk, [&](int64_t task) {
-    for (int64_t row = task * chunk; row < (task + 1) * chunk && row < g.rows; ++row) {
-      pack_row(from, row, columns, matrix, row);
-    }
-  });
-}
-
 int64_t packed_size(hrm_shape shape) { return Geometry(shape).packed(); }
 
 void pack_blocks(hrm_shape shape, const hrm_weights* weights, int64_t layers, int dtype, int backward, float* packed,
@@ -259,7 +240,7 @@ void run_updates(hrm_shape shape, const hrm_update* updates, int64_t count, cons
   parallel(threads, [&](Team::Member& team) {
     with_type(dtype, [&](auto type) {
       for (int64_t i = 0; i < state_count; ++i) {
-        unpack(g, static_cast<const decltype(type)*>(states[i]), g.dim, state[i], team);
+        unpack(static_cast<const decltype(type)*>(states[i]), g.dim, state[i], g.rows, team);
       }
     });
     run_layers(g, layers, memory, team, cos, sin, [&](int64_t i) {
@@ -274,7 +255,7 @@ void run_updates(hrm_shape shape, const hrm_update* updates, int64_t count, cons
     });
     with_type(dtype, [&](auto type) {
       for (int64_t i = 0; i < state_count; ++i) {
-        if (outputs[i]) pack(g, state[i], g.dim, static_cast<decltype(type)*>(outputs[i]), team);
+        if (outputs[i]) pack(state[i], g.dim, static_cast<decltype(type)*>(outputs[i]), g.rows, team);
       }
     });
   });
@@ -336,8 +317,8 @@ void blocks_forward(hrm_shape shape, const float* packed, int64_t layers, const 
 
   parallel(threads, [&](Team::Member& team) {
     with_type(dtype, [&](auto type) {
-      unpack(g, static_cast<const decltype(type)*>(x), g.dim, first, team);
-      if (injection) unpack(g, static_cast<const decltype(type)*>(injection), g.dim, add, team);
+      unpack(static_cast<const decltype(type)*>(x), g.dim, first, g.rows, team);
+      if (injection) unpack(static_cast<const decltype(type)*>(injection), g.dim, add, g.rows, team);
     });
     run_layers(g, layers, memory, team, cos, sin, [&](int64_t i) {
       Layer layer = recompute ? Layer{Packed(g, packed, i), input(i), qkv, attended, state, none,
@@ -347,7 +328,7 @@ void blocks_forward(hrm_shape shape, const float* packed, int64_t layers, const 
       return layer;
     });
     const Panels last = recompute ? state : saved_layer(g, saved, layers - 1).out;
-    with_type(dtype, [&](auto type) { pack(g, last, g.dim, static_cast<decltype(type)*>(out), team); });
+    with_type(dtype, [&](auto type) { pack(last, g.dim, static_cast<decltype(type)*>(out), g.rows, team); });
   });
 }
 
@@ -418,7 +399,7 @@ void blocks_backward(hrm_shape shape, const float* packed, const float* packed_b
     float* own = memory.of(team.rank());
     float* sums = own;
     const int64_t block = memory.block_rows, blocks = (g.rows + block - 1) / block;
-    with_type(dtype, [&](auto type) { unpack(g, static_cast<const decltype(type)*>(dout), g.dim, dy, team); });
+    with_type(dtype, [&](auto type) { unpack(static_cast<const decltype(type)*>(dout), g.dim, dy, g.rows, team); });
     for (int64_t i = layers - 1; i >= 0; --i) {
       Saved s = saved_layer(g, again ? again : const_cast<float*>(saved), again ? 0 : i);
       if (recompute) {
@@ -482,7 +463,7 @@ void blocks_backward(hrm_shape shape, const float* packed, const float* packed_b
         }
       });
     }
-    with_type(dtype, [&](auto type) { pack(g, dy, g.dim, static_cast<decltype(type)*>(dx), team); });
+    with_type(dtype, [&](auto type) { pack(dy, g.dim, static_cast<decltype(type)*>(dx), g.rows, team); });
   });
 }
 

@@ -1,0 +1,41 @@
+// Loops over rows, shared among threads.
+#pragma once
+
+#include "cpu/panels.h"
+#include "cpu/team.h"
+
+namespace hrm::HRM_ISA {
+
+// each_row(row), in tasks of about `elements` elements.
+template <class Rows>
+void for_row_blocks(int threads, int64_t rows, int64_t columns, int64_t elements, Rows each_row) {
+  const int64_t chunk = columns >= elements ? 1 : elements / (columns ? columns : 1);
+  const int64_t tasks = (rows + chunk - 1) / chunk;
+  parallel(threads < tasks ? threads : static_cast<int>(tasks), [&](Team::Member& team) {
+    team.for_each(tasks, [&](int64_t task) {
+      for (int64_t row = task * chunk; row < (task + 1) * chunk && row < rows; ++row) each_row(row);
+    });
+  });
+}
+
+// All rows of a matrix into panels, and back.
+template <class T>
+void unpack(const T* matrix, Columns columns, Panels to, int64_t rows, Team::Member& team) {
+  const int64_t chunk = 32;
+  team.for_each((rows + chunk - 1) / chunk, [&](int64_t task) {
+    for (int64_t row = task * chunk; row < (task + 1) * chunk && row < rows; ++row) {
+      unpack_row(matrix, row, columns, to, row);
+    }
+  });
+}
+template <class T>
+void pack(Panels from, Columns columns, T* matrix, int64_t rows, Team::Member& team) {
+  const int64_t chunk = 32;
+  team.for_each((rows + chunk - 1) / chunk, [&](int64_t task) {
+    for (int64_t row = task * chunk; row < (task + 1) * chunk && row < rows; ++row) {
+      pack_row(from, row, columns, matrix, row);
+    }
+  });
+}
+
+}  // namespace hrm::HRM_ISA
