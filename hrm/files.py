@@ -68,6 +68,7 @@ def folder_written_beside(path: Path | str, overwrite: bool = False) -> Iterator
         os.umask(umask)
         part.chmod(0o777 & ~umask)
         for file in part.rglob("*"):
+            file.chmod((0o777 if file.is_dir() else 0o666) & ~umask)  # some writers keep files to their owner
             _sync(file)
         _sync(part)
         if path.is_dir():

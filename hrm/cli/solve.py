@@ -78,7 +78,7 @@ def solve(
     for place, solution in zip(places, solutions):
         if len(texts) > 1:
             print(f"{place}:")
-        _print_solution(task, solution, trace)
+        _print_solution(task, solution, trace, model.config.learns_to_continue)
     for message in bad:
         print(f"hrm: {message}", file=sys.stderr)
     if len(texts) > 1:
@@ -180,13 +180,14 @@ def _parse(task: "PuzzleTask", texts: list[Text]) -> tuple[np.ndarray, list[str]
     return np.stack(tokens) if tokens else np.zeros((0, task.seq_len), np.uint8), places, bad
 
 
-def _print_solution(task: "PuzzleTask", solution: "Solution", trace: bool) -> None:
+def _print_solution(task: "PuzzleTask", solution: "Solution", trace: bool, continues: bool) -> None:
     if trace:
         print("the puzzle")
         print(task.render(solution.inputs))
         for index, frame in enumerate(solution.frames):
+            go_on = f" continue {frame.continue_value:.2f}," if continues else ""
             print(
-                f"\nsegment {frame.step}: halt {frame.confidence:.2f}, continue {frame.continue_value:.2f}, "
+                f"\nsegment {frame.step}: halt {frame.confidence:.2f},{go_on} "
                 f"cells changed: {solution.changed(index).sum()}"
             )
             print(task.render(frame.tokens))

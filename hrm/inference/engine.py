@@ -9,7 +9,7 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence, Sized
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import CancelledError, Future
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -24,8 +24,10 @@ import torch
 from hrm.errors import InputError
 from hrm.inference.halting import Halting, Moment, parse_halting
 from hrm.inference.segments import require_positive
-from hrm.model import HRM
+from hrm.model import HRM, Carry
+from hrm.step_graph import CudaCapture, StepGraph
 from hrm_kernels.backends import use_backend
+from hrm_kernels.graphs import capturable
 
 
 class EngineError(RuntimeError):
@@ -345,8 +347,9 @@ class Engine:
         torch.set_num_threads(threads)  # each thread has its own number, and another one may round otherwise
         seated: list[_Job | None] = [None] * self.slots
         try:
-            slots = _Slots(self, seated)
-            with torch.no_grad():  # not inference mode: what a model caches must still serve a later training step
+            # not inference mode: what a model caches must still serve a later training step
+            with torch.cuda.device_of(next(self.model.parameters())), torch.no_grad():
+                slots = _Slots(self, seated)
                 while self._fill(slots):
                     slots.segment()
         except BaseException as error:  # whatever it is, those who wait must hear of it
@@ -529,11 +532,14 @@ class _Slots:
         self.host = {
             "inputs": torch.zeros(slots, config.seq_len, dtype=torch.int32, pin_memory=on_gpu),
             "puzzle_identifiers": torch.zeros(slots, dtype=torch.int32, pin_memory=on_gpu),
+            "halted": torch.zeros(slots, dtype=torch.bool, pin_memory=on_gpu),
         }
-        self.inputs, self.identifiers = (values.numpy() for values in self.host.values())  # the same memory
-        self.batch = {name: values.to(self.device) for name, values in self.host.items()}  # on a CPU the same tensors
-        self.carry = engine.model.initial_carry(self.batch)
-        self.none_new = torch.zeros(slots, dtype=torch.bool, device=self.device)
+        # the same memory as arrays; `starts`: the rows that take new data, whatever the model's own limit says
+        self.inputs, self.identifiers, self.starts = (values.numpy() for values in self.host.values())
+        batch = {name: values.to(self.device) for name, values in self.host.items() if name != "halted"}
+        self.carry = engine.model.initial_carry(batch)
+        self.answers = torch.zeros(slots, config.seq_len + 2, dtype=torch.int32, device=self.device)
+        self.graph = _graph(self.answers, self._think_in_place)
 
     @property
     def free(self) -> list[int]:
@@ -550,8 +556,7 @@ class _Slots:
     def segment(self) -> None:
         """One segment for every row; those that are done, or cancelled, get up."""
         self._start_new_rows()
-        self.carry, outputs = self.engine.model(self.carry, self.batch)
-        tokens, q_halt, q_continue = _read_back(outputs)
+        tokens, q_halt, q_continue = self._think()
         self.steps += 1
         self.unchanged += 1
         self.unchanged *= (tokens == self.tokens).all(1) & (self.steps > 1)
@@ -578,34 +583,56 @@ class _Slots:
             self.jobs[row] = None
         _deliver(gone)
 
+    def _think(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One segment: tokens ``[slots, seq_len]`` integers, q_halt and q_continue ``[slots]`` float32."""
+        if self.graph is not None:
+            self.graph(self.host)
+        elif self.device.type == "cpu":
+            self.carry, outputs = self._call(self.carry, self.host)
+            tokens = outputs["logits"].argmax(-1)
+            return tokens.numpy(), outputs["q_halt_logits"].numpy(), outputs["q_continue_logits"].numpy()
+        else:
+            self._think_in_place(
+                {name: values.to(self.device, non_blocking=True) for name, values in self.host.items()}
+            )
+        host = self.answers.to("cpu", copy=True).numpy()  # one copy, one wait, for the copies to the device too
+        q = host[:, -2:].copy().view(np.float32)
+        return host[:, :-2], q[:, 0], q[:, 1]
+
+    def _think_in_place(self, inputs: dict[str, torch.Tensor]) -> None:
+        """What a graph repeats: a segment on the device, whose results lie where those of the one before lay."""
+        new, outputs = self._call(self.carry, inputs)
+        for name in ("z_H", "z_L", "steps"):
+            getattr(self.carry, name).copy_(getattr(new, name))
+        for name, values in new.current_data.items():
+            self.carry.current_data[name].copy_(values)
+        q = [outputs[name].view(torch.int32).unsqueeze(1) for name in ("q_halt_logits", "q_continue_logits")]
+        self.answers.copy_(torch.cat([outputs["logits"].argmax(-1).int(), *q], 1))
+
+    def _call(self, carry: Carry, inputs: dict[str, torch.Tensor]) -> tuple[Carry, dict[str, torch.Tensor]]:
+        batch = {name: values for name, values in inputs.items() if name != "halted"}
+        return self.engine.model(replace(carry, halted=inputs["halted"]), batch)
+
     def _start_new_rows(self) -> None:
-        """Tell the model which rows take new data: the carry's ``halted``, whatever the model's own limit says."""
-        halted = self.none_new
-        if self.new:
-            if self.device.type != "cpu":
-                for name, values in self.host.items():  # (the read-back below waits for these copies too)
-                    self.batch[name].copy_(values, non_blocking=True)
-            mask = np.zeros(len(self.jobs), bool)
-            mask[self.new] = True
-            noisy = [row for row in self.new if self.jobs[row].puzzle.noise]  # type: ignore[union-attr]
-            mask[noisy] = False
-            halted = torch.from_numpy(mask).to(self.device)
-            for row in noisy:
+        self.starts[:] = False
+        self.starts[self.new] = True
+        for row in self.new:
+            if self.jobs[row].puzzle.noise:  # type: ignore[union-attr]
                 self._start_with_noise(row)
-            self.new = []
-        self.carry = replace(self.carry, halted=halted)
+        self.new = []
 
     def _start_with_noise(self, row: int) -> None:
         """What the model does for a halted row, but from other states."""
         job, inner = self.jobs[row], self.engine.model.inner
         assert job is not None
+        self.starts[row] = False
         generator = torch.Generator().manual_seed(job.puzzle.seed)
         for state, start in ((self.carry.z_H, inner.H_init), (self.carry.z_L, inner.L_init)):
             noise = torch.randn(state.shape[1:], generator=generator) * job.puzzle.noise
             state[row] = start + noise.to(start)
         self.carry.steps[row] = 0
-        for name, values in self.batch.items():
-            self.carry.current_data[name][row] = values[row]
+        for name, values in self.carry.current_data.items():
+            values[row] = self.host[name][row]
 
     def _done(self, moment: Moment) -> np.ndarray:
         engine = self.engine
@@ -617,15 +644,11 @@ class _Slots:
         return (halts & (moment.steps >= engine.min_steps)) | (moment.steps >= engine.max_steps)
 
 
-def _read_back(outputs: dict[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens ``[slots, seq_len]`` integers, q_halt and q_continue ``[slots]`` float32: one copy, one wait for a GPU."""
-    tokens, q_halt, q_continue = outputs["logits"].argmax(-1), outputs["q_halt_logits"], outputs["q_continue_logits"]
-    if tokens.is_cpu:  # it lies here already
-        return tokens.numpy(), q_halt.numpy(), q_continue.numpy()
-    bits = [values.view(torch.int32).unsqueeze(1) for values in (q_halt, q_continue)]
-    host = torch.cat([tokens.int(), *bits], 1).cpu().numpy()
-    q = host[:, -2:].copy().view(np.float32)
-    return host[:, :-2], q[:, 0], q[:, 1]
+def _graph(answers: torch.Tensor, step: Callable[[dict[str, torch.Tensor]], None]) -> StepGraph | None:
+    """What replays a segment as one CUDA graph, on a GPU."""
+    if not capturable(answers):
+        return None
+    return StepGraph(step, CudaCapture(answers.device, "HRM_KERNELS_GRAPHS=0 in the environment"), answers.device)
 
 
 async def _each(items: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:

@@ -42,7 +42,6 @@ def main() -> None:
     dataset = open_dataset(measured[0][2].rpartition("=")[2], "test")
     task = task_of(dataset.metadata.vocab_size, dataset.metadata.seq_len, dataset.metadata.task)
     hrm.save(model, target, overwrite=True, task=task.name)
-    (target / "model.safetensors").chmod(0o644)  # whoever installs it may not be who uses it
     halting.save(target, f"{command} (test)")
     for picture in ("halting.md", "halting.png"):
         (target / picture).unlink()

@@ -23,6 +23,7 @@ from hrm.files import write_json
 from hrm.inference.evaluate import check_fits, evaluate
 from hrm.losses import act_loss
 from hrm.model import HRM, Carry
+from hrm.step_graph import CudaCapture, StepGraph
 from hrm.training.checkpoint import (
     Checkpoint,
     checkpoint_path,
@@ -39,7 +40,6 @@ from hrm.training.distributed import FlatGradients, World
 from hrm.training.ema import EMA
 from hrm.training.loggers import Loggers, Reporter
 from hrm.training.schedule import learning_rate, total_steps
-from hrm.training.step_graph import CudaCapture, StepGraph
 from hrm.trm import build
 from hrm.weights import PUZZLE_EMB, checkpoints
 from hrm_kernels.casts import refresh, written
@@ -498,7 +498,7 @@ def _step_graph(config: TrainConfig, world: World, step: Callable[[dict[str, Ten
     exchanges = config.puzzle_emb_sharded or world.size > 1  # between processes, which wait for the device
     if not config.cuda_graph or config.compile or exchanges or world.device.type != "cuda":
         return None
-    return StepGraph(step, CudaCapture(world.device), world.device)
+    return StepGraph(step, CudaCapture(world.device, "cuda_graph=false"), world.device)
 
 
 _DATA = "current_data."

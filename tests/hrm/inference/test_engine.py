@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+import hrm.inference.engine as engine_module
 from hrm import HRM, TRM, Engine, HRMConfig, InputError, TRMConfig
 from hrm.data.sudoku import generate
 from hrm.inference.engine import EngineError, Puzzle
 from hrm.inference.halting import halts_by_q
 from hrm.model import Carry
+from hrm.step_graph import StepGraph
+from hrm_kernels.graphs import capturable
 
 STEPS = 6
 SIZES = {"seq_len": 16, "vocab_size": 6, "hidden_size": 32, "num_heads": 2, "expansion": 1, "forward_dtype": "float32"}
@@ -367,6 +370,39 @@ def test_the_backend_asked_for_runs(puzzles):
     with Engine(tiny(), slots=2, max_steps=2, backend="reference", halt=halts_by_q) as engine:
         assert engine.submit(puzzles[0]).result(timeout=10).error is None
         assert explain("swiglu", x) == "reference"
+
+
+@pytest.mark.parametrize("family", [HRM, TRM])
+def test_segments_replayed_as_a_graph(puzzles, family, recorded_capture, monkeypatch):
+    """Refill, noise, reading back: what a GPU's graph repeats, in operators that wait for nothing."""
+    model, halt = tiny(family), lambda moment: moment.tokens[:, 0] % 2 == moment.steps % 2
+    noisy = [one._replace(noise=0.5 * (index % 2), seed=index) for index, one in enumerate(puzzles)]
+    with Engine(model, 5, STEPS, halt=halt, backend="reference") as engine:
+        direct = list(engine.solve(noisy, trace=True))
+    monkeypatch.setattr(
+        engine_module, "_graph", lambda answers, step: StepGraph(step, recorded_capture, torch.device("cpu"))
+    )
+    with Engine(model, 5, STEPS, halt=halt, backend="reference") as engine:
+        replayed = list(engine.solve(noisy, trace=True))
+    assert len(recorded_capture.recorders) == 1 and recorded_capture.replays >= 5
+    assert len({result.steps for result in direct}) > 2
+    for one, other in zip(direct, replayed, strict=True):
+        assert_bits(other, [(frame.tokens, frame.q_halt, frame.q_continue) for frame in one.trace])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("family", [HRM, TRM])
+def test_a_gpu_replays_segments(puzzles, family, monkeypatch):
+    model, taken = tiny(family).cuda(), []
+    with Engine(model, 5, STEPS) as engine:
+        replayed = list(engine.solve(puzzles))
+    monkeypatch.setattr(engine_module, "_graph", lambda answers, step: taken.append(capturable(answers)))
+    with Engine(model, 5, STEPS) as engine:
+        direct = list(engine.solve(puzzles))
+    assert taken == [True]
+    for one, other in zip(direct, replayed, strict=True):
+        assert_bits(other, [(one.tokens, one.q_halt, one.q_continue)] * one.steps)
 
 
 @pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])

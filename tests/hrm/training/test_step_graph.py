@@ -5,84 +5,21 @@ import csv
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from hrm.errors import InputError
+from hrm.step_graph import WARM_UP, CudaCapture, StepGraph
 from hrm.training import trainer as trainer_module
 from hrm.training.distributed import World
-from hrm.training.step_graph import WARM_UP, CudaCapture, StepGraph
 from hrm.training.trainer import Trainer, train
 from hrm_kernels import use_backend
 
 aten = torch.ops.aten
-WAITS = {  # operators that tell the host what a tensor on the device holds
-    aten._local_scalar_dense.default,
-    aten.nonzero.default,
-    aten.is_nonzero.default,
-    aten.equal.default,
-    aten.masked_select.default,
-    aten.unique_dim.default,
-    aten._unique2.default,
-    aten.repeat_interleave.Tensor,
-}
-
-
-class Recorder(TorchDispatchMode):
-    """Notes every operator with the tensors it read and made; refuses those that a host would wait for.
-
-    An index of booleans is ``nonzero`` underneath, which a CPU does not show: it is looked for in the arguments.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert function not in WAITS, f"{function} waits for the device"
-        if function in (aten.index.Tensor, aten.index_put_.default, aten.index_put.default):
-            assert not any(index is not None and index.dtype == torch.bool for index in args[1]), "boolean index"
-        out = function(*args, **(kwargs or {}))
-        self.calls.append((function, args, kwargs or {}, out))
-        return out
-
-    @torch.no_grad()
-    def replay(self):
-        """The operators once more, on the same memory, as a CUDA graph does; Python's side of the step is not run."""
-        for function, args, kwargs, out in self.calls:
-            for made, again in zip(tree_leaves(out), tree_leaves(function(*args, **kwargs)), strict=True):
-                if isinstance(made, torch.Tensor) and made.data_ptr() != again.data_ptr():
-                    made.copy_(again)
-
-
-class RecordedCapture:
-    """A capture on a CPU. It has to run the step to see its operators, so the first replay has nothing left to do."""
-
-    def __init__(self):
-        self.recorders, self.replays = [], 0
-
-    def run(self, function):
-        function()
-
-    def __call__(self, function):
-        recorder, done = Recorder(), []
-        with recorder:
-            function()
-        self.recorders.append(recorder)
-
-        def replay():
-            self.replays += 1
-            if done:
-                recorder.replay()
-            done.append(True)
-
-        return replay
 
 
 @pytest.fixture
-def recorded(monkeypatch):
+def recorded(monkeypatch, recorded_capture):
     """Runs on a CPU that go through a recorded graph; the kernels of other backends are no operators to record."""
-    capture = RecordedCapture()
+    capture = recorded_capture
     monkeypatch.setattr(
         trainer_module, "_step_graph", lambda config, world, step: StepGraph(step, capture, world.device)
     )
@@ -195,28 +132,27 @@ def test_a_number_that_is_not_finite_names_its_step(configure, cpu, recorded):
     run.close()
 
 
-def test_direct_steps_wait_for_nothing_either(configure, cpu):
+def test_direct_steps_wait_for_nothing_either(configure, cpu, recorder):
     """What several processes, or cuda_graph=false, run: all but the CPU's own count of optimiser steps."""
     run = Trainer(configure(), cpu)
     with use_backend("reference"):
         run._train_step()
         run._adam.step = lambda: None  # its count of steps is a tensor on the CPU, whatever the device
-        recorder = Recorder()
-        with recorder:
+        with recorder() as seen:
             run._train_step()
-    assert len(recorder.calls) > 100
+    assert len(seen.calls) > 100
     run.close()
 
 
-def test_the_recorder_sees_what_would_wait():
+def test_the_recorder_sees_what_would_wait(recorder):
     x = torch.arange(4.0)
     for waiting in (lambda: x.sum().item(), lambda: x[x > 1], lambda: bool(x[0] > 0), lambda: x.nonzero()):
-        with pytest.raises(AssertionError, match="waits for the device|boolean index"), Recorder():
+        with pytest.raises(AssertionError, match="waits for the device|boolean index"), recorder():
             waiting()
 
 
-def test_other_shapes_begin_anew():
-    capture, total, want = RecordedCapture(), torch.zeros(()), 0.0
+def test_other_shapes_begin_anew(recorded_capture):
+    capture, total, want = recorded_capture, torch.zeros(()), 0.0
     graph = StepGraph(lambda inputs: total.add_(inputs["x"].sum()), capture, torch.device("cpu"))
     replayed = []
     for size in (2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 2):

@@ -1,4 +1,4 @@
-"""A training step as one CUDA graph."""
+"""A step that is repeated, of training or of thought, as one CUDA graph."""
 
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -27,10 +27,14 @@ class CudaCapture:
 
     Backward runs on the stream that forward ran on, and accumulates a parameter's gradient on the stream that first
     asked for it: with one stream for all nothing in a capture waits for work outside.
+
+    Args:
+        device: where.
+        off: what a user sets to do without, for the error where a step cannot be captured.
     """
 
-    def __init__(self, device: torch.device):
-        self._stream = torch.cuda.Stream(device)
+    def __init__(self, device: torch.device, off: str):
+        self._stream, self._off = torch.cuda.Stream(device), off
 
     def run(self, function: Callable[[], None]) -> None:
         """``function()``, between what the current stream has done and what it does next."""
@@ -48,8 +52,8 @@ class CudaCapture:
                 function()
         except RuntimeError as error:
             raise InputError(
-                f"the training step cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); "
-                "run it launch by launch with cuda_graph=false"
+                f"the step cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); "
+                f"run it launch by launch with {self._off}"
             ) from error
         return graph.replay
 
@@ -62,7 +66,7 @@ class StepGraph:
     anew.
 
     Args:
-        step: one training step.
+        step: one step.
         capture: how.
         device: where the step computes.
     """
