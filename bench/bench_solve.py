@@ -1,7 +1,8 @@
-"""From puzzles to answers: trained models in :class:`hrm.Engine`, all segments as published, and halting by Q.
+"""From puzzles to answers: trained models in :class:`hrm.Engine`, all segments as published, and halting early.
 
 Models are those shipped in ``hrm/models``, or ``--model FOLDER``. The first segment is checked against float64 before
-timing; ``score`` in the tables is the share of puzzles solved.
+timing. Early is by Q, and by the threshold of ``hrm calibrate`` where the model has one; the tables have the share of
+puzzles solved and the mean segments beside the time.
 """
 
 import functools
@@ -20,7 +21,10 @@ from bench.workloads import Workload
 from hrm.data import maze, sudoku
 from hrm.data.maze import Maze
 from hrm.data.sudoku import Sudoku
+from hrm.inference.calibrate import FILE as CALIBRATION
+from hrm.inference.calibrate import halting_of
 from hrm.model import HRM
+from hrm.trm import build
 
 SEED = 2026  # of the puzzles; the shipped models have theirs from others
 
@@ -49,14 +53,25 @@ def solve(folder: Path, count: int, slots: int, setup: Setup) -> Workload:
         return maze.generate(count, task.size, rng).inputs
 
     def by_engine(halt: str) -> Callable[..., list[torch.Tensor]]:
+        rule = halting_of(folder, halt)
+
         def run(model: HRM, given: np.ndarray, first: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-            with hrm.Engine(model, slots, config.halt_max_steps, halt=halt) as engine:
-                return [torch.from_numpy(np.stack([result.tokens for result in engine.solve(given)]))]
+            with hrm.Engine(model, slots, config.halt_max_steps, halt=rule) as engine:
+                results = list(engine.solve(given))
+            return [
+                torch.from_numpy(np.stack([result.tokens for result in results])),
+                torch.tensor([float(result.steps) for result in results]),
+            ]
 
         return run
 
-    def score(results: list[torch.Tensor]) -> float:
-        return float(task.solves(puzzles(), results[0].numpy()).mean())
+    def score(results: list[torch.Tensor]) -> dict[str, float]:
+        tokens, steps = results
+        return {"solved": float(task.solves(puzzles(), tokens.numpy()).mean()), "segments": float(steps.mean())}
+
+    ways = {"all segments": "fixed", "halting": "q"}
+    if (folder / CALIBRATION).is_file():
+        ways["calibrated"] = "calibrated"
 
     def arguments(device: str, dtype: torch.dtype, seed: int) -> tuple[Any, ...]:
         given = torch.from_numpy(puzzles()[:slots].astype(np.int64)).to(device)
@@ -72,10 +87,8 @@ def solve(folder: Path, count: int, slots: int, setup: Setup) -> Workload:
         kind="solve",
         size=(slots, config.positions),
         plain=_published_first_segment if config.family == "hrm" else None,
-        widen=lambda a: (published.in_float64(a[0]), *a[1:]),
-        # TRM computes no float64 of its own: tests/hrm/test_golden.py holds its values against the published ones
-        checked=config.family == "hrm",
-        ways={"all segments": by_engine("fixed"), "halting": by_engine("q")},
+        widen=lambda a: (_in_float64(a[0]), *a[1:]),
+        ways={name: by_engine(halt) for name, halt in ways.items()},
         puzzles=count,
         score=score,
     )
@@ -84,6 +97,14 @@ def solve(folder: Path, count: int, slots: int, setup: Setup) -> Workload:
 @functools.cache
 def _load(folder: Path, device: str) -> HRM:
     return hrm.load(folder, device)
+
+
+def _in_float64(model: HRM) -> HRM:
+    if model.config.family == "hrm":  # published.forward computes in the dtype of the parameters
+        return published.in_float64(model)
+    wide = build(model.config.model_copy(update={"forward_dtype": "float64"})).double()
+    wide.load_state_dict(model.state_dict())
+    return wide.to(next(model.parameters()).device).eval()
 
 
 def _first_segment(model: HRM, puzzles: np.ndarray, first: dict[str, torch.Tensor]) -> list[torch.Tensor]:

@@ -200,7 +200,7 @@ def measure(
     Returns:
         By candidate: ``status``, which is "ok" or why there are no numbers. With them ``times`` (seconds per call, one
         for each turn, in order), ``calls`` and ``mode`` as in :data:`Replay`, on GPUs ``launches``, of workloads that
-        have one the ``score``; and where values were compared ``error``, the largest of each result.
+        have one its ``score``'s values; and where values were compared ``error``, the largest of each result.
     """
     rows: dict[str, dict[str, Any]] = {}
     sets = input_sets(workload, device, dtype)
@@ -233,7 +233,7 @@ def measure(
 
             replays[name] = prepare(workload, call, own, device)
             if workload.score is not None:
-                row["score"] = workload.score(call(own[0]))
+                row |= workload.score(call(own[0]))
             if device == "cuda":
                 row["launches"] = launches(lambda: call(own[0]))
         except hrm_kernels.BackendUnavailable as error:

@@ -19,7 +19,12 @@ from typing_extensions import Self
 from hrm.errors import InputError, describe
 
 Gradient = Literal["one_step", "last_cycle", "full"] | PositiveInt
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 
 
 class ModelConfig(BaseModel):
@@ -39,7 +44,7 @@ class ModelConfig(BaseModel):
     rope_theta: float = Field(default=10000.0, gt=0)
     halt_max_steps: PositiveInt = 16
     halt_exploration_prob: float = Field(default=0.1, ge=0, le=1)
-    forward_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    forward_dtype: Literal["float32", "bfloat16", "float16", "float64"] = "bfloat16"
     recompute: bool = False
 
     if TYPE_CHECKING:  # each family has its own
@@ -116,7 +121,8 @@ class HRMConfig(ModelConfig):
         rms_norm_eps, rope_theta: as in the ops.
         halt_max_steps: the most segments for one puzzle in training (and in evaluation, unless told otherwise).
         halt_exploration_prob: probability with which a row of a training batch draws a minimum of segments.
-        forward_dtype: dtype of activations and of the weights where they are used; parameters are float32.
+        forward_dtype: dtype of activations and of the weights where they are used; parameters are float32. float64 is
+            for checks: no kernels but the reference's compute in it.
     """
 
     family = "hrm"
@@ -159,7 +165,8 @@ class TRMConfig(ModelConfig):
         rms_norm_eps, rope_theta: as in the ops.
         halt_max_steps: the most segments for one puzzle in training (and in evaluation, unless told otherwise).
         halt_exploration_prob: probability with which a row of a training batch draws a minimum of segments.
-        forward_dtype: dtype of activations and of the weights where they are used; parameters are float32.
+        forward_dtype: dtype of activations and of the weights where they are used; parameters are float32. float64 is
+            for checks: no kernels but the reference's compute in it.
     """
 
     family = "trm"

@@ -18,7 +18,7 @@ CEILINGS = {"matmul_flops_per_s": 9e10, "fma_flops_per_s": 1e11, "copy_bytes_per
 
 def benchmark(suite, workload, candidate, median, **info):
     common = {"kind": workload, "batch": 1, "positions": 82, "bytes": 1e6, "operations": 0, "times_eager": None}
-    common |= {"bound": None, "of_ceiling": None, "puzzles": None, "score": None, "launches": None}
+    common |= {"bound": None, "of_ceiling": None, "puzzles": None, "solved": None, "segments": None, "launches": None}
     stats = {"median": median, "q1": 0.9 * median, "q3": 1.1 * median, "rounds": 9}
     info = common | {"suite": suite, "workload": workload, "candidate": candidate} | info
     return {"fullname": f"{suite}[{workload}: {candidate}]", "extra_info": info, "stats": stats}
@@ -49,7 +49,11 @@ def folder(tmp_path):
         return benchmark("segment", f"segment {B} x {S}", candidate, median, **info)
 
     rows = [segment(c, B, S, t * B, r) for c, t, r in (("eager", 0.1, 1.0), ("cpu", 0.05, 2.0)) for B, S in SIZES]
-    rows.append(benchmark("solve", "solve 64", "cpu, halting", 0.5, times_eager=3.5, puzzles=64, score=0.75, bytes=0))
+    rows.append(
+        benchmark(
+            "solve", "solve 64", "cpu, halting", 0.5, times_eager=3.5, puzzles=64, solved=0.75, segments=4.5, bytes=0
+        )
+    )
     for kind in ("one_step", "full"):
         for cycles in (2, 4):
             peak = 5e6 if kind == "one_step" else 5e6 * cycles

@@ -56,6 +56,23 @@ def test_options_train_every_parameter(options, dtype):
         assert model.puzzle_emb.local_weights.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.filterwarnings("ignore:.* runs on backend 'reference'")
+def test_float64_measures_the_others(options):
+    model, batch = make_model(**options).eval(), make_batch()
+    wide = hrm.HRM(model.config.model_copy(update={"forward_dtype": "float64"})).double().eval()
+    wide.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        carry, outputs = model(model.initial_carry(batch), batch)
+        exact_carry, exact = wide(wide.initial_carry(batch), batch)
+    assert exact_carry.z_H.dtype == exact["logits"].dtype == torch.float64
+    errors = [
+        (carry.z_H - exact_carry.z_H).abs().max().item(),
+        (outputs["logits"] - exact["logits"]).abs().max().item(),
+    ]
+    assert 0 < max(errors) < 2e-5
+
+
 def test_puzzle_embedding_is_padded_in_front():
     model, batch = make_model(puzzle_emb_ndim=40), make_batch()
     x = model.eval().inner.embed(batch)
