@@ -63,6 +63,17 @@ def test_against_float64(shape, dtype, rope):
     check(*make(shape, dtype, rope), shape[2])
 
 
+@pytest.mark.parametrize("target", ["80", "100", "120"])
+def test_the_plans_of_other_targets(target, monkeypatch):
+    """Of D = 64 and S from 65, at the limit of registers: other blocks of queries, or (120) the long backward."""
+    from hrm_kernels.ops.rope_attention import triton_kernels
+
+    monkeypatch.setattr(triton_kernels, "_target", lambda qkv: target)
+    arguments = make((1, 82, 1, 64), torch.float16)
+    assert triton_kernels.is_short(arguments[0], 1) == (target != "120")
+    check(*arguments, 1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "dtype"),

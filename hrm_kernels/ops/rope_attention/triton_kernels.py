@@ -367,12 +367,12 @@ class Tile:
 
 @dataclass(frozen=True)
 class Plan:
-    """How sequences of one length run: by the two short kernels, or by the three long ones."""
+    """How sequences of one length run: each way by its short kernel, or by the long ones (backward by two)."""
 
-    short: bool
+    short: bool  # forward
     forward: Tile
     backward: Tile  # of the short kernel, or of dkv_kernel
-    dq: Tile | None = None
+    dq: Tile | None = None  # None: backward is short
 
 
 WGMMA, MMA_SYNC, AMD = ("90", "100"), ("80", "86", "89", "120"), ("gfx942",)
@@ -382,28 +382,33 @@ WGMMA, MMA_SYNC, AMD = ("90", "100"), ("80", "86", "89", "120"), ("gfx942",)
 def plan(S: int, D: int, dtype: torch.dtype, target: str) -> Plan:
     """Tiles for sequences of S positions on ``target``, a compute capability (one of those above) or AMD architecture.
 
-    Registers are the limit: the ahead-of-time gate says which of these spill, and within what shared memory each runs.
-    None has been timed on a GPU yet.
+    Registers are the limit: the ahead-of-time gate says which of these spill, with Triton 3.6 and 3.9, and within what
+    shared memory each runs. None has been timed on a GPU yet.
     """
     block = max(16, triton.next_power_of_2(S))  # a product needs 16 columns
     if dtype == torch.float32:
         # tf32x3 holds every operand twice, as high and low parts: smaller tiles, and few of them short (and none for
         # D = 128, whose long forward spills at any size)
         if block <= 32:
-            return Plan(True, Tile(block, block, 4), Tile(16, block, 8 if D * block > 64 * 16 else 4, 1))
+            warps = 8 if D * block > 64 * 16 else 4 if D * block > 32 * 16 else 2
+            return Plan(True, Tile(block, block, 4), Tile(16, block, warps, 1))
         return Plan(False, Tile(64, 16, 8, 1), Tile(16, 32, 8, 1), Tile(64, 16, 8, 1))
     if block <= (64 if D == 128 else 128):
         # 128 x 128 scores in float32 are 64 registers to each of 256 threads
         forward = Tile(block, block, 8 if block == 128 else 4)
         # 64 queries are the least that wgmma takes; elsewhere 16, as of 82 positions 6 blocks of 16 leave less over
-        # than 2 of 64. D = 64 is at the limit of registers: 64 queries spill on sm_100, 16 (but not 32) on sm_80
+        # than 2 of 64. D = 64 is at the limit of registers: one of the two versions of Triton spills with 64 and with
+        # 16 on sm_100, with 16 on sm_80, with 32 on sm_86, and on sm_120 with any
         m = 64 if target in WGMMA and block == 128 else 16
         if D == 64 and block == 128:
-            m = 64 if target == "90" else 32 if target in MMA_SYNC else 16
+            if target == "120":
+                return Plan(True, forward, Tile(32, 128, 8), Tile(128, 64, 8))
+            m = {"90": 64, "100": 32, "80": 32}.get(target, 16)
         warps = 8 if block == 128 or block * D >= 64 * 128 else 2 if block * D == 32 * 32 else 4
         return Plan(True, forward, Tile(m, block, warps, 1))
     if D == 128:
-        return Plan(False, Tile(64, 32, 8), Tile(16, 64, 8), Tile(64, 64, 8))  # 32 x 64 in dkv spill on gfx942
+        # 32 x 64 in dkv spill on gfx942, and 64 x 64 in dq with Triton 3.9
+        return Plan(False, Tile(64, 32, 8), Tile(16, 64, 8), Tile(64, 32, 8))
     # 128 rows spill for D = 32 on sm_120 with Triton 3.9 (not with 3.6)
     forward = Tile(64, 64, 4, 3) if D == 32 and target == "120" else Tile(128, 64, 8, 3)
     return Plan(False, forward, Tile(32, 128, 8), Tile(128, 64, 8))
@@ -425,7 +430,7 @@ def _target(qkv: torch.Tensor) -> str:
 
 def is_short(qkv: torch.Tensor, num_heads: int) -> bool:
     """Whether the backward kernel does without forward's result."""
-    return _plan(qkv, num_heads).short
+    return _plan(qkv, num_heads).dq is None
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -502,20 +507,19 @@ def backward(
     out: torch.Tensor | None,
     num_heads: int,
 ) -> torch.Tensor:
-    """The gradient of qkv; all contiguous. ``out`` is what forward returned, not needed where :func:`plan` is short."""
+    """The gradient of qkv; all contiguous. ``out`` is what forward returned, not needed where :func:`is_short`."""
     dqkv = torch.empty_like(qkv)
     batch, positions, D = _sizes(qkv, num_heads)
     how, heads = _plan(qkv, num_heads), batch * num_heads
     tile, options = how.backward, {"PRECISION": precision(qkv.dtype), "enable_fp_fusion": True}
     if dqkv.numel() == 0:
         return dqkv
-    if how.short:
+    if how.dq is None:
         short_backward_kernel[(heads,)](
             qkv, cos, sin, dout, lse, dqkv, positions, num_heads, D, ROPE=cos is not None,
             BLOCK_M=tile.m, BLOCK_N=tile.n, num_warps=tile.num_warps, num_stages=tile.num_stages, **options,
         )  # fmt: skip
         return dqkv
-    assert how.dq is not None
     qk, delta, options["QK"] = _turned(qkv, cos, sin, num_heads), torch.empty_like(lse), 3 if cos is None else 2
     dq_kernel[(heads * triton.cdiv(positions, how.dq.m),)](
         qk, qkv, cos, sin, out, dout, lse, delta, dqkv, positions, num_heads, D,
@@ -526,6 +530,10 @@ def backward(
         BLOCK_M=tile.m, BLOCK_N=tile.n, num_warps=tile.num_warps, num_stages=tile.num_stages, **options,
     )  # fmt: skip
     return dqkv
+
+
+def _blocks(tile: Tile) -> dict[str, Any]:
+    return {"BLOCK_M": tile.m, "BLOCK_N": tile.n}
 
 
 def cases() -> list[Case]:
@@ -543,28 +551,24 @@ def cases() -> list[Case]:
             for S, target in itertools.product(positions, WGMMA + MMA_SYNC + AMD):
                 how = plan(S, D, dtype, target)
                 fixed = {"D": D, "PRECISION": "ieee" if target in AMD or dtype != torch.float32 else "tf32x3"}
-                tile = how.forward
                 both = {"qkv": p, "lse": "*fp32", **i}
                 back = {**both, **tables, "dout": p, "dqkv": p}
                 runs: list[tuple[Any, dict[str, str], dict[str, Any], Tile]]
                 if how.short:
-                    short = {"ROPE": True, "SAVE": True, "BLOCK_S": tile.n}
-                    m_n = {"BLOCK_M": how.backward.m, "BLOCK_N": how.backward.n}
-                    runs = [
-                        (short_forward_kernel, {**both, **tables, "out": p}, short, how.forward),
-                        (short_backward_kernel, back, {"ROPE": True, **m_n}, how.backward),
-                    ]
+                    constants = {"ROPE": True, "SAVE": True, "BLOCK_S": how.forward.n}
+                    runs = [(short_forward_kernel, {**both, **tables, "out": p}, constants, how.forward)]
                 else:
-                    assert how.dq is not None
+                    constants = {"QK": 2, "SAVE": True, **_blocks(how.forward)}
+                    runs = [(long_forward_kernel, {**both, "qk": p, "out": p}, constants, how.forward)]
+                if how.dq is None:
+                    runs += [(short_backward_kernel, back, {"ROPE": True, **_blocks(how.backward)}, how.backward)]
+                else:
                     back |= {"qk": p, "delta": "*fp32"}
-                    runs = [
-                        (long_forward_kernel, {**both, "qk": p, "out": p}, {"QK": 2, "SAVE": True}, tile),
-                        (dq_kernel, {**back, "out": p}, {"QK": 2}, how.dq),
-                        (dkv_kernel, back, {"QK": 2}, how.backward),
+                    runs += [
+                        (dq_kernel, {**back, "out": p}, {"QK": 2, **_blocks(how.dq)}, how.dq),
+                        (dkv_kernel, back, {"QK": 2, **_blocks(how.backward)}, how.backward),
                     ]
                 for kernel, signature, constants, tile in runs:
-                    if not how.short:
-                        constants |= {"BLOCK_M": tile.m, "BLOCK_N": tile.n}
                     case = Case(
                         kernel, signature, fixed | constants, tile.num_warps, tile.num_stages, matrix=True,
                         targets=(target,),
