@@ -116,6 +116,9 @@ class Engine:
             for result in engine.solve(puzzles):
                 print(result.tokens, result.steps, result.confidence)
 
+    On a GPU a segment, with the refill of rows before it and the answers after it, is one CUDA graph
+    (``HRM_KERNELS_GRAPHS=0`` in the environment: launch by launch).
+
     :meth:`submit` may be called from any thread. Until the ``with`` ends (or :meth:`close`) the model is in evaluation
     mode and belongs to the engine.
 
