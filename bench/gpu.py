@@ -30,6 +30,9 @@ ROOT = Path(__file__).parents[1]
 PARTS = {"tests": 0.35, "timings": 0.35, "determinism": 0.1, "sanitizer": 0.2}
 """In order, each with its share of the time; what one leaves goes to the next."""
 
+KERNELS = ("triton", "cuda")
+"""The backends that are timed, repeated and watched."""
+
 Rows = dict[tuple[str, str], dict[str, Any]]
 """The measurements by workload and backend."""
 
@@ -202,6 +205,7 @@ class Run:
             left = deadline - time.monotonic()
             command = [sys.executable, "-m", "bench.timing", str(file), "--device", self.device]
             command += ["--seconds", str(max(0, left - 60)), *(["--quick"] if self.options.quick else [])]
+            command += ["--backends", "reference", *KERNELS]
             if self.options.dry_run:
                 command += ["--tiny", "--backends", "reference", "--dtype", "float32"]
             code, _ = self.call("timings.log", command, left, {})
@@ -230,7 +234,8 @@ class Run:
 
     def _determinism(self, seconds: float) -> tuple[str, str]:
         command = [sys.executable, "-m", "bench.sanitize", "--repeats", "5" if self.options.quick else "20"]
-        return self._sanitize("determinism.log", [*command, "--seconds", str(max(1, seconds - 20))], seconds, {})
+        runs = {backend: (f"determinism-{backend}.log", [*command, "--backend", backend]) for backend in KERNELS}
+        return self._each(runs, seconds, 20, {})
 
     def _sanitizer(self, seconds: float) -> tuple[str, str]:
         checker = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
@@ -239,13 +244,23 @@ class Run:
         program = [sys.executable, "-m", "bench.sanitize", "--quick", "--dtypes", "bfloat16", "float32"]
         # every tensor its own allocation, so that a kernel that leaves its tensor is seen
         environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        said, worst, deadline = [], "passed", time.monotonic() + seconds
-        for tools_left, tool in ((2, "memcheck"), (1, "racecheck")):
-            share = (deadline - time.monotonic()) / tools_left
+        runs = {}
+        for tool in ("memcheck", "racecheck"):
             command = [checker, "--tool", tool, "--error-exitcode", "9", "--print-limit", "20", *program]
-            command += ["--seconds", str(max(1, share - 30))]
-            status, summary = self._sanitize(f"{tool}.log", command, share, environment)
-            said.append(f"{tool} {status}: {summary}")
+            for backend in KERNELS:
+                runs[f"{tool} of {backend}"] = f"{tool}-{backend}.log", [*command, "--backend", backend]
+        return self._each(runs, seconds, 30, environment)
+
+    def _each(
+        self, runs: dict[str, tuple[str, list[str]]], seconds: float, reserve: float, environment: dict[str, str]
+    ) -> tuple[str, str]:
+        """Runs of bench.sanitize (log and command by name), in equal parts of the time, but for ``reserve`` of each."""
+        said, worst, deadline = [], "passed", time.monotonic() + seconds
+        for done, (name, (log, command)) in enumerate(runs.items()):
+            share = (deadline - time.monotonic()) / (len(runs) - done)
+            command = [*command, "--seconds", str(max(1, share - reserve))]
+            status, summary = self._sanitize(log, command, share, environment)
+            said.append(f"{name} {status}: {summary}")
             worst = status if status != "passed" else worst
         return worst, "; ".join(said)
 

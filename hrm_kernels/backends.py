@@ -35,10 +35,13 @@ class Backend:
         run: takes the op's arguments, returns its result, differentiates. It must trace under
             ``torch.compile(fullgraph=True)``: plain PyTorch does as it is, kernels go through registered ops.
         unsupported: takes the op's arguments, returns None or the reason why this backend cannot serve them.
+        passed_over: takes the op's arguments, returns None or the reason why the automatic choice asks this backend
+            after all others but ``reference``. That is no failure: nobody is warned, and ``use_backend`` takes it.
     """
 
     run: Callable[..., Any]
     unsupported: Callable[..., str | None] = lambda *arguments: None
+    passed_over: Callable[..., str | None] = lambda *arguments: None
 
 
 def _check_name(name: str, origin: str) -> str:
@@ -121,13 +124,21 @@ class Op:
                 raise BackendUnavailable(f"{self.name}: backend {_requested!r} cannot serve this call: {reason}")
             return _requested, []
         skipped: list[str] = []
-        for name in PREFERENCE.get(_first(arguments).device.type, ("reference",)):
-            if name in self.backends:
-                reason = self.backends[name].unsupported(*arguments)
-                if reason is None:
-                    return name, skipped
-                skipped.append(f"{name!r} cannot serve it: {reason}")
+        for name in self._order(arguments):
+            reason = self.backends[name].unsupported(*arguments)
+            if reason is None:
+                return name, skipped
+            skipped.append(f"{name!r} cannot serve it: {reason}")
         raise BackendUnavailable(f"{self.name}: no backend can serve this call: {'; '.join(skipped)}")
+
+    def _order(self, arguments: tuple[Any, ...]) -> list[str]:
+        """The backends that the automatic choice asks, in order."""
+        names = [name for name in _preference(arguments) if name in self.backends]
+        later = [name for name in names if self.backends[name].passed_over(*arguments) is not None]
+        if not later:
+            return names
+        kernels = [name for name in names if name not in later and name != "reference"]
+        return [*kernels, *later, *(name for name in names if name == "reference")]
 
     def reason(self, name: str, *arguments: Any) -> str | None:
         """None where backend ``name`` can serve the call, else why not."""
@@ -138,6 +149,10 @@ class Op:
 
 def _first(arguments: tuple[Any, ...]) -> torch.Tensor:
     return arguments[0] if isinstance(arguments[0], torch.Tensor) else arguments[0][0]
+
+
+def _preference(arguments: tuple[Any, ...]) -> tuple[str, ...]:
+    return PREFERENCE.get(_first(arguments).device.type, ("reference",))
 
 
 def launcher(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -208,6 +223,35 @@ def cpu_cannot_run(tensor: torch.Tensor) -> str | None:
     return _cpu_library()
 
 
+CUDA_DEVICE = "cuda"
+"""The type of the tensors that CUDA kernels are for. Tests that run them on a CPU (csrc/simt) set it to ``"cpu"``."""
+
+
+def cuda_cannot_run(tensor: torch.Tensor) -> str | None:
+    """None where the CUDA library's kernels can work on ``tensor``, else the reason why not."""
+    if tensor.device.type != CUDA_DEVICE:
+        return f"the cuda kernels are for {CUDA_DEVICE} tensors, not {tensor.device.type}"
+    if torch.version.hip:
+        return "the cuda kernels are for NVIDIA GPUs"
+    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"the cuda kernels are for float32, bfloat16 and float16, not {str(tensor.dtype).removeprefix('torch.')}"
+    return _cuda_device(tensor.device.index or 0)
+
+
+@traced_as_constant
+def _cuda_device(index: int) -> str | None:
+    return _ask_cuda_library(index)
+
+
+@functools.cache
+def _ask_cuda_library(index: int) -> str | None:
+    module, reason = native.load("cuda")
+    if reason is not None:
+        return reason
+    reason = module.device_reason(index)
+    return f"the cuda library cannot run on GPU {index}: {reason}" if reason else None
+
+
 def _say_once(message: str) -> None:
     if message not in _said:
         _said.add(message)
@@ -254,17 +298,20 @@ def explain(op: str, *arguments: Any) -> str:
     chosen, _ = table.select(*arguments)
     device = _first(arguments).device.type
     print(f"{op} on {device} tensors of {_first(arguments).dtype}: {chosen}")
-    order = PREFERENCE.get(device, ("reference",))
     for name in NAMES:
         if name == chosen:
             why = (
                 "asked for by use_backend or HRM_KERNELS_BACKEND" if _requested else "the first that can serve the call"
             )
         else:
-            why = table.reason(name, *arguments) or (
-                f"not for {device} tensors unless asked for"
-                if name not in order
-                else f"can serve it too, after {chosen}"
-            )
+            why = table.reason(name, *arguments) or _why_not(table.backends[name], name, chosen, arguments)
         print(f"  {name:<10} {why}")
     return chosen
+
+
+def _why_not(backend: Backend, name: str, chosen: str, arguments: tuple[Any, ...]) -> str:
+    """Why the choice fell on ``chosen``, though backend ``name`` can serve the call."""
+    if name not in _preference(arguments):
+        return f"not for {_first(arguments).device.type} tensors unless asked for"
+    passed_over = None if _requested else backend.passed_over(*arguments)
+    return f"can serve it too, after {chosen}" + (f": {passed_over}" if passed_over else "")

@@ -133,7 +133,7 @@ def _test_backend(name: str) -> str | None:
 
 
 def _test_module(name: str, device: str) -> str | None:
-    """As :func:`_test_backend`, of an update of one block in bfloat16: all that the cuda backend has."""
+    """As :func:`_test_backend`, of an update of one block in bfloat16, the largest of the cuda kernels."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((384, 128), (128, 128), (256, 128), (128, 128))
     weights = [torch.randn(shape, generator=generator) * shape[1] ** -0.5 for shape in shapes]

@@ -44,7 +44,8 @@ class AdamATan2(Optimizer):
     fills it with the copies that the layers of :mod:`hrm_kernels.nn` use, and whoever adds another entry fills it the
     first time.
 
-    On GPUs with Triton a step is one launch for all parameters of a group (two if ``capturable``).
+    On GPUs with Triton a step is one launch for all parameters of a group (two if ``capturable``); on the ``cuda``
+    backend one for every 64 of them.
 
     State of a parameter: ``step`` (float32 scalar), ``exp_avg``, ``exp_avg_sq`` (like the parameter).
 

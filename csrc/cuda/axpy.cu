@@ -20,6 +20,14 @@ __global__ void axpy_kernel(Axpy p) {
 
 }  // namespace hrm
 
+const char* hrm_cuda_device_reason() {
+  int blocks = 0;
+  const cudaError_t error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, hrm::axpy_kernel, 256, 0);
+  if (error == cudaSuccess) return nullptr;
+  static_cast<void>(cudaGetLastError());
+  return cudaGetErrorString(error);
+}
+
 const char* hrm_cuda_axpy(float a, const float* x, float* y, int64_t n, void* stream) {
   if (n == 0) return nullptr;
   const int64_t blocks = (n + 255) / 256;

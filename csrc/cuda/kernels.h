@@ -37,4 +37,75 @@ const char* hrm_cuda_recurrent_cycles_reason(const hrm_recurrent_cycles* problem
 size_t hrm_cuda_recurrent_cycles_workspace(const hrm_recurrent_cycles* problem);
 const char* hrm_cuda_recurrent_cycles(const hrm_recurrent_cycles* problem, void* stream);
 
+// What a tensor's elements are.
+enum hrm_dtype { HRM_FLOAT32, HRM_BFLOAT16, HRM_FLOAT16 };
+
+enum { HRM_SHORT_POSITIONS = 128 };
+
+// Full attention over packed qkv with RoPE on q and k. S is 1 to 128, d 32, 64 or 128, B H below 2^31;
+// tensors are aligned to 16 bytes, tables to 8.
+struct hrm_rope_attention {
+  int32_t batch, positions, heads, head_dim;  // B, S, H, d
+  int32_t dtype;                              // HRM_BFLOAT16 or HRM_FLOAT16
+  const void* qkv;                            // [B, S, 3 H d]
+  const float *cos, *sin;                     // [>= S, d], or nullptr both: no rotation
+  void* out;                                  // [B, S, H d], written by forward
+  float* lse;                                 // [B, H, S], to base 2: written by forward, or nullptr; read by backward
+  const void* dout;                           // [B, S, H d], read by backward
+  void* dqkv;                                 // [B, S, 3 H d], written by backward
+};
+
+const char* hrm_cuda_rope_attention_forward(const hrm_rope_attention* problem, void* stream);
+const char* hrm_cuda_rope_attention_backward(const hrm_rope_attention* problem, void* stream);
+
+// A parameter of a step of AdamATan2: contiguous arrays of numel elements.
+struct hrm_adam_parameter {
+  void* p;
+  const void* g;
+  void *m, *v;     // exp_avg, exp_avg_sq
+  void* copy;      // or nullptr
+  int64_t numel;
+  float* count;    // of steps before this one: on the device where `arrived` is given, else on the host
+};
+
+// A step of AdamATan2: hrm_kernels.optim. Counts on the host are read, and not changed; those on the device count up.
+struct hrm_adam_atan2 {
+  const hrm_adam_parameter* parameters;
+  int64_t count;               // of them
+  int32_t dtype, copy_dtype;   // hrm_dtype; copy_dtype is -1 where there are no copies
+  double lr, beta1, beta2, weight_decay;
+  const float* device_lr;      // on the device, in place of lr, or nullptr; only where `arrived` is given
+  unsigned* arrived;           // nullptr, or an array of one zero on the device, which is zero again afterwards
+};
+const char* hrm_cuda_adam_atan2(const hrm_adam_atan2* problem, void* stream);
+
+// A step of SparseSignSGD on one table.
+struct hrm_sparse_sign_sgd {
+  void* weights;               // [table_rows, columns]
+  const void* ids;             // [rows], int64 where wide_ids, else int32; one that is no row of the table is passed over
+  const void* grads;           // [rows, columns]
+  int64_t table_rows, rows, columns;
+  int32_t dtype, wide_ids;     // of weights and grads: hrm_dtype
+  const float* device_lr;      // on the device, in place of lr and keep, or nullptr
+  float lr, keep, weight_decay;  // keep = 1 - lr weight_decay
+};
+const char* hrm_cuda_sparse_sign_sgd(const hrm_sparse_sign_sgd* problem, void* stream);
+
+// Stablemax cross entropy. The backward pass reads what the forward pass has written: total and others.
+struct hrm_stablemax {
+  const void* logits;          // [rows, columns]
+  const void* labels;          // [rows], int64 where wide_labels, else int32
+  float *loss, *total, *others;  // [rows]; total: sum of s(logits), others: without the label's
+  int64_t* argmax;             // [rows], or nullptr
+  const float* dloss;          // [rows]
+  void* dlogits;               // [rows, columns]
+  int64_t rows, ignore_index;
+  int32_t columns, dtype, wide_labels;
+};
+const char* hrm_cuda_stablemax_forward(const hrm_stablemax* problem, void* stream);
+const char* hrm_cuda_stablemax_backward(const hrm_stablemax* problem, void* stream);
+
+// Why the current device cannot run these kernels, or nullptr: the library may lack its target.
+const char* hrm_cuda_device_reason(void);
+
 }  // extern "C"

@@ -16,20 +16,28 @@ __device__ __forceinline__ unsigned char* shared_memory() {
 #endif
 }
 
-// Launches kernel(parameters). Cooperative: all blocks are on the device at the same time, or the launch fails.
+// Launches kernel(parameters). Cooperative: all blocks are on the device at the same time, or the launch fails. From
+// sm_90 on, `cluster` consecutive blocks can be a cluster: see one another's shared memory, and have a barrier.
 template <typename Parameters>
 const char* launch(void (*kernel)(Parameters), dim3 grid, unsigned threads, size_t shared_bytes, bool cooperative,
-                   void* stream, const Parameters& parameters) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeCooperative;
-  attribute.val.cooperative = 1;
+                   void* stream, const Parameters& parameters, unsigned cluster = 1) {
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned count = 0;
+  if (cooperative) {
+    attributes[count].id = cudaLaunchAttributeCooperative;
+    attributes[count++].val.cooperative = 1;
+  }
+  if (cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {cluster, 1, 1};
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &attribute;
-  config.numAttrs = cooperative ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, parameters);
   if (error == cudaSuccess) return nullptr;
   static_cast<void>(cudaGetLastError());  // the caller hears of it here: no later call should again

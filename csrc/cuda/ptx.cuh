@@ -1,4 +1,5 @@
-// Every instruction that CUDA C++ has no name for: one function each. All run on sm_80 and later.
+// Every instruction that CUDA C++ has no name for: one function each. All run on sm_80 and later, those of clusters on
+// sm_90 and later.
 // csrc/simt/ptx.h has the same functions for a CPU.
 #pragma once
 
@@ -60,11 +61,34 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// The same of float16.
+__device__ __forceinline__ void mma_m16n8k16_float16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 // Two floats rounded to bfloat16, `low` in the lower half.
 __device__ __forceinline__ uint32_t to_bfloat16x2(float low, float high) {
   uint32_t packed;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
+}
+
+// Two floats rounded to float16, `low` in the lower half.
+__device__ __forceinline__ uint32_t to_float16x2(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+// The float of a float16, given by its bits.
+__device__ __forceinline__ float from_float16(uint16_t bits) {
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+  return value;
 }
 
 // Adds to a counter in global memory; what this thread has seen or written before is visible to who acquires the sum.
@@ -77,6 +101,31 @@ __device__ __forceinline__ unsigned load_acquire(const unsigned* address) {
   unsigned value;
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
   return value;
+}
+
+// The rank of this thread block in its cluster.
+__device__ __forceinline__ unsigned cluster_rank() {
+  unsigned rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// Arrives at the barrier of the cluster, without waiting; all threads of a warp together. What this thread has written
+// before, also to shared memory, is visible to the cluster's threads after their wait.
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+
+// Waits until all threads of the cluster that have not ended have arrived; all threads of a warp together.
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// Where block `rank` of the cluster has what this block has at `shared` in its shared memory. For an access that block
+// must have started, which a barrier of the cluster before it makes sure of, and not have ended, as one after it does.
+template <typename T>
+__device__ __forceinline__ T* shared_of_block(T* shared, unsigned rank) {
+  uint64_t mapped;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(mapped) : "l"(shared), "r"(rank));
+  return reinterpret_cast<T*>(mapped);
 }
 
 }  // namespace hrm::ptx

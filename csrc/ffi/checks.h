@@ -15,7 +15,7 @@ using tvm::ffi::ShapeView;
 using tvm::ffi::TensorView;
 
 constexpr DLDataType kFloat32{kDLFloat, 32, 1}, kFloat64{kDLFloat, 64, 1}, kBFloat16{kDLBfloat, 16, 1};
-constexpr DLDataType kInt64{kDLInt, 64, 1};
+constexpr DLDataType kFloat16{kDLFloat, 16, 1}, kInt32{kDLInt, 32, 1}, kInt64{kDLInt, 64, 1};
 
 inline std::string to_string(ShapeView shape) {
   std::ostringstream text;

@@ -99,6 +99,17 @@ void axpy(float a, TensorView x, TensorView y) {
   check_launch("axpy", hrm_cuda_axpy(a, from, to, x.numel(), device.stream()));
 }
 
+// Why device `index` cannot run any of the kernels, or "".
+std::string device_reason(int64_t index) {
+  int before = 0;
+  cudaError_t error = cudaGetDevice(&before);
+  if (error == cudaSuccess) error = cudaSetDevice(static_cast<int>(index));
+  if (error != cudaSuccess) return cudaGetErrorString(error);
+  const char* reason = hrm_cuda_device_reason();
+  static_cast<void>(cudaSetDevice(before));
+  return reason ? reason : "";
+}
+
 constexpr const char* kCycles = "recurrent_cycles";
 
 // Sizes and settings, from numbers that are checked to fit.
@@ -232,10 +243,282 @@ void recurrent_cycles(TensorView z_H, TensorView z_L, TensorView x, Array<Tensor
   check_launch(kCycles, hrm_cuda_recurrent_cycles(&problem, device.stream()));
 }
 
+// The number of a dtype that the kernels compute with.
+hrm_dtype dtype_code(const char* op, const std::string& name, DLDataType dtype) {
+  if (dtype == kFloat32) return HRM_FLOAT32;
+  if (dtype == kBFloat16) return HRM_BFLOAT16;
+  if (dtype != kFloat16) {
+    TVM_FFI_THROW(TypeError) << op << ": " << name << " is " << to_string(dtype)
+                             << "; pass float32, bfloat16 or float16";
+  }
+  return HRM_FLOAT16;
+}
+
+// Whether integers are int64, else int32.
+bool is_wide(const char* op, const char* name, TensorView tensor) {
+  if (tensor.dtype() != kInt64 && tensor.dtype() != kInt32) {
+    TVM_FFI_THROW(TypeError) << op << ": " << name << " is " << to_string(tensor.dtype()) << "; pass int32 or int64";
+  }
+  return tensor.dtype() == kInt64;
+}
+
+size_t bytes_of(DLDataType dtype) { return dtype.bits / 8; }
+
+// A float32 scalar on the call's device, or nullptr.
+const float* device_number(const char* op, const char* name, const Optional<TensorView>& number,
+                           const OnDevice& device) {
+  if (!number.has_value()) return nullptr;
+  const auto* value = static_cast<const float*>(elements(op, name, *number, kFloat32, device, 4));
+  if ((*number).numel() != 1) {
+    TVM_FFI_THROW(ValueError) << op << ": " << name << " has shape " << to_string((*number).shape())
+                              << "; pass a scalar";
+  }
+  return value;
+}
+
+// counts: a float32 scalar for each parameter, of the steps before this one. With `arrived`, an int32 zero, they are on
+// the device, and so may be the learning rate; else they are on the CPU. They count up.
+void adam_atan2(Array<Tensor> params, Array<Tensor> grads, Array<Tensor> exp_avgs, Array<Tensor> exp_avg_sqs,
+                Array<Tensor> copies, Array<Tensor> counts, double lr, Optional<TensorView> device_lr, double beta1,
+                double beta2, double weight_decay, Optional<TensorView> arrived) {
+  constexpr const char* kOp = "adam_atan2";
+  for (const auto& [name, list] : {std::pair{"grads", &grads}, std::pair{"exp_avgs", &exp_avgs},
+                                   std::pair{"exp_avg_sqs", &exp_avg_sqs}, std::pair{"copies", &copies},
+                                   std::pair{"counts", &counts}, std::pair{"params", &params}}) {
+    if (list->size() != params.size() && (list != &copies || !copies.empty())) {
+      TVM_FFI_THROW(ValueError) << kOp << ": " << name << " has " << list->size() << " tensors and params "
+                                << params.size() << "; pass as many of each";
+    }
+    for (const Tensor& tensor : *list) {
+      if (!tensor.defined()) TVM_FFI_THROW(TypeError) << kOp << ": " << name << " holds None; pass tensors alone";
+    }
+  }
+  if (params.empty()) return;
+  const Tensor first = params[0];
+  const OnDevice device(kOp, "params[0]", first);
+  hrm_adam_atan2 problem{};
+  problem.dtype = dtype_code(kOp, "params[0]", first.dtype());
+  problem.copy_dtype = copies.empty() ? -1 : static_cast<int32_t>(dtype_code(kOp, "copies[0]", copies[0].dtype()));
+  std::vector<hrm_adam_parameter> parameters;
+  for (size_t i = 0; i < params.size(); ++i) {
+    const Tensor param = params[i];
+    const auto take = [&](const char* name, const Tensor& tensor, DLDataType dtype) {
+      const std::string indexed = std::string(name) + '[' + std::to_string(i) + ']';
+      void* data = elements(kOp, indexed, tensor, dtype, device, bytes_of(dtype));
+      const ShapeView given = tensor.shape(), wanted = param.shape();
+      if (!std::equal(given.begin(), given.end(), wanted.begin(), wanted.end())) {
+        TVM_FFI_THROW(ValueError) << kOp << ": " << indexed << " has shape " << to_string(given)
+                                  << " and its parameter " << to_string(wanted) << "; pass equal shapes";
+      }
+      return data;
+    };
+    hrm_adam_parameter parameter{};
+    parameter.p = take("params", param, first.dtype());
+    parameter.g = take("grads", grads[i], first.dtype());
+    parameter.m = take("exp_avgs", exp_avgs[i], first.dtype());
+    parameter.v = take("exp_avg_sqs", exp_avg_sqs[i], first.dtype());
+    if (!copies.empty()) parameter.copy = take("copies", copies[i], copies[0].dtype());
+    parameter.numel = param.numel();
+    const Tensor count = counts[i];
+    const std::string name = "counts[" + std::to_string(i) + ']';
+    parameter.count = static_cast<float*>(
+        arrived.has_value() ? elements(kOp, name, count, kFloat32, device, 4)
+                            : cpu_elements(kOp, name.c_str(), count, kFloat32));
+    if (count.numel() != 1) {
+      TVM_FFI_THROW(ValueError) << kOp << ": " << name << " has shape " << to_string(count.shape())
+                                << "; pass a scalar";
+    }
+    parameters.push_back(parameter);
+  }
+  for (const auto& [name, beta] : {std::pair{"beta1", beta1}, std::pair{"beta2", beta2}}) {
+    if (!(beta >= 0 && beta < 1)) {
+      TVM_FFI_THROW(ValueError) << kOp << ": " << name << " is " << beta << "; pass a number from 0 to below 1";
+    }
+  }
+  problem.parameters = parameters.data();
+  problem.count = static_cast<int64_t>(parameters.size());
+  problem.lr = lr;
+  problem.beta1 = beta1;
+  problem.beta2 = beta2;
+  problem.weight_decay = weight_decay;
+  problem.device_lr = device_number(kOp, "lr", device_lr, device);
+  if (arrived.has_value()) {
+    problem.arrived = static_cast<unsigned*>(elements(kOp, "arrived", *arrived, kInt32, device, 4));
+    if ((*arrived).numel() != 1) {
+      TVM_FFI_THROW(ValueError) << kOp << ": arrived has shape " << to_string((*arrived).shape())
+                                << "; pass one zero";
+    }
+  } else if (problem.device_lr) {
+    TVM_FFI_THROW(TypeError) << kOp << ": lr is on the device, where the counts are not; pass a number";
+  }
+  check_launch(kOp, hrm_cuda_adam_atan2(&problem, device.stream()));
+  if (!problem.arrived) {
+    for (const hrm_adam_parameter& parameter : parameters) *parameter.count += 1;
+  }
+}
+
+// ids that are no row of the table are passed over.
+void sparse_sign_sgd(TensorView weights, TensorView ids, TensorView grads, double lr, Optional<TensorView> device_lr,
+                     double weight_decay) {
+  constexpr const char* kOp = "sparse_sign_sgd";
+  const OnDevice device(kOp, "weights", weights);
+  hrm_sparse_sign_sgd problem{};
+  problem.dtype = dtype_code(kOp, "weights", weights.dtype());
+  const size_t bytes = bytes_of(weights.dtype());
+  problem.weights = elements(kOp, "weights", weights, weights.dtype(), device, bytes);
+  problem.grads = elements(kOp, "grads", grads, weights.dtype(), device, bytes);
+  problem.wide_ids = is_wide(kOp, "ids", ids);
+  problem.ids = elements(kOp, "ids", ids, ids.dtype(), device, bytes_of(ids.dtype()));
+  if (weights.ndim() != 2) {
+    TVM_FFI_THROW(ValueError) << kOp << ": weights has shape " << to_string(weights.shape()) << "; pass [E, D]";
+  }
+  problem.table_rows = weights.shape()[0];
+  problem.columns = weights.shape()[1];
+  problem.rows = ids.numel();
+  check_sizes(kOp, "ids", ids, {problem.rows}, "[N]");
+  check_sizes(kOp, "grads", grads, {problem.rows, problem.columns}, "[N, D]");
+  problem.device_lr = device_number(kOp, "lr", device_lr, device);
+  problem.lr = static_cast<float>(lr);
+  problem.keep = static_cast<float>(1 - lr * weight_decay);
+  problem.weight_decay = static_cast<float>(weight_decay);
+  check_launch(kOp, hrm_cuda_sparse_sign_sgd(&problem, device.stream()));
+}
+
+constexpr const char* kStablemax = "stablemax_cross_entropy";
+
+// What both passes have: logits [..., V] and labels, total and others [...].
+hrm_stablemax take_tokens(TensorView logits, TensorView labels, int64_t ignore_index, TensorView total,
+                          TensorView others, const OnDevice& device) {
+  hrm_stablemax problem{};
+  problem.dtype = dtype_code(kStablemax, "logits", logits.dtype());
+  problem.logits = elements(kStablemax, "logits", logits, logits.dtype(), device, bytes_of(logits.dtype()));
+  const ShapeView shape = logits.shape();
+  if (shape.empty() || shape.back() < 1 || shape.back() > INT32_MAX) {
+    TVM_FFI_THROW(ValueError) << kStablemax << ": logits has shape " << to_string(shape)
+                              << "; pass [..., V] with V >= 1";
+  }
+  problem.columns = static_cast<int32_t>(shape.back());
+  problem.rows = logits.numel() / problem.columns;
+  problem.wide_labels = is_wide(kStablemax, "labels", labels);
+  problem.labels = elements(kStablemax, "labels", labels, labels.dtype(), device, bytes_of(labels.dtype()));
+  if (!std::equal(labels.shape().begin(), labels.shape().end(), shape.begin(), shape.end() - 1)) {
+    TVM_FFI_THROW(ValueError) << kStablemax << ": labels has shape " << to_string(labels.shape()) << " and logits "
+                              << to_string(shape) << "; pass labels of logits' shape without V";
+  }
+  problem.ignore_index = ignore_index;
+  const auto floats = [&](const char* name, TensorView tensor) {
+    void* data = elements(kStablemax, name, tensor, kFloat32, device, 4);
+    same_shape(kStablemax, name, tensor, "labels", labels);
+    return static_cast<float*>(data);
+  };
+  problem.total = floats("total", total);
+  problem.others = floats("others", others);
+  return problem;
+}
+
+void stablemax_forward(TensorView logits, TensorView labels, int64_t ignore_index, TensorView loss, TensorView total,
+                       TensorView others, TensorView argmax) {
+  const OnDevice device(kStablemax, "logits", logits);
+  hrm_stablemax problem = take_tokens(logits, labels, ignore_index, total, others, device);
+  problem.loss = static_cast<float*>(elements(kStablemax, "loss", loss, kFloat32, device, 4));
+  same_shape(kStablemax, "loss", loss, "labels", labels);
+  problem.argmax = static_cast<int64_t*>(elements(kStablemax, "argmax", argmax, kInt64, device, 8));
+  same_shape(kStablemax, "argmax", argmax, "labels", labels);
+  check_launch(kStablemax, hrm_cuda_stablemax_forward(&problem, device.stream()));
+}
+
+void stablemax_backward(TensorView dloss, TensorView logits, TensorView labels, TensorView total, TensorView others,
+                        int64_t ignore_index, TensorView dlogits) {
+  const OnDevice device(kStablemax, "logits", logits);
+  hrm_stablemax problem = take_tokens(logits, labels, ignore_index, total, others, device);
+  problem.dloss = static_cast<const float*>(elements(kStablemax, "dloss", dloss, kFloat32, device, 4));
+  same_shape(kStablemax, "dloss", dloss, "labels", labels);
+  problem.dlogits =
+      elements(kStablemax, "dlogits", dlogits, logits.dtype(), device, bytes_of(logits.dtype()));
+  same_shape(kStablemax, "dlogits", dlogits, "logits", logits);
+  check_launch(kStablemax, hrm_cuda_stablemax_backward(&problem, device.stream()));
+}
+
+constexpr const char* kAttention = "rope_attention";
+
+// Sizes, dtype, qkv and tables of a call of the short attention, checked.
+hrm_rope_attention attention(TensorView qkv, const Optional<TensorView>& cos, const Optional<TensorView>& sin,
+                             int64_t num_heads, const OnDevice& device) {
+  if (qkv.ndim() != 3 || num_heads < 1 || num_heads > INT32_MAX || qkv.shape()[2] % (3 * num_heads)) {
+    TVM_FFI_THROW(ValueError) << kAttention << ": qkv has shape " << to_string(qkv.shape()) << " with num_heads "
+                              << num_heads << "; pass [B, S, 3 H d] with H = num_heads";
+  }
+  const int64_t batch = qkv.shape()[0], positions = qkv.shape()[1], head_dim = qkv.shape()[2] / (3 * num_heads);
+  if (batch < 1 || batch > INT32_MAX / num_heads || positions < 1 || positions > HRM_SHORT_POSITIONS) {
+    TVM_FFI_THROW(ValueError) << kAttention << ": qkv has B = " << batch << " and S = " << positions << " with num_heads "
+                              << num_heads << "; pass 1 to 128 positions, and B H from 1 to 2^31 - 1";
+  }
+  if (head_dim != 32 && head_dim != 64 && head_dim != 128) {
+    TVM_FFI_THROW(ValueError) << kAttention << ": d = " << head_dim << "; pass heads of 32, 64 or 128";
+  }
+  hrm_rope_attention problem{};
+  problem.dtype = dtype_code(kAttention, "qkv", qkv.dtype());
+  if (problem.dtype == HRM_FLOAT32) {
+    TVM_FFI_THROW(TypeError) << kAttention << ": qkv is float32; pass bfloat16 or float16";
+  }
+  problem.batch = static_cast<int32_t>(batch);
+  problem.positions = static_cast<int32_t>(positions);
+  problem.heads = static_cast<int32_t>(num_heads);
+  problem.head_dim = static_cast<int32_t>(head_dim);
+  problem.qkv = elements(kAttention, "qkv", qkv, qkv.dtype(), device, 16);
+  if (cos.has_value() != sin.has_value()) {
+    TVM_FFI_THROW(TypeError) << kAttention << ": one of cos and sin is None; pass both tables, or None for both";
+  }
+  if (cos.has_value()) {
+    problem.cos = static_cast<const float*>(elements(kAttention, "cos", *cos, kFloat32, device, 8));
+    problem.sin = static_cast<const float*>(elements(kAttention, "sin", *sin, kFloat32, device, 8));
+    same_shape(kAttention, "sin", *sin, "cos", *cos);
+    const ShapeView shape = (*cos).shape();
+    if (shape.size() != 2 || shape[0] < positions || shape[1] != head_dim) {
+      TVM_FFI_THROW(ValueError) << kAttention << ": cos has shape " << to_string(shape) << "; pass [>= S, d] = [>= "
+                                << positions << ", " << head_dim << ']';
+    }
+  }
+  return problem;
+}
+
+void rope_attention_forward(TensorView qkv, Optional<TensorView> cos, Optional<TensorView> sin, int64_t num_heads,
+                            TensorView out, Optional<TensorView> lse) {
+  const OnDevice device(kAttention, "qkv", qkv);
+  hrm_rope_attention problem = attention(qkv, cos, sin, num_heads, device);
+  problem.out = elements(kAttention, "out", out, qkv.dtype(), device, 16);
+  check_sizes(kAttention, "out", out, {problem.batch, problem.positions, qkv.shape()[2] / 3}, "[B, S, H d]");
+  if (lse.has_value()) {
+    problem.lse = static_cast<float*>(elements(kAttention, "lse", *lse, kFloat32, device, 4));
+    check_sizes(kAttention, "lse", *lse, {problem.batch, problem.heads, problem.positions}, "[B, H, S]");
+  }
+  check_launch(kAttention, hrm_cuda_rope_attention_forward(&problem, device.stream()));
+}
+
+void rope_attention_backward(TensorView dout, TensorView qkv, TensorView lse, Optional<TensorView> cos,
+                             Optional<TensorView> sin, int64_t num_heads, TensorView dqkv) {
+  const OnDevice device(kAttention, "qkv", qkv);
+  hrm_rope_attention problem = attention(qkv, cos, sin, num_heads, device);
+  problem.dout = elements(kAttention, "dout", dout, qkv.dtype(), device, 16);
+  check_sizes(kAttention, "dout", dout, {problem.batch, problem.positions, qkv.shape()[2] / 3}, "[B, S, H d]");
+  problem.lse = static_cast<float*>(elements(kAttention, "lse", lse, kFloat32, device, 4));
+  check_sizes(kAttention, "lse", lse, {problem.batch, problem.heads, problem.positions}, "[B, H, S]");
+  problem.dqkv = elements(kAttention, "dqkv", dqkv, qkv.dtype(), device, 16);
+  same_shape(kAttention, "dqkv", dqkv, "qkv", qkv);
+  check_launch(kAttention, hrm_cuda_rope_attention_backward(&problem, device.stream()));
+}
+
 }  // namespace
 }  // namespace hrm
 
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(adam_atan2, hrm::adam_atan2)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(sparse_sign_sgd, hrm::sparse_sign_sgd)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(stablemax_forward, hrm::stablemax_forward)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(stablemax_backward, hrm::stablemax_backward)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(device_reason, hrm::device_reason)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(axpy, hrm::axpy)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(recurrent_cycles, hrm::recurrent_cycles)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(recurrent_cycles_reason, hrm::recurrent_cycles_reason)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(recurrent_cycles_workspace, hrm::recurrent_cycles_workspace)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(rope_attention_forward, hrm::rope_attention_forward)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(rope_attention_backward, hrm::rope_attention_backward)

@@ -7,7 +7,26 @@ namespace hrm::ptx {
 
 namespace emulated {
 
-inline float bfloat16(uint32_t bits) { return __uint_as_float(bits << 16); }
+inline float from_bfloat16(uint16_t bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
+
+// By arithmetic rather than by the compiler's type for it, which not all of them have.
+inline float from_float16(uint16_t bits) {
+  const int exponent = bits >> 10 & 31, fraction = bits & 0x3ff;
+  float magnitude = std::ldexp(static_cast<float>(fraction | (exponent ? 0x400 : 0)), (exponent ? exponent : 1) - 25);
+  if (exponent == 31) magnitude = fraction ? NAN : INFINITY;
+  return bits >> 15 ? -magnitude : magnitude;
+}
+
+inline uint16_t to_float16(float value) {
+  const uint32_t sign = __float_as_uint(value) >> 16 & 0x8000;
+  const float magnitude = std::fabs(value);
+  if (value != value) return 0x7fff;
+  if (magnitude >= 65520) return static_cast<uint16_t>(sign | 0x7c00);  // half way from the largest one to the next
+  const int exponent = magnitude < 0x1p-14f ? -14 : std::ilogb(magnitude);
+  // in units of the last place; rounded to even, and carried into the exponent where it reaches the next power of two
+  const auto units = static_cast<uint32_t>(std::nearbyint(std::ldexp(magnitude, 10 - exponent)));
+  return static_cast<uint16_t>(sign | (static_cast<uint32_t>(exponent + 14) * 0x400 + units));
+}
 
 struct Ldmatrix {
   const void* row;
@@ -36,15 +55,16 @@ struct Mma {
 };
 
 // Which elements of the fragments a lane holds: PTX ISA, "Matrix Fragments for mma.m16n8k16".
-inline void mma(void* const* lanes) {
+template <float (*kFrom)(uint16_t)>
+void mma(void* const* lanes) {
   float a[16][16], b[16][8];
   for (int lane = 0; lane < 32; ++lane) {
     const auto* own = static_cast<Mma*>(lanes[lane]);
     const int group = lane / 4, pair = 2 * (lane % 4);
     for (int i = 0; i < 4; ++i) {
       for (int half = 0; half < 2; ++half) {
-        a[group + 8 * (i % 2)][pair + half + 8 * (i / 2)] = bfloat16(own->a[i] >> 16 * half & 0xffff);
-        if (i < 2) b[pair + half + 8 * i][group] = bfloat16(own->b[i] >> 16 * half & 0xffff);
+        a[group + 8 * (i % 2)][pair + half + 8 * (i / 2)] = kFrom(static_cast<uint16_t>(own->a[i] >> 16 * half));
+        if (i < 2) b[pair + half + 8 * i][group] = kFrom(static_cast<uint16_t>(own->b[i] >> 16 * half));
       }
     }
   }
@@ -109,7 +129,13 @@ inline void ldmatrix_x4_transposed(uint32_t (&result)[4], const void* row) {
 inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   const uint32_t b[2] = {b0, b1};
   emulated::Mma arguments{d, a, b};
-  simt::warp_collective("mma.sync", &arguments, emulated::mma);
+  simt::warp_collective("mma.sync", &arguments, emulated::mma<emulated::from_bfloat16>);
+}
+
+inline void mma_m16n8k16_float16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const uint32_t b[2] = {b0, b1};
+  emulated::Mma arguments{d, a, b};
+  simt::warp_collective("mma.sync of float16", &arguments, emulated::mma<emulated::from_float16>);
 }
 
 inline uint32_t to_bfloat16x2(float low, float high) {
@@ -121,11 +147,35 @@ inline uint32_t to_bfloat16x2(float low, float high) {
   return round(low) | round(high) << 16;
 }
 
+inline uint32_t to_float16x2(float low, float high) {
+  return emulated::to_float16(low) | static_cast<uint32_t>(emulated::to_float16(high)) << 16;
+}
+
+inline float from_float16(uint16_t bits) { return emulated::from_float16(bits); }
+
 inline void add_release(unsigned* address, unsigned value) { *address += value; }
 
 inline unsigned load_acquire(const unsigned* address) {
   simt::poll(address, *address);
   return *address;
+}
+
+inline unsigned cluster_rank() { return simt::self().rank; }
+
+inline void cluster_arrive() {
+  simt::warp_collective("barrier.cluster.arrive", nullptr, [](void* const*) {});
+  simt::cluster_arrive();
+}
+
+inline void cluster_wait() {
+  simt::warp_collective("barrier.cluster.wait", nullptr, [](void* const*) {});
+  simt::cluster_wait();
+}
+
+template <typename T>
+T* shared_of_block(T* shared, unsigned rank) {
+  simt::check_shared("mapa", shared, sizeof(T));
+  return static_cast<T*>(simt::shared_of_block(shared, rank));
 }
 
 }  // namespace hrm::ptx

@@ -61,7 +61,7 @@ namespace {
 constexpr size_t kStack = 1 << 16;
 const size_t kPage = static_cast<size_t>(sysconf(_SC_PAGESIZE));
 
-enum class State { ready, at_warp, at_block, done };
+enum class State { ready, at_warp, at_block, at_cluster, done };
 
 struct Fibre;
 
@@ -80,11 +80,19 @@ struct Fibre {
   const void* polled = nullptr;  // address and word of the last poll
   uint64_t word = 0;
   bool idle = false;  // it ran, and only polled what it knew
+  uint64_t arrivals = 0, waits = 0;  // at the barrier of its cluster
+};
+
+struct Cluster {
+  std::vector<Block*> blocks;  // by rank
+  unsigned running = 0, arrived = 0;  // threads: that have not ended, that have arrived
+  uint64_t phase = 0;  // barriers passed
 };
 
 }  // namespace
 
 struct Block {
+  Cluster* cluster = nullptr;
   unsigned char *map = nullptr, *shared = nullptr;
   size_t map_bytes = 0, shared_bytes = 0;
   std::vector<Fibre*> fibres;
@@ -92,6 +100,7 @@ struct Block {
   const char* file = nullptr;  // of the barrier
   int line = 0;
   int arrived = 0;
+  size_t ended = 0;  // threads
 };
 
 namespace {
@@ -134,9 +143,42 @@ std::string name_of(const void* kernel) {
 
 void leave_to_scheduler() { simt_switch(&running->stack_pointer, scheduler_stack); }
 
+// A block has ended: looks whether it wrote around its shared memory, which is closed to the rest of the cluster.
+void end_block(const Block& block) {
+  const unsigned char* end = block.map + block.map_bytes - kPage;
+  auto touched = [](unsigned char byte) { return byte != 0xff; };
+  if (std::any_of(block.map + kPage, block.shared, touched) ||
+      std::any_of(static_cast<const unsigned char*>(block.shared) + block.shared_bytes, end, touched)) {
+    const Index& b = block.fibres[0]->thread.block_index;
+    char text[160];
+    snprintf(text, sizeof text, ", block (%u, %u, %u): wrote outside its %zu bytes of shared memory", b.x, b.y, b.z,
+             block.shared_bytes);
+    message = kernel_name + text;
+  }
+  protect(block.map, block.map_bytes);
+}
+
+// Opens the barrier of the cluster where all that have not ended are there.
+void pass_cluster_barrier(Cluster& cluster) {
+  if (cluster.arrived < cluster.running || cluster.arrived == 0) return;
+  cluster.arrived = 0;
+  ++cluster.phase;
+  for (Block* block : cluster.blocks) {
+    for (Fibre* fibre : block->fibres) {
+      if (fibre->state == State::at_cluster) fibre->state = State::ready;
+    }
+  }
+}
+
 void start_fibre() {
   (*body)();
   running->state = State::done;
+  Block& block = *running->thread.block;
+  Cluster& cluster = *block.cluster;
+  --cluster.running;
+  if (running->arrivals > cluster.phase) --cluster.arrived;
+  pass_cluster_barrier(cluster);
+  if (++block.ended == block.fibres.size()) end_block(block);
   leave_to_scheduler();
   abort();  // a fibre that is done does not run again
 }
@@ -167,6 +209,7 @@ std::string place(const Fibre& fibre) {
   switch (fibre.state) {
     case State::done: return "has ended";
     case State::at_warp: return std::string("waits at ") + fibre.warp->what;
+    case State::at_cluster: return "waits at the barrier of the cluster";
     case State::at_block: return "waits at __syncthreads in line " + std::to_string(fibre.thread.block->line);
     default: return fibre.polled ? "polls memory" : "runs";
   }
@@ -184,14 +227,14 @@ void on_fault(int number, siginfo_t* info, void*) {
     sigaction(number, &actions_before[number == SIGBUS], nullptr);
     return;
   }
-  const Block& block = *running->thread.block;
   const auto* address = static_cast<unsigned char*>(info->si_addr);
   char text[256];
-  if (address >= block.map && address < block.map + block.map_bytes) {
-    snprintf(text, sizeof text, "access at byte %td of %zu bytes of shared memory", address - block.shared,
-             block.shared_bytes);
-  } else {
-    snprintf(text, sizeof text, "access to memory that is not there (%p)", static_cast<const void*>(address));
+  snprintf(text, sizeof text, "access to memory that is not there (%p)", static_cast<const void*>(address));
+  for (const Block* block : running->thread.block->cluster->blocks) {
+    if (address < block->map || address >= block->map + block->map_bytes) continue;
+    const bool own = block == running->thread.block, ended = block->ended == block->fibres.size();
+    snprintf(text, sizeof text, "access at byte %td of %zu bytes of shared memory%s%s", address - block->shared,
+             block->shared_bytes, own ? "" : " of another block", ended ? ", which has ended" : "");
   }
   stop(text);
 }
@@ -206,19 +249,6 @@ void make_shared(Block& block, size_t bytes) {
   memset(block.map, 0xff, block.map_bytes);
   protect(block.map, kPage);
   protect(block.map + block.map_bytes - kPage, kPage);
-}
-
-void check_surroundings(const Block& block) {
-  const unsigned char* end = block.map + block.map_bytes - kPage;
-  auto touched = [](unsigned char byte) { return byte != 0xff; };
-  if (std::any_of(block.map + kPage, block.shared, touched) ||
-      std::any_of(static_cast<const unsigned char*>(block.shared) + block.shared_bytes, end, touched)) {
-    const Index& b = block.fibres[0]->thread.block_index;
-    char text[160];
-    snprintf(text, sizeof text, ", block (%u, %u, %u): wrote outside its %zu bytes of shared memory", b.x, b.y, b.z,
-             block.shared_bytes);
-    message = kernel_name + text;
-  }
 }
 
 // Runs a thread until it waits or ends. Returns whether it got on: not where it only polled what it knew.
@@ -279,7 +309,6 @@ void run_blocks(std::vector<Block>& blocks, std::vector<Fibre>& fibres) {
     }
     return;
   }
-  for (Block& block : blocks) check_surroundings(block);
 }
 
 }  // namespace
@@ -323,6 +352,28 @@ void block_barrier(const char* file, int line) {
   leave_to_scheduler();
 }
 
+void cluster_arrive() {
+  Cluster& cluster = *running->thread.block->cluster;
+  if (running->arrivals > running->waits) fail("barrier.cluster.arrive twice without a wait between");
+  ++running->arrivals;
+  ++cluster.arrived;
+  pass_cluster_barrier(cluster);
+}
+
+void cluster_wait() {
+  if (running->waits == running->arrivals) fail("barrier.cluster.wait without having arrived");
+  if (++running->waits <= running->thread.block->cluster->phase) return;
+  running->state = State::at_cluster;
+  leave_to_scheduler();
+}
+
+void* shared_of_block(const void* pointer, unsigned rank) {
+  const Block& block = *running->thread.block;
+  const std::vector<Block*>& blocks = block.cluster->blocks;
+  if (rank >= blocks.size()) fail("mapa of block %u of a cluster of %zu", rank, blocks.size());
+  return blocks[rank]->shared + (static_cast<const unsigned char*>(pointer) - block.shared);
+}
+
 void warp_collective(const char* what, void* arguments, void (*execute)(void* const* lanes)) {
   Warp& warp = *running->warp;
   if (warp.arrived == 0) {
@@ -361,10 +412,16 @@ bool run(const Launch& launch, const std::function<void()>& kernel) {
               " threads; blocks of whole warps are expected, of 1024 threads at most";
     return false;
   }
-  const unsigned together = launch.cooperative ? grid : 1;
+  if (launch.cluster == 0 || launch.cluster > 8 || launch.grid.x % launch.cluster) {
+    message = kernel_name + ": clusters of " + std::to_string(launch.cluster) + " in a grid of " +
+              std::to_string(launch.grid.x) + " blocks; clusters of 1 to 8 blocks are expected that divide the grid";
+    return false;
+  }
+  const unsigned together = launch.cooperative ? grid : launch.cluster;
   const size_t stack_bytes = kStack * together * threads;
   unsigned char* stacks = map_memory(stack_bytes);
   std::vector<Block> blocks(together);
+  std::vector<Cluster> clusters(together / launch.cluster);
   std::vector<Fibre> fibres(static_cast<size_t>(together) * threads);
 
   // Faults are handled on a stack of their own: the one at fault may be full.
@@ -380,13 +437,17 @@ bool run(const Launch& launch, const std::function<void()>& kernel) {
   sigaction(SIGBUS, &action, &actions_before[1]);
 
   for (unsigned first = 0; first < grid && message.empty(); first += together) {
+    std::fill(clusters.begin(), clusters.end(), Cluster());
     for (unsigned b = 0; b < together; ++b) {
       Block& block = blocks[b];
       block = Block();
+      block.cluster = &clusters[b / launch.cluster];
+      block.cluster->blocks.push_back(&block);
+      block.cluster->running += threads;
       make_shared(block, launch.shared_bytes);
       block.warps.resize(threads / 32);
       // one after another means in any order: the last first where threads run in descending order
-      const unsigned index = together > 1 || order_seed == 0 ? first + b : grid - 1 - first;
+      const unsigned index = order_seed == 0 ? first + b : grid - together - first + b;
       for (unsigned t = 0; t < threads; ++t) {
         Fibre& fibre = fibres[b * threads + t];
         fibre = Fibre();
@@ -398,6 +459,7 @@ bool run(const Launch& launch, const std::function<void()>& kernel) {
         fibre.thread.thread_index = {t % launch.block.x, t / launch.block.x % launch.block.y,
                                      t / launch.block.x / launch.block.y};
         fibre.thread.lane = t % 32;
+        fibre.thread.rank = b % launch.cluster;
         fibre.warp = &block.warps[t / 32];
         if (t % 32 == 0) fibre.warp->lanes = &fibre;
         block.fibres.push_back(&fibre);

@@ -1,8 +1,8 @@
 // Runs CUDA kernels on a CPU, for tests: every CUDA thread is a fibre, all of them on the one thread that launches.
 //
 // What it checks on the way: threads that part at a barrier or at an instruction of the whole warp, accesses outside
-// shared memory (its pages are guarded), misaligned ones of the asynchronous instructions, deadlock. Each stops the
-// launch with an error that names kernel, block and thread. What it makes visible: shared memory starts as NaN, the
+// shared memory (its pages are guarded), or in that of a block of the cluster that has ended, misaligned ones of the
+// asynchronous instructions, deadlock. Each stops the launch with an error that names kernel, block and thread. What it makes visible: shared memory starts as NaN, the
 // target of an asynchronous copy is NaN until the copying thread waits for it, and fibres run in an order that
 // configure() chooses, so that a missing barrier or wait gives another result instead of luck.
 #pragma once
@@ -29,6 +29,7 @@ struct Block;
 struct Thread {
   Index thread_index, block_index, block_size, grid_size;
   unsigned lane = 0;
+  unsigned rank = 0;  // of its block in the cluster
   Block* block = nullptr;
   std::vector<Copy> copies;  // not yet landed, oldest first
   std::vector<int> groups;   // how many of them each committed group has, oldest first
@@ -48,6 +49,14 @@ void check_shared(const char* what, const void* pointer, size_t bytes);
 // Waits for all threads of the block. Threads must meet at the same place of the source.
 void block_barrier(const char* file, int line);
 
+// The barrier of the cluster: arrives, waits for all threads of the cluster that have not ended. Each thread does both in
+// turn.
+void cluster_arrive();
+void cluster_wait();
+
+// What block `rank` of the cluster has where this block has `pointer` in its shared memory.
+void* shared_of_block(const void* pointer, unsigned rank);
+
 // Waits for all 32 threads of the warp, which must meet at the same `what`; then `execute` gets all lanes' arguments.
 void warp_collective(const char* what, void* arguments, void (*execute)(void* const* lanes));
 
@@ -59,7 +68,8 @@ struct Launch {
   const void* kernel;  // its address, for its name
   Index grid, block;
   size_t shared_bytes;
-  bool cooperative;  // all blocks at the same time; otherwise one after another
+  bool cooperative;  // all blocks at the same time; otherwise one cluster after another
+  unsigned cluster;  // blocks of a cluster
 };
 
 // Runs `body` as every thread of the launch. Returns false where one of the checks failed; error() says which.

@@ -1,21 +1,30 @@
 """``python -m hrm_kernels.tuning``: measure this machine's GPU and write its table beside those that are shipped."""
 
 import argparse
+import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from hrm_kernels.tuning.table import DTYPES, best, path_of, write
+from hrm_kernels.backends import BackendUnavailable, use_backend
+from hrm_kernels.tuning.table import COMPARED, DTYPES, best, path_of, write
 
 ROWS = (16, 32, 82, 164, 328, 656, 1312, 2624, 5248, 10496, 20992, 41984)
 """Tokens of a pass: a few, then one puzzle of S = 82 and twice as many each time."""
 
 D, INNER, HEADS, LAYERS = 512, 1536, 8, 4  # the published module
 
+BATCH, POSITIONS, VOCABULARY, PUZZLES = 384, 82, 11, 1000  # of a training step on Sudoku, as in the bench
+
+LEAD = 1.03
+"""How many times as long ``triton`` has to take before ``cuda`` runs in its place: more than timings differ by."""
+
 Timer = Callable[[Callable[[], Any]], float]
+Call = Callable[[], Sequence[Tensor]]
 
 
 def replay_seconds(function: Callable[[], Any]) -> float:
@@ -64,6 +73,122 @@ def measure(
     return found
 
 
+def problems(op: str, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], Call]]]:
+    """What one of :data:`COMPARED` is timed with: names, and what makes a call of it, each time with equal new tensors.
+
+    Calls return all that they compute or change. In ``dtype``; the optimisers in float32, with copies in ``dtype``.
+    """
+    from hrm_kernels.nn import rope_tables
+    from hrm_kernels.ops.adam_atan2 import adam_atan2
+    from hrm_kernels.ops.rope_attention import rope_attention
+    from hrm_kernels.ops.sparse_sign_sgd import sparse_sign_sgd
+    from hrm_kernels.ops.stablemax_cross_entropy import stablemax_cross_entropy
+
+    def random(*shape: int, seed: int = 0) -> Tensor:
+        return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device)
+
+    def integers(high: int, *shape: int) -> Tensor:
+        return torch.randint(high, shape, generator=torch.Generator(device).manual_seed(0), device=device)
+
+    def attention(rows: int, backward: bool) -> Call:
+        qkv = random(rows, POSITIONS, 3 * D).to(dtype).requires_grad_(backward)
+        tables = rope_tables(POSITIONS, D // HEADS, device=device)
+        gradient = random(rows, POSITIONS, D, seed=1).to(dtype)
+
+        def call() -> Sequence[Tensor]:
+            out = rope_attention(qkv, *tables, HEADS)
+            return [out, *torch.autograd.grad(out, qkv, gradient)] if backward else [out]
+
+        return call
+
+    def loss() -> Call:
+        logits = (3 * random(BATCH, POSITIONS - 1, VOCABULARY)).to(dtype).requires_grad_()
+        labels, weights = integers(VOCABULARY, BATCH, POSITIONS - 1), random(BATCH, POSITIONS - 1, seed=1)
+
+        def call() -> Sequence[Tensor]:
+            out = stablemax_cross_entropy(logits, labels)
+            return [out, *torch.autograd.grad(out, logits, weights)]
+
+        return call
+
+    def adam() -> Call:
+        shapes = ((3 * D, D), (D, D), (2 * INNER, D), (D, INNER)) * (2 * LAYERS)
+        params, grads, means = ([random(*shape, seed=seed) for shape in shapes] for seed in range(3))
+        squares, copies = [mean.square() for mean in means], [p.to(dtype) for p in params]
+        counts = [torch.ones((), device=device) for _ in shapes]
+        tables: dict = {}
+
+        def call() -> Sequence[Tensor]:
+            adam_atan2(params, grads, means, squares, counts, copies, 1e-4, (0.9, 0.95), 0.1, True, tables)
+            return [*params, *means, *squares, *copies, *counts]
+
+        return call
+
+    def sparse() -> Call:
+        weights, grads, ids = random(PUZZLES, D), random(BATCH, D, seed=1), integers(PUZZLES, BATCH)
+
+        def call() -> Sequence[Tensor]:
+            sparse_sign_sgd(weights, ids, grads, 1e-2, 0.1)
+            return [weights]
+
+        return call
+
+    if op == "rope_attention":
+        yield f"{BATCH} rows", functools.partial(attention, BATCH, False)
+        yield f"{BATCH} rows and backward", functools.partial(attention, BATCH, True)
+        yield "1 row", functools.partial(attention, 1, False)
+    elif op == "stablemax_cross_entropy":
+        yield f"{BATCH} rows and backward", loss
+    elif op == "adam_atan2":
+        yield "all matrices", adam
+    else:
+        yield f"{BATCH} rows", sparse
+
+
+def compare(op: str, device: torch.device, dtype: torch.dtype, timer: Timer) -> dict[str, dict[str, float]]:
+    """Seconds of ``triton`` and ``cuda`` in each of the op's problems.
+
+    Raises:
+        BackendUnavailable: one of them cannot run it here.
+        RuntimeError: they disagree.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for problem, make in problems(op, device, dtype):
+        results, found[problem] = {}, {}
+        for backend in ("cuda", "triton"):
+            call = make()
+            with use_backend(backend):
+                results[backend] = [result.detach().clone() for result in call()]
+                found[problem][backend] = timer(call)
+        for want, got in zip(results["triton"], results["cuda"], strict=True):
+            error, largest = (want.float() - got.float()).abs().max().item(), want.float().abs().max().item()
+            if not error <= 0.02 * largest:  # 2 to 5 units in the last place of a narrow dtype
+                raise RuntimeError(f"{op}, {problem}: cuda differs from triton by {error:.2g}, of {largest:.2g}")
+    return found
+
+
+def cuda_leads(seconds: Mapping[str, Mapping[str, float]]) -> bool:
+    """Whether ``cuda`` is faster by more than :data:`LEAD` in every problem."""
+    return all(LEAD * times["cuda"] < times["triton"] for times in seconds.values())
+
+
+def compare_all(device: torch.device, timer: Timer) -> tuple[list[str], dict[str, dict[str, dict[str, float]]]]:
+    """The ops of :data:`COMPARED` that ``cuda`` leads in, in bfloat16, and the seconds of all that run here."""
+    led, seconds = [], {}
+    for op in COMPARED:
+        try:
+            seconds[op] = compare(op, device, torch.bfloat16, timer)
+        except BackendUnavailable as reason:
+            print(f"{op}: not compared; {reason}", flush=True)
+            continue
+        for problem, times in seconds[op].items():
+            said = ", ".join(f"{backend} {1e6 * time:.1f} µs" for backend, time in times.items())
+            print(f"{op}, {problem}: {said}", flush=True)
+        if cuda_leads(seconds[op]):
+            led.append(op)
+    return led, seconds
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns 0, or 2 where it cannot measure or write."""
     parser = argparse.ArgumentParser("python -m hrm_kernels.tuning", description=__doc__)
@@ -84,11 +209,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 said = ", ".join(f"{candidate} {1e6 * time:.1f} µs" for candidate, time in times.items())
                 print(f"{dtype_name}, {rows} rows: {said}", flush=True)
             table[dtype_name], seconds[dtype_name] = best(measured), measured
+        led, compared = compare_all(device, replay_seconds)
     about = {"device": name, "torch": torch.__version__, "triton": triton.__version__, "seconds": seconds}
+    about["compared"] = compared
     about["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     path = path_of(name)
     try:
-        write(path, table, about)
+        write(path, table, led, about)
     except OSError as error:
         print(f"tuning: {path} cannot be written ({error.strerror or error}); install with -e", file=sys.stderr)
         return 2

@@ -1,24 +1,36 @@
-"""The tables: for a device and a dtype, which candidate runs a pass over so many rows."""
+"""The tables: for a device and a dtype, which candidate runs a pass over so many rows; and which ops ``cuda`` wins."""
 
 import functools
 import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+
+from hrm_kernels.backends import traced_as_constant
 
 FOLDER = Path(__file__).parent / "devices"
 CANDIDATES = ("library", "fused", "fused_small", "whole_row")
 """Ways through a block without gradients, see :data:`hrm_kernels.ops.transformer_block.triton_block.PATHS`."""
 
+COMPARED = ("adam_atan2", "rope_attention", "sparse_sign_sgd", "stablemax_cross_entropy")
+"""Ops with a ``cuda`` and a ``triton`` backend for the same calls, of which the faster one should run."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Limits = list[tuple[int | None, str]]
 """``(rows at most, candidate)``, in rising order; None has no limit and is the last."""
+
+
+class Table(NamedTuple):
+    """What was measured on a device: paths by dtype, and those of :data:`COMPARED` in which ``cuda`` was faster."""
+
+    block: dict[str, Limits]
+    cuda: frozenset[str]
 
 
 class TuningError(ValueError):
@@ -42,18 +54,45 @@ def choose(device: torch.device, dtype: torch.dtype, rows: int) -> str:
     Raises:
         TuningError: the device's table is damaged.
     """
-    for limit, candidate in _limits(device, dtype):
+    for limit, candidate in _of_device(device).block.get(str(dtype).removeprefix("torch."), []):
         if limit is None or rows <= limit:
             return candidate
     return default(dtype, rows)
 
 
+def cuda_is_unproven(op: str) -> Callable[..., str | None]:
+    """For ``Backend.passed_over`` of the ``cuda`` backend of one of :data:`COMPARED`.
+
+    Returns:
+        A function of the op's arguments: None where the device's table says that ``cuda`` is faster, else why
+        ``triton`` is asked first. It raises TuningError where that table is damaged.
+    """
+    if op not in COMPARED:
+        raise ValueError(
+            f"cuda_is_unproven: nothing compares backends of {op!r}; expected one of {', '.join(COMPARED)}"
+        )
+
+    def passed_over(first: torch.Tensor | Sequence[torch.Tensor], *rest: Any) -> str | None:
+        device = first.device if isinstance(first, torch.Tensor) else first[0].device
+        if device.type == "cuda" and _is_proven(op, device.index):
+            return None
+        return "not measured to be faster than triton here; python -m hrm_kernels.tuning compares them"
+
+    return passed_over
+
+
+@traced_as_constant
+def _is_proven(op: str, index: int) -> bool:
+    return op in _of_device(torch.device("cuda", index)).cuda
+
+
 @functools.cache
-def _limits(device: torch.device, dtype: torch.dtype) -> Limits:
-    if device.type != "cuda":
-        return []
-    path = path_of(torch.cuda.get_device_name(device))
-    return read(path).get(str(dtype).removeprefix("torch."), []) if path.exists() else []
+def _of_device(device: torch.device) -> Table:
+    if device.type == "cuda":
+        path = path_of(torch.cuda.get_device_name(device))
+        if path.exists():
+            return read(path)
+    return Table({}, frozenset())
 
 
 def path_of(device_name: str) -> Path:
@@ -61,23 +100,27 @@ def path_of(device_name: str) -> Path:
     return FOLDER / f"{re.sub(r'[^a-z0-9]+', '-', device_name.lower()).strip('-')}.json"
 
 
-def read(path: Path) -> dict[str, Limits]:
+def read(path: Path) -> Table:
     """A table, checked.
 
     Raises:
         TuningError: it is damaged.
     """
     try:
-        table = json.loads(path.read_text())["block"]
-        for name, limits in table.items():
+        content = json.loads(path.read_text())
+        block, cuda = content["block"], content.get("cuda", [])
+        for name, limits in block.items():
             _check(name, limits)
+        if not isinstance(cuda, list) or any(op not in COMPARED for op in cuda):
+            raise ValueError(f"cuda is {cuda!r}, expected a list of {', '.join(COMPARED)}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise TuningError(
             f"the tuning table {path} is damaged ({reason}); remove it to use the defaults, or measure it again with "
             "python -m hrm_kernels.tuning"
         ) from None
-    return {name: [(limit, candidate) for limit, candidate in limits] for name, limits in table.items()}
+    limits = {name: [(limit, candidate) for limit, candidate in limits] for name, limits in block.items()}
+    return Table(limits, frozenset(cuda))
 
 
 def _check(name: str, limits: Any) -> None:
@@ -104,17 +147,22 @@ def best(seconds: Mapping[int, Mapping[str, float]]) -> Limits:
     return [*chosen[:-1], (None, chosen[-1][1])]
 
 
-def write(path: Path, table: Mapping[str, Sequence[tuple[int | None, str]]], measured: Mapping[str, Any]) -> None:
+def write(
+    path: Path,
+    block: Mapping[str, Sequence[tuple[int | None, str]]],
+    cuda: Collection[str],
+    measured: Mapping[str, Any],
+) -> None:
     """Write a table, whole or not at all, with what it was measured with and how long everything took."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w") as file:
-            json.dump({"block": table, **measured}, file, indent=1)
+            json.dump({"block": block, "cuda": sorted(cuda), **measured}, file, indent=1)
             file.write("\n")
         os.chmod(part, 0o644)  # mkstemp's are for the owner alone
         os.replace(part, path)
     except BaseException:
         os.unlink(part)
         raise
-    _limits.cache_clear()
+    _of_device.cache_clear()

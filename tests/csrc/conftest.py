@@ -18,6 +18,7 @@ from hrm_kernels import native
 from hrm_kernels.ops.reasoning_module import cuda_kernels
 
 ROOT = Path(__file__).parents[2]
+backends = sys.modules["hrm_kernels.backends"]  # the function hides the module
 
 
 @dataclass
@@ -75,9 +76,10 @@ def cuda_on_cpu(simt, monkeypatch):
     simt.configure()
     load = native.load
     monkeypatch.setattr(native, "load", lambda name: native.Native(simt.module, None) if name == "cuda" else load(name))
-    monkeypatch.setattr(cuda_kernels, "DEVICE", "cpu")
-    cuda_kernels._ask.cache_clear()
-    cuda_kernels._workspace_bytes.cache_clear()
+    monkeypatch.setattr(backends, "CUDA_DEVICE", "cpu")
+    answers = (cuda_kernels._ask, cuda_kernels._workspace_bytes, backends._ask_cuda_library)
+    for cached in answers:
+        cached.cache_clear()
     yield simt
-    cuda_kernels._ask.cache_clear()
-    cuda_kernels._workspace_bytes.cache_clear()
+    for cached in answers:
+        cached.cache_clear()

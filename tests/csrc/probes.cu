@@ -132,6 +132,66 @@ __global__ void products(Probe p) {
   }
 }
 
+// One warp: out [16, 8] = a b^T with float16 a [16, 16] and b [8, 16], which `in` is rounded to. Fault 1: multiplied as
+// if they were bfloat16.
+__global__ void float16_products(Probe p) {
+  auto* a = reinterpret_cast<uint32_t*>(shared_memory());  // [16, 16], then b [8, 16], in pairs
+  for (int i = threadIdx.x; i < 192; i += 32) a[i] = ptx::to_float16x2(p.in[2 * i], p.in[2 * i + 1]);
+  __syncwarp();
+  const int lane = threadIdx.x;
+  uint32_t as[4], bs[4];
+  ptx::ldmatrix_x4(as, a + lane % 16 * 8 + lane / 16 * 4);
+  ptx::ldmatrix_x4(bs, a + 128 + lane % 8 * 8 + lane / 8 % 2 * 4);
+  float d[4] = {};
+  if (p.fault == 1) {
+    ptx::mma_m16n8k16(d, as, bs[0], bs[1]);
+  } else {
+    ptx::mma_m16n8k16_float16(d, as, bs[0], bs[1]);
+  }
+  float* out = p.out + lane / 4 * 8 + 2 * (lane % 4);
+  out[0] = d[0], out[1] = d[1], out[64] = d[2], out[65] = d[3];
+}
+
+// 64 threads: out is `in` rounded to float16, then `in` reversed, from the upper halves of the pairs.
+__global__ void float16_numbers(Probe p) {
+  const uint32_t pair = ptx::to_float16x2(p.in[threadIdx.x], p.in[63 - threadIdx.x]);
+  p.out[threadIdx.x] = ptx::from_float16(static_cast<uint16_t>(pair));
+  p.out[64 + threadIdx.x] = ptx::from_float16(static_cast<uint16_t>(pair >> 16));
+}
+
+// Clusters of two blocks of 64 threads: out is what the other block of the cluster has of `in`, reversed, by way of its
+// shared memory. Fault 1: no barrier of the cluster before reading. Fault 2: none before the end. Fault 3: launched
+// without clusters. Fault 4: a warp arrives twice. Fault 5: a warp waits without having arrived. Fault 6: half of each
+// warp arrives. Fault 7: a block looks for a third one. Fault 8: reads behind what the other block has.
+__global__ void cluster_exchange(Probe p) {
+  float* shared = shared_floats();
+  shared[threadIdx.x] = p.in[64 * blockIdx.x + threadIdx.x];
+  if (p.fault == 6 && threadIdx.x % 2) return;
+  if (p.fault != 1 && !(p.fault == 5 && threadIdx.x < 32)) ptx::cluster_arrive();
+  if (p.fault == 4 && threadIdx.x < 32) ptx::cluster_arrive();
+  if (p.fault != 1) ptx::cluster_wait();
+  const float* other = ptx::shared_of_block(shared, p.fault == 7 ? 2 : 1 - ptx::cluster_rank());
+  p.out[64 * blockIdx.x + threadIdx.x] = other[(p.fault == 8 ? 64 + 1023 : 63) - threadIdx.x];
+  if (p.fault != 2) {
+    ptx::cluster_arrive();
+    ptx::cluster_wait();
+  }
+}
+
+// Clusters of two blocks of 64 threads: the first 32 of each end early, and the barrier is for the others. Fault 1: they
+// have arrived there, and are not waited for either.
+__global__ void cluster_without_ended(Probe p) {
+  p.out[64 * blockIdx.x + threadIdx.x] = p.in[64 * blockIdx.x + threadIdx.x];
+  if (threadIdx.x < 32) {
+    if (p.fault == 1) ptx::cluster_arrive();
+    return;
+  }
+  ptx::cluster_arrive();
+  ptx::cluster_wait();
+  const unsigned at = 64 * (blockIdx.x ^ 1) + threadIdx.x;
+  p.out[256 + 64 * blockIdx.x + threadIdx.x] = p.out[at];
+}
+
 // One warp: shuffles, votes, atomics.
 __global__ void warp_functions(Probe p) {
   const float x = p.in[threadIdx.x];
@@ -149,10 +209,11 @@ __global__ void warp_functions(Probe p) {
 
 }  // namespace hrm::probes
 
-#define PROBE(name, grid, threads, bytes)                                                                             \
+#define PROBE(name, grid, threads, bytes) PROBE_OF_CLUSTERS(name, grid, threads, bytes, 1)
+#define PROBE_OF_CLUSTERS(name, grid, threads, bytes, cluster)                                                        \
   extern "C" const char* probe_##name(const float* in, float* out, unsigned* counter, int fault) {                   \
-    return hrm::launch(hrm::probes::name, dim3(grid), threads, bytes, grid > 1 && fault != 3, nullptr,              \
-                       hrm::probes::Probe{in, out, counter, fault});                                                  \
+    return hrm::launch(hrm::probes::name, dim3(grid), threads, bytes, grid > 1 && cluster == 1 && fault != 3,        \
+                       nullptr, hrm::probes::Probe{in, out, counter, fault}, fault == 3 ? 1 : cluster);               \
   }
 PROBE(missing_barrier, 1, 64, 256)
 PROBE(missing_wait, 1, 64, 1024)
@@ -163,4 +224,8 @@ PROBE(out_of_bounds, 1, 64, 256)
 PROBE(divergent_warp, 1, 32, 0)
 PROBE(grid_barrier, 3, 32, 0)
 PROBE(products, 1, 32, 1024)
+PROBE(float16_products, 1, 32, 768)
+PROBE(float16_numbers, 1, 64, 0)
 PROBE(warp_functions, 1, 32, 0)
+PROBE_OF_CLUSTERS(cluster_exchange, 4, 64, 256, 2)
+PROBE_OF_CLUSTERS(cluster_without_ended, 4, 64, 0, 2)

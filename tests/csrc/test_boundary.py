@@ -138,6 +138,191 @@ def test_any_arguments(simt, data):
         assert str(error)
 
 
+def optimizer_and_loss_arguments(function):
+    """Valid ones, as a list."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator)
+
+    if function == "adam_atan2":
+        lists = [[random(5, 32), random(64)] for _ in range(3)]
+        squares, copies = [m.square() for m in lists[2]], [p.to(BF16) for p in lists[0]]
+        counts, arrived = [torch.ones(()), torch.ones(1)], torch.zeros(1, dtype=torch.int32)
+        return [*lists, squares, copies, counts, 0.1, torch.tensor(0.1), 0.9, 0.95, 0.1, arrived]
+    if function == "sparse_sign_sgd":
+        return [random(5, 32), torch.tensor([1, 4, 1]), random(3, 32), 0.1, torch.tensor(0.1), 0.1]
+    logits, labels = random(2, 3, 32), torch.tensor([[1, 2, -100], [31, 0, 0]])
+    floats = [random(2, 3).abs() + 1 for _ in range(3)]
+    if function == "stablemax_forward":
+        return [logits, labels, -100, *floats, torch.zeros(2, 3, dtype=torch.long)]
+    return [floats[0], logits, labels, *floats[1:], -100, torch.zeros(2, 3, 32)]
+
+
+OPTIMIZERS_AND_LOSS = ["adam_atan2", "sparse_sign_sgd", "stablemax_forward", "stablemax_backward"]
+
+
+@pytest.mark.parametrize(
+    ("function", "index", "change", "error", "message"),
+    [
+        ("adam_atan2", 0, lambda p: [p[0].double(), p[1]], TypeError, r"params\[0\] is float64; pass float32, "),
+        ("adam_atan2", 0, lambda p: [p[0], p[1].half()], TypeError, r"params\[1\] is float16; pass float32"),
+        ("adam_atan2", 1, lambda g: g[:1], ValueError, "grads has 1 tensors and params 2; pass as many of each"),
+        ("adam_atan2", 1, lambda g: [g[0], None], TypeError, "grads holds None; pass tensors alone"),
+        ("adam_atan2", 1, lambda g: [g[0].t(), g[1]], ValueError, r"grads\[0\] of shape \[32, 5\] is not contiguous"),
+        ("adam_atan2", 2, lambda m: [m[0][:4], m[1]], ValueError, r"exp_avgs\[0\] has shape \[4, 32\] and its param"),
+        ("adam_atan2", 4, lambda c: c[:1], ValueError, "copies has 1 tensors and params 2"),
+        ("adam_atan2", 5, lambda n: [n[0], n[1].double()], TypeError, r"counts\[1\] is float64; pass float32"),
+        ("adam_atan2", 5, lambda n: [n[0], torch.ones(2)], ValueError, r"counts\[1\] has shape \[2\]; pass a scalar"),
+        ("adam_atan2", 7, lambda lr: lr.double(), TypeError, "lr is float64; pass float32"),
+        ("adam_atan2", 8, lambda beta: 1.0, ValueError, "beta1 is 1; pass a number from 0 to below 1"),
+        ("adam_atan2", 9, lambda beta: float("nan"), ValueError, "beta2 is -?nan; pass a number"),
+        ("adam_atan2", 11, lambda arrived: None, TypeError, "lr is on the device, where the counts are not"),
+        ("adam_atan2", 11, lambda arrived: arrived.repeat(2), ValueError, r"arrived has shape \[2\]; pass one zero"),
+        ("sparse_sign_sgd", 0, lambda w: w[0], ValueError, r"weights has shape \[32\]; pass \[E, D\]"),
+        ("sparse_sign_sgd", 1, lambda ids: ids.short(), TypeError, "ids is int16; pass int32 or int64"),
+        ("sparse_sign_sgd", 1, lambda ids: ids[None], ValueError, r"ids has shape \[1, 3\]; pass \[N\] = \[3\]"),
+        ("sparse_sign_sgd", 2, lambda g: g[:2], ValueError, r"grads has shape \[2, 32\]; pass \[N, D\] = \[3, 32\]"),
+        ("sparse_sign_sgd", 2, lambda g: g.half(), TypeError, "grads is float16; pass float32"),
+        ("stablemax_forward", 0, lambda x: x[..., :0], ValueError, r"logits has shape \[2, 3, 0\]; pass "),
+        ("stablemax_forward", 1, lambda y: y.t(), ValueError, r"labels of shape \[3, 2\] is not contiguous"),
+        ("stablemax_forward", 1, lambda y: y[:1], ValueError, r"labels has shape \[1, 3\] and logits \[2, 3, 32\]"),
+        ("stablemax_forward", 1, lambda y: y.float(), TypeError, "labels is float32; pass int32 or int64"),
+        ("stablemax_forward", 3, lambda loss: loss[:1], ValueError, r"loss has shape \[1, 3\] and labels \[2, 3\]"),
+        ("stablemax_forward", 6, lambda a: a.int(), TypeError, "argmax is int32; pass int64"),
+        ("stablemax_backward", 0, lambda d: d.half(), TypeError, "dloss is float16; pass float32"),
+        ("stablemax_backward", 6, lambda dx: dx.half(), TypeError, "dlogits is float16; pass float32"),
+        ("stablemax_backward", 6, lambda dx: dx[..., 1:].contiguous(), ValueError, r"dlogits has shape \[2, 3, 31\]"),
+    ],
+)
+def test_errors_of_optimizers_and_loss(simt, function, index, change, error, message):
+    given = optimizer_and_loss_arguments(function)
+    given[index] = change(given[index])
+    with pytest.raises(error, match=message):
+        getattr(simt.module, function)(*given)
+
+
+@pytest.mark.parametrize("function", OPTIMIZERS_AND_LOSS)
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_any_arguments_of_optimizers_and_loss(simt, function, data):
+    """None to three arguments replaced by anything."""
+    simt.configure(2)
+    call = optimizer_and_loss_arguments(function)
+    for index in data.draw(st.lists(st.integers(0, len(call) - 1), max_size=3, unique=True)):
+        if isinstance(call[index], list):
+            call[index] = [*call[index][:1], data.draw(tensors())]
+        elif isinstance(call[index], torch.Tensor):
+            call[index] = data.draw(tensors())
+        elif isinstance(call[index], float):
+            call[index] = data.draw(st.floats())
+        else:
+            call[index] = data.draw(numbers)
+    try:
+        getattr(simt.module, function)(*call)
+    except (TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
+        assert str(error)
+
+
+def attention_arguments(function):
+    """Valid ones, as a list."""
+    generator = torch.Generator().manual_seed(0)
+    qkv, out = (torch.randn(2, 5, width, generator=generator).to(BF16) for width in (192, 64))
+    tables, lse = [torch.rand(6, 32, generator=generator) for _ in range(2)], torch.rand(2, 2, 5, generator=generator)
+    if function == "rope_attention_forward":
+        return [qkv, *tables, 2, out, lse]
+    return [out, qkv, lse, *tables, 2, torch.empty_like(qkv)]
+
+
+@pytest.mark.parametrize(
+    ("function", "index", "change", "error", "message"),
+    [
+        (
+            "rope_attention_forward",
+            0,
+            lambda t: t[0],
+            ValueError,
+            r"qkv has shape \[5, 192\] with num_heads 2; pass \[B,",
+        ),
+        ("rope_attention_forward", 0, lambda t: t.float(), TypeError, "qkv is float32; pass bfloat16 or float16"),
+        ("rope_attention_forward", 0, lambda t: t.double(), TypeError, "qkv is float64; pass float32, bfloat16 or"),
+        ("rope_attention_forward", 0, lambda t: t.transpose(0, 1), ValueError, r"qkv of shape .* is not contiguous"),
+        ("rope_attention_forward", 0, lambda t: t[:0], ValueError, "qkv has B = 0 and S = 5 with num_heads 2; pass 1"),
+        (
+            "rope_attention_forward",
+            0,
+            lambda t: t.repeat(1, 26, 1),
+            ValueError,
+            "S = 130 with num_heads 2; pass 1 to 128",
+        ),
+        ("rope_attention_forward", 0, lambda t: t.expand(2**31, 2, 5, 192)[:, 0], ValueError, "B H from 1 to 2"),
+        ("rope_attention_forward", 1, lambda t: None, TypeError, "one of cos and sin is None"),
+        ("rope_attention_forward", 2, lambda t: t[:5], ValueError, r"sin has shape \[5, 32\] and cos \[6, 32\]"),
+        ("rope_attention_forward", 3, lambda heads: 0, ValueError, "num_heads 0"),
+        ("rope_attention_forward", 3, lambda heads: 4, ValueError, "d = 16; pass heads of 32, 64 or 128"),
+        ("rope_attention_forward", 3, lambda heads: 2**62, ValueError, "num_heads 4611686018427387904"),
+        ("rope_attention_forward", 4, lambda t: t.half(), TypeError, "out is float16; pass bfloat16"),
+        (
+            "rope_attention_forward",
+            4,
+            lambda t: t[:1],
+            ValueError,
+            r"out has shape \[1, 5, 64\]; pass \[B, S, H d\] = \[",
+        ),
+        (
+            "rope_attention_forward",
+            5,
+            lambda t: t[..., :4].clone(),
+            ValueError,
+            r"lse has shape \[2, 2, 4\]; pass \[B, H",
+        ),
+        (
+            "rope_attention_backward",
+            0,
+            lambda t: t[..., :32].clone(),
+            ValueError,
+            r"dout has shape \[2, 5, 32\]; pass \[",
+        ),
+        ("rope_attention_backward", 2, lambda t: t.double(), TypeError, "lse is float64; pass float32"),
+        ("rope_attention_backward", 2, lambda t: None, TypeError, "argument #2"),
+        (
+            "rope_attention_backward",
+            6,
+            lambda t: t[:1],
+            ValueError,
+            r"dqkv has shape \[1, 5, 192\] and qkv \[2, 5, 192\]",
+        ),
+    ],
+)
+def test_errors_of_attention(simt, function, index, change, error, message):
+    given = attention_arguments(function)
+    given[index] = change(given[index])
+    with pytest.raises(error, match=message):
+        getattr(simt.module, function)(*given)
+
+
+def test_short_tables_of_attention(simt):
+    given = attention_arguments("rope_attention_forward")
+    given[1:3] = [table[:4].contiguous() for table in given[1:3]]
+    with pytest.raises(ValueError, match=r"cos has shape \[4, 32\]; pass \[>= S, d\] = \[>= 5, 32\]"):
+        simt.module.rope_attention_forward(*given)
+
+
+@pytest.mark.parametrize("function", ["rope_attention_forward", "rope_attention_backward"])
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_any_arguments_of_attention(simt, function, data):
+    """None to three arguments replaced by anything."""
+    simt.configure(2)
+    call = attention_arguments(function)
+    for index in data.draw(st.lists(st.integers(0, len(call) - 1), max_size=3, unique=True)):
+        call[index] = data.draw(tensors() if isinstance(call[index], torch.Tensor) else numbers)
+    try:
+        getattr(simt.module, function)(*call)
+    except (TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
+        assert str(error)
+
+
 @settings(max_examples=50, deadline=None)
 @given(sizes=st.lists(numbers, min_size=6, max_size=6))
 def test_any_sizes(simt, sizes):

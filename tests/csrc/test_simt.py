@@ -2,17 +2,22 @@
 
 import ctypes
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 
+ROOT = Path(__file__).parents[2]
 ORDERS = [0, 1, 2, 3, 4]
 
 
-def probe(simt, name, fault=0, inputs=64, outputs=64, order=0):
-    """``(in, out, counter, error)`` of a launch of a probe with random numbers that bfloat16 can hold."""
+def probe(simt, name, fault=0, inputs=64, outputs=64, order=0, values=None):
+    """``(in, out, counter, error)`` of a launch of a probe with ``values``, or random ones that bfloat16 can hold."""
     simt.configure(order=order)
-    values = torch.randn(inputs, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    if values is None:
+        values = torch.randn(inputs, generator=torch.Generator().manual_seed(0)).bfloat16().float()
     values = simt.guarded(values)
     out = torch.full((outputs,), float("nan"))
     counter = torch.zeros(1, dtype=torch.int32)
@@ -34,10 +39,12 @@ def probe(simt, name, fault=0, inputs=64, outputs=64, order=0):
         ("out_of_bounds", 64, lambda x: x),
         ("divergent_warp", 32, lambda x: x.sum().expand(32)),
         ("grid_barrier", 96, lambda x: x.roll(-32)),
+        ("cluster_exchange", 256, lambda x: x.view(2, 2, 64).flip(1, 2).flatten()),
+        ("cluster_without_ended", 256, lambda x: x),
     ],
 )
 def test_right_kernels_are_right(simt, name, size, expected, order):
-    values, out, _, error = probe(simt, name, 0, size, size + 96, order)
+    values, out, _, error = probe(simt, name, 0, size, 2 * size + 96, order)
     assert error is None
     torch.testing.assert_close(out[:size], expected(values), rtol=1e-6, atol=1e-5)
 
@@ -66,6 +73,21 @@ def test_a_missing_barrier_of_the_grid_shows(simt, order):
     assert error is None and out[:96].isnan().any()
 
 
+@pytest.mark.parametrize("order", [0, 1])
+def test_a_missing_barrier_of_the_cluster_shows(simt, order):
+    _, out, _, error = probe(simt, "cluster_exchange", 1, 256, 256, order)
+    assert out.isnan().any() or "which has ended" in error
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("fault", [0, 1])
+def test_threads_that_have_ended_are_not_waited_for(simt, order, fault):
+    values, out, _, error = probe(simt, "cluster_without_ended", fault, 256, 512, order)
+    assert error is None
+    got, want = (x.view(2, 2, 64)[:, :, 32:] for x in (out[256:], values))
+    assert torch.equal(got, want.flip(1))
+
+
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(
     ("name", "fault", "message"),
@@ -91,10 +113,17 @@ def test_a_missing_barrier_of_the_grid_shows(simt, order):
         ("products", 1, "ldmatrix at byte 104 of shared memory, not aligned to 16"),
         ("grid_barrier", 2, "for ever"),
         ("grid_barrier", 3, "for ever"),
+        ("cluster_exchange", 2, "of 256 bytes of shared memory of another block, which has ended"),
+        ("cluster_exchange", 3, "mapa of block 1 of a cluster of 1"),
+        ("cluster_exchange", 4, "barrier.cluster.arrive twice without a wait between"),
+        ("cluster_exchange", 5, "barrier.cluster.wait without having arrived"),
+        ("cluster_exchange", 6, "waits at barrier.cluster.arrive for ever; .* has ended"),
+        ("cluster_exchange", 7, "mapa of block 2 of a cluster of 2"),
+        ("cluster_exchange", 8, "access at byte [0-9]+ of 256 bytes of shared memory of another block$"),
     ],
 )
 def test_errors_name_kernel_block_and_thread(simt, name, fault, message, order):
-    size = {"products": 512, "grid_barrier": 96}.get(name, 64)
+    size = {"products": 512, "grid_barrier": 96, "cluster_exchange": 256}.get(name, 64)
     *_, error = probe(simt, name, fault, size, 256, order)
     assert error is not None and re.search(message, error)
     assert re.match(rf"hrm::probes::{name}, block \(\d, 0, 0\)", error)
@@ -112,6 +141,38 @@ def test_products(simt, order):
     a, b, c = values[:256].view(16, 16), values[256:384].view(8, 16), values[384:].view(16, 8)
     torch.testing.assert_close(out[:128].view(16, 8), a @ b.t() + 1, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(out[128:].view(16, 8), a @ c + 1, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_products_of_float16(simt, order):
+    values, out, _, error = probe(simt, "float16_products", 0, 384, 128, order)
+    assert error is None
+    a, b = values[:256].half().float().view(16, 16), values[256:].half().float().view(8, 16)
+    torch.testing.assert_close(out.view(16, 8), a @ b.t(), rtol=1e-5, atol=1e-5)
+    _, wrong, _, error = probe(simt, "float16_products", 1, 384, 128, order)
+    assert error is None and (wrong - out).abs().max() > 0.1
+
+
+def test_numbers_of_float16(simt):
+    """Rounding to even, subnormals, what overflows and what just does not, infinities and NaN, as torch has them."""
+    edges = [0, 1, 2047, 2049, 2051, 65504, 65519.9, 65520, 1e30, float("inf"), 2**-14, 2**-24, 2**-25, 1.1 * 2**-25]
+    edges += [1.5 * 2**-24, 2.5 * 2**-24, 2**-14 - 2**-26, 1023.5 * 2**-24, 1e-30, float("nan")]
+    random = 2.0 ** torch.empty(64 - 2 * len(edges)).uniform_(-26, 17, generator=torch.Generator().manual_seed(0))
+    values = torch.cat((torch.tensor(edges), -torch.tensor(edges), random))
+    values, out, _, error = probe(simt, "float16_numbers", 0, 64, 128, values=values)
+    assert error is None
+    want = values.half().float()
+    torch.testing.assert_close(out, torch.cat((want, want.flip(0))), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
+def test_nvcc_compiles_the_probes(tmp_path):
+    """The instructions of clusters, which no kernel uses yet, are as the assembler wants them."""
+    flags = ["-std=c++17", "-O3", "-cubin", "-arch=sm_90a", "-Werror=all-warnings"]
+    command = ["nvcc", *flags, "-I", ROOT / "csrc", ROOT / "tests" / "csrc" / "probes.cu", "-o", tmp_path / "cubin"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("order", ORDERS)

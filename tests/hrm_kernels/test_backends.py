@@ -90,6 +90,57 @@ def test_explain(cpu_backend, capsys):
     assert "float16" in printed and "it computes float32 only" in printed and "no cuda kernels" in printed
 
 
+@pytest.fixture
+def gpu_backends(monkeypatch):
+    """CPU tensors prefer cuda, then triton, whose results are 1 and 2; what each cannot serve, and what is unproven."""
+    reasons = {"cuda": None, "triton": None, "unproven": "not measured to be faster"}
+    table = {"reference": room._op.backends["reference"]}
+    for value, name in ((1.0, "cuda"), (2.0, "triton")):
+        table[name] = Backend(
+            lambda gate_up, value=value: torch.full_like(gate_up[..., 1::2], value),
+            lambda gate_up, name=name: reasons[name],
+            passed_over=lambda gate_up, name=name: reasons["unproven"] if name == "cuda" else None,
+        )
+    module = sys.modules["hrm_kernels.backends"]
+    monkeypatch.setattr(room._op, "backends", table)
+    monkeypatch.setattr(module, "PREFERENCE", {"cpu": ("cuda", "triton", "reference")})
+    monkeypatch.setattr(module, "_said", set())
+    return reasons
+
+
+def test_a_backend_that_is_passed_over_is_asked_last_but_for_reference(gpu_backends, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is no failure
+        assert k.swiglu(X).eq(2).all() and k.explain("swiglu", X) == "triton"
+        assert "cuda       can serve it too, after triton: not measured to be faster\n" in capsys.readouterr().out
+        gpu_backends["cuda"] = "not built"
+        assert k.swiglu(X).eq(2).all() and k.explain("swiglu", X) == "triton"
+        assert "cuda       not built\n" in capsys.readouterr().out
+    gpu_backends |= {"cuda": None, "triton": "not installed"}
+    with pytest.warns(UserWarning, match="swiglu runs on backend 'cuda'; 'triton' cannot serve it: not installed$"):
+        assert k.swiglu(X).eq(1).all()
+    gpu_backends["cuda"] = "not built"
+    with pytest.warns(UserWarning, match="'reference'; 'triton' cannot .* not installed; 'cuda' cannot .* not built$"):
+        assert not k.swiglu(X).eq(1).any()
+
+
+def test_a_backend_that_is_passed_over_is_taken_where_it_is_asked_for_or_proven(gpu_backends, capsys):
+    with k.use_backend("cuda"):
+        assert k.swiglu(X).eq(1).all()
+        assert k.explain("swiglu", X) == "cuda"
+    with k.use_backend("triton"):
+        k.explain("swiglu", X)
+    assert "cuda       can serve it too, after triton\n" in capsys.readouterr().out
+    gpu_backends["unproven"] = None
+    assert k.swiglu(X).eq(1).all()
+
+
+def test_compiled_code_passes_over_too(gpu_backends):
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda gate_up: k.swiglu(gate_up), backend="eager", fullgraph=True)
+    assert compiled(X).eq(2).all()
+
+
 def test_compiled_code_follows_the_choice(cpu_backend):
     torch._dynamo.reset()
     compiled = torch.compile(lambda gate_up: k.swiglu(gate_up), backend="eager", fullgraph=True)

@@ -26,9 +26,9 @@ def device(monkeypatch, tmp_path):
     """A GPU by name only; the folder of its table."""
     monkeypatch.setattr(tables, "FOLDER", tmp_path)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "ACME Toaster (9000)")
-    tables._limits.cache_clear()
+    tables._of_device.cache_clear()
     yield tmp_path / "acme-toaster-9000.json"
-    tables._limits.cache_clear()
+    tables._of_device.cache_clear()
 
 
 def test_the_defaults_are_for_devices_without_a_table(device):
@@ -42,7 +42,7 @@ def test_the_defaults_are_for_devices_without_a_table(device):
 
 
 def test_a_table_decides_by_dtype_and_rows(device):
-    tables.write(device, {"bfloat16": [(32, "whole_row"), (500, "fused"), (None, "library")]}, {"device": "x"})
+    tables.write(device, {"bfloat16": [(32, "whole_row"), (500, "fused"), (None, "library")]}, [], {"device": "x"})
     assert [tuning.choose(CUDA, torch.bfloat16, rows) for rows in (1, 32, 33, 500, 501, 10**9)] == [
         "whole_row",
         "whole_row",
@@ -53,7 +53,7 @@ def test_a_table_decides_by_dtype_and_rows(device):
     ]
     assert tuning.choose(CUDA, torch.float16, 1) == "fused_small"  # which it doesn't have
     assert tuning.choose(CPU, torch.bfloat16, 1) == "fused_small"
-    tables.write(device, {"bfloat16": [(None, "library")]}, {})
+    tables.write(device, {"bfloat16": [(None, "library")]}, [], {})
     assert tuning.choose(CUDA, torch.bfloat16, 1) == "library"  # read anew
     assert [path.name for path in device.parent.iterdir()] == [device.name]
 
@@ -72,6 +72,10 @@ def test_a_table_decides_by_dtype_and_rows(device):
         ('{"block": {"float16": [["8", "fused"], [null, "fused"]]}}', "rise to a last one"),
         ('{"block": {"float16": [[null]]}}', "not enough values"),
         ('{"block": 3}', "no attribute"),
+        ('{"block": {}, "cuda": ["swiglu"]}', r"cuda is \['swiglu'\], expected a list of adam_atan2"),
+        ('{"block": {}, "cuda": "rope_attention"}', "cuda is 'rope_attention', expected a list"),
+        ('{"block": {}, "cuda": [[]]}', "expected a list"),
+        ('{"block": {}, "cuda": null}', "cuda is None"),
     ],
 )
 def test_a_damaged_table_is_an_error_with_a_way_out(device, text, reason):
@@ -82,9 +86,40 @@ def test_a_damaged_table_is_an_error_with_a_way_out(device, text, reason):
     assert "\n" not in str(error.value)
 
 
+class OnGpu:
+    """As much of a tensor on a GPU as a choice of backend looks at."""
+
+    device = CUDA
+
+
+def test_cuda_is_unproven_until_the_table_says_otherwise(device):
+    asked = tables.cuda_is_unproven("adam_atan2"), tables.cuda_is_unproven("rope_attention")
+    for passed_over in asked:
+        for first in (torch.ones(1), [torch.ones(1)]):
+            assert passed_over(first, None) == (
+                "not measured to be faster than triton here; python -m hrm_kernels.tuning compares them"
+            )
+        assert "not measured" in passed_over([OnGpu()])
+    tables.write(device, {}, ["rope_attention"], {})
+    assert "not measured" in asked[0]([OnGpu()]) and asked[1]([OnGpu()]) is None
+    assert "not measured" in asked[1](torch.ones(1))  # not on that GPU
+    device.write_text('{"block": {}}')  # of a version that compared nothing
+    tables._of_device.cache_clear()
+    assert "not measured" in asked[1]([OnGpu()])
+    device.write_text('{"block": {}, "cuda": 3}')
+    tables._of_device.cache_clear()
+    with pytest.raises(TuningError, match="cuda is 3"):
+        asked[1]([OnGpu()])
+
+
+def test_an_op_that_nothing_compares():
+    with pytest.raises(ValueError, match="nothing compares backends of 'swiglu'; expected one of adam_atan2, "):
+        tables.cuda_is_unproven("swiglu")
+
+
 def test_the_shipped_tables_are_right():
     for path in tables.FOLDER.glob("*.json"):
-        assert tables.read(path) and tables.path_of(json.loads(path.read_text())["device"]) == path
+        assert tables.read(path).block and tables.path_of(json.loads(path.read_text())["device"]) == path
 
 
 def test_the_fastest_of_each_number_of_rows():
@@ -146,6 +181,23 @@ def test_measuring_runs_every_candidate_once_they_agree(monkeypatch):
         command.measure(CPU, torch.float16, 16, run, sizes)
 
 
+def test_cuda_leads_where_it_is_faster_in_every_problem_by_more_than_timings_differ():
+    assert command.cuda_leads({"a": {"triton": 1.04, "cuda": 1.0}, "b": {"triton": 3.0, "cuda": 2.0}})
+    assert not command.cuda_leads({"a": {"triton": 1.02, "cuda": 1.0}, "b": {"triton": 3.0, "cuda": 2.0}})
+    assert not command.cuda_leads({"a": {"triton": 1.0, "cuda": 2.0}, "b": {"triton": 9.0, "cuda": 2.0}})
+
+
+def test_what_cannot_run_is_not_compared(monkeypatch, capsys):
+    """CPU tensors are not for cuda."""
+    for name in ("BATCH", "POSITIONS", "PUZZLES", "LAYERS"):
+        monkeypatch.setattr(command, name, 2)
+    led, seconds = command.compare_all(CPU, lambda function: 1.0)
+    assert (led, seconds) == ([], {})
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said] == list(tables.COMPARED)
+    assert all("not compared; " in line and "are for cuda tensors, not cpu" in line for line in said)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_without_a_gpu_it_says_so():
     done = subprocess.run([sys.executable, "-m", "hrm_kernels.tuning"], capture_output=True, text=True)
@@ -160,5 +212,5 @@ def test_the_command_on_a_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(command, "ROWS", (16, 328))
     assert command.main([]) == 0
     (written,) = tmp_path.glob("*.json")
-    assert set(tables.read(written)) == {"float32", "bfloat16", "float16"}
-    tables._limits.cache_clear()
+    assert set(tables.read(written).block) == {"float32", "bfloat16", "float16"}
+    tables._of_device.cache_clear()

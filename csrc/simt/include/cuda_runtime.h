@@ -65,6 +65,7 @@ inline uint32_t __float_as_uint(float value) {
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __expf(float x) { return std::exp(x); }
 
@@ -135,6 +136,9 @@ inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask,
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == 0xffffffffu; }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { simt::exchange("__syncwarp", mask, 0u, 0, simt::From()); }
 
+// Threads see each other's writes as they are made.
+inline void __threadfence() {}
+
 // Fibres are switched at barriers alone, so a plain addition is atomic.
 template <typename T>
 T atomicAdd(T* address, T value) {
@@ -155,11 +159,14 @@ enum cudaDeviceAttr {
   cudaDevAttrComputeCapabilityMinor
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative };
+enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative, cudaLaunchAttributeClusterDimension };
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
   struct {
     int cooperative;
+    struct {
+      unsigned x, y, z;
+    } clusterDim;
   } val;
 };
 struct cudaLaunchConfig_t {
@@ -210,7 +217,17 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                       {config->gridDim.x, config->gridDim.y, config->gridDim.z},
                       {config->blockDim.x, config->blockDim.y, config->blockDim.z},
                       config->dynamicSmemBytes,
-                      false};
-  for (unsigned i = 0; i < config->numAttrs; ++i) launch.cooperative |= config->attrs[i].val.cooperative != 0;
+                      false,
+                      1};
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    const auto& value = config->attrs[i].val;
+    switch (config->attrs[i].id) {
+      case cudaLaunchAttributeCooperative: launch.cooperative = value.cooperative != 0; break;
+      case cudaLaunchAttributeClusterDimension:
+        if (value.clusterDim.y != 1 || value.clusterDim.z != 1) return cudaErrorInvalidValue;  // not emulated
+        launch.cluster = value.clusterDim.x;
+        break;
+    }
+  }
   return simt::run(launch, [&] { std::apply(kernel, copies); }) ? cudaSuccess : cudaErrorLaunchFailure;
 }

@@ -1,12 +1,14 @@
 """The step of :class:`hrm_kernels.optim.AdamATan2` on parameters of one dtype and device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from hrm_kernels.backends import Backend, Op, triton_cannot_run
-from hrm_kernels.ops.adam_atan2 import cpu_kernels, reference
+from hrm_kernels.backends import Backend, Op, cuda_cannot_run, triton_cannot_run
+from hrm_kernels.ops.adam_atan2 import cpu_kernels, cuda_kernels, reference
+from hrm_kernels.tuning.table import cuda_is_unproven
 
 
 def _triton(params: Sequence[Tensor], grads: Sequence[Tensor], *arguments: Any) -> None:
@@ -15,7 +17,8 @@ def _triton(params: Sequence[Tensor], grads: Sequence[Tensor], *arguments: Any) 
     triton_kernels.step(params, [g.contiguous() for g in grads], *arguments)
 
 
-def _triton_unsupported(
+def _gpu_unsupported(
+    cannot_run: Callable[[Tensor], str | None],
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     exp_avgs: Sequence[Tensor],
@@ -28,7 +31,7 @@ def _triton_unsupported(
     capturable: bool,
     tables: dict,
 ) -> str | None:
-    reason = triton_cannot_run(params[0])
+    reason = cannot_run(params[0])
     if reason is not None:
         return reason
     if not all(x.is_contiguous() for group in (params, exp_avgs, exp_avg_sqs, copies or ()) for x in group):
@@ -37,6 +40,8 @@ def _triton_unsupported(
         return "a learning rate on the GPU needs capturable=True"
     if capturable and any(step.device != params[0].device for step in steps):
         return "capturable=True needs the step counts on the parameters' device"
+    if not capturable and any(step.device.type != "cpu" for step in steps):
+        return "step counts on the GPU, which a step would wait for, need capturable=True"
     return None
 
 
@@ -45,7 +50,8 @@ _op = Op(
     None,
     {
         "reference": Backend(reference.adam_atan2),
-        "triton": Backend(_triton, _triton_unsupported),
+        "triton": Backend(_triton, partial(_gpu_unsupported, triton_cannot_run)),
+        "cuda": Backend(cuda_kernels.step, partial(_gpu_unsupported, cuda_cannot_run), cuda_is_unproven("adam_atan2")),
         "cpu": Backend(cpu_kernels.step, cpu_kernels.unsupported),
     },
 )

@@ -6,10 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from hrm_kernels import native
-from hrm_kernels.backends import launcher, traced_as_constant
-
-DEVICE = "cuda"
-"""Tests that run the kernels on a CPU (csrc/simt) set it to ``"cpu"``."""
+from hrm_kernels.backends import cuda_cannot_run, launcher, traced_as_constant
 
 MOST_TOKENS = 512
 """B * S up to which the kernel serves a call. An estimate, not yet measured on a GPU.
@@ -22,12 +19,11 @@ about there on it takes longer than the launches that it saves, and larger tiles
 
 def cannot_run(z: torch.Tensor, modules: Sequence[Sequence[Sequence[torch.Tensor]]], num_heads: int) -> str | None:
     """None where the kernel can update ``z [B, S, D]`` with the blocks of these modules, else why not."""
-    if z.device.type != DEVICE:
-        return f"the cuda kernels are for {DEVICE} tensors, not {z.device.type}"
-    if torch.version.hip:
-        return "the cuda kernels are for NVIDIA GPUs"
+    reason = cuda_cannot_run(z)
+    if reason is not None:
+        return reason
     if z.dtype is not torch.bfloat16:
-        return f"the cuda kernels are for bfloat16, not {str(z.dtype).removeprefix('torch.')}"
+        return f"its cuda kernels are for bfloat16, not {str(z.dtype).removeprefix('torch.')}"
     batch, positions, width = z.shape
     if not 1 <= batch * positions <= MOST_TOKENS:
         return f"the cuda kernels are for 1 to {MOST_TOKENS} tokens (B * S)"

@@ -4,7 +4,8 @@ import torch
 
 from hrm_kernels.backends import Backend, Op, cpu_cannot_run, triton_cannot_run
 from hrm_kernels.checks import check_heads, check_shape, check_tables, check_tensor
-from hrm_kernels.ops.rope_attention import cpu_kernels, reference
+from hrm_kernels.ops.rope_attention import cpu_kernels, cuda_kernels, reference
+from hrm_kernels.tuning.table import cuda_is_unproven
 
 
 class _Triton(torch.autograd.Function):
@@ -75,6 +76,9 @@ _op = Op(
     "(Tensor qkv, Tensor? cos, Tensor? sin, int num_heads) -> Tensor",
     {
         "reference": Backend(reference.rope_attention),
+        "cuda": Backend(
+            cuda_kernels.rope_attention, cuda_kernels.unsupported, passed_over=cuda_is_unproven("rope_attention")
+        ),
         "triton": Backend(_triton, _triton_cannot_serve),
         "cpu": Backend(
             cpu_kernels.rope_attention,

@@ -3,7 +3,8 @@
 import torch
 
 from hrm_kernels.backends import Backend, Op, triton_cannot_run
-from hrm_kernels.ops.sparse_sign_sgd import cpu_kernels, reference
+from hrm_kernels.ops.sparse_sign_sgd import cpu_kernels, cuda_kernels, reference
+from hrm_kernels.tuning.table import cuda_is_unproven
 
 
 def _triton(
@@ -25,6 +26,7 @@ _op = Op(
     {
         "reference": Backend(reference.sparse_sign_sgd),
         "triton": Backend(_triton, _triton_unsupported),
+        "cuda": Backend(cuda_kernels.step, cuda_kernels.unsupported, cuda_is_unproven("sparse_sign_sgd")),
         "cpu": Backend(cpu_kernels.step, cpu_kernels.unsupported),
     },
 )

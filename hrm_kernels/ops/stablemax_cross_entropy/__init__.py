@@ -2,9 +2,10 @@ from typing import Any
 
 import torch
 
-from hrm_kernels.backends import Backend, Op, cpu_cannot_run, triton_cannot_run
+from hrm_kernels.backends import Backend, Op, cpu_cannot_run, cuda_cannot_run, triton_cannot_run
 from hrm_kernels.checks import check_shape, check_tensor
-from hrm_kernels.ops.stablemax_cross_entropy import cpu_kernels, reference
+from hrm_kernels.ops.stablemax_cross_entropy import cpu_kernels, cuda_kernels, reference
+from hrm_kernels.tuning.table import cuda_is_unproven
 
 
 class _Triton(torch.autograd.Function):
@@ -41,6 +42,10 @@ def _triton_unsupported(logits: torch.Tensor, labels: torch.Tensor, ignore_index
     return triton_cannot_run(logits)
 
 
+def _cuda_unsupported(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> str | None:
+    return cuda_cannot_run(logits)
+
+
 _op = Op(
     "stablemax_cross_entropy",
     "(Tensor logits, Tensor labels, int ignore_index) -> Tensor",
@@ -50,6 +55,9 @@ _op = Op(
             lambda logits, labels, ignore: _triton(logits, labels, ignore, False)[0], _triton_unsupported
         ),
         "cpu": Backend(cpu_kernels.stablemax_cross_entropy, _cpu_unsupported),
+        "cuda": Backend(
+            cuda_kernels.stablemax_cross_entropy, _cuda_unsupported, cuda_is_unproven("stablemax_cross_entropy")
+        ),
     },
 )
 _op_with_argmax = Op(
@@ -59,6 +67,7 @@ _op_with_argmax = Op(
         "reference": Backend(reference.with_argmax),
         "triton": Backend(lambda logits, labels, ignore: _triton(logits, labels, ignore, True), _triton_unsupported),
         "cpu": Backend(cpu_kernels.with_argmax, _cpu_unsupported),
+        "cuda": Backend(cuda_kernels.with_argmax, _cuda_unsupported, cuda_is_unproven("stablemax_cross_entropy")),
     },
 )
 

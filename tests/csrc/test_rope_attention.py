@@ -1,0 +1,333 @@
+"""Short attention in CUDA: error against float64 at most twice that of plain PyTorch in the same dtype.
+
+It runs on a CPU, under csrc/simt. With a GPU the same cases run on it.
+"""
+
+import ctypes
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import hrm_kernels as k
+from hrm_kernels.nn import rope_tables
+from hrm_kernels.ops.rope_attention import cuda_kernels
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+ROOT = Path(__file__).parents[2]
+backends = sys.modules["hrm_kernels.backends"]  # the function hides the module
+BF16, F16 = torch.bfloat16, torch.float16
+POSITIONS = (1, 17, 81, 82, 97, 128)
+# batch, positions, heads, head_dim: every size once, every pair of sizes in the slow ones
+FEW = [(2, 1, 2, 32), (2, 17, 2, 64), (1, 81, 1, 32), (1, 82, 1, 64), (1, 97, 1, 128), (1, 128, 1, 64)]
+ALL = [(1, positions, 1, head_dim) for positions in POSITIONS for head_dim in cuda_kernels.HEAD_DIMS]
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """``new_empty`` hands out NaN: what a kernel does not write shows."""
+    plain = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **options: plain(*a, **options).fill_(float("nan")))
+
+
+@pytest.fixture(params=["simt", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request):
+    """Where the kernel runs, as torch names it."""
+    if request.param == "simt":
+        request.getfixturevalue("cuda_on_cpu")
+        return "cpu"
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    return "cuda"
+
+
+def make(shape, dtype=BF16, rope=True, device="cpu"):
+    """qkv, tables and dout; the angles of a pair's two elements differ, which the definition allows."""
+    batch, positions, heads, head_dim = shape
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(batch, positions, 3 * heads * head_dim), (batch, positions, heads * head_dim), (positions + 2, head_dim)]
+    qkv, dout, angles = (torch.randn(size, generator=generator).to(device) for size in sizes)
+    tables = ((3 * angles).cos(), (3 * angles).sin()) if rope else (None, None)
+    return qkv.to(dtype), *tables, dout.to(dtype)
+
+
+def run(qkv, cos, sin, dout, heads, backend="cuda"):
+    qkv = qkv.detach().requires_grad_()
+    with k.use_backend(backend):
+        out = k.rope_attention(qkv, cos, sin, heads)
+    return out.detach(), *torch.autograd.grad(out, qkv, dout.to(out.dtype))
+
+
+def check(qkv, cos, sin, dout, heads):
+    """The design's rule, for the result and the gradient."""
+    double = (None, None) if cos is None else (cos.double(), sin.double())
+    exact = run(qkv.double(), *double, dout, heads, "reference")
+    plain, ours = (run(qkv, cos, sin, dout, heads, backend) for backend in ("reference", "cuda"))
+    for got, torch_own, want in zip(ours, plain, exact, strict=True):
+        assert got.dtype == qkv.dtype and got.shape == want.shape
+        error, allowed = ((x.double() - want).abs().max() for x in (got, torch_own))
+        epsilon = torch.finfo(qkv.dtype).eps * want.abs().max().clamp(min=1)
+        assert error <= 2 * allowed + epsilon, f"{error:.2e} against {allowed:.2e}"
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16])
+@pytest.mark.parametrize(("shape", "rope"), [(s, True) for s in FEW] + [(s, False) for s in FEW[1::2]])
+def test_against_float64(device, shape, dtype, rope):
+    check(*make(shape, dtype, rope, device), shape[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [BF16, F16])
+@pytest.mark.parametrize("rope", [True, False])
+@pytest.mark.parametrize("shape", [*ALL, (3, 82, 8, 64)])
+def test_all_sizes_against_float64(device, shape, dtype, rope):
+    check(*make(shape, dtype, rope, device), shape[2])
+
+
+@pytest.mark.slow
+def test_every_number_of_positions(device):
+    for positions in range(1, 129):
+        check(*make((1, positions, 1, 32), F16, positions % 2 == 0, device), 1)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16])
+def test_large_scores(device, dtype):
+    """Nearly one-hot rows: sums of exponentials that would overflow without their maximum."""
+    qkv, cos, sin, dout = make((1, 40, 1, 32), dtype, device=device)
+    check(12 * qkv, cos, sin, dout, 1)
+    check(-(12 * qkv).abs(), None, None, dout, 1)
+
+
+@pytest.mark.parametrize("positions", [5, 40])
+def test_very_negative_scores(device, positions):
+    """q and k opposed: beyond S, where k is 0, the scores are higher than any real one."""
+    qkv, _, _, dout = make((1, positions, 1, 32), device=device)
+    qkv[..., :32] = 20
+    qkv[..., 32:64] = -20 + 0.01 * qkv[..., 32:64]
+    check(qkv, None, None, dout, 1)
+
+
+def test_published_tables(device):
+    qkv, _, _, dout = make((1, 33, 2, 64), device=device)
+    check(qkv, *rope_tables(40, 64, device=device), dout, 2)
+
+
+def test_log_sum_exp(device):
+    """Saved only where a gradient will be asked for; the result is the same."""
+    qkv, cos, sin, _ = make((2, 19, 2, 32), F16, device=device)
+    out, lse = cuda_kernels.forward(qkv, cos, sin, 2, True)
+    q, key = (part.view(2, 19, 2, 32).double() for part in qkv.split(64, dim=-1)[:2])
+    table = [t[:19, None].double() for t in (cos, sin)]
+    q, key = (x * table[0] + torch.cat((-x[..., 16:], x[..., :16]), -1) * table[1] for x in (q, key))
+    scores = torch.einsum("bmhd,bnhd->bhmn", q, key) / 32**0.5
+    assert (lse.double() * torch.tensor(2.0).log() - scores.logsumexp(-1)).abs().max() < 5e-3  # q and k are rounded
+    again, nothing = cuda_kernels.forward(qkv, cos, sin, 2, False)
+    assert torch.equal(out, again) and nothing.numel() == 0
+    with k.use_backend("cuda"), torch.no_grad():
+        assert torch.equal(k.rope_attention(qkv.clone().requires_grad_(), cos, sin, 2), out)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_any_order_gives_the_same_bits(cuda_on_cpu, order):
+    given = make((2, 40, 2, 64))
+    cuda_on_cpu.configure(order=0)
+    want = run(*given, 2)
+    cuda_on_cpu.configure(order=order)
+    assert all(torch.equal(a, b) and not a.isnan().any() for a, b in zip(run(*given, 2), want, strict=True))
+
+
+def test_same_input_same_output(device):
+    given = make((2, 33, 2, 64), F16, device=device)
+    assert all(torch.equal(a, b) for a, b in zip(run(*given, 2), run(*given, 2), strict=True))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 32), (2, 19, 2, 64), (1, 128, 1, 128)])
+def test_stays_in_its_tensors(cuda_on_cpu, shape):
+    """Inputs and results end where memory ends."""
+    batch, positions, heads, head_dim = shape
+    qkv, cos, sin, dout = make(shape)
+    want = run(qkv, cos, sin, dout, heads)
+    module, guarded = cuda_on_cpu.module, cuda_on_cpu.guarded
+    tables = [guarded(table[:positions].contiguous()) for table in (cos, sin)]
+    inputs = [guarded(tensor) for tensor in (qkv, dout)]
+    out, dqkv = (guarded(torch.full_like(tensor, float("nan"))) for tensor in (dout, qkv))
+    lse = guarded(torch.full((batch, heads, positions), float("nan")))
+    module.rope_attention_forward(inputs[0], *tables, heads, out, lse)
+    module.rope_attention_backward(inputs[1], inputs[0], lse, *tables, heads, dqkv)
+    assert all(torch.equal(a, b) for a, b in zip((out, dqkv), want, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(inputs, (qkv, dout), strict=True)), "an input was written to"
+
+
+def test_views_are_copied_and_inputs_kept(device):
+    given = make((2, 18, 1, 32), F16, device=device)
+    before = [tensor.clone() for tensor in given]
+    want = run(*given, 1)
+    qkv, cos, sin, dout = given
+    turned = qkv.transpose(0, 1).contiguous().transpose(0, 1)
+    shifted = torch.zeros(dout.numel() + 1, dtype=F16, device=device)[1:].view(dout.shape).copy_(dout)
+    table = torch.zeros(cos.numel() + 1, device=device)[1:].view(cos.shape).copy_(cos)
+    assert not turned.is_contiguous() and shifted.data_ptr() % 16 and table.data_ptr() % 8
+    got = run(turned, table, sin.T.contiguous().T, shifted, 1)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
+
+
+def test_registration(device):
+    qkv, cos, sin, dout = make((1, 6, 1, 32), device=device)
+    ops = torch.ops.hrm_kernels
+    torch.library.opcheck(ops.cuda_rope_attention.default, (qkv, cos, sin, 1, True))
+    torch.library.opcheck(ops.cuda_rope_attention.default, (qkv, None, None, 1, False))
+    _, lse = ops.cuda_rope_attention(qkv, cos, sin, 1, True)
+    torch.library.opcheck(ops.cuda_rope_attention_backward.default, (dout, qkv, lse, cos, sin, 1))
+
+
+def test_compiles_without_graph_breaks(device):
+    torch._dynamo.reset()
+    qkv, cos, sin, dout = make((1, 9, 1, 32), device=device)
+    qkv.requires_grad_()
+    function = torch.compile(lambda x: k.rope_attention(2 * x, cos, sin, 1), fullgraph=True, backend="aot_eager")
+    with k.use_backend("cuda"):
+        out, want = function(qkv), k.rope_attention(2 * qkv, cos, sin, 1)
+    assert torch.equal(out, want)
+    got, want = (torch.autograd.grad(x, qkv, dout)[0] for x in (out, want))
+    assert torch.equal(got, want)
+
+
+def test_what_it_cannot_serve(cuda_on_cpu):
+    qkv, cos, sin, _ = make((1, 4, 2, 32))
+    for arguments, reason in [
+        ((qkv.float(), None, None, 2), "for bfloat16 and float16, not float32"),
+        ((qkv, None, None, 4), "head_dim 32, 64 and 128, not 16"),
+        ((qkv.repeat(1, 40, 1), None, None, 2), "1 to 128 positions, not 1 of 160"),
+        ((qkv[:0], None, None, 2), "1 to 128 positions, not 0 of 4"),
+        ((qkv[:, :0], None, None, 2), "1 to 128 positions, not 1 of 0"),
+        ((qkv, cos.double(), sin, 2), "float32 tables, and cos is torch.float64"),
+        ((qkv, cos, sin.clone().requires_grad_(), 2), "no gradient for sin"),
+    ]:
+        with k.use_backend("cuda"), pytest.raises(k.BackendUnavailable, match=reason):
+            k.rope_attention(*arguments)
+
+
+def test_cpu_tensors_are_not_for_cuda():
+    qkv, cos, sin, _ = make((1, 4, 2, 32))
+    with k.use_backend("cuda"), pytest.raises(k.BackendUnavailable, match="for cuda tensors, not cpu"):
+        k.rope_attention(qkv, cos, sin, 2)
+
+
+def test_triton_is_asked_first(cuda_on_cpu, monkeypatch):
+    """Until a measurement says otherwise, and without a warning."""
+    monkeypatch.setitem(backends.PREFERENCE, "cpu", backends.PREFERENCE["cuda"])
+    qkv, cos, sin, _ = make((1, 4, 2, 32), F16)
+    op = backends._ops["rope_attention"]
+    monkeypatch.setitem(op.backends, "triton", backends.Backend(lambda *arguments: "triton"))
+    assert op.select(qkv, cos, sin, 2) == ("triton", [])
+    monkeypatch.setitem(op.backends, "triton", backends.Backend(lambda *arguments: "triton", lambda *arguments: "no"))
+    assert op.select(qkv, cos, sin, 2) == ("cuda", ["'triton' cannot serve it: no"])
+
+
+def without(barrier):
+    return f"__syncthreads();  // {barrier}", f"// {barrier}"
+
+
+# What the tests above must see. Each: what of rope_attention.cu is replaced, and by what.
+FAULTS = {
+    "forward: no barrier": without("all of k and v is there"),
+    "forward: no wait": (
+        "ptx::copy_async_wait<0>();\n  __syncthreads();  // all of k and v is there",
+        "__syncthreads();",
+    ),
+    "forward: keys beyond S": ("% 2 < S ? value * log2_scale", "% 2 < S + 1 ? value * log2_scale"),
+    "forward: words not traded": ("bit <= 2; bit *= 2", "bit <= 1; bit *= 2"),
+    "both: k is not turned": ("      turn(k, c, r, cos, sin);\n", ""),
+    "both: overlapping rows": ("/ 32 * 16;", "/ 32 * 15;"),
+    "backward: no barrier for k": without("all of k is there"),
+    "backward: no barrier for v": without("all of v and dout is there"),
+    "backward: no wait": (
+        "ptx::copy_async_wait<0>();\n  __syncthreads();  // all of v and dout is there",
+        "__syncthreads();",
+    ),
+    "backward: q too early": without("all are done with v"),
+    "backward: probabilities too early": without("all are done with k"),
+    "backward: no barrier for probabilities": without("all probabilities are there"),
+    "backward: gradients too early": without("all are done with them"),
+    "backward: no barrier for gradients": without("all gradients of scores are there"),
+    "backward: turned forwards": ("b.x * sin[1].x, low[1]", "b.x * -sin[1].x, low[1]"),
+    "backward: exchange too small": ("backward && row < kScoreBytes ? kScoreBytes : row", "row"),
+}
+QUICK = ("forward: no wait", "backward: q too early")
+
+
+class Problem(ctypes.Structure):
+    """hrm_rope_attention in csrc/cuda/kernels.h."""
+
+    _fields_ = [(name, ctypes.c_int32) for name in ("batch", "positions", "heads", "head_dim", "dtype")] + [
+        (name, ctypes.c_void_p) for name in ("qkv", "cos", "sin", "out", "lse", "dout", "dqkv")
+    ]
+
+
+@pytest.fixture(scope="module")
+def compiler(tmp_path_factory):
+    """Compiles a changed rope_attention.cu, cut down to one kernel each way, as csrc/simt does; returns its library."""
+    folder, csrc = tmp_path_factory.mktemp("broken"), ROOT / "csrc"
+    command = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    flags = [
+        "-std=c++17",
+        "-O1",
+        "-fPIC",
+        "-DHRM_SIMT",
+        f"-I{csrc / 'simt' / 'include'}",
+        f"-I{csrc}",
+        "-Wno-unknown-pragmas",
+    ]
+
+    def call(*arguments):
+        result = subprocess.run([command, *flags, *arguments], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+
+    def compiled(source):
+        harness, changed, library = folder / "simt.o", folder / "changed.cu", folder / f"{time.monotonic_ns()}.so"
+        if not harness.exists():
+            call("-c", csrc / "simt" / "simt.cpp", "-o", harness)
+        for others in ("<Number, 32>", "<Number, 128>"):
+            source = source.replace(others, "<Number, 64>")
+        changed.write_text(source.replace("kernel_for<Float16>", "kernel_for<BFloat16>"))
+        call("-shared", harness, "-xc++", changed, "-o", library, "-ldl")
+        return ctypes.CDLL(str(library))
+
+    return compiled
+
+
+@pytest.mark.parametrize("fault", [pytest.param(f, marks=() if f in QUICK else pytest.mark.slow) for f in FAULTS])
+def test_broken_kernels_are_seen(cuda_on_cpu, compiler, fault):
+    """The kernels with a barrier, a wait or the like left out: an error, or other results, in some order of threads."""
+    source = (ROOT / "csrc" / "cuda" / "rope_attention.cu").read_text()
+    before, after = FAULTS[fault]
+    assert before in source
+    library = compiler(source.replace(before, after))
+    functions = [library.hrm_cuda_rope_attention_forward, library.hrm_cuda_rope_attention_backward]
+    for function in functions:
+        function.restype = ctypes.c_char_p
+
+    positions, head_dim = 41, 64
+    qkv, cos, sin, dout = make((1, positions, 1, head_dim))
+    want = run(qkv, cos, sin, dout, 1)
+    _, lse = cuda_kernels.forward(qkv, cos, sin, 1, True)
+    seen = []
+    for order in range(4):
+        library.simt_configure(1, order)
+        got = [torch.full_like(tensor, float("nan")) for tensor in (dout, qkv)]
+        tensors = (qkv, cos, sin, got[0], lse.clone(), dout, got[1])
+        problem = Problem(1, positions, 1, head_dim, 1, *(tensor.data_ptr() for tensor in tensors))
+        errors = []
+        for function in functions:
+            tensors[4].copy_(lse)  # the forward's own faults are not to reach the backward
+            errors.append(function(ctypes.byref(problem), None))
+        wrong = [error is not None or not torch.equal(a, b) for error, a, b in zip(errors, got, want, strict=True)]
+        part = fault.partition(":")[0]
+        seen.append(wrong[0] if part == "forward" else wrong[1] if part == "backward" else all(wrong))
+        assert part != "backward" or not wrong[0]
+    assert any(seen), seen
