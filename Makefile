@@ -57,16 +57,19 @@ bench: $(STAMP)
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json=$(BENCH_OUT)/bench.json $(BENCH_ARGS); \
 	  status=$$?; $(BIN)/python -m bench.report $(BENCH_OUT) && exit $$status
 
-# The CPU library built with AddressSanitizer and UndefinedBehaviorSanitizer, under its tests.
+# The CPU library built with AddressSanitizer and UndefinedBehaviorSanitizer, under its tests and, for the geometries of
+# other machines too, under tests/csrc/cpu_check.cpp (which exits with 2 for an instruction set that is not here).
 SANITIZED := build/sanitize
 sanitize: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(SANITIZED) -G Ninja -DHRM_SANITIZE=ON \
-		-DPython_EXECUTABLE=$(abspath $(BIN))/python
+		-DPython_EXECUTABLE=$(abspath $(BIN))/python -DHRM_CPU_CHECK=$(CURDIR)/tests/csrc/cpu_check.cpp
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED)
+	for set in portable avx2 avx512 avx512_geometry aarch64_geometry; do \
+		$(SANITIZED)/csrc/cpu/cpu_check $$set || [ $$? -eq 2 ] || exit 1; done
 	@# the runtimes come first into the process; python never frees all it has, so leaks are not looked for
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 HRM_KERNELS_LIBRARIES=$(SANITIZED)/csrc/cpu \
-		$(BIN)/python -m pytest -p no:cacheprovider tests/hrm_kernels/test_cpu.py
+		$(BIN)/python -m pytest -p no:cacheprovider tests/hrm_kernels/test_cpu.py tests/csrc/test_cpu_boundary.py
 
 # On a machine with a GPU, with what its python has (torch, triton, pytest, hypothesis): nothing is installed.
 # GPU_ARGS=--quick, or see $(PYTHON) -m bench.gpu --help. Writes bench/results/.

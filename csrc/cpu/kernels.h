@@ -103,8 +103,8 @@ struct hrm_cpu_kernels {
 int64_t hrm_cpu_sparse_sign_sgd(float* weights, int64_t rows, int64_t columns, const int64_t* ids, const float* grads,
                                 int64_t count, double lr, double weight_decay);
 
-// The table for instruction set `name` ("avx512", "avx2", "portable"), or for the best that this machine has if name is nullptr. nullptr: there is no
-// such table, or this machine can't run it.
+// The table for instruction set `name` ("avx512", "avx2", "portable"), or for the best that this machine has if name is
+// nullptr. nullptr: there is no such table, or this machine can't run it.
 const hrm_cpu_kernels* hrm_cpu(const char* name);
 
 // y[i] += a * x[i] for i in [0, n). x may be y.

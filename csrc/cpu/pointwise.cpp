@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kElements = 1 << 14;  // of a task: some microseconds
 
-// The sum of term(i) for registers and tail(i) for what is left, in pieces, so that its error does not grow with the row.
+// The sum of term(i) for registers and tail(i) for what is left, in pieces: its error does not grow with the row.
 template <class Term, class Tail>
 HRM_INLINE float sum_of(int64_t columns, Term term, Tail tail) {
   double total = 0;

@@ -58,7 +58,7 @@ HRM_INLINE void product(Panels left, int64_t depth_panels, const float* weights,
     for (int64_t from = 0; from < depth_panels; from += kDepthPanels) {
       const int64_t to = from + kDepthPanels < depth_panels ? from + kDepthPanels : depth_panels;
       const float* right = weights + (panel * depth_panels + from) * kWidth * kWidth;
-      // The next piece follows in memory: each tile fetches its share of it, a few lines for every panel it goes through.
+      // The next piece follows in memory: each tile fetches its share, a few lines for every panel it goes through.
       const float* ahead = right + (to - from) * kWidth * kWidth;
       const int64_t share = (kWidth * kWidth / 16 * kTileRows + rows - 1) / rows;
       float* sum = sums;
@@ -119,7 +119,7 @@ HRM_INLINE auto keep_sum(Panels other, Panels out) {
   };
 }
 
-// A panel's columns as rows of a tile: kWidth of them in equal strips of at most kTileRows, the first ones a row longer.
+// A panel's columns as rows of a tile: kWidth of them in equal strips of at most kTileRows, the first a row longer.
 constexpr int kStrips = (kWidth + kTileRows - 1) / kTileRows;
 constexpr int kStripRows = kWidth / kStrips, kLongStrips = kWidth % kStrips;
 

@@ -26,11 +26,15 @@ void forward(hrm_shape shape, const void* qkv, void* out, float* lse, int dtype,
   heads.qkv = scratch.panels(packing.qkv.panels(), packing.stride);
   const Panels result = scratch.panels(packing.out.panels(), packing.stride);
   parallel(threads, [&](Team::Member& team) {
-    with_type(dtype, [&](auto type) { unpack(static_cast<const decltype(type)*>(qkv), packing.qkv, heads.qkv, packing.rows, team); });
+    with_type(dtype, [&](auto type) {
+      unpack(static_cast<const decltype(type)*>(qkv), packing.qkv, heads.qkv, packing.rows, team);
+    });
     team.for_each(shape.batch * shape.heads, [&](int64_t task) {
       attend(heads, task / shape.heads, task % shape.heads, result, lse, scratch.next + team.rank() * each);
     });
-    with_type(dtype, [&](auto type) { pack(result, packing.out, static_cast<decltype(type)*>(out), packing.rows, team); });
+    with_type(dtype, [&](auto type) {
+      pack(result, packing.out, static_cast<decltype(type)*>(out), packing.rows, team);
+    });
   });
 }
 
@@ -55,7 +59,9 @@ void backward(hrm_shape shape, const void* dout, const void* qkv, const void* ou
       attend_backward(heads, task / shape.heads, task % shape.heads, given, result, lse, dresult,
                       scratch.next + team.rank() * each);
     });
-    with_type(dtype, [&](auto type) { pack(dresult, packing.qkv, static_cast<decltype(type)*>(dqkv), packing.rows, team); });
+    with_type(dtype, [&](auto type) {
+      pack(dresult, packing.qkv, static_cast<decltype(type)*>(dqkv), packing.rows, team);
+    });
   });
 }
 

@@ -31,14 +31,23 @@ struct Geometry {
         gate_up{1, s.inner, true},
         inner{1, s.inner} {}
 
-  int64_t block_rows(int threads) const {
-    const int64_t blocks = (rows + threads * kRowBlock - 1) / (threads * kRowBlock) * threads;
-    return (rows + blocks * kTileRows - 1) / (blocks * kTileRows) * kTileRows;
+  // The rows as tasks of whole tiles, equal to a tile, so that no thread waits long for another.
+  int64_t tiles() const { return (rows + kTileRows - 1) / kTileRows; }
+  int64_t blocks(int threads) const {
+    const int64_t count = (rows + threads * kRowBlock - 1) / (threads * kRowBlock) * threads;
+    return count < tiles() ? count : tiles();
+  }
+  int64_t block_rows(int64_t blocks) const { return blocks ? (tiles() + blocks - 1) / blocks * kTileRows : 0; }
+  int64_t block_start(int64_t block, int64_t blocks) const {
+    const int64_t start = block * tiles() / blocks * kTileRows;
+    return start < rows ? start : rows;
   }
   int64_t matrix(Columns outputs, Columns inputs) const {
     return outputs.panels() * inputs.panels() * kWidth * kWidth;
   }
-  int64_t packed() const { return matrix(qkv, dim) + matrix(dim, attended) + matrix(gate_up, dim) + matrix(dim, inner); }
+  int64_t packed() const {
+    return matrix(qkv, dim) + matrix(dim, attended) + matrix(gate_up, dim) + matrix(dim, inner);
+  }
   int64_t floats(Columns columns) const { return columns.panels() * stride * kWidth; }
   int64_t row_floats() const { return (rows + kWidth - 1) / kWidth * kWidth; }
   int64_t lse_floats() const { return (rows * shape.heads + kWidth - 1) / kWidth * kWidth; }
@@ -144,11 +153,11 @@ inline void tail(const Geometry& g, const Layer& layer, int64_t first, int64_t r
 // What each thread needs for itself.
 struct ThreadMemory {
   float* base;
-  int64_t each, inner_panels, block_rows;
+  int64_t each, inner_panels, blocks, rows;  // rows: of the largest block, and room for a tile behind
 
-  ThreadMemory(const Geometry& g, int threads, bool backward) : base(nullptr), block_rows(g.block_rows(threads)) {
+  ThreadMemory(const Geometry& g, int threads, bool backward)
+      : base(nullptr), blocks(g.blocks(threads)), rows(g.block_rows(blocks) + kTileRows) {
     const Heads heads = g.heads({nullptr, 0}, nullptr, nullptr);
-    const int64_t rows = block_rows + kTileRows;
     inner_panels = g.inner.panels();
     const int64_t hidden = inner_panels * rows * kWidth + rows * kWidth;
     const int64_t attention = backward ? heads.backward_scratch() : heads.forward_scratch();
@@ -161,13 +170,13 @@ struct ThreadMemory {
 template <class LayerAt>
 void run_layers(const Geometry& g, int64_t count, const ThreadMemory& memory, Team::Member& team, const float* cos,
                 const float* sin, LayerAt layer) {
-  const int64_t block = memory.block_rows, blocks = (g.rows + block - 1) / block;
+  const int64_t blocks = memory.blocks;
   float* own = memory.of(team.rank());
-  const Panels hidden{own, block + kTileRows};
+  const Panels hidden{own, memory.rows};
   float* sums = own + memory.inner_panels * hidden.rows * kWidth;
   for (int64_t i = 0; i <= count; ++i) {
     team.for_each(blocks, [&](int64_t task) {
-      const int64_t first = task * block, rows = g.rows - first < block ? g.rows - first : block;
+      const int64_t first = g.block_start(task, blocks), rows = g.block_start(task + 1, blocks) - first;
       if (i > 0) tail(g, layer(i - 1), first, rows, hidden, sums);
       if (i < count) head(g, layer(i), first, rows, sums);
     });
@@ -398,7 +407,7 @@ void blocks_backward(hrm_shape shape, const float* packed, const float* packed_b
   parallel(threads, [&](Team::Member& team) {
     float* own = memory.of(team.rank());
     float* sums = own;
-    const int64_t block = memory.block_rows, blocks = (g.rows + block - 1) / block;
+    const int64_t blocks = memory.blocks;
     with_type(dtype, [&](auto type) { unpack(static_cast<const decltype(type)*>(dout), g.dim, dy, g.rows, team); });
     for (int64_t i = layers - 1; i >= 0; --i) {
       Saved s = saved_layer(g, again ? again : const_cast<float*>(saved), again ? 0 : i);
@@ -408,7 +417,7 @@ void blocks_backward(hrm_shape shape, const float* packed, const float* packed_b
       }
       const Packed weights(g, packed_backward, i);
       team.for_each(blocks, [&](int64_t task) {
-        const int64_t first = task * block, rows = g.rows - first < block ? g.rows - first : block;
+        const int64_t first = g.block_start(task, blocks), rows = g.block_start(task + 1, blocks) - first;
         const Panels d2 = du2.from(0, first), d1 = du1.from(0, first);
         const Panels gate_up = s.gate_up.from(0, first), dgu = dgate_up.from(0, first), h = inner.from(0, first);
         copy_rows(dy.from(0, first), dim, rows, d2, rows);
@@ -448,7 +457,7 @@ void blocks_backward(hrm_shape shape, const float* packed, const float* packed_b
       for (const WeightGradient& gradient : gradients) tasks += gradient.tasks();
       team.for_each(tasks, [&](int64_t task) {
         if (task < blocks) {
-          const int64_t first = task * block, rows = g.rows - first < block ? g.rows - first : block;
+          const int64_t first = g.block_start(task, blocks), rows = g.block_start(task + 1, blocks) - first;
           product(dqkv.from(0, first), g.qkv.panels(), weights.qkv, dim, rows, sums,
                   keep_sum(du1.from(0, first), dy.from(0, first)));
           return;

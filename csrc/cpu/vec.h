@@ -10,7 +10,9 @@
 
 namespace hrm::HRM_ISA {
 
-#if defined(__AVX512F__)
+#if defined(HRM_LANES)  // the geometry of another instruction set, for tests of what depends on it
+constexpr int kLanes = HRM_LANES, kTileRows = HRM_TILE_ROWS;
+#elif defined(__AVX512F__)
 constexpr int kLanes = 16, kTileRows = 12;  // 24 accumulators, 2 columns of weights, broadcasts from memory: 26 of 32
 #elif defined(__AVX2__)
 constexpr int kLanes = 8, kTileRows = 6;  // 12 accumulators, 2 columns of weights, 1 broadcast: 15 of 16 registers

@@ -42,6 +42,28 @@ int dtype_code(const char* op, const char* name, TensorView tensor) {
   return HRM_BFLOAT16;
 }
 
+// A size that a kernel may compute with: those of any model are below kMost, and no product of some overflows.
+constexpr int64_t kMost = 1 << 20;
+
+void within(const char* op, const char* name, int64_t value, int64_t most = kMost) {
+  if (value < 1 || value > most) {
+    TVM_FFI_THROW(ValueError) << op << ": " << name << " is " << value << "; pass 1 to " << most;
+  }
+}
+
+void block_sizes(const char* op, int64_t dim, int64_t heads, int64_t head_dim, int64_t inner) {
+  within(op, "D", dim);
+  within(op, "num_heads", heads);
+  within(op, "head_dim", head_dim);
+  within(op, "num_heads * head_dim", heads * head_dim);
+  within(op, "inner", inner);
+}
+
+int positive_threads(const char* op, int64_t threads) {
+  within(op, "threads", threads, 4096);
+  return static_cast<int>(threads);
+}
+
 // What a list holds where Python had None is a tensor without memory: found before anything is read.
 void all_tensors(const char* op, const char* name, const Array<Tensor>& tensors) {
   for (const Tensor& tensor : tensors) {
@@ -65,22 +87,14 @@ struct Blocks {
 
   Blocks(const char* op_, const char* name, TensorView x, int64_t heads, int64_t head_dim, int64_t inner, double eps,
          int64_t threads_)
-      : op(op_), dtype(x.dtype()), code(dtype_code(op_, name, x)), threads(static_cast<int>(threads_)) {
+      : op(op_), dtype(x.dtype()), code(dtype_code(op_, name, x)), threads(positive_threads(op_, threads_)) {
     if (x.ndim() != 3) {
       TVM_FFI_THROW(ValueError) << op << ": " << name << " has shape " << to_string(x.shape()) << "; pass [B, S, D]";
     }
-    positive("num_heads", heads);
-    positive("head_dim", head_dim);
-    positive("inner", inner);
-    positive("threads", threads_);
-    positive("D", x.size(2));
-    if (threads_ > 4096) TVM_FFI_THROW(ValueError) << op << ": threads is " << threads_ << "; pass at most 4096";
+    block_sizes(op, x.size(2), heads, head_dim, inner);
     shape = {x.size(0), x.size(1), x.size(2), heads, head_dim, inner, static_cast<float>(eps)};
   }
 
-  void positive(const char* name, int64_t value) const {
-    if (value < 1) TVM_FFI_THROW(ValueError) << op << ": " << name << " is " << value << "; pass a number above 0";
-  }
   bool empty() const { return shape.batch * shape.positions == 0; }
   void* state(const char* name, TensorView tensor) const {
     return cpu_tensor(op, name, tensor, dtype, {shape.batch, shape.positions, shape.dim});
@@ -89,7 +103,7 @@ struct Blocks {
     return static_cast<float*>(aligned(op, name, cpu_tensor(op, name, tensor, kFloat32, {count}), 64));
   }
   float* packed(const char* name, TensorView tensor, int64_t layers) const {
-    positive("layers", layers);
+    within(op, "layers", layers, 1024);
     return floats(name, tensor, layers * kernels->packed_size(shape));
   }
   const float* table(const char* name, Optional<TensorView> tensor) const {
@@ -116,6 +130,7 @@ int64_t panel_width() { return kernels->panel_width; }
 int64_t tile_rows() { return kernels->tile_rows; }
 
 int64_t packed_size(int64_t dim, int64_t heads, int64_t head_dim, int64_t inner) {
+  block_sizes("packed_size", dim, heads, head_dim, inner);
   return kernels->packed_size({1, 1, dim, heads, head_dim, inner, 1});
 }
 
@@ -126,8 +141,10 @@ void pack_blocks(Array<Tensor> weights, int64_t heads, bool backward, TensorView
     TVM_FFI_THROW(ValueError) << op << ": weights are " << weights.size() << " tensors; pass four for each block";
   }
   all_tensors(op, "weights", weights);
+  within(op, "num_heads", heads);
+  const int team = positive_threads(op, threads);
   const Tensor &qkv = weights[0], &down = weights[3];
-  if (qkv.ndim() != 2 || down.ndim() != 2 || heads < 1 || qkv.size(0) % (3 * heads)) {
+  if (qkv.ndim() != 2 || down.ndim() != 2 || qkv.size(0) % (3 * heads)) {
     TVM_FFI_THROW(ValueError) << op << ": weights[0] has shape " << to_string(qkv.shape()) << " and weights[3] "
                               << to_string(down.shape()) << "; pass [3 H d, D] and [D, I]";
   }
@@ -146,7 +163,7 @@ void pack_blocks(Array<Tensor> weights, int64_t heads, bool backward, TensorView
   const int64_t layers = static_cast<int64_t>(blocks.size());
   float* to = static_cast<float*>(
       aligned(op, "packed", cpu_tensor(op, "packed", packed, kFloat32, {layers * kernels->packed_size(shape)}), 64));
-  kernels->pack_blocks(shape, blocks.data(), layers, code, backward, to, static_cast<int>(threads));
+  kernels->pack_blocks(shape, blocks.data(), layers, code, backward, to, team);
 }
 
 // A number that changes when the weights do, but for changes that spare all of the sampled elements.
@@ -189,8 +206,9 @@ void recurrent_cycles(TensorView z_H, TensorView z_L, TensorView x, TensorView p
   void* outputs[3] = {blocks.state("out_H", out_H), blocks.state("out_L", out_L), nullptr};
   const hrm_update H{0, 1, -1, blocks.packed("packed_H", packed_H, H_layers), H_layers};
   const hrm_update L{1, 0, 2, blocks.packed("packed_L", packed_L, L_layers), L_layers};
-  blocks.positive("H_cycles", H_cycles);
-  blocks.positive("L_cycles", L_cycles);
+  within(blocks.op, "H_cycles", H_cycles);
+  within(blocks.op, "L_cycles", L_cycles);
+  within(blocks.op, "H_cycles * L_cycles", H_cycles * L_cycles);
   if (blocks.empty()) return;
   std::vector<hrm_update> updates;  // all but the last L and the last H update
   for (int64_t h = 0; h < H_cycles; ++h) {
@@ -250,7 +268,8 @@ void blocks_backward(TensorView dout, TensorView packed, TensorView packed_backw
 }
 
 Blocks attention_sizes(const char* op, TensorView qkv, int64_t heads, int64_t threads) {
-  if (qkv.ndim() != 3 || heads < 1 || qkv.size(2) < 1 || qkv.size(2) % (3 * heads)) {
+  within(op, "num_heads", heads);
+  if (qkv.ndim() != 3 || qkv.size(2) < 1 || qkv.size(2) % (3 * heads)) {
     TVM_FFI_THROW(ValueError) << op << ": qkv has shape " << to_string(qkv.shape()) << "; pass [B, S, 3 H d] with H = "
                               << heads;
   }
@@ -309,13 +328,6 @@ struct Matrix {
     return static_cast<T*>(cpu_tensor(op, name, tensor, type, {rows}));
   }
 };
-
-int positive_threads(const char* op, int64_t threads) {
-  if (threads < 1 || threads > 4096) {
-    TVM_FFI_THROW(ValueError) << op << ": threads is " << threads << "; pass 1 to 4096";
-  }
-  return static_cast<int>(threads);
-}
 
 void add_rms_norm_forward(TensorView x, TensorView residual, double eps, TensorView out, TensorView rstd,
                           int64_t threads) {

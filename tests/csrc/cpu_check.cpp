@@ -1,0 +1,762 @@
+// Every function of the CPU library, forward and backward, against plain loops in double.
+//
+//   cpu_check avx2     the kernels of one instruction set; prints each result and its error, as part of what is allowed
+//
+// Exit status: 0, 1 if a result is wrong, 2 if this machine can't run that instruction set. Inputs are rounded to the
+// dtype before both sides see them, so what differs is the kernels' own error and the rounding of their results. What
+// they write is NaN before; inputs and outputs end where a page that may not be touched begins.
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <initializer_list>
+#include <limits>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "cpu/team.h"
+
+#if defined(HRM_GEOMETRIES)
+namespace hrm {
+namespace avx512_geometry {
+const hrm_cpu_kernels& table();
+}
+namespace aarch64_geometry {
+const hrm_cpu_kernels& table();
+}
+}  // namespace hrm
+#endif
+
+namespace {
+
+// ---- numbers: matrices in double, and the same as kernels see them
+
+struct Matrix {
+  int64_t rows, columns;
+  std::vector<double> values;
+
+  Matrix(int64_t rows_, int64_t columns_) : rows(rows_), columns(columns_), values(rows_ * columns_) {}
+  double& operator()(int64_t row, int64_t column) { return values[row * columns + column]; }
+  double operator()(int64_t row, int64_t column) const { return values[row * columns + column]; }
+};
+
+// Elements in float32 or bfloat16. alignment in bytes of the first; without one it lies at an odd place.
+class Elements {
+ public:
+  const int dtype;
+  const int64_t count;
+
+  Elements(int dtype_, int64_t count_, size_t alignment = 1)
+      : dtype(dtype_), count(count_), bytes_(count_ * width()) {
+    const size_t page = sysconf(_SC_PAGESIZE);
+    size_ = (bytes_ + alignment + page - 1) / page * page + page;
+    base_ = static_cast<char*>(mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (base_ == MAP_FAILED || mprotect(base_ + size_ - page, page, PROT_NONE)) std::abort();
+    data_ = base_ + (size_ - page - bytes_) / alignment * alignment;
+    std::memset(data_, 0xff, bytes_);  // NaN
+  }
+  Elements(int dtype_, const Matrix& from) : Elements(dtype_, static_cast<int64_t>(from.values.size())) {
+    for (int64_t i = 0; i < count; ++i) set(i, from.values[i]);
+  }
+  Elements(const Elements&) = delete;
+  ~Elements() { munmap(base_, size_); }
+
+  void* data() const { return data_; }
+  float* floats() const { return reinterpret_cast<float*>(data_); }
+  double operator[](int64_t i) const {
+    uint32_t bits = 0;
+    if (dtype == HRM_FLOAT32) {
+      std::memcpy(&bits, data_ + 4 * i, 4);
+    } else {
+      std::memcpy(reinterpret_cast<char*>(&bits) + 2, data_ + 2 * i, 2);  // little-endian: the upper half
+    }
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+  }
+  void set(int64_t i, double number) {
+    const float value = static_cast<float>(number);
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    if (dtype == HRM_FLOAT32) {
+      std::memcpy(data_ + 4 * i, &bits, 4);
+      return;
+    }
+    if (value == value) bits += 0x7fff + (bits >> 16 & 1);  // to the nearest, ties to even
+    std::memcpy(data_ + 2 * i, reinterpret_cast<char*>(&bits) + 2, 2);
+  }
+  // What the elements stand for.
+  Matrix matrix(int64_t rows, int64_t columns) const {
+    Matrix result(rows, columns);
+    for (int64_t i = 0; i < count; ++i) result.values[i] = (*this)[i];
+    return result;
+  }
+
+ private:
+  size_t width() const { return dtype == HRM_FLOAT32 ? 4 : 2; }
+
+  size_t bytes_, size_;
+  char *base_, *data_;
+};
+
+std::mt19937 generator;
+
+Matrix random(int64_t rows, int64_t columns, double scale = 1) {
+  std::normal_distribution<double> normal(0, scale);
+  Matrix result(rows, columns);
+  for (double& value : result.values) value = normal(generator);
+  return result;
+}
+
+// ---- what is wrong
+
+struct Checker {
+  std::string about;  // op, dtype, sizes
+  int wrong = 0;
+  std::map<std::string, std::vector<double>> seen;  // each result, by its name
+
+  void fail(const std::string& name, const std::string& reason) {
+    std::printf("WRONG: %s: %s\n", name.c_str(), reason.c_str());
+    ++wrong;
+  }
+
+  // Each element to `tolerance` of the largest, and bfloat16 to its rounding; exactly the same when it comes again.
+  // largest: of the terms, where they may cancel in all elements.
+  void operator()(const char* result, const Elements& got, const Matrix& want, double tolerance, double largest = 0) {
+    const std::string name = about + " " + result;
+    if (static_cast<int64_t>(want.values.size()) != got.count) return fail(name, "compared with another size");
+    for (double value : want.values) largest = std::fmax(largest, std::fabs(value));  // fmax passes over NaN
+    double worst = 0;
+    int64_t bad = -1, other = -1;
+    const auto [first, fresh] = seen.emplace(name, got.matrix(1, got.count).values);
+    for (int64_t i = 0; i < got.count; ++i) {
+      const double value = want.values[i], before = first->second[i];
+      if (got[i] != before && !(std::isnan(got[i]) && std::isnan(before))) other = i;
+      if (std::isnan(value) && std::isnan(got[i])) continue;
+      const double allowed = tolerance * largest + (got.dtype == HRM_BFLOAT16 ? std::fabs(value) / 256 : 0) +
+                             std::numeric_limits<float>::min();
+      const double error = std::fabs(got[i] - value) / allowed;
+      if (!(error <= 1)) bad = i;  // NaN, too
+      if (error > worst) worst = error;
+    }
+    if (fresh) std::printf("%s: %.2f\n", name.c_str(), worst);
+    std::fflush(stdout);
+    if (other >= 0) fail(name, "differs with another number of threads");
+    if (bad >= 0) fail(name, "[" + std::to_string(bad) + "] is " + std::to_string(got[bad]) + ", not " +
+                                 std::to_string(want.values[bad]));
+  }
+};
+
+constexpr double kTolerance = 2e-6;      // float32 sums of some hundred terms
+constexpr double kPassTolerance = 1e-5;  // of several layers, each of which makes the errors of those before larger
+
+// Memory that kernels take from call to call, which should not matter.
+void poison_workspace() {
+  constexpr size_t kFloats = 1 << 18;
+  std::fill_n(hrm::workspace(kFloats), kFloats, std::numeric_limits<float>::quiet_NaN());
+}
+
+constexpr int kThreads[] = {1, 3};
+constexpr int kDtypes[] = {HRM_FLOAT32, HRM_BFLOAT16};
+
+std::string described(const char* op, int dtype, std::initializer_list<int64_t> sizes) {
+  std::string text = std::string(op) + (dtype == HRM_FLOAT32 ? " float32" : " bfloat16");
+  for (int64_t size : sizes) text += " " + std::to_string(size);
+  return text;
+}
+
+// ---- the mathematics
+
+Matrix transposed(const Matrix& a) {
+  Matrix result(a.columns, a.rows);
+  for (int64_t i = 0; i < a.rows; ++i) {
+    for (int64_t j = 0; j < a.columns; ++j) result(j, i) = a(i, j);
+  }
+  return result;
+}
+
+Matrix times_transposed(const Matrix& a, const Matrix& b) {  // a @ b.T
+  Matrix result(a.rows, b.rows);
+  for (int64_t i = 0; i < a.rows; ++i) {
+    for (int64_t j = 0; j < b.rows; ++j) {
+      double sum = 0;
+      for (int64_t k = 0; k < a.columns; ++k) sum += a(i, k) * b(j, k);
+      result(i, j) = sum;
+    }
+  }
+  return result;
+}
+
+Matrix operator+(Matrix a, const Matrix& b) {
+  for (size_t i = 0; i < a.values.size(); ++i) a.values[i] += b.values[i];
+  return a;
+}
+
+Matrix inverse_rms(const Matrix& u, double eps) {
+  Matrix result(u.rows, 1);
+  for (int64_t i = 0; i < u.rows; ++i) {
+    double squares = 0;
+    for (int64_t j = 0; j < u.columns; ++j) squares += u(i, j) * u(i, j);
+    result(i, 0) = 1 / std::sqrt(squares / u.columns + eps);
+  }
+  return result;
+}
+
+Matrix norm(Matrix u, double eps) {
+  const Matrix scale = inverse_rms(u, eps);
+  for (int64_t i = 0; i < u.rows; ++i) {
+    for (int64_t j = 0; j < u.columns; ++j) u(i, j) *= scale(i, 0);
+  }
+  return u;
+}
+
+// du_j = r dy_j - r^3 u_j sum(dy u) / D
+Matrix norm_backward(Matrix dy, const Matrix& u, double eps) {
+  const Matrix scale = inverse_rms(u, eps);
+  for (int64_t i = 0; i < u.rows; ++i) {
+    const double r = scale(i, 0);
+    double products = 0;
+    for (int64_t j = 0; j < u.columns; ++j) products += dy(i, j) * u(i, j);
+    for (int64_t j = 0; j < u.columns; ++j) dy(i, j) = r * dy(i, j) - r * r * r * u(i, j) * products / u.columns;
+  }
+  return dy;
+}
+
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+Matrix swiglu(const Matrix& gate_up) {
+  Matrix result(gate_up.rows, gate_up.columns / 2);
+  for (int64_t i = 0; i < result.rows; ++i) {
+    for (int64_t j = 0; j < result.columns; ++j) {
+      const double gate = gate_up(i, j), up = gate_up(i, j + result.columns);
+      result(i, j) = gate * sigmoid(gate) * up;
+    }
+  }
+  return result;
+}
+
+Matrix swiglu_backward(const Matrix& dout, const Matrix& gate_up) {
+  Matrix result(gate_up.rows, gate_up.columns);
+  for (int64_t i = 0; i < dout.rows; ++i) {
+    for (int64_t j = 0; j < dout.columns; ++j) {
+      const double gate = gate_up(i, j), up = gate_up(i, j + dout.columns), s = sigmoid(gate);
+      result(i, j) = dout(i, j) * up * (s + gate * s * (1 - s));
+      result(i, j + dout.columns) = dout(i, j) * gate * s;
+    }
+  }
+  return result;
+}
+
+// cos and sin of the positions, or none.
+struct Angles {
+  bool there;
+  Matrix cos, sin;
+};
+
+// q and k in qkv [B S, 3 H d] turned by the angles of their positions, or, for gradients, by the transpose of that.
+Matrix turned(Matrix qkv, const hrm_shape& s, const Angles& angles, bool back) {
+  const int64_t half = s.head_dim / 2;
+  for (int64_t row = 0; angles.there && row < qkv.rows; ++row) {
+    const int64_t position = row % s.positions;
+    for (int64_t head = 0; head < 2 * s.heads; ++head) {
+      for (int64_t i = head * s.head_dim, at = 0; at < half; ++i, ++at) {
+        const double low = qkv(row, i), high = qkv(row, i + half);
+        const double c = angles.cos(position, at), c2 = angles.cos(position, at + half);
+        const double t = angles.sin(position, at), t2 = angles.sin(position, at + half);
+        qkv(row, i) = low * c + (back ? high * t2 : -high * t);
+        qkv(row, i + half) = high * c2 + (back ? -low * t : low * t2);
+      }
+    }
+  }
+  return qkv;
+}
+
+struct Attended {
+  Matrix out, lse;  // [B S, H d], [B H, S]
+};
+
+// each(row of the query, of the key, probability) of one head, and the log-sum-exp of each query's scores
+template <class Each>
+void for_probabilities(const Matrix& qkv, const hrm_shape& s, int64_t batch, int64_t head, Matrix& lse, Each each) {
+  const int64_t first = batch * s.positions, q = head * s.head_dim, k = (s.heads + head) * s.head_dim;
+  std::vector<double> scores(s.positions);
+  for (int64_t row = first; row < first + s.positions; ++row) {
+    double most = -INFINITY, total = 0;
+    for (int64_t j = 0; j < s.positions; ++j) {
+      double dot = 0;
+      for (int64_t i = 0; i < s.head_dim; ++i) dot += qkv(row, q + i) * qkv(first + j, k + i);
+      scores[j] = dot / std::sqrt(static_cast<double>(s.head_dim));
+      most = std::fmax(most, scores[j]);
+    }
+    for (double& score : scores) total += score = std::exp(score - most);
+    lse(batch * s.heads + head, row - first) = most + std::log(total);
+    for (int64_t j = 0; j < s.positions; ++j) each(row, first + j, scores[j] / total);
+  }
+}
+
+Attended attention(const Matrix& given, const hrm_shape& s, const Angles& angles) {
+  const Matrix qkv = turned(given, s, angles, false);
+  Attended result{Matrix(qkv.rows, s.heads * s.head_dim), Matrix(s.batch * s.heads, s.positions)};
+  for (int64_t task = 0; task < s.batch * s.heads; ++task) {
+    const int64_t head = task % s.heads, v = (2 * s.heads + head) * s.head_dim;
+    for_probabilities(qkv, s, task / s.heads, head, result.lse, [&](int64_t query, int64_t key, double p) {
+      for (int64_t i = 0; i < s.head_dim; ++i) result.out(query, head * s.head_dim + i) += p * qkv(key, v + i);
+    });
+  }
+  return result;
+}
+
+// out: of the forward, as rounded as the kernel gets it
+Matrix attention_backward(const Matrix& dout, const Matrix& given, const Matrix& out, const hrm_shape& s,
+                          const Angles& angles) {
+  const Matrix qkv = turned(given, s, angles, false);
+  Matrix dqkv(qkv.rows, qkv.columns), lse(s.batch * s.heads, s.positions);
+  for (int64_t task = 0; task < s.batch * s.heads; ++task) {
+    const int64_t head = task % s.heads, q = head * s.head_dim, k = q + s.heads * s.head_dim, v = 2 * k - q;
+    for_probabilities(qkv, s, task / s.heads, head, lse, [&](int64_t query, int64_t key, double p) {
+      double dscore = 0;  // of the softmax: p (dp - sum of p dp), where the sum is dout @ out
+      for (int64_t i = 0; i < s.head_dim; ++i) {
+        dscore += dout(query, q + i) * (qkv(key, v + i) - out(query, q + i));
+        dqkv(key, v + i) += p * dout(query, q + i);
+      }
+      dscore *= p / std::sqrt(static_cast<double>(s.head_dim));
+      for (int64_t i = 0; i < s.head_dim; ++i) {
+        dqkv(query, q + i) += dscore * qkv(key, k + i);
+        dqkv(key, k + i) += dscore * qkv(query, q + i);
+      }
+    });
+  }
+  return turned(dqkv, s, angles, true);
+}
+
+struct Weights {
+  Matrix qkv, o, gate_up, down;
+};
+
+// One block, with what its backward needs.
+struct Block {
+  const Weights& weights;
+  const hrm_shape& shape;
+  const Angles& angles;
+  Matrix x, qkv, attended, u1, middle, gate_up, inner, u2, out;
+
+  Block(const Weights& w, const hrm_shape& s, const Angles& a, const Matrix& x_)
+      : weights(w),
+        shape(s),
+        angles(a),
+        x(x_),
+        qkv(times_transposed(x, w.qkv)),
+        attended(attention(qkv, s, a).out),
+        u1(x + times_transposed(attended, w.o)),
+        middle(norm(u1, s.eps)),
+        gate_up(times_transposed(middle, w.gate_up)),
+        inner(swiglu(gate_up)),
+        u2(middle + times_transposed(inner, w.down)),
+        out(norm(u2, s.eps)) {}
+
+  // The gradient of x; those of the weights into `gradients`.
+  Matrix backward(const Matrix& dout, std::vector<Weights>& gradients) const {
+    const auto of_weights = [](const Matrix& dy, const Matrix& input) {
+      return times_transposed(transposed(dy), transposed(input));
+    };
+    const auto of_input = [](const Matrix& dy, const Matrix& w) { return times_transposed(dy, transposed(w)); };
+    const Matrix du2 = norm_backward(dout, u2, shape.eps);
+    const Matrix dgate_up = swiglu_backward(of_input(du2, weights.down), gate_up);
+    const Matrix du1 = norm_backward(du2 + of_input(dgate_up, weights.gate_up), u1, shape.eps);
+    const Matrix dqkv = attention_backward(of_input(du1, weights.o), qkv, attended, shape, angles);
+    gradients.push_back({of_weights(dqkv, x), of_weights(du1, attended), of_weights(dgate_up, middle),
+                         of_weights(du2, inner)});
+    return du1 + of_input(dqkv, weights.qkv);
+  }
+};
+
+// ---- the checks
+
+Checker check;
+
+void check_add_rms_norm(const hrm_cpu_kernels& kernels, int dtype, int64_t rows, int64_t columns) {
+  const float eps = 1e-5f;
+  const Elements x(dtype, random(rows, columns, 30)), residual(dtype, random(rows, columns));
+  const Elements dout(dtype, random(rows, columns));
+  const Matrix u = x.matrix(rows, columns) + residual.matrix(rows, columns);
+  const Matrix want_rstd = inverse_rms(u, eps), want = norm(u, eps);
+  const Matrix want_du = norm_backward(dout.matrix(rows, columns), u, eps);
+  for (int threads : kThreads) {
+    const Elements out(dtype, rows * columns), rstd(HRM_FLOAT32, rows), du(dtype, rows * columns);
+    kernels.add_rms_norm_forward(rows, columns, x.data(), residual.data(), eps, out.data(), rstd.floats(), dtype,
+                                 threads);
+    kernels.add_rms_norm_backward(rows, columns, dout.data(), x.data(), residual.data(), rstd.floats(), du.data(),
+                                  dtype, threads);
+    check.about = described("add_rms_norm", dtype, {rows, columns});
+    check("out", out, want, kTolerance);
+    check("rstd", rstd, want_rstd, kTolerance);
+    double largest = 0;
+    for (int64_t i = 0; i < dout.count; ++i) {
+      largest = std::fmax(largest, std::fabs(dout[i]) * want_rstd.values[i / columns]);
+    }
+    check("du", du, want_du, kTolerance, largest);  // 0 but for eps where there is one column
+  }
+}
+
+void check_swiglu(const hrm_cpu_kernels& kernels, int dtype, int64_t rows, int64_t inner) {
+  Matrix numbers = random(rows, 2 * inner, 3);
+  const double special[] = {NAN, 200, -200, 0, 88, -88};  // where exp ends
+  for (int64_t i = 0; i < 6 && 7 * i < inner; ++i) numbers(rows - 1, 7 * i) = special[i];
+  const Elements gate_up(dtype, numbers), dout(dtype, random(rows, inner));
+  const Matrix given = gate_up.matrix(rows, 2 * inner);
+  const Matrix want = swiglu(given), want_gradient = swiglu_backward(dout.matrix(rows, inner), given);
+  for (int threads : kThreads) {
+    const Elements out(dtype, rows * inner), gradient(dtype, 2 * rows * inner);
+    kernels.swiglu_forward(rows, inner, gate_up.data(), out.data(), dtype, threads);
+    kernels.swiglu_backward(rows, inner, dout.data(), gate_up.data(), gradient.data(), dtype, threads);
+    check.about = described("swiglu", dtype, {rows, inner});
+    check("out", out, want, kTolerance);
+    check("dgate_up", gradient, want_gradient, kTolerance);
+  }
+}
+
+// Tables for more positions than there are, with another angle in each column (RoPE has the same in both halves), so
+// that a column taken for another shows.
+Angles some_angles(const hrm_shape& s, bool there) {
+  const auto table = [&] {
+    Matrix result = random(s.positions + 2, s.head_dim);
+    for (double& value : result.values) value = static_cast<float>(std::sin(4 * value));
+    return result;
+  };
+  return {there, table(), table()};
+}
+
+void check_rope_attention(const hrm_cpu_kernels& kernels, int dtype, const hrm_shape& s, bool with_angles) {
+  const int64_t rows = s.batch * s.positions, width = s.heads * s.head_dim;
+  const Elements qkv(dtype, random(rows, 3 * width)), dout(dtype, random(rows, width));
+  const Angles angles = some_angles(s, with_angles);
+  const Elements cos(HRM_FLOAT32, angles.cos), sin(HRM_FLOAT32, angles.sin);
+  const float *cosines = with_angles ? cos.floats() : nullptr, *sines = with_angles ? sin.floats() : nullptr;
+  const Matrix given = qkv.matrix(rows, 3 * width);
+  const Attended want = attention(given, s, angles);
+  for (int threads : kThreads) {
+    const Elements out(dtype, rows * width), lse(HRM_FLOAT32, rows * s.heads), dqkv(dtype, 3 * rows * width);
+    poison_workspace();
+    kernels.rope_attention_forward(s, qkv.data(), out.data(), lse.floats(), dtype, cosines, sines, threads);
+    poison_workspace();
+    kernels.rope_attention_backward(s, dout.data(), qkv.data(), out.data(), lse.floats(), dqkv.data(), dtype, cosines,
+                                    sines, threads);
+    check.about = described(with_angles ? "rope_attention" : "attention", dtype,
+                            {s.batch, s.positions, s.heads, s.head_dim});
+    check("out", out, want.out, kTolerance);
+    check("lse", lse, want.lse, kTolerance);
+    check("dqkv", dqkv,
+          attention_backward(dout.matrix(rows, width), given, out.matrix(rows, width), s, angles), kTolerance);
+  }
+}
+
+// The weights of some layers as kernels get them, and packed.
+struct Layers {
+  const hrm_cpu_kernels& kernels;
+  const hrm_shape shape;
+  const int dtype;
+  const int64_t count;
+  std::vector<Weights> matrices;
+  std::vector<hrm_weights> pointers;
+  std::vector<Elements*> owned;
+
+  Layers(const hrm_cpu_kernels& kernels_, const hrm_shape& s, int dtype_, int64_t count_)
+      : kernels(kernels_), shape(s), dtype(dtype_), count(count_) {
+    const int64_t wide = s.heads * s.head_dim;
+    for (int64_t i = 0; i < count; ++i) {
+      const Elements* all[4] = {add(3 * wide, s.dim), add(s.dim, wide), add(2 * s.inner, s.dim), add(s.dim, s.inner)};
+      pointers.push_back({all[0]->data(), all[1]->data(), all[2]->data(), all[3]->data()});
+      matrices.push_back({all[0]->matrix(3 * wide, s.dim), all[1]->matrix(s.dim, wide),
+                          all[2]->matrix(2 * s.inner, s.dim), all[3]->matrix(s.dim, s.inner)});
+    }
+  }
+  Layers(const Layers&) = delete;
+  ~Layers() {
+    for (Elements* elements : owned) delete elements;
+  }
+
+  const Elements* add(int64_t outputs, int64_t inputs) {
+    owned.push_back(new Elements(dtype, random(outputs, inputs, 1 / std::sqrt(inputs))));
+    return owned.back();
+  }
+  void pack(const Elements& to, bool backward, int threads) const {
+    kernels.pack_blocks(shape, pointers.data(), count, dtype, backward, to.floats(), threads);
+  }
+  int64_t packed_size() const { return count * kernels.packed_size(shape); }
+  std::vector<Block> forward(Matrix x, const Angles& angles) const {
+    std::vector<Block> blocks;
+    for (const Weights& weights : matrices) {
+      blocks.emplace_back(weights, shape, angles, x);
+      x = blocks.back().out;
+    }
+    return blocks;
+  }
+};
+
+void check_blocks(const hrm_cpu_kernels& kernels, int dtype, const hrm_shape& s, bool with_angles) {
+  const int64_t rows = s.batch * s.positions, elements = rows * s.dim;
+  const Layers layers(kernels, s, dtype, 2);
+  const Elements x(dtype, random(rows, s.dim)), injection(dtype, random(rows, s.dim));
+  const Elements dout(dtype, random(rows, s.dim));
+  const Angles angles = some_angles(s, with_angles);
+  const Elements cos(HRM_FLOAT32, angles.cos), sin(HRM_FLOAT32, angles.sin);
+  const float *cosines = with_angles ? cos.floats() : nullptr, *sines = with_angles ? sin.floats() : nullptr;
+
+  Matrix start = x.matrix(rows, s.dim);
+  if (with_angles) start = start + injection.matrix(rows, s.dim);
+  const std::vector<Block> blocks = layers.forward(start, angles);
+  std::vector<Weights> want;  // of the last layer first
+  const Matrix middle = blocks[1].backward(dout.matrix(rows, s.dim), want), want_dx = blocks[0].backward(middle, want);
+
+  for (int threads : kThreads) {
+    const Elements packed(HRM_FLOAT32, layers.packed_size(), 64), backward(HRM_FLOAT32, layers.packed_size(), 64);
+    layers.pack(packed, false, threads);
+    layers.pack(backward, true, threads);
+    for (int recompute : {0, 1}) {
+      const Elements saved(HRM_FLOAT32, kernels.saved_size(s, layers.count, recompute), 64);
+      const Elements out(dtype, elements), dx(dtype, elements);
+      poison_workspace();
+      kernels.blocks_forward(s, packed.floats(), layers.count, x.data(), with_angles ? injection.data() : nullptr,
+                             out.data(), dtype, cosines, sines, recompute, saved.floats(), threads);
+      const int64_t wide = s.heads * s.head_dim;
+      const Elements qkv(dtype, 3 * wide * s.dim), o(dtype, s.dim * wide), gate_up(dtype, 2 * s.inner * s.dim);
+      const Elements down(dtype, s.dim * s.inner), qkv2(dtype, qkv.count), down2(dtype, down.count);
+      const hrm_weight_gradients gradients[2] = {{qkv.data(), o.data(), gate_up.data(), down.data()},
+                                                 {qkv2.data(), nullptr, nullptr, down2.data()}};
+      poison_workspace();
+      kernels.blocks_backward(s, packed.floats(), backward.floats(), layers.count, dout.data(), dx.data(), gradients,
+                              dtype, cosines, sines, recompute, saved.floats(), threads);
+      check.about = described(with_angles ? "blocks" : "blocks without RoPE", dtype,
+                              {s.batch, s.positions, s.dim, s.heads, s.head_dim, s.inner});
+      check("out", out, blocks[1].out, kPassTolerance);
+      check("dx", dx, want_dx, kPassTolerance);
+      check("dqkv of layer 0", qkv, want[1].qkv, kPassTolerance);
+      check("do of layer 0", o, want[1].o, kPassTolerance);
+      check("dgate_up of layer 0", gate_up, want[1].gate_up, kPassTolerance);
+      check("ddown of layer 0", down, want[1].down, kPassTolerance);
+      check("dqkv of layer 1", qkv2, want[0].qkv, kPassTolerance);
+      check("ddown of layer 1", down2, want[0].down, kPassTolerance);
+    }
+  }
+}
+
+// z_L with z_H + x, z_H with z_L, z_L again: a network of two layers and one of one.
+void check_updates(const hrm_cpu_kernels& kernels, int dtype, const hrm_shape& s) {
+  const int64_t rows = s.batch * s.positions;
+  const Layers H(kernels, s, dtype, 2), L(kernels, s, dtype, 1);
+  const Elements z_H(dtype, random(rows, s.dim)), z_L(dtype, random(rows, s.dim)), x(dtype, random(rows, s.dim));
+  const Angles angles = some_angles(s, s.head_dim % 2 == 0);
+  const Elements cos(HRM_FLOAT32, angles.cos), sin(HRM_FLOAT32, angles.sin);
+
+  Matrix want_H = z_H.matrix(rows, s.dim), want_L = z_L.matrix(rows, s.dim);
+  const Matrix input = x.matrix(rows, s.dim);
+  want_L = L.forward(want_L + want_H + input, angles).back().out;
+  want_H = H.forward(want_H + want_L, angles).back().out;
+  want_L = L.forward(want_L + want_H + input, angles).back().out;
+
+  for (int threads : kThreads) {
+    const Elements packed_H(HRM_FLOAT32, H.packed_size(), 64), packed_L(HRM_FLOAT32, L.packed_size(), 64);
+    H.pack(packed_H, false, threads);
+    L.pack(packed_L, false, threads);
+    const Elements out_H(dtype, rows * s.dim), out_L(dtype, rows * s.dim);
+    const void* const states[3] = {z_H.data(), z_L.data(), x.data()};
+    void* const outputs[3] = {out_H.data(), out_L.data(), nullptr};
+    const hrm_update updates[3] = {{1, 0, 2, packed_L.floats(), L.count},
+                                   {0, 1, -1, packed_H.floats(), H.count},
+                                   {1, 0, 2, packed_L.floats(), L.count}};
+    poison_workspace();
+    kernels.run_updates(s, updates, 3, states, 3, outputs, dtype, angles.there ? cos.floats() : nullptr,
+                        angles.there ? sin.floats() : nullptr, threads);
+    check.about = described("run_updates", dtype, {s.batch, s.positions, s.dim, s.heads, s.head_dim, s.inner});
+    check("z_H", out_H, want_H, kPassTolerance);
+    check("z_L", out_L, want_L, kPassTolerance);
+  }
+}
+
+void check_stablemax(const hrm_cpu_kernels& kernels, int dtype, int64_t rows, int64_t vocabulary) {
+  const int64_t ignored = -100;
+  const Elements logits(dtype, random(rows, vocabulary, 20)), dloss(HRM_FLOAT32, random(rows, 1));
+  const Matrix x = logits.matrix(rows, vocabulary);
+  std::vector<int64_t> labels(rows);
+  Matrix want(rows, 1), want_gradient(rows, vocabulary);
+  std::vector<int64_t> want_best(rows);
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t label = labels[i] = i % 3 == 1 ? ignored : (7 * i) % vocabulary;
+    const auto s = [](double value) { return value >= 0 ? value + 1 : 1 / (1 - value); };
+    double total = 0;
+    for (int64_t j = 0; j < vocabulary; ++j) {
+      total += s(x(i, j));
+      if (x(i, j) > x(i, want_best[i])) want_best[i] = j;
+    }
+    if (label == ignored) continue;
+    want(i, 0) = std::log(total) - std::log(s(x(i, label)));
+    for (int64_t j = 0; j < vocabulary; ++j) {
+      const double slope = x(i, j) >= 0 ? 1 : s(x(i, j)) * s(x(i, j));
+      want_gradient(i, j) = dloss[i] * slope * (1 / total - (j == label ? 1 / s(x(i, j)) : 0));
+    }
+  }
+  for (int threads : kThreads) {
+    const Elements loss(HRM_FLOAT32, rows), gradient(dtype, rows * vocabulary);
+    std::vector<double> others(rows, NAN);
+    std::vector<int64_t> best(rows, -1);
+    kernels.stablemax_forward(rows, vocabulary, logits.data(), labels.data(), ignored, loss.floats(), others.data(),
+                              best.data(), dtype, threads);
+    kernels.stablemax_backward(rows, vocabulary, dloss.floats(), logits.data(), labels.data(), ignored, others.data(),
+                               gradient.data(), dtype, threads);
+    check.about = described("stablemax", dtype, {rows, vocabulary});
+    check("loss", loss, want, kTolerance);
+    check("dlogits", gradient, want_gradient, kTolerance);
+    if (best != want_best) check.fail(check.about, "argmax is another");
+  }
+}
+
+void check_adam_atan2(const hrm_cpu_kernels& kernels, bool with_copies) {
+  const std::vector<int64_t> sizes = {1, 7, 32, 1001, (1 << 14) + 5};
+  const size_t count = sizes.size();
+  const double lr = 0.01, beta1 = 0.9, beta2 = 0.95, weight_decay = 0.1;
+  for (int threads : kThreads) {
+    generator.seed(5);
+    std::vector<Elements*> p, g, m, v, copies;
+    std::vector<Matrix> want_p, want_m, want_v;
+    std::vector<double> decay1, decay2;
+    for (size_t i = 0; i < count; ++i) {
+      Matrix gradient = random(1, sizes[i]), square = random(1, sizes[i]);
+      for (int64_t j = 0; j < sizes[i]; ++j) gradient(0, j) *= std::pow(10, j % 9 - 5);  // of every size
+      for (double& value : square.values) value *= value;
+      gradient(0, 0) = 0;
+      p.push_back(new Elements(HRM_FLOAT32, random(1, sizes[i])));
+      g.push_back(new Elements(HRM_FLOAT32, gradient));
+      m.push_back(new Elements(HRM_FLOAT32, random(1, sizes[i])));
+      v.push_back(new Elements(HRM_FLOAT32, square));
+      copies.push_back(new Elements(HRM_BFLOAT16, sizes[i]));
+      m[i]->set(0, 0);  // with a gradient of 0: no step at all
+      v[i]->set(0, 0);
+      decay1.push_back(1 - std::pow(beta1, i + 1.0));
+      decay2.push_back(1 - std::pow(beta2, i + 1.0));
+      want_p.push_back(p[i]->matrix(1, sizes[i]));
+      want_m.push_back(m[i]->matrix(1, sizes[i]));
+      want_v.push_back(v[i]->matrix(1, sizes[i]));
+      for (int64_t j = 0; j < sizes[i]; ++j) {
+        double &mean = want_m[i](0, j), &variance = want_v[i](0, j), &value = want_p[i](0, j);
+        mean += (1 - beta1) * ((*g[i])[j] - mean);
+        variance = beta2 * variance + (1 - beta2) * (*g[i])[j] * (*g[i])[j];
+        value = value * (1 - lr * weight_decay) - lr / decay1[i] * std::atan2(mean, std::sqrt(variance / decay2[i]));
+      }
+    }
+    const auto pointers = [](const std::vector<Elements*>& all) {
+      std::vector<float*> result;
+      for (const Elements* elements : all) result.push_back(elements->floats());
+      return result;
+    };
+    const std::vector<float*> params = pointers(p), grads = pointers(g), means = pointers(m), squares = pointers(v);
+    const std::vector<const float*> constant(grads.begin(), grads.end());
+    std::vector<void*> narrow;
+    for (const Elements* copy : copies) narrow.push_back(copy->data());
+    kernels.adam_atan2(static_cast<int64_t>(count), params.data(), constant.data(), means.data(), squares.data(),
+                       with_copies ? narrow.data() : nullptr, sizes.data(), decay1.data(), decay2.data(), lr, beta1,
+                       beta2, weight_decay, threads);
+    for (size_t i = 0; i < count; ++i) {
+      check.about = described(with_copies ? "adam_atan2 with copies" : "adam_atan2", HRM_FLOAT32, {sizes[i]});
+      check("parameter", *p[i], want_p[i], kTolerance);
+      check("exp_avg", *m[i], want_m[i], kTolerance);
+      check("exp_avg_sq", *v[i], want_v[i], kTolerance);
+      if (with_copies) check("copy", *copies[i], want_p[i], kTolerance);
+      for (const Elements* elements : {p[i], g[i], m[i], v[i], copies[i]}) delete elements;
+    }
+  }
+}
+
+// What is the same for all instruction sets.
+void check_the_rest() {
+  const int64_t rows = 9, columns = 5, count = 7;
+  const int64_t ids[count] = {3, 8, 3, 0, 8, 3, 1};
+  const double lr = 0.01, decay = 0.1;
+  const Elements weights(HRM_FLOAT32, random(rows, columns)), gradients(HRM_FLOAT32, random(count, columns));
+  Matrix want = weights.matrix(rows, columns);
+  for (int64_t id = 0; id < rows; ++id) {
+    for (int64_t j = 0; j < columns; ++j) {
+      double sum = 0;
+      bool occurs = false;
+      for (int64_t i = 0; i < count; ++i) {
+        if (ids[i] == id) sum += gradients[i * columns + j], occurs = true;
+      }
+      if (occurs) want(id, j) = want(id, j) * (1 - lr * decay) - lr * (sum > 0 ? 1 : -1);
+    }
+  }
+  check.about = "sparse_sign_sgd";
+  const int64_t beyond = hrm_cpu_sparse_sign_sgd(weights.floats(), rows - 1, columns, ids, gradients.floats(), count,
+                                                 lr, decay);
+  if (beyond != 1) check.fail(check.about, "identifier 8 of 8 rows is not seen");
+  hrm_cpu_sparse_sign_sgd(weights.floats(), rows, columns, ids, gradients.floats(), count, lr, decay);
+  check("weights", weights, want, kTolerance);
+
+  const Elements x(HRM_FLOAT32, random(1, 19)), y(HRM_FLOAT32, random(1, 19));
+  Matrix sum = y.matrix(1, 19);
+  for (int64_t i = 0; i < 19; ++i) sum(0, i) += 0.5 * x[i];
+  hrm_cpu_axpy(0.5f, x.floats(), y.floats(), 19);
+  check.about = "axpy";
+  check("y", y, sum, kTolerance);
+}
+
+const hrm_cpu_kernels* named(const std::string& name) {
+#if defined(HRM_GEOMETRIES)
+  const bool avx2 = hrm_cpu("avx2");
+  if (name == "avx512_geometry") return avx2 ? &hrm::avx512_geometry::table() : nullptr;
+  if (name == "aarch64_geometry") return &hrm::aarch64_geometry::table();
+#endif
+  return hrm_cpu(name.c_str());
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count != 2) {
+    std::fprintf(stderr, "cpu_check: %d arguments; pass the name of an instruction set\n", count - 1);
+    return 2;
+  }
+  const hrm_cpu_kernels* kernels = named(arguments[1]);
+  if (!kernels) {
+    std::fprintf(stderr, "cpu_check: this machine can't run %s\n", arguments[1]);
+    return 2;
+  }
+  std::printf("%s: panels of %d columns, tiles of %d rows\n", arguments[1], static_cast<int>(kernels->panel_width),
+              static_cast<int>(kernels->tile_rows));
+  const hrm_shape shapes[] = {
+      // batch, positions, dim, heads, head_dim, inner, eps
+      {1, 1, 3, 1, 1, 1, 1e-5f},        // nothing fills a register
+      {2, 5, 20, 2, 6, 10, 1e-5f},      // nor a panel
+      {3, 17, 33, 3, 10, 50, 1e-5f},    // one row, one column more than a register or two
+      {2, 48, 64, 2, 32, 96, 1e-5f},    // everything whole
+      {3, 97, 40, 2, 16, 24, 1e-5f},    // more rows than a piece of a weight's gradient; blocks of queries, one over
+      {1, 13, 272, 1, 64, 264, 1e-5f},  // more than a piece of 256 of the inner dimension, in each product
+  };
+  for (int dtype : kDtypes) {
+    for (int64_t columns : {1, 3, 16, 31, 100, 1030}) {
+      for (int64_t rows : {1, 40}) {
+        check_add_rms_norm(*kernels, dtype, rows, columns);
+        check_swiglu(*kernels, dtype, rows, columns);
+        check_stablemax(*kernels, dtype, rows, columns);
+      }
+    }
+    for (const hrm_shape& shape : shapes) {
+      for (bool with_angles : {false, true}) {
+        if (with_angles && shape.head_dim % 2) continue;
+        check_rope_attention(*kernels, dtype, shape, with_angles);
+        check_blocks(*kernels, dtype, shape, with_angles);
+      }
+      check_updates(*kernels, dtype, shape);
+    }
+  }
+  check_adam_atan2(*kernels, false);
+  check_adam_atan2(*kernels, true);
+  check_the_rest();
+  std::printf("%d results, %d wrong\n", static_cast<int>(check.seen.size()), check.wrong);
+  return check.wrong != 0;
+}
