@@ -384,7 +384,7 @@ def train(
 
 def train_in_one_graph(model: Any, optimizers: list[torch.optim.Optimizer], state: dict[str, Any]) -> torch.Tensor:
     """The same step as one CUDA graph, as hrm.training replays it; on a CPU as ever."""
-    from hrm.training.step_graph import CudaCapture, StepGraph
+    from hrm.step_graph import CudaCapture, StepGraph
 
     carry, device = state["carry"], state["batch"]["inputs"].device
     if device.type == "cpu":
@@ -400,6 +400,6 @@ def train_in_one_graph(model: Any, optimizers: list[torch.optim.Optimizer], stat
             for name, values in carry.current_data.items():
                 values.copy_(mine["carry"].current_data[name])
 
-        state["graph"] = StepGraph(step, CudaCapture(device), device)
+        state["graph"] = StepGraph(step, CudaCapture(device, "another workload"), device)
     state["graph"](state["batch"])
     return state["loss"].clone()
