@@ -1,5 +1,6 @@
 import os
 
+import pytest
 import torch
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -9,3 +10,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before hrm_kernels or Triton is imported: kernels run on CPU tensors
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """New tensors hold NaN (integers -7), so that what a kernel leaves unwritten shows."""
+
+    def poison(make):
+        def made(*arguments, **options):
+            out = make(*arguments, **options)
+            return out.fill_(float("nan") if out.is_floating_point() else -7)
+
+        return made
+
+    monkeypatch.setattr(torch, "empty", poison(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))

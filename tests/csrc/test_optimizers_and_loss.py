@@ -33,22 +33,6 @@ CHUNK = 4096  # of csrc/cuda/adam_atan2.cu
 SHAPES = [(3, 5), (0,), (CHUNK,), (), (CHUNK + 1,), (2, 3, 7), (0, 4), (2 * CHUNK + 6,), (1,)]
 
 
-@pytest.fixture
-def poisoned(monkeypatch):
-    """New tensors hold NaN (integers -7): what a kernel does not write shows."""
-
-    def poison(make):
-        def made(*arguments, **options):
-            out = make(*arguments, **options)
-            return out.fill_(float("nan") if out.is_floating_point() else -7)
-
-        return made
-
-    monkeypatch.setattr(torch, "empty", poison(torch.empty))
-    monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
-    monkeypatch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
-
-
 @pytest.fixture(params=["simt", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request):
     """Where the kernels run, as torch names it."""
