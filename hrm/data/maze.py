@@ -235,6 +235,7 @@ def generate(
     size: int,
     rng: np.random.Generator,
     min_path: int | None = None,
+    max_path: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Puzzles:
     """Make ``count`` distinct mazes with exactly one shortest path, marked in the answer; the rating is its steps.
@@ -243,14 +244,18 @@ def generate(
         count: number of mazes.
         size: rows and columns.
         rng: where the randomness comes from.
-        min_path: least steps from S to G (None: :func:`default_min_path`).
+        min_path: least steps from S to G (None: :func:`default_min_path`, but 1 where there is a ``max_path``).
+        max_path: most steps (None: as many as there are).
         progress: called with the number of mazes made so far.
 
     Raises:
-        InputError: size is too small, or no maze with such a path turns up.
+        InputError: size is too small, max_path is below min_path, or no maze with such a path turns up.
     """
     Maze(size)
-    least = default_min_path(size) if min_path is None else max(min_path, 1)
+    least = max(min_path or 0, 1) if min_path is not None or max_path is not None else default_min_path(size)
+    most = size * size if max_path is None else max_path
+    if most < least:
+        raise InputError(f"no path has at least {least} and at most {most} steps; lower --min-path or raise --max-path")
     batches: list[Puzzles] = []
     known = np.zeros(0, np.uint64)
     made = barren = longest = 0
@@ -260,7 +265,7 @@ def generate(
         start = _pick(free, rng)
         from_start = flood(free, start)
         longest = max(longest, int(from_start.max()))
-        goal = _pick(from_start >= least, rng)
+        goal = _pick((from_start >= least) & (from_start <= most), rng)
         far = goal.any((1, 2))
         free, start, goal, from_start = free[far], start[far], goal[far], from_start[far]
         steps = from_start[goal]
@@ -275,7 +280,8 @@ def generate(
         barren = 0 if len(keep) else barren + batch
         if barren > _BARREN:
             raise InputError(
-                f"only {made} of {count} distinct {size} x {size} mazes with a path of {least} steps or more turned up "
+                f"only {made} of {count} distinct {size} x {size} mazes with a path of {least} steps or more "
+                f"{f'and at most {most} ' * (max_path is not None)}turned up "
                 f"(the longest seen has {longest}); lower --min-path or ask for fewer"
             )
         batches.append(Puzzles(inputs[keep], labels[keep], steps[keep].astype(np.int64), np.zeros(len(keep), np.int64)))

@@ -16,6 +16,7 @@ from hrm.config import FAMILIES, ModelConfig
 from hrm.data.format import Metadata
 from hrm.errors import InputError, describe
 from hrm.losses import LossType
+from hrm.weights import PuzzleEmb
 
 _FROM_THE_DATA = ("seq_len", "vocab_size", "num_puzzle_identifiers")
 
@@ -27,6 +28,10 @@ class TrainConfig(BaseModel):
         data: the data folder, with a ``train`` split and, to be evaluated on, a ``test`` split.
         out: the run's folder (checkpoints, logs); must be new or empty unless ``resume``.
         resume: go on from the newest checkpoint in ``out``.
+        init: start from the weights of another model of the same ``arch``, anything :func:`hrm.load` reads (of a run
+            that averaged its weights the averages); optimisers and schedule start anew.
+        puzzle_emb: with ``init``, what becomes of its puzzle embedding where it has another number of rows
+            (:data:`hrm.weights.PuzzleEmb`).
         epochs: how often each group of the data is visited; sets the number of steps.
         global_batch_size: rows of all processes together.
         lr, lr_min_ratio, lr_warmup_steps: see :func:`hrm.training.schedule.learning_rate`.
@@ -63,6 +68,8 @@ class TrainConfig(BaseModel):
     data: Path
     out: Path
     resume: bool = False
+    init: str | None = None
+    puzzle_emb: PuzzleEmb = "strict"
     epochs: PositiveInt
     global_batch_size: PositiveInt = 768
     lr: NonNegativeFloat = 1e-4

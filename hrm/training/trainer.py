@@ -41,7 +41,7 @@ from hrm.training.ema import EMA
 from hrm.training.loggers import Loggers, Reporter
 from hrm.training.schedule import learning_rate, total_steps
 from hrm.trm import build
-from hrm.weights import PUZZLE_EMB, checkpoints
+from hrm.weights import PUZZLE_EMB, checkpoints, load
 from hrm_kernels.casts import refresh, written
 from hrm_kernels.fixed_point import Gradient, gradient_steps, warm_up
 from hrm_kernels.optim import AdamATan2, SparseSignSGD
@@ -127,6 +127,7 @@ class Trainer:
         self.model = build(config.model(metadata, world.device), config.puzzle_emb_sharded).to(world.device).train()
         if self._test:
             check_fits(self.model, self._test)
+        notes = [self._begin(config.init)] if config.init is not None and not saved else []
         self._graph = _step_graph(config, world, self._compute)
         parameters = list(self.model.parameters())
         self._gradients = FlatGradients(parameters)
@@ -151,7 +152,8 @@ class Trainer:
         self._recent: deque[list[float]] = deque(maxlen=_EARLY_STOP_ROWS)  # [finished, exactly right] of the last rows
         self._evaluated_at = -1
         self._seconds = 0.0
-        notes = self._resume(saved) if saved else []
+        if saved:
+            notes = self._resume(saved)
         self._saved = saved.path if saved else None
         self._saved_at = self.step if saved else -1
         self._bad_step = torch.tensor(_NEVER, dtype=torch.int32, device=world.device)
@@ -434,16 +436,37 @@ class Trainer:
                 "resume=true"
             ) from error
 
+    def _begin(self, init: str) -> str:
+        """Take over the weights that a new run begins with; a note for the user."""
+        config = self.model.config
+        rows, length = config.num_puzzle_identifiers, config.seq_len
+        weights = load(init, "cpu", self.config.puzzle_emb, rows, length).state_dict()
+        if PUZZLE_EMB in weights:
+            weights[PUZZLE_EMB] = weights[PUZZLE_EMB][self._own_rows()]
+        self._take_over(weights, f"init={init}")
+        return f"begins with the weights of {init}"
+
+    def _own_rows(self) -> slice:
+        """The rows of the puzzle embedding that this process holds."""
+        table = self.model.puzzle_emb
+        if not isinstance(table, ShardedEmbedding):
+            return slice(None)
+        return slice(table.first_row, table.first_row + len(table.weights))
+
+    def _take_over(self, weights: dict[str, Tensor], where: str) -> None:
+        own = self.model.state_dict()
+        if self.model.puzzle_emb is not None:
+            own[PUZZLE_EMB] = self.model.puzzle_emb.weights
+        copy_into(own, weights, where)
+
     def _resume(self, saved: Checkpoint) -> list[str]:
         """Take over what ``saved`` holds; notes for the user on settings that have changed."""
         changed = _check_same_run(saved, self.model, self.config, self._data)
         state, where, device = saved.state, f"checkpoint {saved.path}", self.world.device
-        weights, found = self.model.state_dict(), saved.tensors("model")
-        if (table := self.model.puzzle_emb) is not None:
-            first = table.first_row if isinstance(table, ShardedEmbedding) else 0
-            weights[PUZZLE_EMB] = table.weights
-            found[PUZZLE_EMB] = saved.table(slice(first, first + len(table.weights)))
-        copy_into(weights, found, where)
+        weights = saved.tensors("model")
+        if self.model.puzzle_emb is not None:
+            weights[PUZZLE_EMB] = saved.table(self._own_rows())
+        self._take_over(weights, where)
         for name, (optimizer, _) in self._optimizers.items():
             load_optimizer_tensors(optimizer, saved.tensors(f"optimizer_{name}"))
         if self._ema:

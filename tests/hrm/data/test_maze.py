@@ -122,6 +122,13 @@ def test_generated_mazes_have_one_shortest_path_long_enough(size, count, min_pat
     assert Maze(size).solves(mazes.inputs, mazes.labels).all()
 
 
+@pytest.mark.parametrize(("min_path", "max_path", "found"), [(None, 3, {1, 2, 3}), (5, 6, {5, 6}), (4, 4, {4})])
+def test_generated_paths_are_as_short_as_asked_for(min_path, max_path, found):
+    mazes = generate(60, 11, np.random.default_rng(1), min_path, max_path)
+    assert set(mazes.ratings.tolist()) == found
+    assert Maze(11).solves(mazes.inputs, mazes.labels).all()
+
+
 def test_generation_repeats_with_its_seed():
     first, again, other = (generate(5, 9, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert (first.inputs == again.inputs).all()
@@ -132,6 +139,10 @@ def test_generator_says_when_no_path_is_so_long(monkeypatch):
     monkeypatch.setattr("hrm.data.maze._BARREN", 100)
     with pytest.raises(InputError, match=r"with a path of 80 steps .*longest seen has \d+\); lower --min-path"):
         generate(3, 9, np.random.default_rng(0), 80)
+    with pytest.raises(InputError, match="a path of 80 steps or more and at most 81 turned up"):
+        generate(3, 9, np.random.default_rng(0), 80, 81)
+    with pytest.raises(InputError, match="no path has at least 9 and at most 8 steps; lower --min-path"):
+        generate(3, 9, np.random.default_rng(0), 9, 8)
     with pytest.raises(InputError, match="size 4 is too small; choose 5 or more"):
         generate(3, 4, np.random.default_rng(0))
 

@@ -95,6 +95,34 @@ def test_a_run_is_the_plain_loop(configure, cpu, data, tmp_path):
     assert trained["inner.puzzle_emb.weights"].abs().max() > 0.01
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_run_begins_with_the_weights_of_another(configure, cpu, sharded):
+    first = train(configure("first", max_steps=2, ema=True), cpu)
+    config = configure(max_steps=1, lr=0.0, ema=True, init=str(first.checkpoint.parents[1]), seed=5)
+    config = config.model_copy(update={"puzzle_emb_lr": 0.0, "puzzle_emb_sharded": sharded})
+    begun = train(config, cpu)
+    wanted = hrm.load(first.checkpoint).state_dict()  # the averages
+    for weights in ("model", "ema"):
+        found = hrm.load(begun.checkpoint, weights=weights).state_dict()
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    resumed = train(config.model_copy(update={"init": "gone by now", "resume": True, "max_steps": 2}), cpu)
+    assert resumed.step == 2
+
+
+def test_what_a_run_cannot_begin_with(configure, cpu, tmp_path):
+    first = train(configure("first", max_steps=1), cpu).checkpoint
+    with pytest.raises(InputError, match="init=.*does not fit this run: inner.H_init is .16., expected .32."):
+        train(configure("wider", init=str(first), arch={"hidden_size": 32, "puzzle_emb_ndim": 32}), cpu)
+    with pytest.raises(InputError, match="nothing does not exist"):
+        train(configure("none", init="nothing"), cpu)
+    fewer = hrm.load(first, num_puzzle_identifiers=3, puzzle_emb="keep")
+    hrm.save(fewer, tmp_path / "fewer")
+    with pytest.raises(InputError, match="choose puzzle_emb=keep"):
+        train(configure("rows", init=str(tmp_path / "fewer")), cpu)
+    train(configure("rows", init=str(tmp_path / "fewer"), puzzle_emb="mean", max_steps=1), cpu)
+
+
 def test_exploration_is_of_the_global_batch(configure, cpu):
     run = Trainer(configure(arch={"halt_exploration_prob": 0.5, "halt_max_steps": 9}), cpu)
     run.step, drawn = 5, []
