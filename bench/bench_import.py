@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -71,7 +71,7 @@ def samples(request: pytest.FixtureRequest) -> dict[str, list[float] | str]:
 def test_import(
     benchmark: Any,
     setup: Setup,
-    unmeasured: Callable[[str, str, str, bool], None],
+    unmeasured: Callable[[str, str, str, bool], NoReturn],
     samples: dict[str, list[float] | str],
     parameter: str,
 ) -> None:

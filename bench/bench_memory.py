@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bench import suite
 from bench.bench_import import environment
@@ -29,7 +29,7 @@ def parameters(setup: Setup) -> list[tuple[str, str, int, int]]:
 def test_peak_memory(
     benchmark: Any,
     setup: Setup,
-    unmeasured: Callable[[str, str, str, bool], None],
+    unmeasured: Callable[[str, str, str, bool], NoReturn],
     parameter: tuple[str, str, int, int],
 ) -> None:
     backend, gradient, cycles, layers = parameter

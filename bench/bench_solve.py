@@ -1,8 +1,9 @@
 """From puzzles to answers: trained models in :class:`hrm.Engine`, all segments as published, and halting early.
 
 Models are those shipped in ``hrm/models``, or ``--model FOLDER``. The first segment is checked against float64 before
-timing. Early is by Q, and by the threshold of ``hrm calibrate`` where the model has one; the tables have the share of
-puzzles solved and the mean segments beside the time.
+timing. Beside the engine stands a loop over the same segments without one. Early is by Q, and by the threshold of
+``hrm calibrate`` where the model has one; the tables have the share of puzzles solved and the mean segments beside the
+time.
 """
 
 import functools
@@ -65,6 +66,18 @@ def solve(folder: Path, count: int, slots: int, setup: Setup) -> Workload:
 
         return run
 
+    def by_loop(model: HRM, given: np.ndarray, first: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """The segments of "all segments" and nothing else: what the engine adds is the difference."""
+        tokens = []
+        for rows in torch.from_numpy(given.astype(np.int64)).split(slots):
+            batch = {"inputs": rows.to(setup.device), "puzzle_identifiers": first["puzzle_identifiers"][: len(rows)]}
+            carry = model.initial_carry(batch)
+            with torch.no_grad():
+                for _ in range(config.halt_max_steps):
+                    carry, outputs = model(carry, batch)
+                tokens.append(outputs["logits"].argmax(-1).cpu())
+        return [torch.cat(tokens), torch.full((len(given),), float(config.halt_max_steps))]
+
     def score(results: list[torch.Tensor]) -> dict[str, float]:
         tokens, steps = results
         return {"solved": float(task.solves(puzzles(), tokens.numpy()).mean()), "segments": float(steps.mean())}
@@ -88,7 +101,7 @@ def solve(folder: Path, count: int, slots: int, setup: Setup) -> Workload:
         size=(slots, config.positions),
         plain=_published_first_segment if config.family == "hrm" else None,
         widen=lambda a: (_in_float64(a[0]), *a[1:]),
-        ways={name: by_engine(halt) for name, halt in ways.items()},
+        ways={"all segments, no engine": by_loop} | {name: by_engine(halt) for name, halt in ways.items()},
         puzzles=count,
         score=score,
     )

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
@@ -58,7 +59,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            group = getattr(item, "callspec", None) and item.callspec.params.get("measurement")
+            group = _parameters(item).get("measurement")
             name = group[0].name if group else item.name.partition("[")[0]
             item.add_marker(pytest.mark.benchmark(timer=suite.clock, group=f"{_suite(item)}: {name}"))
 
@@ -73,11 +74,11 @@ def setup(request: pytest.FixtureRequest) -> suite.Setup:
 
 
 @pytest.fixture
-def unmeasured(request: pytest.FixtureRequest) -> Callable[[str, str, str, bool], None]:
+def unmeasured(request: pytest.FixtureRequest) -> Callable[[str, str, str, bool], NoReturn]:
     """``unmeasured(workload, candidate, reason, failed)`` puts it into the JSON, and fails or skips the test."""
     session = request.config.stash[SESSION]
 
-    def say(workload: str, candidate: str, reason: str, failed: bool) -> None:
+    def say(workload: str, candidate: str, reason: str, failed: bool) -> NoReturn:
         named = {"suite": _suite(request.node), "workload": workload, "candidate": candidate}
         session.unmeasured.append(named | {"reason": reason, "failed": failed})
         if failed:
@@ -92,15 +93,15 @@ def record(
     request: pytest.FixtureRequest,
     benchmark: object,
     measurement: tuple,
-    unmeasured: Callable[[str, str, str, bool], None],
+    unmeasured: Callable[[str, str, str, bool], NoReturn],
 ) -> Callable[[], None]:
     """Measure the workload unless it has been, and hand over this candidate's samples."""
     workload, name = measurement
     session = request.config.stash[SESSION]
     wanted = [
-        item.callspec.params["measurement"][1]
+        _parameters(item)["measurement"][1]
         for item in request.session.items
-        if item.path == request.path and item.callspec.params["measurement"][0] is workload
+        if item.path == request.path and _parameters(item)["measurement"][0] is workload
     ]
 
     def run() -> None:
@@ -140,3 +141,8 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output
         "ceilings": ceilings,
         "unmeasured": session.unmeasured,
     }
+
+
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    """What a parametrized test is run with."""
+    return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}

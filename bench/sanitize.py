@@ -20,7 +20,8 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 
 def run(backend: str, device: str, dtypes: list[str], repeats: int, quick: bool, seconds: float) -> list[str]:
     """Run the problems; returns what was wrong."""
-    wrong, done, left_out = [], 0, set()
+    wrong: list[str] = []
+    done, left_out = 0, set()
     deadline = time.monotonic() + seconds
     for dtype in dtypes:
         for workload in small(device, DTYPES[dtype], quick):

@@ -44,9 +44,9 @@ def synchronize(device: str) -> None:
 def seconds_of(run: Callable[[], Any], device: str, busy: bool = True) -> float:
     """Time of one run."""
     if device != "cuda":
-        start = time.perf_counter()
+        began = time.perf_counter()
         run()
-        return time.perf_counter() - start
+        return time.perf_counter() - began
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     if busy:
         torch.cuda._sleep(BUSY_CYCLES)
@@ -101,11 +101,17 @@ def capture(call: Callable[[tuple[Any, ...]], Any], sets: Sequence[tuple[Any, ..
             call(arguments)
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
-    graph, results = torch.cuda.CUDAGraph(), deque(maxlen=len(sets))
+    graph = torch.cuda.CUDAGraph()
+    results: deque[Any] = deque(maxlen=len(sets))
     with torch.cuda.graph(graph):
         for index in range(calls):
             results.append(call(sets[index % len(sets)]))
-    return lambda: (graph.replay(), results), calls, "graph"
+
+    def replay() -> deque[Any]:
+        graph.replay()
+        return results
+
+    return replay, calls, "graph"
 
 
 def prepare(

@@ -6,7 +6,7 @@ The same problems at small, awkward sizes (:func:`small`) are what the sanitizer
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,7 +169,14 @@ def small(device: str, dtype: torch.dtype, quick: bool = False) -> Iterator[Work
         for op in OPS:
 
             def make(
-                device: str, dtype: torch.dtype, seed: int, op=op, B=B, S=S, dim=dim, heads=heads
+                device: str,
+                dtype: torch.dtype,
+                seed: int,
+                op: str = op,
+                B: int = B,
+                S: int = S,
+                dim: int = dim,
+                heads: int = heads,
             ) -> tuple[Any, ...]:
                 return arguments_of(op, device, dtype, seed, B, S, dim, heads, 3 * dim, 2, 13)
 
@@ -181,7 +188,7 @@ def small(device: str, dtype: torch.dtype, quick: bool = False) -> Iterator[Work
         yield Workload("SparseSignSGD", lambda device, dtype, seed: _sparse(device, seed, 33, 10, 96), _step)
 
 
-def _adam(device: str, seed: int, shapes: list[tuple[int, ...]]) -> tuple[Any, ...]:
+def _adam(device: str, seed: int, shapes: Sequence[tuple[int, ...]]) -> tuple[Any, ...]:
     random = _Random(device, torch.float32, seed)
     parameters = [torch.nn.Parameter(random(*shape, grad=False)) for shape in shapes]
     for parameter in parameters:
@@ -195,6 +202,7 @@ def _sparse(device: str, seed: int, rows: int, table: int, D: int) -> tuple[Any,
     embedding = SparseEmbedding(table, D).to(device).train()
     ids = torch.randint(0, table, (rows,), generator=random.generator, device=device)
     embedding(ids)
+    assert embedding.local_weights is not None
     embedding.local_weights.grad = random(rows, D, grad=False)
     return SparseSignSGD([embedding], lr=1e-2), [embedding.weights]
 
@@ -337,15 +345,16 @@ def trainer(device: str, dtype: torch.dtype, B: int, S: int, layers: int) -> tup
     from hrm.model import HRM
 
     torch.manual_seed(0)
-    names = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-    config = HRMConfig(
-        seq_len=S - 1,
-        vocab_size=VOCABULARY,
-        num_puzzle_identifiers=1000,
-        puzzle_emb_ndim=D,
-        H_layers=layers,
-        L_layers=layers,
-        forward_dtype=names[dtype],
+    config = HRMConfig.parse(
+        {
+            "seq_len": S - 1,
+            "vocab_size": VOCABULARY,
+            "num_puzzle_identifiers": 1000,
+            "puzzle_emb_ndim": D,
+            "H_layers": layers,
+            "L_layers": layers,
+            "forward_dtype": str(dtype).removeprefix("torch."),
+        }
     )
     model = HRM(config).to(device).train()
     batch = {
@@ -356,6 +365,7 @@ def trainer(device: str, dtype: torch.dtype, B: int, S: int, layers: int) -> tup
     dense = AdamATan2(model.parameters(), lr=1e-4, weight_decay=0.1, capturable=device != "cpu")
     dense.keep_copies(dtype)
     state = {"carry": model.initial_carry(batch), "batch": batch}
+    assert model.puzzle_emb is not None
     return model, [dense, SparseSignSGD([model.puzzle_emb], lr=1e-4)], state
 
 
@@ -400,6 +410,6 @@ def train_in_one_graph(model: Any, optimizers: list[torch.optim.Optimizer], stat
             for name, values in carry.current_data.items():
                 values.copy_(mine["carry"].current_data[name])
 
-        state["graph"] = StepGraph(step, CudaCapture(device, "another workload"), device)
+        state["graph"] = StepGraph(step, CudaCapture(device, "pytest bench -k 'not train'"), device)
     state["graph"](state["batch"])
     return state["loss"].clone()

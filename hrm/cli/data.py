@@ -169,6 +169,12 @@ def maze(
         typer.Option(min=1, help="Least steps from S to G of generated mazes (size * size / 8: 112 for 30 x 30)."),
     ] = None,
     max_path: Annotated[int | None, typer.Option(min=1, help="Most steps from S to G of generated mazes.")] = None,
+    max_branch: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Make walls of the cells of generated mazes that are farther than this from the path."
+        ),
+    ] = None,
     min_rating: Annotated[int, typer.Option(min=0, help="Least rating of mazes from files.")] = 0,
     seed: Seed = 0,
     skip_bad: SkipBad = False,
@@ -190,11 +196,12 @@ def maze(
             task = Maze(30 if size is None else size)
             counts = (train or 1000, test or 200)
             generated = partial(progress, "generating", total=sum(counts))
-            mazes = generate(sum(counts), task.size, rng, min_path, max_path, generated)
+            mazes = generate(sum(counts), task.size, rng, min_path, max_path, max_branch, generated)
             splits = shuffled_split(mazes, counts[1], rng)
         else:
-            if min_path is not None or max_path is not None:
-                raise InputError("--min-path and --max-path are for generated mazes; choose files with --min-rating")
+            if not min_path is max_path is max_branch is None:
+                options = "--min-path, --max-path and --max-branch"
+                raise InputError(f"{options} are for generated mazes; choose from files with --min-rating")
             task, paths = sources(csv, hub, Maze, size)
             splits = read_splits(paths, task, bad, train, test, min_rating, rng, progress)
     sets = {

@@ -236,6 +236,7 @@ def generate(
     rng: np.random.Generator,
     min_path: int | None = None,
     max_path: int | None = None,
+    max_branch: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Puzzles:
     """Make ``count`` distinct mazes with exactly one shortest path, marked in the answer; the rating is its steps.
@@ -246,6 +247,8 @@ def generate(
         rng: where the randomness comes from.
         min_path: least steps from S to G (None: :func:`default_min_path`, but 1 where there is a ``max_path``).
         max_path: most steps (None: as many as there are).
+        max_branch: cells farther than this from the path become walls (None: as carved). A model learns the rule where
+            few ways lead astray, and goes on from there.
         progress: called with the number of mazes made so far.
 
     Raises:
@@ -270,6 +273,9 @@ def generate(
         free, start, goal, from_start = free[far], start[far], goal[far], from_start[far]
         steps = from_start[goal]
         path = (from_start >= 0) & (from_start + flood(free, goal) == steps[:, None, None])
+        if max_branch is not None:
+            branch = flood(free, path)
+            free &= (branch >= 0) & (branch <= max_branch)
         inputs = np.select([start, goal, free], [_START, _GOAL, _FREE], _WALL).astype(np.uint8)
         labels = np.where(path & ~start & ~goal, np.uint8(_PATH), inputs)
         inputs, labels = inputs.reshape(-1, size * size), labels.reshape(-1, size * size)

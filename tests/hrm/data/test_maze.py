@@ -129,6 +129,16 @@ def test_generated_paths_are_as_short_as_asked_for(min_path, max_path, found):
     assert Maze(11).solves(mazes.inputs, mazes.labels).all()
 
 
+@pytest.mark.parametrize("max_branch", [0, 1, 3])
+def test_generated_mazes_branch_off_as_far_as_asked_for(max_branch):
+    mazes = generate(30, 11, np.random.default_rng(2), max_branch=max_branch)
+    boards, answers = (tokens.reshape(-1, 11, 11) for tokens in (mazes.inputs, mazes.labels))
+    farthest = [branch.max() for branch in flood(boards != 1, (answers >= 3) & (boards != 1))]
+    assert max(farthest) == max_branch
+    assert Maze(11).solves(mazes.inputs, mazes.labels).all()
+    assert (mazes.ratings >= 15).all()
+
+
 def test_generation_repeats_with_its_seed():
     first, again, other = (generate(5, 9, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert (first.inputs == again.inputs).all()
