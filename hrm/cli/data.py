@@ -175,6 +175,10 @@ def maze(
             min=0, help="Make walls of the cells of generated mazes that are farther than this from the path."
         ),
     ] = None,
+    loops: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of inner walls of generated mazes to open (0.04); 0: no way round."),
+    ] = None,
     min_rating: Annotated[int, typer.Option(min=0, help="Least rating of mazes from files.")] = 0,
     seed: Seed = 0,
     skip_bad: SkipBad = False,
@@ -186,7 +190,7 @@ def maze(
     """
     import numpy as np
 
-    from hrm.data.maze import Maze, build_set, generate
+    from hrm.data.maze import LOOPS, Maze, build_set, generate
     from hrm.data.puzzle_csv import BadRows
 
     require_new(out, force)
@@ -196,11 +200,12 @@ def maze(
             task = Maze(30 if size is None else size)
             counts = (train or 1000, test or 200)
             generated = partial(progress, "generating", total=sum(counts))
-            mazes = generate(sum(counts), task.size, rng, min_path, max_path, max_branch, generated)
+            share = LOOPS if loops is None else loops
+            mazes = generate(sum(counts), task.size, rng, min_path, max_path, max_branch, share, generated)
             splits = shuffled_split(mazes, counts[1], rng)
         else:
-            if not min_path is max_path is max_branch is None:
-                options = "--min-path, --max-path and --max-branch"
+            if not min_path is max_path is max_branch is loops is None:
+                options = "--min-path, --max-path, --max-branch and --loops"
                 raise InputError(f"{options} are for generated mazes; choose from files with --min-rating")
             task, paths = sources(csv, hub, Maze, size)
             splits = read_splits(paths, task, bad, train, test, min_rating, rng, progress)

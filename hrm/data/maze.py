@@ -181,12 +181,13 @@ def default_min_path(size: int) -> int:
     return size * size // 8
 
 
-_OPENED = 0.04  # of the inner walls: enough for loops, so that the longer way round has to be ruled out
+LOOPS = 0.04
+"""Share of the inner walls opened: enough for loops, so that the longer way round has to be ruled out."""
 _BARREN = 3_000  # mazes in a row without a new puzzle, after which the generator gives up
 _BATCH = 256  # mazes flooded together: 256 x 32 x 32 flags (260 KB) stay in cache
 
 
-def _carve(size: int, rng: np.random.Generator) -> np.ndarray:
+def _carve(size: int, loops: float, rng: np.random.Generator) -> np.ndarray:
     """``[size, size]`` bool: the free cells of a random maze, a depth-first tree with some walls opened."""
     top, left = (int(offset) for offset in rng.integers(0, 2, 2))
     rows, columns = (size - top + 1) // 2, (size - left + 1) // 2
@@ -218,7 +219,7 @@ def _carve(size: int, rng: np.random.Generator) -> np.ndarray:
     between = np.zeros_like(free)
     between[top : top + 2 * rows - 1 : 2, left + 1 : left + 2 * columns - 1 : 2] = True
     between[top + 1 : top + 2 * rows - 1 : 2, left : left + 2 * columns - 1 : 2] = True
-    free |= between & (rng.random(free.shape) < _OPENED)
+    free |= between & (rng.random(free.shape) < loops)
     return free
 
 
@@ -237,6 +238,7 @@ def generate(
     min_path: int | None = None,
     max_path: int | None = None,
     max_branch: int | None = None,
+    loops: float = LOOPS,
     progress: Callable[[int], None] | None = None,
 ) -> Puzzles:
     """Make ``count`` distinct mazes with exactly one shortest path, marked in the answer; the rating is its steps.
@@ -249,12 +251,16 @@ def generate(
         max_path: most steps (None: as many as there are).
         max_branch: cells farther than this from the path become walls (None: as carved). A model learns the rule where
             few ways lead astray, and goes on from there.
+        loops: share of the inner walls that are opened after carving; 0 leaves one way between any two cells.
         progress: called with the number of mazes made so far.
 
     Raises:
-        InputError: size is too small, max_path is below min_path, or no maze with such a path turns up.
+        InputError: size is too small, max_path is below min_path, loops is no share, or no maze with such a path turns
+            up.
     """
     Maze(size)
+    if not 0 <= loops <= 1:
+        raise InputError(f"loops is {loops}, expected a share of the walls, 0 to 1")
     least = max(min_path or 0, 1) if min_path is not None or max_path is not None else default_min_path(size)
     most = size * size if max_path is None else max_path
     if most < least:
@@ -264,7 +270,7 @@ def generate(
     made = barren = longest = 0
     while made < count:
         batch = min(_BATCH, 2 * (count - made) + 8)
-        free = np.stack([_carve(size, rng) for _ in range(batch)])
+        free = np.stack([_carve(size, loops, rng) for _ in range(batch)])
         start = _pick(free, rng)
         from_start = flood(free, start)
         longest = max(longest, int(from_start.max()))

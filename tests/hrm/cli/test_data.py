@@ -180,7 +180,7 @@ def test_options_that_do_not_fit_are_named(tmp_path, hrm_data, monkeypatch):
         ("sudoku", *out, "--csv", HARD, "--test", 5, "--min-rating", 99999): ["no usable puzzle of rating 99999"],
         ("maze", *out, "--size", 9, "--min-path", 80): ["80 steps or more", "lower --min-path"],
         ("maze", *out, "--csv", HARD, "--max-path", 8): [
-            "--min-path, --max-path and --max-branch are for generated mazes"
+            "--min-path, --max-path, --max-branch and --loops are for generated mazes"
         ],
         ("maze", *out, "--csv", HARD, "--test", 5): ["sudoku_hard.csv:2: question has"],
     }

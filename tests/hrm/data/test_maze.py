@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hrm.data import task_of
 from hrm.data.dihedral import DIHEDRAL_INVERSE, dihedral
-from hrm.data.maze import Maze, build_set, flood, generate
+from hrm.data.maze import LOOPS, Maze, build_set, flood, generate
 from hrm.data.puzzle_csv import BadRows, read_puzzles, task_of_file
 from hrm.errors import InputError
 
@@ -139,6 +139,16 @@ def test_generated_mazes_branch_off_as_far_as_asked_for(max_branch):
     assert (mazes.ratings >= 15).all()
 
 
+def test_loops_are_opened_walls():
+    def ways_round(loops):
+        free = generate(20, 11, np.random.default_rng(3), loops=loops).inputs.reshape(-1, 11, 11) != 1
+        passages = (free[:, 1:] & free[:, :-1]).sum((1, 2)) + (free[:, :, 1:] & free[:, :, :-1]).sum((1, 2))
+        return passages - free.sum((1, 2)) + 1  # of a tree none
+
+    assert (ways_round(0) == 0).all()
+    assert 0 < ways_round(LOOPS).mean() < ways_round(0.2).mean()
+
+
 def test_generation_repeats_with_its_seed():
     first, again, other = (generate(5, 9, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert (first.inputs == again.inputs).all()
@@ -153,6 +163,8 @@ def test_generator_says_when_no_path_is_so_long(monkeypatch):
         generate(3, 9, np.random.default_rng(0), 80, 81)
     with pytest.raises(InputError, match="no path has at least 9 and at most 8 steps; lower --min-path"):
         generate(3, 9, np.random.default_rng(0), 9, 8)
+    with pytest.raises(InputError, match="loops is 1.5, expected a share of the walls, 0 to 1"):
+        generate(3, 9, np.random.default_rng(0), loops=1.5)
     with pytest.raises(InputError, match="size 4 is too small; choose 5 or more"):
         generate(3, 4, np.random.default_rng(0))
 
