@@ -29,7 +29,7 @@ def workloads(setup: Setup) -> Iterator[Workload]:
         yield from (step(B, setup) for B in (32, 384))
         yield step(384, setup, ", one graph")
     else:
-        yield from (step(B, setup) for B in ([1, 2, 4, 16] if setup.full else [2]))
+        yield from (step(B, setup) for B in ([1, 2, 8, 16] if setup.full else [2]))
 
 
 def step(B: int, setup: Setup, graph: str = "") -> Workload:

@@ -125,8 +125,8 @@ def calibrate(
     Args:
         model: its mode is restored.
         dataset: held-out puzzles.
-        loss: by how much exact accuracy may be below that of all segments, 0 to 1; with 0 it is not below it on these
-            puzzles.
+        loss: by how much exact accuracy may be below that of all segments, and of halting by Q, 0 to 1; with 0 it is
+            not below them on these puzzles.
         max_steps: the most segments; None is the model's ``halt_max_steps``.
         max_examples: only this many puzzles, from the start.
         slots: puzzles side by side.
@@ -167,12 +167,13 @@ def choose(margins: np.ndarray, right: np.ndarray, loss: float = 0.0) -> Calibra
         spread, least = np.unique(quantiles).tolist(), float(occurring[0]) - 1
     points = tuple(point(threshold) for threshold in [least, *spread])
     fixed = Point(math.inf, float(right[-1].mean()), float(max_steps))
-    # Counted in puzzles, so that 0.1 + 0.2 does not decide.
-    wanted = fixed.exact_accuracy * count - loss * count - 1e-6
-    good = [one for one in points if one.exact_accuracy * count >= wanted]
+    by_q = point(0.0)
+    # Counted in puzzles, so that 0.1 + 0.2 does not decide. A model may lose answers by going on: then Q is ahead.
+    wanted = max(fixed.exact_accuracy, by_q.exact_accuracy) * count - loss * count - 1e-6
     # The highest margin that occurs halts nothing before the end, so there is always one.
+    good = [one for one in (*points, by_q) if one.exact_accuracy * count >= wanted]
     chosen = min(good, key=lambda one: (one.mean_steps, -one.exact_accuracy, one.threshold))
-    return Calibration(points, chosen, point(0.0), fixed, loss, max_steps, count)
+    return Calibration(points, chosen, by_q, fixed, loss, max_steps, count)
 
 
 def calibrated(checkpoint: Path | str) -> Margin:

@@ -45,8 +45,9 @@ class Card(BaseModel):
         puzzles: what it solves, in words.
         example: a held-out puzzle.
         recipe: of :func:`hrm.training.config.recipes`.
-        data: the command that makes its training data, without ``--out``.
-        training_steps, batch_size: of the training.
+        data: the command that makes its training data, without ``--out``; of the last stage, where the recipe says that
+            there are several.
+        training_steps, batch_size: of the training, all stages.
         parameters: of the model.
         calibration: the command that makes the puzzles of ``halting.json``, others than those measured on.
         accuracy: on puzzles like those of its training, and perhaps on harder ones.

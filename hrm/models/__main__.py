@@ -51,7 +51,7 @@ def main() -> None:
         example=task.format(dataset.sets[0].inputs[0]),
         recipe=given.name,
         data=measured[0][2].rpartition("=")[0],
-        training_steps=int(locate(given.run).name.removeprefix("step_")),
+        training_steps=_steps(given.run),
         batch_size=read_json(given.run / "training.json")["global_batch_size"],
         parameters=sum(one.numel() for one in model.parameters()),
         calibration=command,
@@ -63,6 +63,12 @@ def main() -> None:
         },
     )
     write_json(target / CARD, card.model_dump(mode="json"))
+
+
+def _steps(run: Path) -> int:
+    """Steps of a run, and of the runs that it began with."""
+    before = read_json(run / "training.json").get("init")
+    return int(locate(run).name.removeprefix("step_")) + (_steps(Path(before)) if before else 0)
 
 
 def _measured(model: hrm.HRM, folder: Path, words: str, how: str) -> Accuracy:

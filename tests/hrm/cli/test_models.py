@@ -1,14 +1,14 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 
 import hrm
 from hrm import InputError, models
-from hrm.data import task_of
-from hrm.data.sudoku import generate
+from hrm.data import maze, sudoku, task_of
 from hrm.inference.solve import solve
 from hrm.weights import locate, read_extra
 
@@ -28,13 +28,19 @@ def test_every_model_has_a_card_a_recipe_and_weights():
 
 
 @pytest.mark.parametrize(
-    ("name", "extra_clues", "accuracy"), [("sudoku4", 4, 0), ("sudoku6", 20, 0), ("sudoku6", 0, 1)]
+    ("name", "generate", "accuracy"),
+    [
+        ("sudoku4", partial(sudoku.generate, size=4, extra_clues=4), 0),
+        ("sudoku6", partial(sudoku.generate, size=6, extra_clues=20), 0),
+        ("sudoku6", partial(sudoku.generate, size=6), 1),
+        ("maze11", partial(maze.generate, size=11, min_path=2, max_branch=8, loops=0), 0),
+    ],
 )
-def test_models_solve_what_their_cards_say(name, extra_clues, accuracy):
+def test_models_solve_what_their_cards_say(name, generate, accuracy):
     (card,) = (card for card in models.cards() if card.name == name)
     model = hrm.load(name)
-    task = task_of(model.config.vocab_size, model.config.seq_len, "sudoku")
-    inputs = generate(200, task.size, np.random.default_rng(99), extra_clues=extra_clues).inputs
+    task = task_of(model.config.vocab_size, model.config.seq_len, read_extra(name)["task"])
+    inputs = generate(200, rng=np.random.default_rng(99)).inputs
     reached = np.mean([solution.valid for solution in solve(model, task, inputs)])
     assert reached > card.accuracy[accuracy].early_exact_accuracy - 0.04
 

@@ -124,6 +124,13 @@ def test_choosing_a_threshold():
     assert choose(margins, right, loss=0.34).chosen.mean_steps == pytest.approx(4 / 3)
 
 
+def test_a_threshold_is_not_behind_q_where_going_on_loses_answers():
+    margins = np.array([[1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    right = np.array([[True, False], [False, True], [False, True]])
+    found = choose(margins, right)
+    assert (found.fixed.exact_accuracy, found.by_q.exact_accuracy, found.chosen.exact_accuracy) == (0.5, 1, 1)
+
+
 def test_a_calibration_holds_in_evaluation(folder, tmp_path):
     dataset = open_dataset(folder, "test")
     save(tiny(), tmp_path / "model")
