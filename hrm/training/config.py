@@ -153,8 +153,9 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> TrainConfig:
         raise InputError(f"no data folder given; say data=DIR, as in: hrm train {recipe} data=data/sudoku")
     if values.get("out") is None:
         values["out"] = f"runs/{Path(recipe).stem}"
-    for name in ("data", "out"):
-        values[name] = str(Path(str(values[name])).expanduser())  # YAML reads out=2024 as a number
+    for name in ("data", "out", "init"):
+        if values.get(name) is not None:
+            values[name] = str(Path(str(values[name])).expanduser())  # YAML reads out=2024 as a number
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
