@@ -1,5 +1,7 @@
 """A capture of a CPU's operators in the place of a CUDA graph's."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -78,3 +80,22 @@ def recorder():
 @pytest.fixture
 def recorded_capture():
     return RecordedCapture()
+
+
+@pytest.fixture
+def jittered():
+    """A function that gives copies of a model whose weights are off by up to a unit in the last place.
+
+    What plain PyTorch makes of them says how far rounding may go: after several segments one draw says little, errors
+    then range over a factor of ten.
+    """
+
+    def copies(model, runs=4):
+        for seed in range(runs):
+            generator, copy = torch.Generator().manual_seed(seed), deepcopy(model)
+            with torch.no_grad():
+                for weight in copy.parameters():
+                    weight *= 1 + (torch.rand(weight.shape, generator=generator) - 0.5) * 2**-22
+            yield copy
+
+    return copies

@@ -75,8 +75,8 @@ def test_evaluation_segments(golden):
 
 
 @pytest.mark.skipif(hrm_kernels.backends()["cpu"] is not None, reason="there is no CPU library")
-def test_evaluation_segments_on_the_cpu_backend(golden, monkeypatch):
-    """Three segments multiply an error of rounding; ours against float64 is at most twice the published code's own."""
+def test_evaluation_segments_on_the_cpu_backend(golden, jittered, monkeypatch):
+    """Three segments multiply an error of rounding; ours against float64 is at most twice that of plain PyTorch."""
     tensors, _, model = golden
     batch = part(tensors, "batch.")
     monkeypatch.setattr(type(model.config), "dtype", property(lambda self: torch.float64))
@@ -84,43 +84,52 @@ def test_evaluation_segments_on_the_cpu_backend(golden, monkeypatch):
         wide = hrm.HRM(model.config).double()
         wide.load_state_dict(model.state_dict())
         exact = list(segments(wide, batch))
-    monkeypatch.undo()
+        monkeypatch.undo()
+        plain = [list(segments(model, batch)), *(list(segments(one, batch)) for one in jittered(model))]
     with hrm_kernels.use_backend("cpu"):
         for index, (got, want) in enumerate(zip(segments(model, batch), exact)):
             published = part(tensors, f"eval.{index}.")
             for name in ("logits", "q_halt", "q_continue", "z_H", "z_L"):
                 size = want[name].abs().max()
-                allowed = (published[name].double().reshape(want[name].shape) - want[name]).abs().max() / size
+                others = [published[name].double().reshape(want[name].shape), *(run[index][name] for run in plain)]
+                allowed = max((other.double() - want[name]).abs().max() for other in others) / size
                 assert_close(got[name], want[name], 2 * allowed + 1e-6)
             assert torch.equal(got["halted"], published["halted"])
 
 
-def test_training_calls(golden):
-    tensors, metadata, model = golden
+@pytest.mark.parametrize(("backend", "tolerance"), [("reference", 1e-5), (None, 1e-4)])
+def test_training_calls(golden, backend, tolerance):
+    """The third segment multiplies rounding: another CPU's sums are off by up to 2e-5, another backend's by more."""
+    with hrm_kernels.use_backend(backend):
+        check_training_calls(*golden, [tolerance, tolerance, 3 * tolerance])
+
+
+def check_training_calls(tensors, metadata, model, tolerances):
     model.train()
     batch = part(tensors, "batch.")
     carry = model.initial_carry(batch)
     halted_before_last = torch.zeros(len(batch["inputs"]), dtype=torch.bool)
     for index in range(3):
         model.zero_grad()
+        tolerance = tolerances[index]
         carry, outputs = model(carry, batch if index == 0 else part(tensors, f"train.{index}.batch."))
         loss, metrics = hrm.act_loss(carry, outputs, metadata["loss"])
         want = part(tensors, f"train.{index}.")
-        assert_close(loss.reshape(1), want["loss"])
+        assert_close(loss.reshape(1), want["loss"], tolerance)
         named = part(want, "metric.")
         assert named.keys() == metrics.keys()
         for name, value in named.items():
-            assert_close(metrics[name].reshape(1), value)
+            assert_close(metrics[name].reshape(1), value, tolerance)
         assert torch.equal(carry.halted, want["halted"])
         assert torch.equal(carry.steps, want["steps"])
         (loss / float(metadata["gradient_divisor"])).backward()
         assert torch.equal(model.puzzle_emb.local_ids, want["puzzle_emb_ids"])
-        assert_close(model.puzzle_emb.local_weights.grad, want["puzzle_emb_grad"])
+        assert_close(model.puzzle_emb.local_weights.grad, want["puzzle_emb_grad"], tolerance)
         if index != 1:
             gradients = part(want, "grad.")
             assert gradients.keys() == {name for name, _ in model.named_parameters()}
             for name, parameter in model.named_parameters():
-                assert_close(parameter.grad, gradients[name])
+                assert_close(parameter.grad, gradients[name], tolerance)
         if index < 2:
             halted_before_last |= carry.halted
     assert halted_before_last.any(), "the numbers should cover rows that are refilled"
