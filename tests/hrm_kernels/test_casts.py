@@ -143,8 +143,7 @@ def test_written_believes_only_the_copy_in_use():
 def test_tensors_that_are_no_parameters_are_converted():
     t = torch.randn(3, requires_grad=True)
     assert cast(t, LOW) is not cast(t, LOW) and cast(t, LOW).requires_grad
-    with torch.device("meta"):
-        assert cast(nn.Parameter(torch.empty(3)), LOW).is_meta
+    assert cast(nn.Parameter(torch.empty(3, device="meta")), LOW).is_meta
     layer, x = Linear(4, 3), torch.randn(5, 2, 4, dtype=LOW)
     gradients = torch.func.vmap(
         torch.func.grad(lambda w, x: torch.func.functional_call(layer, w, (x,)).float().square().sum()), (None, 0)
