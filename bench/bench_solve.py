@@ -31,7 +31,7 @@ SEED = 2026  # of the puzzles; the shipped models have theirs from others
 
 
 def workloads(setup: Setup) -> Iterator[Workload]:
-    puzzles, slots = (4096, 1024) if setup.device == "cuda" else (96, 32)
+    puzzles, slots = (4096, 1024) if setup.device == "cuda" else (320, 32)
     for folder in setup.models:
         yield solve(folder, puzzles, slots, setup)
         if setup.full:

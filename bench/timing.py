@@ -6,17 +6,20 @@ On a GPU: a CUDA graph of many calls over inputs that rotate (together larger th
 two events behind a queue that is already busy, so that neither launches nor a warm cache are in the number. What cannot
 be captured is timed with its launches, which the line says ("calls"). Candidates take turns; a line has the median.
 Before timing, a candidate's error against float64 must be at most twice that of plain PyTorch in the same dtype, and
-:func:`slack`.
+:func:`slack`; of a model, whose many layers amplify rounding by chance, the largest of several :func:`draws`.
 """
 
 import argparse
+import copy
+import functools
 import json
 import math
+import operator
 import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,6 +175,22 @@ def slack(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps * (8 if dtype is torch.float32 else 1)
 
 
+def draws(workload: Workload, plain: Callable[..., Any], arguments: tuple[Any, ...]) -> Iterator[list[torch.Tensor]]:
+    """Results of plain PyTorch in float32 with a model's weights off by up to a unit in the last place.
+
+    They say how far rounding may go: after a segment errors of single draws range over a factor of ten. None where the
+    arguments hold no model.
+    """
+    for seed in range(4 if any(isinstance(one, torch.nn.Module) for one in arguments) else 0):
+        own = copy.deepcopy(arguments)  # together: optimisers keep to the weights of their model
+        weights = [w for one in own if isinstance(one, torch.nn.Module) for w in one.parameters()]
+        generator = torch.Generator(weights[0].device).manual_seed(seed)
+        with torch.no_grad():
+            for weight in weights:
+                weight.mul_(1 + (torch.rand(weight.shape, generator=generator, device=weight.device) - 0.5) * 2**-22)
+        yield workload.call(plain, own)
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One way to compute a workload.
@@ -219,7 +238,13 @@ def measure(
         widen = workload.widen or (lambda arguments: converted(arguments, torch.float64, dtype))
         exact = workload.call(plain_op, widen(fresh()))
         plain = errors(workload.call(plain_op, fresh()), exact)
-        allowed = [2 * error + slack(dtype) for error in plain]
+
+        @functools.cache
+        def allowed(several: bool) -> list[float]:
+            drawn = draws(workload, plain_op, fresh()) if several and dtype is torch.float32 else ()
+            largest = map(max, zip(plain, *(errors(results, exact) for results in drawn)))
+            return [2 * error + slack(dtype) for error in largest]
+
     replays: dict[str, Replay] = {}
     for name, candidate in candidates.items():
         row = rows[name] = {"status": "ok"}
@@ -230,8 +255,8 @@ def measure(
         try:
             if workload.checked and candidate.checked:
                 row["error"] = errors(workload.call(candidate.proof or candidate.op, own[0]), exact)
-                if not all(error <= limit for error, limit in zip(row["error"], allowed)):
-                    row["status"] = f"wrong: errors {row['error']} against float64, allowed {allowed}"
+                if not any(all(map(operator.le, row["error"], allowed(several))) for several in (False, True)):
+                    row["status"] = f"wrong: errors {row['error']} against float64, allowed {allowed(True)}"
                     continue
 
             def call(arguments: tuple[Any, ...], op: Callable[..., Any] = candidate.op) -> list[torch.Tensor]:

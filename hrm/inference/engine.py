@@ -25,6 +25,7 @@ from hrm.errors import InputError
 from hrm.inference.halting import Halting, Moment, parse_halting
 from hrm.inference.segments import require_positive
 from hrm.model import HRM, Carry
+from hrm.openmp import release_threads
 from hrm.step_graph import CudaCapture, StepGraph
 from hrm_kernels.backends import use_backend
 from hrm_kernels.graphs import capturable
@@ -116,6 +117,9 @@ class Engine:
             for result in engine.solve(puzzles):
                 print(result.tokens, result.steps, result.confidence)
 
+    On a CPU the thread that makes the engine, or calls :meth:`solve`, lets go of its OpenMP threads
+    (:func:`hrm.openmp.release_threads`): the worker then has the cores to itself.
+
     On a GPU a segment, with the refill of rows before it and the answers after it, is one CUDA graph
     (``HRM_KERNELS_GRAPHS=0`` in the environment: launch by launch).
 
@@ -166,6 +170,7 @@ class Engine:
         self._was_training = model.training
         model.eval()
         threads = torch.get_num_threads()
+        release_threads()  # from here on the worker computes
         self._worker = threading.Thread(target=self._run, args=(threads,), name="hrm-engine", daemon=True)
         self._worker.start()
 
@@ -212,6 +217,7 @@ class Engine:
             EngineError: the engine is closed or has failed.
             concurrent.futures.CancelledError: it was closed with ``cancel`` meanwhile.
         """
+        release_threads()
         inbox = _Inbox(ordered)
         jobs = (self._job(_Streamed(index, inbox, trace), one) for index, one in enumerate(puzzles))
         first = later = 1

@@ -1,5 +1,6 @@
 """Candidates are checked against float64 before they are timed, and take turns."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -46,6 +47,31 @@ def test_wrong_absent_and_failing_candidates_are_not_timed():
     assert rows["breaks"]["status"] == "failed: RuntimeError: no"
     assert rows["lacks"]["status"] == "absent: No module named 'no_such_module'"
     assert rows["triton"]["status"].startswith("unavailable: add_rms_norm: backend 'cuda' cannot serve")
+
+
+def test_a_model_may_be_as_far_off_as_several_draws_of_plain_pytorch():
+    def make(device, dtype, seed):
+        return torch.nn.Linear(3, 1, bias=False).requires_grad_(False), torch.ones(1, 3)
+
+    arguments = make("cpu", torch.float32, 0)
+    arguments[0].weight.copy_(torch.tensor([1.0, 1e4, -1e4]))  # a unit in the last place of 1e4 is a thousandth
+
+    def by(offset):
+        return lambda model, x: model(x) + offset
+
+    workload = Workload(
+        "cancels",
+        lambda *_: arguments,
+        by(0),
+        plain=by(0),
+        widen=lambda a: (copy.deepcopy(a[0]).double(), a[1].double()),
+    )
+    off = max(abs(results[0].item() - 1) for results in timing.draws(workload, by(0), arguments))
+    assert 2e-4 < off < 2e-3 and arguments[0].weight[0, 1] == 1e4
+    ways = {"exact": by(0), "as a draw": by(1.5 * off), "beyond": by(2.5 * off)}
+    rows = timing.measure(workload, "cpu", torch.float32, {n: Candidate(op) for n, op in ways.items()}, lambda turn: 1)
+    assert [rows[name]["status"][:5] for name in ways] == ["ok", "ok", "wrong"]
+    assert not list(timing.draws(workload, by(0), (torch.ones(3),)))  # an op alone amplifies nothing
 
 
 def test_candidates_take_turns():
