@@ -12,7 +12,7 @@ SHORT, LONG = 82, 901
 def workloads(setup: Setup) -> Iterator[Workload]:
     batches = [8, 384] if setup.full else [384 if setup.device == "cuda" else 8]
     for B in batches:
-        for op in ("add_rms_norm", "swiglu", "rope_attention", "stablemax_cross_entropy"):
+        for op in ("add_rms_norm", "swiglu", "rope_attention", "token_mixing", "stablemax_cross_entropy"):
             for backward in (False, True):
                 # the published loss is computed in float64, which no compiler makes fast
                 compiled = op != "stablemax_cross_entropy"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import hrm_kernels as k
-from hrm_kernels.nn import SparseEmbedding, rope_tables
+from hrm_kernels.nn import SparseEmbedding, rope_tables, swiglu_inner_size
 from hrm_kernels.optim import AdamATan2, SparseSignSGD
 
 D, HEADS, INNER, LAYERS, VOCABULARY = 512, 8, 1536, 4, 11
@@ -138,6 +138,9 @@ def arguments_of(
         return (random(B, S, 2 * inner),)
     if op == "rope_attention":
         return random(B, S, 3 * D), cos, sin, heads
+    if op == "token_mixing":
+        wide = swiglu_inner_size(S, 4.0)
+        return random(B, S, D), random(2 * wide, S, scale=S**-0.5), random(S, wide, scale=wide**-0.5), EPS
     if op == "transformer_block":
         return random(B, S, D), random.block(D, inner), cos, sin, heads, EPS
     if op == "stablemax_cross_entropy":
@@ -154,6 +157,7 @@ OPS = (
     "swiglu",
     "rope_attention",
     "stablemax_cross_entropy",
+    "token_mixing",
     "transformer_block",
     "reasoning_module",
     "recurrent_cycles",
@@ -233,6 +237,9 @@ def fewest(op: str, B: int, S: int, backward: bool, layers: int = LAYERS, itemsi
         return (8 if backward else 3) * INNER * itemsize * tokens, 0
     if op == "rope_attention":
         return (12 if backward else 4) * D * itemsize * tokens, (14 if backward else 4) * S * D * tokens
+    if op == "token_mixing":  # of the weights each element once, and with backward twice and its gradient
+        weights, passes = 3 * S * swiglu_inner_size(S, 4.0), 3 if backward else 1
+        return ((5 if backward else 2) * D * tokens + passes * weights) * itemsize, passes * 2 * weights * B * D
     if op == "stablemax_cross_entropy":
         logits, label, loss, sums = VOCABULARY * itemsize, 8, 4, 8
         forward = logits + label + loss

@@ -81,6 +81,14 @@ struct hrm_cpu_kernels {
   void (*swiglu_backward)(int64_t rows, int64_t inner, const void* dout, const void* gate_up, void* dgate_up,
                           int dtype, int threads);
 
+  // x [batch, positions, dim] -> the same shape, by gate_up [2 inner, positions] and down [positions, inner]: of each
+  // channel t, t + down(swiglu(gate_up(t))) over its rms. The backward computes that again from x.
+  void (*token_mixing_forward)(int64_t batch, int64_t positions, int64_t dim, int64_t inner, const void* x,
+                               const void* gate_up, const void* down, float eps, void* out, int dtype, int threads);
+  void (*token_mixing_backward)(int64_t batch, int64_t positions, int64_t dim, int64_t inner, const void* dout,
+                                const void* x, const void* gate_up, const void* down, float eps, void* dx,
+                                void* dgate_up, void* ddown, int dtype, int threads);
+
   // loss[rows]; others[rows]: the sum of s over all but the label; argmax[rows] unless nullptr. Labels are below
   // vocabulary, or ignore_index.
   void (*stablemax_forward)(int64_t rows, int64_t vocabulary, const void* logits, const int64_t* labels,

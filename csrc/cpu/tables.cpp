@@ -12,6 +12,7 @@ const hrm_cpu_kernels& table() {
     add_blocks(kernels);
     add_rope_attention(kernels);
     add_pointwise(kernels);
+    add_token_mixing(kernels);
     add_stablemax(kernels);
     add_optimizers(kernels);
     return kernels;

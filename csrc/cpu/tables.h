@@ -8,6 +8,7 @@ namespace hrm::HRM_ISA {
 void add_blocks(hrm_cpu_kernels& table);
 void add_rope_attention(hrm_cpu_kernels& table);
 void add_pointwise(hrm_cpu_kernels& table);
+void add_token_mixing(hrm_cpu_kernels& table);
 void add_stablemax(hrm_cpu_kernels& table);
 void add_optimizers(hrm_cpu_kernels& table);
 

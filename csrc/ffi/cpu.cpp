@@ -368,6 +368,59 @@ void swiglu_backward(TensorView dout, TensorView gate_up, TensorView dgate_up, i
   if (m.rows) kernels->swiglu_backward(m.rows, m.columns, dh, from, to, m.code, count);
 }
 
+// x [B, S, D] and the two matrices that mix its positions.
+struct Mixing {
+  const char* op;
+  DLDataType dtype;
+  int code, threads;
+  int64_t batch, positions, dim, inner;
+
+  Mixing(const char* op_, TensorView x, TensorView down, int64_t threads_)
+      : op(op_), dtype(x.dtype()), code(dtype_code(op_, "x", x)), threads(positive_threads(op_, threads_)) {
+    if (x.ndim() != 3 || down.ndim() != 2) {
+      TVM_FFI_THROW(ValueError) << op << ": x has shape " << to_string(x.shape()) << " and down "
+                                << to_string(down.shape()) << "; pass [B, S, D] and [S, I]";
+    }
+    batch = x.size(0);
+    positions = x.size(1);
+    dim = x.size(2);
+    inner = down.size(1);
+    within(op, "S", positions);
+    within(op, "D", dim);
+    within(op, "I", inner);
+  }
+  void* state(const char* name, TensorView tensor) const {
+    return cpu_tensor(op, name, tensor, dtype, {batch, positions, dim});
+  }
+  void* gate_up(const char* name, TensorView tensor) const {
+    return cpu_tensor(op, name, tensor, dtype, {2 * inner, positions});
+  }
+  void* down(const char* name, TensorView tensor) const {
+    return cpu_tensor(op, name, tensor, dtype, {positions, inner});
+  }
+};
+
+void token_mixing_forward(TensorView x, TensorView gate_up, TensorView down, double eps, TensorView out,
+                          int64_t threads) {
+  const Mixing m("token_mixing_forward", x, down, threads);
+  const void *from = m.state("x", x), *first = m.gate_up("gate_up", gate_up), *second = m.down("down", down);
+  void* to = m.state("out", out);
+  if (!m.batch) return;
+  kernels->token_mixing_forward(m.batch, m.positions, m.dim, m.inner, from, first, second, static_cast<float>(eps), to,
+                                m.code, m.threads);
+}
+
+void token_mixing_backward(TensorView dout, TensorView x, TensorView gate_up, TensorView down, double eps,
+                           TensorView dx, TensorView dgate_up, TensorView ddown, int64_t threads) {
+  const Mixing m("token_mixing_backward", x, down, threads);
+  const void *dy = m.state("dout", dout), *from = m.state("x", x);
+  const void *first = m.gate_up("gate_up", gate_up), *second = m.down("down", down);
+  void *to = m.state("dx", dx), *dfirst = m.gate_up("dgate_up", dgate_up), *dsecond = m.down("ddown", ddown);
+  if (!m.batch) return;
+  kernels->token_mixing_backward(m.batch, m.positions, m.dim, m.inner, dy, from, first, second,
+                                 static_cast<float>(eps), to, dfirst, dsecond, m.code, m.threads);
+}
+
 // Labels that a kernel may follow.
 const int64_t* checked_labels(const Matrix& m, TensorView labels, int64_t ignore_index) {
   const int64_t* given = m.column<int64_t>("labels", labels, kInt64);
@@ -480,6 +533,8 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(add_rms_norm_forward, hrm::add_rms_norm_forward)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(add_rms_norm_backward, hrm::add_rms_norm_backward)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(swiglu_forward, hrm::swiglu_forward)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(swiglu_backward, hrm::swiglu_backward)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(token_mixing_forward, hrm::token_mixing_forward)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(token_mixing_backward, hrm::token_mixing_backward)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(stablemax_forward, hrm::stablemax_forward)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(stablemax_backward, hrm::stablemax_backward)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(adam_atan2, hrm::adam_atan2)

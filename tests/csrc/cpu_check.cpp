@@ -422,6 +422,53 @@ void check_swiglu(const hrm_cpu_kernels& kernels, int dtype, int64_t rows, int64
   }
 }
 
+void check_token_mixing(const hrm_cpu_kernels& kernels, int dtype, int64_t batch, int64_t positions, int64_t dim,
+                        int64_t inner) {
+  const float eps = 1e-5f;
+  const int64_t elements = batch * positions * dim;
+  const Elements x(dtype, random(batch * dim, positions)), dout(dtype, random(batch * dim, positions));
+  const Elements gate_up(dtype, random(2 * inner, positions, 1 / std::sqrt(positions)));
+  const Elements down(dtype, random(positions, inner, 1 / std::sqrt(inner)));
+  const Matrix gate_up_weights = gate_up.matrix(2 * inner, positions), down_weights = down.matrix(positions, inner);
+  // a row for each channel of each row of the batch, and back
+  const auto across = [&](const Matrix& states) {
+    Matrix result(batch * dim, positions);
+    for (int64_t i = 0; i < elements; ++i) {
+      result(i / (positions * dim) * dim + i % dim, i / dim % positions) = states.values[i];
+    }
+    return result;
+  };
+  const auto along = [&](const Matrix& rows) {
+    Matrix result(batch * positions, dim);
+    for (int64_t i = 0; i < elements; ++i) {
+      result.values[i] = rows(i / (positions * dim) * dim + i % dim, i / dim % positions);
+    }
+    return result;
+  };
+  const Matrix rows = across(x.matrix(batch * positions, dim));
+  const Matrix hidden = times_transposed(rows, gate_up_weights), inside = swiglu(hidden);
+  const Matrix u = rows + times_transposed(inside, down_weights);
+  const Matrix du = norm_backward(across(dout.matrix(batch * positions, dim)), u, eps);
+  const Matrix dhidden = swiglu_backward(times_transposed(du, transposed(down_weights)), hidden);
+  const Matrix want_dx = along(du + times_transposed(dhidden, transposed(gate_up_weights)));
+  for (int threads : kThreads) {
+    const Elements out(dtype, elements), dx(dtype, elements);
+    const Elements dgate_up(dtype, 2 * inner * positions), ddown(dtype, positions * inner);
+    poison_workspace();
+    kernels.token_mixing_forward(batch, positions, dim, inner, x.data(), gate_up.data(), down.data(), eps, out.data(),
+                                 dtype, threads);
+    poison_workspace();
+    kernels.token_mixing_backward(batch, positions, dim, inner, dout.data(), x.data(), gate_up.data(), down.data(), eps,
+                                  dx.data(), dgate_up.data(), ddown.data(), dtype, threads);
+    check.about = described("token_mixing", dtype, {batch, positions, dim, inner});
+    check("out", out, along(norm(u, eps)), kTolerance);
+    if (positions == 1) continue;  // gradients are 0 but for eps
+    check("dx", dx, want_dx, kPassTolerance);
+    check("dgate_up", dgate_up, times_transposed(transposed(dhidden), transposed(rows)), kPassTolerance);
+    check("ddown", ddown, times_transposed(transposed(du), transposed(inside)), kPassTolerance);
+  }
+}
+
 // Tables for more positions than there are, with another angle in each column (RoPE has the same in both halves), so
 // that a column taken for another shows.
 Angles some_angles(const hrm_shape& s, bool there) {
@@ -738,6 +785,10 @@ int main(int count, char** arguments) {
       {1, 13, 272, 1, 64, 264, 1e-5f},  // more than a piece of 256 of the inner dimension, in each product
   };
   for (int dtype : kDtypes) {
+    check_token_mixing(*kernels, dtype, 1, 1, 3, 1);
+    check_token_mixing(*kernels, dtype, 2, 5, 20, 10);
+    check_token_mixing(*kernels, dtype, 3, 48, 64, 96);   // everything whole
+    check_token_mixing(*kernels, dtype, 9, 17, 260, 50);  // 81 pieces of 32 channels: more than a group
     for (int64_t columns : {1, 3, 16, 31, 100, 1030}) {
       for (int64_t rows : {1, 40}) {
         check_add_rms_norm(*kernels, dtype, rows, columns);

@@ -15,7 +15,7 @@ library = native.load("cpu")
 pytestmark = pytest.mark.skipif(library.reason is not None, reason=str(library.reason))
 BATCH, POSITIONS, DIM, HEADS, HEAD_DIM, INNER = 2, 5, 24, 2, 16, 40
 FUNCTIONS = ["pack_blocks", "infer_blocks", "recurrent_cycles", "blocks_forward", "blocks_backward"]
-FUNCTIONS += ["rope_attention_forward", "rope_attention_backward"]
+FUNCTIONS += ["rope_attention_forward", "rope_attention_backward", "token_mixing_forward", "token_mixing_backward"]
 COUNTS = (HEADS, HEAD_DIM, INNER)
 
 
@@ -45,6 +45,11 @@ def arguments(function):
             return [qkv, *tables, out, lse, HEADS, 2]
         return [out.clone(), qkv, out, lse, *tables, torch.empty_like(qkv), HEADS, 2]
     x, y, z, out, out2 = (random(BATCH, POSITIONS, DIM) for _ in range(5))
+    if function.startswith("token"):
+        up, down = random(2 * INNER, POSITIONS), random(POSITIONS, INNER)
+        if function == "token_mixing_forward":
+            return [x, up, down, 1e-5, out, 2]
+        return [x, y, up, down, 1e-5, out, torch.empty_like(up), torch.empty_like(down), 2]
     if function == "infer_blocks":
         return [x, y, packed[0], 1, *tables, out, *COUNTS, 1e-5, 2]
     if function == "recurrent_cycles":

@@ -1,47 +1,62 @@
-"""Token mixing out of the CPU library's kernels and the matrix products of PyTorch, over the transposed state.
-
-Kept for the backward, per channel: x across the positions and the sum's other half (S each), gate_up (2 I), 1/rms.
-"""
+"""Token mixing on the CPU library: one call forward, one backward, which keeps x alone and computes the rest again."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hrm_kernels.ops.add_rms_norm import cpu_kernels as norm
-from hrm_kernels.ops.swiglu import cpu_kernels as swiglu
+from hrm_kernels import native
+from hrm_kernels.backends import launcher
 
 
-def _across(x: Tensor) -> Tensor:
-    """``[B, S, D]`` -> ``[B D, S]``, a row per channel."""
-    return x.transpose(1, 2).reshape(-1, x.shape[1]).contiguous()  # (of one row, or a transposed x, it is a view)
+@launcher(
+    "cpu_token_mixing_forward(Tensor x, Tensor gate_up, Tensor down, float eps) -> Tensor",
+    lambda x, gate_up, down, eps: x.new_empty(x.shape),
+)
+def forward(x: Tensor, gate_up: Tensor, down: Tensor, eps: float) -> Tensor:
+    """``[B, S, D]`` -> ``[B, S, D]``, contiguous."""
+    out = torch.empty_like(x)
+    native.load("cpu").module.token_mixing_forward(
+        x.detach(), gate_up.detach(), down.detach(), eps, out, torch.get_num_threads()
+    )
+    return out
 
 
-def _back(rows: Tensor, like: Tensor) -> Tensor:
-    """``[B D, S]`` -> the shape ``[B, S, D]`` of ``like``."""
-    batch, positions, dim = like.shape
-    return rows.view(batch, dim, positions).transpose(1, 2).contiguous()
+@launcher(
+    "cpu_token_mixing_backward(Tensor dout, Tensor x, Tensor gate_up, Tensor down, float eps) "
+    "-> (Tensor, Tensor, Tensor)",
+    lambda dout, x, gate_up, down, eps: tuple(one.new_empty(one.shape) for one in (x, gate_up, down)),
+)
+def backward(dout: Tensor, x: Tensor, gate_up: Tensor, down: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, gate_up and down."""
+    make = torch.empty_like if x.shape[0] else torch.zeros_like  # without rows nothing is written
+    dx, dgate_up, ddown = make(x), make(gate_up), make(down)
+    native.load("cpu").module.token_mixing_backward(
+        dout.detach(),
+        x.detach(),
+        gate_up.detach(),
+        down.detach(),
+        eps,
+        dx,
+        dgate_up,
+        ddown,
+        torch.get_num_threads(),
+    )
+    return dx, dgate_up, ddown
 
 
 class _TokenMixing(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate_up: Tensor, down: Tensor, eps: float) -> Tensor:  # type: ignore[override]
-        rows = _across(x)
-        hidden = torch.mm(rows, gate_up.t())
-        mixed = torch.mm(swiglu.forward(hidden), down.t())
-        out, rstd = norm.forward(rows, mixed, eps)
-        ctx.save_for_backward(rows, hidden, mixed, rstd, gate_up, down)
-        return _back(out, x)
+        ctx.save_for_backward(x, gate_up, down)
+        ctx.eps = eps
+        return forward(x, gate_up, down, eps)
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
-        rows, hidden, mixed, rstd, gate_up, down = ctx.saved_tensors
-        du = norm.backward(_across(dout), rows, mixed, rstd)
-        dhidden = swiglu.backward(torch.mm(du, down), hidden)
-        dx = torch.addmm(du, dhidden, gate_up)
-        return _back(dx, dout), torch.mm(dhidden.t(), rows), torch.mm(du.t(), swiglu.forward(hidden)), None
+        return *backward(dout.contiguous(), *ctx.saved_tensors, ctx.eps), None
 
 
 def token_mixing(x: Tensor, gate_up: Tensor, down: Tensor, eps: float) -> Tensor:
     """``[B, S, D]`` -> ``[B, S, D]``."""
-    return _TokenMixing.apply(x, gate_up.contiguous(), down.contiguous(), eps)
+    return _TokenMixing.apply(x.contiguous(), gate_up.contiguous(), down.contiguous(), eps)
