@@ -74,20 +74,6 @@ struct Heads {
   }
 };
 
-struct Scratch {
-  float* next;
-  HRM_INLINE Panels panels(int64_t count, int64_t rows) {
-    const Panels taken{next, rows};
-    next += count * rows * kWidth;
-    return taken;
-  }
-  HRM_INLINE float* floats(int64_t count) {
-    float* taken = next;
-    next += count;
-    return taken;
-  }
-};
-
 // k turned, and k and v as right factors: transposed per panel of keys, or with rows up to whole panels of zeros.
 HRM_INLINE void copy_rows(Panels from, int64_t panels, int64_t count, Panels to, int64_t until) {
   for (int64_t p = 0; p < panels; ++p) {

@@ -56,6 +56,21 @@ HRM_INLINE void with_type(int dtype, With with) {
   }
 }
 
+// Memory handed out piece by piece.
+struct Scratch {
+  float* next;
+  HRM_INLINE Panels panels(int64_t count, int64_t rows) {
+    const Panels taken{next, rows};
+    next += count * rows * kWidth;
+    return taken;
+  }
+  HRM_INLINE float* floats(int64_t count) {
+    float* taken = next;
+    next += count;
+    return taken;
+  }
+};
+
 // Where the columns of a matrix lie in its panels: real columns come in runs, each padded to whole panels.
 // interleaved: gate_up, where each panel holds kLanes columns of the gate and the same of up.
 struct Columns {

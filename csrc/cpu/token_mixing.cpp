@@ -5,16 +5,16 @@
 #include <cmath>
 #include <initializer_list>
 
-#include "cpu/attention.h"
 #include "cpu/kernels.h"
+#include "cpu/panels.h"
 #include "cpu/tables.h"
 #include "cpu/team.h"
 
 namespace hrm::HRM_ISA {
 namespace {
 
-// A matrix [rows, columns] as a left factor: strips of kTileRows rows, [columns][kTileRows] each, zeros behind the last.
-// It is read from `first` elements on in the weights, where it lies row by row or transposed.
+// A matrix [rows, columns] as a left factor: strips of kTileRows rows, [columns][kTileRows] each, zeros for rows behind
+// the last. It is read from `first` elements on in the weights, where it lies row by row or transposed.
 struct Strips {
   int64_t rows, columns, first;
   bool transposed;
@@ -30,8 +30,8 @@ struct Strips {
     for (int64_t column = 0; column < columns; ++column) {
       for (int i = 0; i < kTileRows; ++i) {
         const int64_t row = strip * kTileRows + i;
-        const int64_t at = first + (transposed ? column * rows + row : row * columns + column);
-        *to++ = row < rows ? to_float(weights[at]) : 0.0f;
+        const int64_t element = first + (transposed ? column * rows + row : row * columns + column);
+        *to++ = row < rows ? to_float(weights[element]) : 0.0f;
       }
     }
   }
@@ -195,8 +195,9 @@ void forward(int64_t batch, int64_t positions, int64_t dim, int64_t inner, const
   });
 }
 
-// In a group of pieces each leaves its gradients of gate and up, and hidden, [I][kWidth]; and x and du, transposed. From
-// them come the sums of the weight gradients, [I][kWidth] for every panel of positions: of gate, up, and down transposed.
+// In a group of pieces each leaves its gradients of gate and up, and hidden, [I][kWidth]; and x and du, transposed.
+// From them come the sums of the weight gradients, [I][kWidth] for every panel of positions: of gate, up, and down
+// transposed.
 constexpr int64_t kGroup = 64;  // pieces: kTileRows rows of each stay in an L1 cache, and memory does not grow with B
 
 void backward(int64_t batch, int64_t positions, int64_t dim, int64_t inner, const void* dout, const void* x,
