@@ -53,7 +53,7 @@ def solve(folder: Path, count: int, slots: int, setup: Setup) -> Workload:
         rng = np.random.default_rng(SEED)
         if isinstance(task, Sudoku):
             return sudoku.generate(count, task.size, rng, extra_clues=task.size).inputs
-        return maze.generate(count, task.size, rng, min_path=2, max_branch=8, loops=0).inputs  # as maze11's
+        return maze.generate(count, task.size, rng, min_path=2).inputs
 
     def by_engine(halt: str) -> Callable[..., list[torch.Tensor]]:
         rule = halting_of(folder, halt)

@@ -66,7 +66,9 @@ def main() -> None:
 
 
 def _steps(run: Path) -> int:
-    """Steps of a run, and of the runs that it began with."""
+    """Steps of a run or a shipped model, and of those that it began with."""
+    if (run / CARD).is_file():
+        return int(read_json(run / CARD)["training_steps"])
     before = read_json(run / "training.json").get("init")
     return int(locate(run).name.removeprefix("step_")) + (_steps(Path(before)) if before else 0)
 

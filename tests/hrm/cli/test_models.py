@@ -33,7 +33,7 @@ def test_every_model_has_a_card_a_recipe_and_weights():
         ("sudoku4", partial(sudoku.generate, size=4, extra_clues=4), 0),
         ("sudoku6", partial(sudoku.generate, size=6, extra_clues=20), 0),
         ("sudoku6", partial(sudoku.generate, size=6), 1),
-        ("maze11", partial(maze.generate, size=11, min_path=2, max_branch=8, loops=0), 0),
+        ("maze11", partial(maze.generate, size=11, min_path=2), 0),
     ],
 )
 def test_models_solve_what_their_cards_say(name, generate, accuracy):
