@@ -35,7 +35,7 @@ def workloads(setup: Setup) -> Iterator[Workload]:
         if setup.device == "cuda":
             yield solve(folder, 4096, 1024, setup)
         else:  # more of the small boards: they are so quick that an engine's start and its last slots would show
-            yield solve(folder, 32 * max(2, 2560 // _load(folder, setup.device).config.seq_len ** 2), 32, setup)
+            yield solve(folder, 32 * max(4, 160 // _load(folder, setup.device).config.seq_len), 32, setup)
         if setup.full:
             yield solve(folder, 16, 1, setup)
 
