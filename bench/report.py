@@ -408,7 +408,7 @@ def fill(path: Path, text: str) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m bench.report", description=__doc__)
-    parser.add_argument("folder", type=Path, help="of a run's JSON files, such as bench/results/cpu-2026-11-24")
+    parser.add_argument("folder", type=Path, help="of a run's JSON files, such as bench/results/cpu-2026-11-27")
     parser.add_argument("--write", action="store_true", help="fill the marked sections of the READMEs too")
     options = parser.parse_args(arguments)
     try:
