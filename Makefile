@@ -50,7 +50,7 @@ $(TRITON_STAMP): $(STAMP)
 	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > $$($(VENV_TRITON)/bin/python $(SITE))/first.pth
 	@echo "$(TRITON)" > $@
 
-# Benchmarks: about six minutes on two cores; BENCH_ARGS=--full takes all sizes and candidates.
+# Benchmarks: some minutes on two cores; BENCH_ARGS=--full takes all sizes and candidates.
 BENCH_OUT ?= bench/results/cpu-$(shell date -u +%Y-%m-%d)
 bench: $(STAMP)
 	mkdir -p $(BENCH_OUT)
