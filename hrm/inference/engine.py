@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from hrm.errors import InputError
-from hrm.inference.halting import Halting, Moment, parse_halting
+from hrm.inference.halting import Halting, Moment, ignores_unchanged, parse_halting
 from hrm.inference.segments import require_positive
 from hrm.model import HRM, Carry
 from hrm.openmp import release_threads
@@ -219,12 +219,17 @@ class Engine:
         """
         release_threads()
         inbox = _Inbox(ordered)
-        jobs = (self._job(_Streamed(index, inbox, trace), one) for index, one in enumerate(puzzles))
+        source, index = iter(puzzles), 0
         first = later = 1
         if isinstance(puzzles, Sized):  # they are there already: they start together, and come in bulk
             first, later = min(self.slots, self.queue_size), max(1, min(self.slots, self.queue_size // 4))
         try:
-            while some := list(islice(jobs, first)):
+            while given := list(islice(source, first)):
+                some = [_Streamed(number, inbox, trace) for number in range(index, index + len(given))]
+                index += len(given)
+                if not self._give_all(some, given):
+                    for job, one in zip(some, given):
+                        self._job(job, one)
                 inbox.expect(some)
                 self._bring([job for job in some if job.outcome is None])
                 while inbox.expected and (inbox.expected >= self._ahead or inbox.is_ready()):
@@ -296,6 +301,22 @@ class Engine:
             job.settle(error)
         return job
 
+    def _give_all(self, jobs: "Sequence[_Job]", puzzles: Sequence[Any]) -> bool:
+        """:meth:`_job` for many at once, if all of them are plain integer arrays that fit."""
+        shape = (self.model.config.seq_len,)
+        if not all(type(one) is np.ndarray and one.shape == shape and one.dtype.kind in "iu" for one in puzzles):
+            return False
+        tokens = np.array(puzzles, np.int64)
+        if not self._fits(tokens):
+            return False
+        for job, row in zip(jobs, tokens):
+            job.puzzle = Puzzle(row)
+        return True
+
+    def _fits(self, tokens: np.ndarray) -> bool:
+        """Whether all int64 ``tokens`` are among the model's."""
+        return bool(np.maximum.reduce(tokens.view(np.uint64), axis=None) < self.model.config.vocab_size)  # -1 is huge
+
     def _checked(self, puzzle: Puzzle) -> Puzzle:
         config = self.model.config
         try:
@@ -308,7 +329,7 @@ class Engine:
                 f"[seq_len] = [{config.seq_len}]"
             )
         tokens = inputs.astype(np.int64)
-        if tokens.view(np.uint64).max() >= config.vocab_size:  # a negative one is a huge one
+        if not self._fits(tokens):
             least, most = int(inputs.min()), int(inputs.max())
             raise InputError(
                 f"the puzzle holds token {least if least < 0 else most}, expected 0 to {config.vocab_size - 1} "
@@ -495,11 +516,11 @@ class _Inbox:
         """Whether :meth:`take` need not wait."""
         while not self._brought.empty():
             self._receive()
-        return bool(self._next) and self._next[0].outcome is not None
+        return self._is_there()
 
     def take(self) -> Result:
         """Wait for the next one."""
-        while not self.is_ready():
+        while not self._is_there():
             self._receive()
         self.expected -= 1
         outcome = self._next.popleft().outcome
@@ -507,6 +528,9 @@ class _Inbox:
             return outcome
         assert outcome is not None
         raise outcome
+
+    def _is_there(self) -> bool:
+        return bool(self._next) and self._next[0].outcome is not None
 
     def _receive(self) -> None:
         jobs = self._brought.get()
@@ -535,6 +559,7 @@ class _Slots:
         self.new: list[int] = []
         self.steps = np.zeros(slots, np.int64)
         self.unchanged = np.zeros(slots, np.int64)
+        self.counts_unchanged = not ignores_unchanged(engine.halting)
         self.tokens = np.zeros((slots, config.seq_len), np.int32)
         self.dtype = np.uint8 if config.vocab_size <= 256 else np.int32
         on_gpu = self.device.type == "cuda"
@@ -559,7 +584,7 @@ class _Slots:
         self.jobs[row] = job
         self.inputs[row] = job.puzzle.inputs
         self.identifiers[row] = job.puzzle.identifier
-        self.steps[row] = self.unchanged[row] = 0
+        self.steps[row], self.unchanged[row] = 0, -1  # the first answer follows no other
         self.new.append(row)
 
     def segment(self) -> None:
@@ -567,26 +592,31 @@ class _Slots:
         self._start_new_rows()
         tokens, q_halt, q_continue = self._think()
         self.steps += 1
-        self.unchanged += 1
-        self.unchanged *= (tokens == self.tokens).all(1) & (self.steps > 1)
-        self.tokens = tokens
-        done = self._done(Moment(self.steps, tokens, self.unchanged, q_halt, q_continue))
+        if self.counts_unchanged:
+            self.unchanged = (self.unchanged + 1) * (tokens == self.tokens).all(1)
+            self.tokens = tokens
+        halts = self._halts(Moment(self.steps, tokens, self.unchanged, q_halt, q_continue))
+        steps, least, most = self.steps.tolist(), self.engine.min_steps, self.engine.max_steps
+        ends = [halts[row] and step >= least or step >= most for row, step in enumerate(steps)]
+        rows = [
+            row
+            for row, job in enumerate(self.jobs)
+            if job is not None and (ends[row] or job.wants_trace or job.is_cancelled())
+        ]
+        if not rows:
+            return
         gone: list[tuple[_Job, Result | BaseException]] = []
-        answers = None
-        for row, (job, ends) in enumerate(zip(self.jobs, done.tolist())):
-            if job is None:
-                continue
+        answers = tokens[rows].astype(self.dtype)
+        values = zip(answers, q_halt[rows].tolist(), q_continue[rows].tolist())
+        for row, (answer, halt, go_on) in zip(rows, values):
+            job = self.jobs[row]
+            assert job is not None
+            if job.wants_trace:
+                job.frames.append(Frame(steps[row], answer, halt, go_on))
             if job.is_cancelled():
                 gone.append((job, CancelledError()))
-            elif ends or job.wants_trace:
-                answers = tokens.astype(self.dtype) if answers is None else answers
-                values = (int(self.steps[row]), answers[row].copy(), float(q_halt[row]), float(q_continue[row]))
-                if job.wants_trace:
-                    job.frames.append(Frame(*values))
-                if not ends:
-                    continue
-                step, answer, halt, go_on = values
-                gone.append((job, Result(job.index, answer, step, halt, go_on, tuple(job.frames))))
+            elif ends[row]:
+                gone.append((job, Result(job.index, answer, steps[row], halt, go_on, tuple(job.frames))))
             else:
                 continue
             self.jobs[row] = None
@@ -624,11 +654,12 @@ class _Slots:
 
     def _start_new_rows(self) -> None:
         self.starts[:] = False
-        self.starts[self.new] = True
-        for row in self.new:
-            if self.jobs[row].puzzle.noise:  # type: ignore[union-attr]
-                self._start_with_noise(row)
-        self.new = []
+        if self.new:
+            self.starts[self.new] = True
+            for row in self.new:
+                if self.jobs[row].puzzle.noise:  # type: ignore[union-attr]
+                    self._start_with_noise(row)
+            self.new = []
 
     def _start_with_noise(self, row: int) -> None:
         """What the model does for a halted row, but from other states."""
@@ -643,14 +674,13 @@ class _Slots:
         for name, values in self.carry.current_data.items():
             values[row] = self.host[name][row]
 
-    def _done(self, moment: Moment) -> np.ndarray:
-        engine = self.engine
-        halts = np.asarray(engine.halting(moment))
+    def _halts(self, moment: Moment) -> list[bool]:
+        halts = np.asarray(self.engine.halting(moment))
         if halts.dtype != np.bool_ or halts.shape != moment.steps.shape:
             raise TypeError(
-                f"halt returned {halts.dtype} of shape {list(halts.shape)}, expected bool [slots] = [{engine.slots}]"
+                f"halt returned {halts.dtype} of shape {list(halts.shape)}, expected bool [slots] = [{len(self.jobs)}]"
             )
-        return (halts & (moment.steps >= engine.min_steps)) | (moment.steps >= engine.max_steps)
+        return halts.tolist()
 
 
 def _graph(answers: torch.Tensor, step: Callable[[dict[str, torch.Tensor]], None]) -> StepGraph | None:

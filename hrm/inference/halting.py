@@ -65,6 +65,11 @@ class Margin:
         return moment.margin > self.threshold
 
 
+def ignores_unchanged(rule: Halting) -> bool:
+    """``rule`` is one of ours that never looks at :attr:`Moment.unchanged`: it need not be counted."""
+    return rule in (halts_by_q, halts_at_the_end) or isinstance(rule, Margin)
+
+
 def parse_halting(halt: str | Halting) -> Halting:
     """The rule that ``halt`` names: ``q``, ``fixed``, ``stable:K`` or ``margin:X``; a callable is one already.
 
