@@ -32,6 +32,7 @@ Row = dict[str, Any]
 
 COLOURS = {"eager": "#8a8a8a", "compile": "#c98a1b", "compile, max-autotune": "#8f5c00", "cpu": "#1f6fb2"}
 COLOURS |= {"triton": "#3a8f4f", "cuda": "#6b3fa0", "automatic": "#b23a48"}
+WAYS = {"all segments, no engine": 0.3, "all segments": 0.5, "halting": 0.75, "calibrated": 1.0}
 
 
 class ReportError(Exception):
@@ -230,7 +231,8 @@ def _colour(candidate: str) -> str:
 
 
 def _alpha(candidate: str) -> float:
-    return 0.55 if candidate.endswith(", halting") else 1.0
+    """Ways of one backend have its colour, the quicker the fuller."""
+    return WAYS.get(candidate.partition(", ")[2], 1.0)
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
