@@ -2,8 +2,10 @@
 
 Runs the tests, the timings, the determinism repeats and compute-sanitizer, each in processes of its own, so that what
 one breaks doesn't stop the others, and writes ``results.json``, ``results.md`` and the logs under
-``bench/results/<device>-<date>/`` after every part. Needs torch, triton and pytest with hypothesis; installs nothing
-(the training step needs pydantic). Exit codes: 0, or 1 where a part failed, or 2 without a GPU.
+``bench/results/<device>-<date>/`` after every part. Parts may run one by one: those of the same day and commit come
+together in one file. Needs torch, triton and pytest with hypothesis; the cuda backend needs the library of ``pip
+install -e .`` and apache-tvm-ffi, the training step and the tests of ``hrm`` need pydantic and omegaconf. Installs
+nothing. Exit codes: 0, or 1 where a part failed or ran out of time, or 2 without a GPU.
 """
 
 import argparse
@@ -26,9 +28,15 @@ from typing import Any
 
 import torch
 
+import hrm_kernels
+from bench import sanitize, timing
+
 ROOT = Path(__file__).parents[1]
-PARTS = {"tests": 0.35, "timings": 0.35, "determinism": 0.1, "sanitizer": 0.2}
-"""In order, each with its share of the time; what one leaves goes to the next."""
+PARTS = {"tests": "tests*.log", "timings": "timings*", "determinism": "determinism-*.log", "sanitizer": "*check-*.log"}
+"""In order, each with the files it leaves beside the results."""
+
+KEPT = ("parts", "failed_tests", "ceilings", "timings", "expected")
+"""What an earlier run of other parts has found."""
 
 KERNELS = ("triton", "cuda")
 """The backends that are timed, repeated and watched."""
@@ -125,27 +133,27 @@ class Run:
 
     def __init__(self, folder: Path, options: argparse.Namespace, device: str) -> None:
         self.folder, self.options, self.device = folder, options, device
-        self.started = time.monotonic()
         self.result: dict[str, Any] = {
             "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "command": " ".join(["python -m bench.gpu", *sys.argv[1:]]),
             "commit": _output("git", "-C", str(ROOT), "describe", "--always", "--dirty"),
             **_machine(device),
+            "backends": hrm_kernels.backends(),
             "parts": {},
             "ceilings": {},
             "timings": [],
             "expected": [],
         }
-
-    def left(self) -> float:
-        """Seconds left for parts; the last few are for writing."""
-        return 60 * self.options.minutes - (time.monotonic() - self.started) - 5
+        file = folder / "results.json"
+        if file.exists() and (earlier := json.loads(file.read_text()))["commit"] == self.result["commit"]:
+            self.result |= {name: earlier[name] for name in KEPT if name in earlier}
 
     def call(
         self, log: str, command: Sequence[str], seconds: float, environment: dict[str, str]
     ) -> tuple[int | None, str]:
         """Run a command, its output into a log. Returns its exit code (None: out of time) and the log's text."""
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | environment
+        packages = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        env = {**os.environ, "PYTHONPATH": packages, "PYTHONUNBUFFERED": "1"} | environment
         path = self.folder / log
         with path.open("a") as file:
             file.write(f"$ {' '.join(command)}\n")
@@ -179,25 +187,25 @@ class Run:
         self.write()
 
     def _tests(self, seconds: float) -> tuple[str, str]:
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-m",
-            "gpu or not slow",
-            "tests/hrm_kernels",
-            "tests/csrc",
-            "tests/hrm/training/test_step_graph.py",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-        ]
+        pytest = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider"]
         if importlib.util.find_spec("xdist"):
-            command += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "loadscope"]
-        code, output = self.call("tests.log", command, seconds, {})
-        lines = [line for line in output.splitlines() if line.strip()]
-        self.result["failed_tests"] = [line for line in lines if re.match(r"(FAILED|ERROR) ", line)]
-        return _status(code), lines[-1] if code is not None else f"ran out of time; {lines[-1]}"
+            pytest += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "loadscope"]
+        runs = {"tests.log": ["-m", "gpu or not slow", "tests/hrm_kernels", "tests/csrc"]}
+        said, worst, failed, deadline = [], "passed", set(), time.monotonic() + seconds
+        if missing := [name for name in ("pydantic", "omegaconf") if not importlib.util.find_spec(name)]:
+            said, worst = [f"those of hrm left out, for want of {' and '.join(missing)}"], "failed"
+        else:
+            runs["tests-hrm.log"] = ["-m", "gpu", "tests/hrm"]
+        for log, arguments in runs.items():
+            code, output = self.call(log, [*pytest, *arguments], deadline - time.monotonic(), {})
+            lines = [line for line in output.splitlines() if line.strip()]
+            # as they come, so that those of a run that is cut off count too
+            failed |= set(re.findall(r"\b(?:FAILED|ERROR) (tests/\S+)", output))
+            failed |= set(re.findall(r"^(tests/\S+) (?:FAILED|ERROR)", output, re.M))
+            said.append(lines[-1] if code is not None else f"ran out of time; {lines[-1]}")
+            worst = worst if code == 0 else _status(code)
+        self.result["failed_tests"] = sorted(failed)
+        return worst, "; ".join(said)
 
     def _timings(self, seconds: float) -> tuple[str, str]:
         file, deadline = self.folder / "timings.jsonl", time.monotonic() + seconds
@@ -219,14 +227,14 @@ class Run:
 
     def _read_timings(self, file: Path) -> None:
         lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        finished = {line["workload"] for line in lines if line.get("status") != "started"}
+        finished = {_attempt(line) for line in lines if line.get("status") != "started"}
         rows = []
         for line in lines:
             if line["workload"] == "ceilings":
                 self.result["ceilings"] = {name: value for name, value in line.items() if name != "workload"}
             elif line["status"] != "started":
                 rows.append(line)
-            elif line["workload"] not in finished:
+            elif _attempt(line) not in finished:
                 rows.append({**line, "status": "failed: its process ended; see timings.log"})
         self.result["timings"] = rows
         by_name = {(row["workload"], row["backend"]): row for row in rows if row["status"] == "ok"}
@@ -277,8 +285,13 @@ class Run:
         (self.folder / "results.md").write_text(table(self.result))
 
 
+def _attempt(line: dict[str, Any]) -> tuple[str, bool]:
+    """A workload is timed on its own, and again where torch.compile has to compile it."""
+    return line["workload"], line.get("backend") == timing.COMPILE
+
+
 def _status(code: int | None) -> str:
-    return "out of time" if code is None else "passed" if code == 0 else "failed"
+    return "out of time" if code in (None, sanitize.OUT_OF_TIME) else "passed" if code == 0 else "failed"
 
 
 def _output(*command: str) -> str:
@@ -339,6 +352,7 @@ def table(result: dict[str, Any]) -> str:
     ]
     for when, clocks in result["clocks"].items():
         lines.append(f"Clocks {when} the run (SM, memory, SM at most; temperature, power): {clocks}.")
+    lines += [f"Backend {name}: {reason or 'runs'}." for name, reason in result["backends"].items()]
     lines += ["", "| part | result | seconds | |", "| --- | --- | --- | --- |"]
     for name, part in result["parts"].items():
         lines.append(f"| {name} | {part['status']} | {part['seconds']} | {part['summary'].replace('|', '/')} |")
@@ -379,7 +393,7 @@ def table(result: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser("python -m bench.gpu", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer repeats, no torch.compile, no long sequences")
-    parser.add_argument("--minutes", type=float, default=9.5, help="for everything; default: %(default)s")
+    parser.add_argument("--minutes", type=float, default=9.5, help="for each part; default: %(default)s")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="default: bench/results")
     parser.add_argument(
@@ -394,12 +408,11 @@ def main() -> int:
     slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
     folder = options.out.resolve() / f"{slug}-{datetime.now(timezone.utc):%Y-%m-%d}"
     folder.mkdir(parents=True, exist_ok=True)
-    for old in (*folder.glob("*.log"), *folder.glob("*.jsonl")):  # of an earlier run of the day
-        old.unlink()
     run = Run(folder, options, device)
-    shares = {name: share for name, share in PARTS.items() if name in options.parts}
-    for index, name in enumerate(shares):
-        run.part(name, run.left() * shares[name] / sum(list(shares.values())[index:]))
+    for name in (name for name in PARTS if name in options.parts):
+        for old in folder.glob(PARTS[name]):  # of an earlier run of the day
+            old.unlink()
+        run.part(name, 60 * options.minutes)
         if name == "timings" and device == "cuda":
             run.result["clocks"]["after the timings of"] = _clocks()
     run.write()

@@ -15,11 +15,15 @@ import torch
 import hrm_kernels
 from bench.workloads import small
 
+OUT_OF_TIME = 3  # the exit code where nothing was wrong, but not everything has run
+
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def run(backend: str, device: str, dtypes: list[str], repeats: int, quick: bool, seconds: float) -> list[str]:
-    """Run the problems; returns what was wrong."""
+def run(
+    backend: str, device: str, dtypes: list[str], repeats: int, quick: bool, seconds: float
+) -> tuple[list[str], bool]:
+    """Run the problems; returns what was wrong, and whether all have run."""
     wrong: list[str] = []
     done, left_out = 0, set()
     deadline = time.monotonic() + seconds
@@ -27,7 +31,7 @@ def run(backend: str, device: str, dtypes: list[str], repeats: int, quick: bool,
         for workload in small(device, DTYPES[dtype], quick):
             if time.monotonic() > deadline:
                 print(f"out of time after {done} problems")
-                return wrong
+                return wrong, False
             name = f"{workload.name} in {dtype}"
             first: list[torch.Tensor] = []
             try:
@@ -49,11 +53,11 @@ def run(backend: str, device: str, dtypes: list[str], repeats: int, quick: bool,
             except Exception as error:
                 wrong.append(f"{name}: {type(error).__name__}: {str(error).splitlines()[0]}")
                 if "CUDA error" in str(error):
-                    return wrong  # nothing runs after it in this process
+                    return wrong, False  # nothing runs after it in this process
     print(f"{done} problems, {repeats} times each, on backend {backend}")
     for reason in sorted(left_out):
         print(f"left out: {reason}")
-    return wrong
+    return wrong if done else [*wrong, "no problem ran"], True
 
 
 def main() -> int:
@@ -65,10 +69,10 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer sizes")
     parser.add_argument("--seconds", type=float, default=1e9, help="start nothing after that")
     options = parser.parse_args()
-    wrong = run(options.backend, options.device, options.dtypes, options.repeats, options.quick, options.seconds)
+    wrong, ended = run(options.backend, options.device, options.dtypes, options.repeats, options.quick, options.seconds)
     for line in sorted(set(wrong)):
         print(f"wrong: {line}")
-    return 1 if wrong else 0
+    return 1 if wrong else 0 if ended else OUT_OF_TIME
 
 
 if __name__ == "__main__":
