@@ -4,6 +4,7 @@ The allocator gives memory of this size back to the system when a tensor dies, a
 it is first written: a third of the time of a forward pass that keeps 130 MB for its backward.
 """
 
+import threading
 import weakref
 from collections import OrderedDict
 
@@ -13,6 +14,8 @@ KEPT = 1 << 30
 """Bytes that wait to be used again, at most; the longest unused go first."""
 
 _free: "OrderedDict[int, torch.Tensor]" = OrderedDict()  # by address
+_waiting = 0  # bytes of them all
+_lock = threading.RLock()  # re-entrant: the collector may call _give_back in a thread that has it, anywhere below
 
 
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -20,11 +23,8 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     size = torch.Size(shape).numel() * dtype.itemsize
     if size == 0:
         return torch.empty(shape, dtype=dtype)
-    for address in reversed(_free):
-        if _free[address].numel() == size:
-            owner = _free.pop(address)
-            break
-    else:
+    owner = _take(size)
+    if owner is None:
         owner = torch.empty(size, dtype=torch.uint8)
     # the array is what the new tensor's storage holds on to: once it is gone, nothing uses the memory any more
     array = owner.numpy()[:]
@@ -32,7 +32,23 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.from_numpy(array).view(dtype).view(shape)
 
 
+def _take(size: int) -> torch.Tensor | None:
+    """The memory of this size that was given back last; None where there is none."""
+    global _waiting
+    with _lock:
+        for address in reversed(list(_free)):  # a copy, as what is given back meanwhile changes _free
+            owner = _free.get(address)
+            if owner is not None and owner.numel() == size:
+                if _free.pop(address, None) is not None:
+                    _waiting -= size
+                return owner
+    return None
+
+
 def _give_back(owner: torch.Tensor) -> None:
-    _free[owner.data_ptr()] = owner
-    while sum(tensor.numel() for tensor in _free.values()) > KEPT:
-        _free.popitem(last=False)
+    global _waiting
+    with _lock:
+        _free[owner.data_ptr()] = owner
+        _waiting += owner.numel()
+        while _free and _waiting > KEPT:
+            _waiting -= _free.popitem(last=False)[1].numel()

@@ -1,5 +1,9 @@
 import gc
+import sys
+import threading
+from collections import OrderedDict
 
+import pytest
 import torch
 
 from hrm_kernels import recycling
@@ -33,6 +37,59 @@ def test_what_waits_is_bounded(monkeypatch):
     tensors.clear()
     gc.collect()
     assert sum(tensor.numel() for tensor in recycling._free.values()) <= 40_000
+    assert recycling._waiting == sum(tensor.numel() for tensor in recycling._free.values())
+
+
+@pytest.fixture
+def quick_switches():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # a finalizer's errors
+def test_threads_share_what_waits(quick_switches, monkeypatch):
+    monkeypatch.setattr(recycling, "KEPT", 400_000)
+    problems = []
+
+    def work(value):
+        try:
+            for round in range(400):
+                held = [empty(1000 + 100 * ((round + i) % 20)).fill_(value) for i in range(20)]
+                if not all(tensor.eq(value).all() for tensor in held):
+                    problems.append("two tensors had the same memory")
+        except Exception as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=work, args=(value,)) for value in (1.0, 2.0, 3.0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not problems
+    assert recycling._waiting == sum(tensor.numel() for tensor in recycling._free.values()) <= 400_000
+
+
+def test_memory_may_come_back_while_some_is_looked_for(monkeypatch):
+    """As where the garbage collector runs in the middle of ``empty``."""
+
+    class Collecting(OrderedDict):
+        def get(self, address, default=None):
+            if returned:
+                recycling._give_back(returned.pop())
+            return super().get(address, default)
+
+    owners = [torch.empty(size, dtype=torch.uint8) for size in (4000, 8000, 400)]
+    returned = owners[2:]
+    monkeypatch.setattr(recycling, "_free", Collecting())
+    monkeypatch.setattr(recycling, "_waiting", 0)
+    monkeypatch.setattr(recycling, "KEPT", 12_000)
+    for owner in owners[:2]:
+        recycling._give_back(owner)
+    found = empty(1000)  # while it is looked for, it is the oldest of too many, and goes
+    assert found.numel() == 1000 and not returned
+    assert list(recycling._free) == [owner.data_ptr() for owner in owners[1:]] and recycling._waiting == 8400
 
 
 def test_a_gradient_may_be_one():
