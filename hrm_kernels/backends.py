@@ -110,6 +110,9 @@ class Op:
         name, skipped = self.select(*arguments)
         if skipped and not torch.compiler.is_compiling():
             _say_once(f"{self.name} runs on backend {name!r}; {'; '.join(skipped)}")
+        if name == "triton" and not torch.compiler.is_compiling():  # launches are on the current device
+            with torch.cuda.device_of(_first(arguments)):
+                return self.backends[name].run(*arguments)
         return self.backends[name].run(*arguments)
 
     def select(self, *arguments: Any) -> tuple[str, list[str]]:

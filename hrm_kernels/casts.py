@@ -1,6 +1,8 @@
 """Parameters in the dtype of the activations: cast once per change, not once per use."""
 
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["cast", "keep_copy", "refresh", "written"]
+__all__ = ["cast", "graphs_read_copies", "keep_copy", "refresh", "written"]
 
 
 @dataclass
@@ -30,6 +32,13 @@ class _Copy:
 _copies = WeakTensorKeyDictionary()
 
 
+class _OfThread(threading.local):
+    graphs_read_copies = False
+
+
+_of_thread = _OfThread()
+
+
 def cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """``weight`` in ``dtype``, differentiable; of a parameter the copy made before, as long as it has not changed.
 
@@ -43,7 +52,7 @@ def cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
     Tensors that are no parameters, and all under ``torch.compile``, are plainly converted. So are parameters while a
     CUDA graph is captured, because its replays would not see them change; unless :func:`keep_copy` promises that
-    whoever changes the parameter writes the copy.
+    whoever changes the parameter writes the copy, or :func:`graphs_read_copies` that whoever replays does.
     """
     if weight.dtype == dtype:
         return weight
@@ -51,13 +60,30 @@ def cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if torch.compiler.is_compiling() or type(weight) is not nn.Parameter or weight.is_inference():
         return weight.to(dtype)
     copy = _copies.get(weight, {}).get(dtype)
-    if weight.is_cuda and torch.cuda.is_current_stream_capturing() and not (copy and copy.kept):
+    if _is_captured(weight) and not (copy and (copy.kept or _of_thread.graphs_read_copies)):
         return weight.to(dtype)
     if copy is None or copy.state != _state(weight):
         copy = _update(weight, dtype)
     if torch.is_grad_enabled() and weight.requires_grad:
         return _Alias.apply(weight, copy.values)
     return copy.values
+
+
+def _is_captured(weight: torch.Tensor) -> bool:
+    return weight.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+@contextmanager
+def graphs_read_copies() -> Iterator[None]:
+    """A CUDA graph captured in here reads the copies made before, where they lie: call :func:`refresh` before replays.
+
+    Else it converts each weight in every replay.
+    """
+    before, _of_thread.graphs_read_copies = _of_thread.graphs_read_copies, True
+    try:
+        yield
+    finally:
+        _of_thread.graphs_read_copies = before
 
 
 def keep_copy(weight: nn.Parameter, dtype: torch.dtype) -> torch.Tensor:

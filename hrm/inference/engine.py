@@ -28,6 +28,7 @@ from hrm.model import HRM, Carry
 from hrm.openmp import release_threads
 from hrm.step_graph import CudaCapture, StepGraph
 from hrm_kernels.backends import use_backend
+from hrm_kernels.casts import graphs_read_copies, refresh
 from hrm_kernels.graphs import capturable
 
 
@@ -640,7 +641,8 @@ class _Slots:
 
     def _think_in_place(self, inputs: dict[str, torch.Tensor]) -> None:
         """What a graph repeats: a segment on the device, whose results lie where those of the one before lay."""
-        new, outputs = self._call(self.carry, inputs)
+        with graphs_read_copies():
+            new, outputs = self._call(self.carry, inputs)
         for name in ("z_H", "z_L", "steps"):
             getattr(self.carry, name).copy_(getattr(new, name))
         for name, values in new.current_data.items():
@@ -660,6 +662,8 @@ class _Slots:
                 if self.jobs[row].puzzle.noise:  # type: ignore[union-attr]
                     self._start_with_noise(row)
             self.new = []
+            if self.graph is not None:
+                refresh(self.engine.model.parameters())
 
     def _start_with_noise(self, row: int) -> None:
         """What the model does for a halted row, but from other states."""

@@ -82,11 +82,11 @@ def joined(device: str = "auto") -> Iterator[World]:
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     local = int(os.environ.get("LOCAL_RANK", 0))
     chosen = _device(device, local, size)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
     if size == 1:
         yield World(0, 1, chosen)
         return
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield World(rank, size, chosen, dist.new_group(backend="gloo"))

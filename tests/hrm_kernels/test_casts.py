@@ -16,8 +16,11 @@ from hrm_kernels.optim import AdamATan2
 LOW = torch.bfloat16
 
 
-def parameter(*shape):
-    return nn.Parameter(torch.randn(*shape, generator=torch.Generator().manual_seed(0)))
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def parameter(*shape, device="cpu"):
+    return nn.Parameter(torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device))
 
 
 def test_without_gradients_it_is_one_tensor_until_the_parameter_changes():
@@ -110,7 +113,7 @@ def test_copies_go_with_the_parameter_and_are_no_state():
 @pytest.mark.parametrize("capturable", [False, True])
 def test_the_optimiser_writes_the_copies(backend, capturable):
     low = torch.float16  # (the interpreter's casts to bfloat16 truncate)
-    params = [parameter(40, 30), parameter(7), parameter(0)]
+    params = [parameter(*shape, device=DEVICE) for shape in ((40, 30), (7,), (0,))]
     optimizer = AdamATan2(params, lr=0.1, weight_decay=0.1, capturable=capturable)
     optimizer.keep_copies(low)
     with torch.no_grad(), use_backend(backend):
@@ -126,6 +129,21 @@ def test_the_optimiser_writes_the_copies(backend, capturable):
             assert after == [copy._version for copy in held]  # nobody wrote them a second time
         params[0].zero_()  # and a change by another hand is seen as ever
         assert cast(params[0], low) is held[0] and held[0].eq(0).all()
+
+
+def test_a_captured_graph_reads_a_copy_only_where_its_replays_are_promised_fresh_ones(monkeypatch):
+    p, unused = parameter(3), parameter(3)
+    with torch.no_grad():
+        copy = cast(p, LOW)
+        monkeypatch.setattr(casts, "_is_captured", lambda weight: True)
+        assert cast(p, LOW) is not copy
+        with casts.graphs_read_copies():
+            assert cast(p, LOW) is copy
+            assert cast(unused, LOW) is not cast(unused, LOW)  # one made now would lie in the graph's memory
+            p.mul_(2)
+            casts.refresh([p])
+            assert cast(p, LOW) is copy and torch.equal(copy, p.to(LOW))
+        assert cast(p, LOW) is not copy
 
 
 def test_written_believes_only_the_copy_in_use():

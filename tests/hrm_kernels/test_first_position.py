@@ -7,15 +7,21 @@ import hrm_kernels as k
 from hrm_kernels.nn import rope_tables
 from hrm_kernels.ops.reasoning_module.first_position import first_position
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 
 def arguments(batch, positions, heads, head_dim, layers, dtype, seed=0):
     g, dim, inner = torch.Generator().manual_seed(seed), heads * head_dim, 48
     shapes = [(3 * dim, dim), (dim, dim), (2 * inner, dim), (dim, inner)]
     blocks = [
-        k.BlockWeights(*((torch.randn(s, generator=g) * s[1] ** -0.5).to(dtype).requires_grad_() for s in shapes))
+        k.BlockWeights(
+            *((torch.randn(s, generator=g) * s[1] ** -0.5).to(DEVICE, dtype).requires_grad_() for s in shapes)
+        )
         for _ in range(layers)
     ]
-    z, injection = (torch.randn(batch, positions, dim, generator=g).to(dtype).requires_grad_() for _ in range(2))
+    z, injection = (
+        torch.randn(batch, positions, dim, generator=g).to(DEVICE, dtype).requires_grad_() for _ in range(2)
+    )
     return z, injection, blocks
 
 
@@ -25,14 +31,14 @@ def arguments(batch, positions, heads, head_dim, layers, dtype, seed=0):
 def test_values_and_gradients(backend, layers, positions, tables):
     dtype = torch.float64 if backend == "reference" else torch.float32
     z, injection, blocks = arguments(2, positions, 2, 32, layers, dtype)
-    cos, sin = rope_tables(positions + 2, 32) if tables else (None, None)
+    cos, sin = rope_tables(positions + 2, 32, device=DEVICE) if tables else (None, None)
     if tables:  # a first position that is turned, as in no model of ours
         cos, sin = cos.roll(-1, 0), sin.roll(-1, 0)
     inputs = [z, injection, *(w for block in blocks for w in block)]
     with k.use_backend(backend):
         want = k.reasoning_module(z, injection, blocks, cos, sin, 2)[:, 0]
         got = first_position(z, injection, blocks, cos, sin, 2)
-        upstream = torch.randn(want.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+        upstream = torch.randn(want.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE, dtype)
         want_grads = torch.autograd.grad(want, inputs, upstream)
         got_grads = torch.autograd.grad(got, inputs, upstream)
     tolerance = {"rtol": 1e-9, "atol": 1e-11} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 2e-5}
@@ -43,4 +49,4 @@ def test_values_and_gradients(backend, layers, positions, tables):
 
 def test_an_empty_batch():
     z, injection, blocks = arguments(0, 5, 2, 32, 2, torch.float32)
-    assert first_position(z, injection, blocks, *rope_tables(5, 32), 2).shape == (0, 64)
+    assert first_position(z, injection, blocks, *rope_tables(5, 32, device=DEVICE), 2).shape == (0, 64)

@@ -167,7 +167,7 @@ def test_cycles_through_a_fake_graph(fake, monkeypatch):
     """The op's own way into a graph, in the interpreter."""
     monkeypatch.setattr("hrm_kernels.ops.recurrent_cycles.capturable", lambda tensor: True)
     monkeypatch.setattr("hrm_kernels.ops.recurrent_cycles._graphs", Graphs(fake))
-    arguments = cycle_arguments("cpu", torch.float32)
+    arguments = cycle_arguments("cuda" if torch.cuda.is_available() else "cpu", torch.float32)
     with k.use_backend("reference"):
         want = k.recurrent_cycles(*arguments)
     with k.use_backend("triton"):

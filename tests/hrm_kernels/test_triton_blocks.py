@@ -124,6 +124,7 @@ def test_recurrent_cycles(dtype):
 def test_launches_of_a_pass(monkeypatch):
     """At most five launches a block, and one to end the pass."""
     calls = []
+    monkeypatch.setattr(triton_block.tuning, "choose", lambda *problem: "fused")  # whatever this device's table says
     for room, names in (
         (fused, ("linear", "linear_swiglu", "linear_residual", "normalize")),
         (triton_block.attention, ("forward",)),

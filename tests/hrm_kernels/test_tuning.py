@@ -19,6 +19,7 @@ from hrm_kernels.ops.transformer_block import triton_kernels as fused  # noqa: E
 from hrm_kernels.tuning import __main__ as command  # noqa: E402
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
+HERE = CUDA if torch.cuda.is_available() else CPU  # where Triton's kernels run
 
 
 @pytest.fixture
@@ -140,9 +141,11 @@ def test_all_paths_compute_the_same(rows):
     dim, inner = 288, 160  # a row that no tile divides
     g = torch.Generator().manual_seed(0)
     shapes = ((3 * dim, dim), (dim, dim), (2 * inner, dim), (dim, inner))
-    exact = [torch.randn(shape, generator=g).double() * shape[1] ** -0.5 for _ in range(2) for shape in shapes]
-    x = torch.randn(rows, dim, generator=g)
-    shared = triton_block.Shared(1, *rope_tables(rows, 32), 9, 1e-5)
+    exact = [
+        (torch.randn(shape, generator=g).double() * shape[1] ** -0.5).to(HERE) for _ in range(2) for shape in shapes
+    ]
+    x = torch.randn(rows, dim, generator=g).to(HERE)
+    shared = triton_block.Shared(1, *rope_tables(rows, 32, device=HERE), 9, 1e-5)
     assert fused.fits_a_row(x.half()) and list(triton_block.PATHS) == list(CANDIDATES)
     with torch.no_grad():
         want = triton_block.infer_library(x, [w.float() for w in exact], shared)
@@ -173,12 +176,12 @@ def test_measuring_runs_every_candidate_once_they_agree(monkeypatch):
         return 1.0
 
     sizes = (288, 64, 9, 1)
-    assert set(command.measure(CPU, torch.float16, 16, run, sizes)) == set(CANDIDATES)
-    assert set(command.measure(CPU, torch.float16, 41, run, sizes)) == {"library", "fused", "fused_small"}
-    assert set(command.measure(CPU, torch.float32, 16, run, sizes)) == {"library"}
+    assert set(command.measure(HERE, torch.float16, 16, run, sizes)) == set(CANDIDATES)
+    assert set(command.measure(HERE, torch.float16, 41, run, sizes)) == {"library", "fused", "fused_small"}
+    assert set(command.measure(HERE, torch.float32, 16, run, sizes)) == {"library"}
     monkeypatch.setitem(triton_block.PATHS, "fused", lambda x, weights, shared: x + 9)
     with pytest.raises(RuntimeError, match="fused differs from library"):
-        command.measure(CPU, torch.float16, 16, run, sizes)
+        command.measure(HERE, torch.float16, 16, run, sizes)
 
 
 def test_cuda_leads_where_it_is_faster_in_every_problem_by_more_than_timings_differ():

@@ -98,7 +98,7 @@ def _update(
     mean = tl.load(m + i, mask).to(tl.float32)
     mean += gain1 * (gradient - mean)
     square = tl.load(v + i, mask).to(tl.float32) * beta2 + gain2 * gradient * gradient
-    new = tl.load(p + i, mask).to(tl.float32) * keep - size * _atan2(mean, tl.sqrt(square) * inverse_root)
+    new = tl.load(p + i, mask).to(tl.float32) * keep - size * _atan2(mean, tl.sqrt_rn(square) * inverse_root)
     tl.store(m + i, mean.to(m.dtype.element_ty), mask)
     tl.store(v + i, square.to(v.dtype.element_ty), mask)
     new = new.to(p.dtype.element_ty)

@@ -22,9 +22,9 @@ STEPS = 6
 SIZES = {"seq_len": 16, "vocab_size": 6, "hidden_size": 32, "num_heads": 2, "expansion": 1, "forward_dtype": "float32"}
 
 
-def tiny(family=HRM):
+def tiny(family=HRM, **more):
     torch.manual_seed(0)
-    common = {**SIZES, "num_puzzle_identifiers": 3, "puzzle_emb_ndim": 32, "halt_max_steps": 4}
+    common = {**SIZES, "num_puzzle_identifiers": 3, "puzzle_emb_ndim": 32, "halt_max_steps": 4, **more}
     if family is HRM:
         model = HRM(HRMConfig(**common, H_layers=1, L_layers=1))
     else:
@@ -403,6 +403,21 @@ def test_a_gpu_replays_segments(puzzles, family, monkeypatch):
     assert taken == [True]
     for one, other in zip(direct, replayed, strict=True):
         assert_bits(other, [(one.tokens, one.q_halt, one.q_continue)] * one.steps)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_sees_weights_that_change_between_puzzles(puzzles):
+    model = tiny(forward_dtype="bfloat16").cuda()
+    answers = []
+    with Engine(model, 5, STEPS, halt="fixed") as engine:
+        list(engine.solve(puzzles))
+        with torch.no_grad():
+            model.inner.lm_head.weight.neg_()
+        answers.append(list(engine.solve(puzzles)))
+    with Engine(model, 5, STEPS, halt="fixed") as engine:
+        answers.append(list(engine.solve(puzzles)))
+    assert [one.tokens.tobytes() for one in answers[0]] == [one.tokens.tobytes() for one in answers[1]]
 
 
 @pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
