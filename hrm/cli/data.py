@@ -1,6 +1,5 @@
 """``hrm data``: build data folders."""
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import typer
 
 from hrm.cli import app
 from hrm.errors import InputError
+from hrm.files import require_new
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +38,7 @@ def progress_bar() -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bars(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bars:
         known: dict[str, TaskID] = {}
 
@@ -78,7 +78,10 @@ Test = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave malformed rows out and count them.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the data folder if it exists.")]
+
+DATA_FOLDER = ("data folder", ("identifiers.json", "test_puzzles.json", "*/dataset.json", "*/*__*.npy"))
+"""What ``--force`` replaces, for :func:`hrm.files.require_new`."""
 
 
 @data_app.command()
@@ -116,7 +119,7 @@ def sudoku(
     from hrm.data.puzzle_csv import BadRows
     from hrm.data.sudoku import Sudoku, build_set, generate, solve
 
-    require_new(out, force)
+    require_new(out, force, *DATA_FOLDER)
     rng, bad = np.random.default_rng(seed), BadRows(skip_bad)
     with progress_bar() as progress:
         if csv is None and hub is None:
@@ -193,7 +196,7 @@ def maze(
     from hrm.data.maze import LOOPS, Maze, build_set, generate
     from hrm.data.puzzle_csv import BadRows
 
-    require_new(out, force)
+    require_new(out, force, *DATA_FOLDER)
     rng, bad = np.random.default_rng(seed), BadRows(skip_bad)
     with progress_bar() as progress:
         if csv is None and hub is None:
@@ -214,24 +217,6 @@ def maze(
         "test": build_set(splits["test"]),
     }
     finish(out, task, sets, bad, force)
-
-
-def require_new(out: Path, force: bool) -> None:
-    """Refuse before the work what could not be written after it.
-
-    Raises:
-        InputError: the folder exists and is not to be replaced, or is something else than a data folder.
-    """
-    if out.is_file():
-        raise InputError(f"{out} is a file; choose another name for the folder")
-    if out.is_dir() and any(out.iterdir()):
-        if not force:
-            raise InputError(f"{out} exists already; choose another folder, or pass --force to replace it")
-        if not any(out.glob("*/dataset.json")):
-            raise InputError(f"{out} is no data folder, and --force replaces nothing else; choose another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(out.parent, os.W_OK):
-        raise InputError(f"{out.parent} cannot be written to; choose another folder")
 
 
 def sources(csv: Path | None, hub: str | None, task_type: type[Task], size: int | None) -> tuple[Task, list[Path]]:

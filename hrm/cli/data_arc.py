@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from hrm.cli.data import Force, Out, Seed, data_app, progress_bar, require_new
+from hrm.cli.data import DATA_FOLDER, Force, Out, Seed, data_app, progress_bar
 from hrm.errors import InputError
+from hrm.files import require_new
 
 SHOWN = 20
 """Messages of tasks left out that are printed."""
@@ -53,7 +54,7 @@ def arc(
     """
     from hrm.data.arc import TaskReader, build
 
-    require_new(out, force)
+    require_new(out, force, *DATA_FOLDER)
     wanted, tested = _names(subsets), _names(test_subset)
     unknown = set(tested) - set(wanted)
     if wanted and unknown:
