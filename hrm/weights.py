@@ -5,7 +5,7 @@ import pickle
 import re
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from omegaconf import OmegaConf
@@ -25,6 +25,8 @@ from hrm_kernels.sharded_embedding import ShardedEmbedding
 PuzzleEmb = Literal["strict", "keep", "mean", "zero"]
 """What to do with a puzzle embedding of another number of rows: refuse; keep the rows that both have (further ones
 start at 0); fill all rows with the mean of the old ones; start all rows at 0."""
+Weights = Literal["model", "ema", "auto"]
+"""Which weights of a training checkpoint: those that were trained, the averaged ones, or these where there are any."""
 
 _PREFIXES = ("_orig_mod.", "model.", "module.")
 _PUBLISHED_SEQ_LEN = {11: 81, 12: 900, 6: 900}  # by vocabulary: Sudoku, ARC, Maze; not in a RoPE checkpoint
@@ -73,6 +75,7 @@ def from_published(state_dict: dict[str, torch.Tensor], config: ModelConfig, puz
     Raises:
         InputError: a weight is missing, not known, or of another shape; the message names it.
     """
+    _check_choice("puzzle_emb", puzzle_emb, PuzzleEmb)
     state = {_without_prefixes(name): tensor for name, tensor in state_dict.items()}
     model = build(config)
     own = model.state_dict()
@@ -101,9 +104,12 @@ def _without_prefixes(name: str) -> str:
     return name
 
 
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise InputError(f"{name} is {value!r}, expected one of {', '.join(get_args(choices))}")
+
+
 def _fit_puzzle_emb(given: torch.Tensor, own: torch.Tensor, choice: PuzzleEmb) -> torch.Tensor:
-    if choice not in ("strict", "keep", "mean", "zero"):
-        raise ValueError(f"puzzle_emb is {choice!r}, expected 'strict', 'keep', 'mean' or 'zero'")
     if given.shape == own.shape:
         return given
     if given.ndim != 2 or given.shape[1] != own.shape[1]:
@@ -131,7 +137,7 @@ def load(
     num_puzzle_identifiers: int | None = None,
     seq_len: int | None = None,
     forward_dtype: str | None = None,
-    weights: Literal["model", "ema", "auto"] = "auto",
+    weights: Weights = "auto",
 ) -> HRM:
     """Load a model, in evaluation mode.
 
@@ -148,8 +154,11 @@ def load(
             ``"auto"`` the averaged ones where there are any.
 
     Raises:
-        InputError: nothing is there, or it is damaged, refused (a pickle with code in it) or does not fit.
+        InputError: nothing is there, or it is damaged, refused (a pickle with code in it) or does not fit; or
+            ``puzzle_emb`` or ``weights`` is none of its values.
     """
+    _check_choice("weights", weights, Weights)
+    _check_choice("puzzle_emb", puzzle_emb, PuzzleEmb)
     config_type, state, values = _read(Path(path), str(path), seq_len, weights)
     if num_puzzle_identifiers is not None:
         values["num_puzzle_identifiers"] = num_puzzle_identifiers

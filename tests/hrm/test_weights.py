@@ -164,6 +164,20 @@ def test_puzzle_embedding_of_another_size(published, model, rows):
         torch.testing.assert_close(loaded.puzzle_emb.weights, want)
 
 
+def test_choices_are_checked_whether_the_checkpoint_needs_them_or_not(tmp_path):
+    plain = hrm.HRM(CONFIG.model_copy(update={"puzzle_emb_ndim": 0}))
+    hrm.save(plain, tmp_path / "model")
+    with pytest.raises(hrm.InputError, match="^weights is 'EMA', expected one of model, ema, auto$"):
+        hrm.load(tmp_path / "model", weights="EMA")
+    for load in (
+        lambda choice: hrm.load(tmp_path / "model", puzzle_emb=choice),
+        lambda choice: hrm.from_published(plain.state_dict(), plain.config, choice),
+    ):
+        assert same(load("mean"), plain)
+        with pytest.raises(hrm.InputError, match="^puzzle_emb is 'bad', expected one of strict, keep, mean, zero$"):
+            load("bad")
+
+
 def test_state_dict_that_does_not_fit(model):
     state = model.state_dict()
     with pytest.raises(hrm.InputError, match=r"lm_head.weight is \[7, 32\], expected \[8, 32\]|embedding_weight is"):
