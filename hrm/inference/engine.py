@@ -11,12 +11,13 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import CancelledError, Future
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice
+from numbers import Integral, Real
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -136,13 +137,18 @@ class Engine:
             ``max_steps`` as published, ``"stable:K"`` when the answer has not changed for K segments, ``"margin:X"``
             when q_halt - q_continue > X, or a function of a :class:`hrm.inference.halting.Moment`.
         backend: of :func:`hrm_kernels.use_backend`, for the whole process while the engine runs; None leaves the choice
-            by device.
+            by device. Engines that run at the same time must ask for the same.
         queue_size: puzzles that may wait for a slot; None is four for each slot. Whoever brings more has to wait.
 
     Raises:
-        InputError: a number or ``halt`` is impossible.
+        InputError: a number or ``halt`` is impossible, or a running engine has asked for another backend.
         ValueError: there is no such backend.
     """
+
+    _running: ClassVar[list["Engine"]] = []  # guarded by _starting
+    _starting: ClassVar[threading.Lock] = threading.Lock()
+    _was_training: bool
+    _asked: AbstractContextManager[None]  # the backend's, shared by all that asked for one
 
     def __init__(
         self,
@@ -160,16 +166,14 @@ class Engine:
         self.model, self.slots, self.max_steps, self.min_steps = model, slots, max_steps, min_steps
         self.halting = parse_halting(halt)
         self.queue_size = 4 * slots if queue_size is None else queue_size
-        self._backend = nullcontext() if backend is None else use_backend(backend)
-        self._backend.__enter__()
+        self.backend = backend
         # One lock over the queue and the flags; the worker and whoever waits for room are told of every change.
         self._changed = threading.Condition()
         self._waiting: deque[_Job] = deque()
         self._submitted = 0
-        self._closing = self._cancelling = self._ended = self._restored = False
+        self._closing = self._cancelling = self._ended = False
         self._failure: BaseException | None = None
-        self._was_training = model.training
-        model.eval()
+        self._begin()
         threads = torch.get_num_threads()
         release_threads()  # from here on the worker computes
         self._worker = threading.Thread(target=self._run, args=(threads,), name="hrm-engine", daemon=True)
@@ -270,10 +274,7 @@ class Engine:
             self._cancelling |= cancel
             self._changed.notify_all()
         self._worker.join()
-        if not self._restored:
-            self._restored = True
-            self.model.train(self._was_training)
-            self._backend.__exit__(None, None, None)
+        self._end()
 
     def __enter__(self) -> "Engine":
         return self
@@ -282,6 +283,36 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close(cancel=kind is not None)
+
+    # What engines share: a model may serve several, and the backend is everybody's
+
+    def _begin(self) -> None:
+        with self._starting:
+            asking = [one for one in self._running if one.backend is not None]
+            if self.backend is not None and asking and asking[0].backend != self.backend:
+                raise InputError(
+                    f"backend is {self.backend!r}, and an engine that asked for {asking[0].backend!r} runs in this "
+                    "process, for which there is one; close that first, or ask for the same"
+                )
+            self._was_training = next(
+                (one._was_training for one in self._running if one.model is self.model), self.model.training
+            )
+            if self.backend is not None:
+                self._asked = asking[0]._asked if asking else use_backend(self.backend)
+                if not asking:
+                    self._asked.__enter__()
+            self.model.eval()
+            self._running.append(self)
+
+    def _end(self) -> None:
+        with self._starting:
+            if self not in self._running:
+                return
+            self._running.remove(self)
+            if not any(one.model is self.model for one in self._running):
+                self.model.train(self._was_training)
+            if self.backend is not None and all(one.backend is None for one in self._running):
+                self._asked.__exit__(None, None, None)
 
     # The queue
 
@@ -342,9 +373,11 @@ class Engine:
             raise InputError(
                 f"puzzle identifier {identifier!r} is not among the model's {rows}; expected 0 to {rows - 1}"
             )
-        if not isinstance(puzzle.noise, int | float) or not 0 <= puzzle.noise < math.inf:
+        if not isinstance(puzzle.noise, Real) or not 0 <= puzzle.noise < math.inf:
             raise InputError(f"noise is {puzzle.noise!r}, expected a number, 0 or more")
-        return Puzzle(tokens, int(identifier), puzzle.noise, puzzle.seed)
+        if not isinstance(puzzle.seed, Integral) or not 0 <= puzzle.seed < 2**63:
+            raise InputError(f"seed is {puzzle.seed!r}, expected an integer from 0 to 2**63 - 1")
+        return Puzzle(tokens, int(identifier), float(puzzle.noise), int(puzzle.seed))
 
     def _offer(self, jobs: "Sequence[_Job]") -> bool:
         """Queue ``jobs``, if there is room for all of them."""
@@ -375,9 +408,9 @@ class Engine:
     # The worker
 
     def _run(self, threads: int) -> None:
-        torch.set_num_threads(threads)  # each thread has its own number, and another one may round otherwise
         seated: list[_Job | None] = [None] * self.slots
         try:
+            torch.set_num_threads(threads)  # each thread has its own number, and another one may round otherwise
             # not inference mode: what a model caches must still serve a later training step
             with torch.cuda.device_of(next(self.model.parameters())), torch.no_grad():
                 slots = _Slots(self, seated)

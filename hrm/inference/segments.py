@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import torch
 from torch import nn
@@ -63,8 +64,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def require_positive(**values: int | None) -> None:
     """
     Raises:
-        InputError: one of the values that are given is below 1.
+        InputError: one of the values that are given is no integer, or below 1.
     """
     for name, value in values.items():
+        if value is not None and not isinstance(value, Integral):
+            raise InputError(f"{name} is {value!r}, expected an integer, 1 or more")
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}, expected 1 or more")

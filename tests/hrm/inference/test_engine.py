@@ -16,6 +16,7 @@ from hrm.inference.engine import EngineError, Puzzle
 from hrm.inference.halting import halts_by_q
 from hrm.model import Carry
 from hrm.step_graph import StepGraph
+from hrm_kernels import explain
 from hrm_kernels.graphs import capturable
 
 STEPS = 6
@@ -151,6 +152,8 @@ BAD = [
     (Puzzle(np.ones(16, int), 3), "puzzle identifier 3 is not among the model's 3; expected 0 to 2"),
     (Puzzle(np.ones(16, int), "a"), "puzzle identifier 'a'"),
     (Puzzle(np.ones(16, int), 0, -1.0), "noise is -1.0"),
+    (Puzzle(np.ones(16, int), 0, 0.5, "x"), "seed is 'x', expected an integer from 0 to 2"),
+    (Puzzle(np.ones(16, int), 0, 0.5, 2**70), "seed is 1180591620717411303424, expected"),
 ]
 
 
@@ -352,6 +355,8 @@ def test_asynchronous_use(puzzles):
         ({"halt": "stable:0"}, "halt is 'stable:0', expected 'q', 'fixed', 'stable:K'"),
         ({"halt": "margin:much"}, "halt is 'margin:much'"),
         ({"queue_size": 0}, "queue_size is 0"),
+        ({"slots": 1.5}, "slots is 1.5, expected an integer, 1 or more"),
+        ({"max_steps": "3"}, "max_steps is '3', expected an integer"),
     ],
 )
 def test_impossible_settings(arguments, message):
@@ -364,12 +369,29 @@ def test_impossible_settings(arguments, message):
 
 
 def test_the_backend_asked_for_runs(puzzles):
-    from hrm_kernels import explain
-
     x = torch.zeros(1, 4)
     with Engine(tiny(), slots=2, max_steps=2, backend="reference", halt=halts_by_q) as engine:
         assert engine.submit(puzzles[0]).result(timeout=10).error is None
         assert explain("swiglu", x) == "reference"
+
+
+def test_engines_that_run_together_leave_the_process_as_it_was():
+    model, x = tiny().train(), torch.zeros(1, 4)
+    chosen = explain("swiglu", x)
+    first = Engine(model, slots=2, backend="reference")
+    second = Engine(model, slots=2, backend="reference")
+    with pytest.raises(InputError, match="backend is 'cpu', and an engine that asked for 'reference' runs"):
+        Engine(tiny(), backend="cpu")
+    third = Engine(tiny(), slots=2)
+    first.close()
+    assert not model.training and explain("swiglu", x) == "reference"
+    second.close()
+    second.close()
+    assert model.training and explain("swiglu", x) == chosen
+    third.close()
+    with pytest.raises(AttributeError):
+        Engine(object(), backend="reference")
+    assert explain("swiglu", x) == chosen
 
 
 @pytest.mark.parametrize("family", [HRM, TRM])
