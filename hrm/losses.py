@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from hrm.data.format import IGNORE_LABEL
+from hrm.errors import InputError
 from hrm.model import Carry
 from hrm_kernels.ops.stablemax_cross_entropy import stablemax_cross_entropy_with_argmax
 
@@ -51,10 +52,19 @@ def act_loss(
         over all rows; ``count``, ``accuracy``, ``exact_accuracy``, ``q_halt_accuracy``, ``steps`` summed over the rows
         that have just halted and have labels (divide by ``count``).
 
+    Raises:
+        InputError: the batches had no labels.
+        ValueError: there is no such ``loss_type``.
+
     Source: HRM (arXiv 2506.21734), section 2, "Adaptive computational time".
     """
     if loss_type not in LOSSES:
         raise ValueError(f"act_loss: loss_type is {loss_type!r}, expected one of {', '.join(LOSSES)}")
+    if "labels" not in carry.current_data:
+        raise InputError(
+            f"act_loss: the carry's data has {', '.join(carry.current_data) or 'nothing'}, expected 'labels' too; give "
+            "them in every batch, that of model.initial_carry too"
+        )
     labels, logits, q_halt = carry.current_data["labels"], outputs["logits"], outputs["q_halt_logits"]
     labelled = labels != IGNORE_LABEL
     counts = labelled.sum(-1)

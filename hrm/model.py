@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 import hrm_kernels
 from hrm import act
-from hrm.config import HRMConfig
+from hrm.config import HRMConfig, ModelConfig
 from hrm.errors import InputError
 from hrm_kernels.casts import cast
 from hrm_kernels.fixed_point import Gradient, fixed_point, gradient_steps
@@ -202,8 +203,20 @@ class HRM(nn.Module):
     (:class:`hrm_kernels.sharded_embedding.ShardedEmbedding`).
     """
 
+    _configured_by: ClassVar[type[ModelConfig]] = HRMConfig
+
     def __init__(self, config: HRMConfig, sharded: bool = False) -> None:
+        """
+        Raises:
+            InputError: the configuration is not this family's.
+        """
         super().__init__()
+        if not isinstance(config, self._configured_by):
+            name, expected = type(self).__name__, self._configured_by.__name__
+            raise InputError(
+                f"{name}: config is {type(config).__name__}, expected {expected}; an HRMConfig makes an hrm.HRM, a "
+                f"TRMConfig an hrm.TRM, and {expected}.parse reads plain values"
+            )
         self.config = config
         self.inner = self._make_inner(config, sharded)
 
@@ -216,7 +229,12 @@ class HRM(nn.Module):
         return self.inner.puzzle_emb if self.config.puzzle_emb_ndim else None
 
     def initial_carry(self, batch: Batch) -> Carry:
-        """A carry with every row halted, so that the first call takes all rows of its batch."""
+        """A carry with every row halted, so that the first call takes all rows of its batch.
+
+        Raises:
+            InputError: the batch does not fit the configuration.
+        """
+        self._check(batch)
         inputs = batch["inputs"]
         rows, device = inputs.shape[0], inputs.device
         shape = (rows, self.config.positions, self.config.hidden_size)
@@ -246,9 +264,10 @@ class HRM(nn.Module):
             decide earlier yourself by the Q values.
 
         Raises:
-            InputError: the batch does not fit the configuration.
+            InputError: the batch does not fit the configuration, or the carry.
         """
         self._check(batch)
+        self._check_carry(carry, batch)
         config, inner, refill = self.config, self.inner, carry.halted
         data = {
             name: torch.where(refill.view(-1, *(1,) * (values.ndim - 1)), values, carry.current_data[name])
@@ -295,3 +314,16 @@ class HRM(nn.Module):
             raise InputError(
                 f"HRM: puzzle_identifiers has shape {list(identifiers.shape)}, expected [B] = [{inputs.shape[0]}]"
             )
+
+    def _check_carry(self, carry: Carry, batch: Batch) -> None:
+        if len(carry.halted) != len(batch["inputs"]):
+            raise InputError(
+                f"HRM: the batch has {len(batch['inputs'])} rows and the carry {len(carry.halted)}; give batches of "
+                "one size, or begin anew with model.initial_carry(batch)"
+            )
+        for name in batch:
+            if name not in carry.current_data:
+                raise InputError(
+                    f"HRM: the batch has {name!r} and the carry has not ({', '.join(carry.current_data)}); give it in "
+                    "every batch, that of model.initial_carry too"
+                )

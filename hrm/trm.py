@@ -1,8 +1,11 @@
 """The tiny recursive model (arXiv 2510.04871): one small network that updates both states, with halting."""
 
+from typing import ClassVar
+
 import torch
 
 from hrm.config import HRMConfig, ModelConfig, TRMConfig
+from hrm.errors import InputError
 from hrm.model import HRM, HRMInner
 from hrm_kernels.nn import MixingModule, ReasoningModule
 
@@ -39,6 +42,7 @@ class TRM(HRM):
     then there is ``target_q_continue`` in training as for an HRM. ``forward`` takes carry and batch ``[B, ...]``.
     """
 
+    _configured_by: ClassVar[type[ModelConfig]] = TRMConfig
     config: TRMConfig  # type: ignore[assignment]
     inner: TRMInner
 
@@ -50,8 +54,15 @@ class TRM(HRM):
 
 
 def build(config: ModelConfig, sharded: bool = False) -> HRM:
-    """A new model of the configuration's family, :class:`hrm.HRM` or :class:`TRM`; ``sharded`` as there."""
+    """A new model of the configuration's family, :class:`hrm.HRM` or :class:`TRM`; ``sharded`` as there.
+
+    Raises:
+        InputError: it is of neither.
+    """
     if isinstance(config, TRMConfig):
         return TRM(config, sharded)
-    assert isinstance(config, HRMConfig)
-    return HRM(config, sharded)
+    if isinstance(config, HRMConfig):
+        return HRM(config, sharded)
+    raise InputError(
+        f"config is {type(config).__name__}, expected an HRMConfig or a TRMConfig; HRMConfig.parse reads plain values"
+    )

@@ -214,3 +214,31 @@ def test_batch_that_does_not_fit():
         model(model.initial_carry(batch), batch | {"inputs": batch["inputs"][:, :5]})
     with pytest.raises(hrm.InputError, match="the batch has inputs, labels, expected"):
         model(model.initial_carry(batch), {name: batch[name] for name in ("inputs", "labels")})
+    with pytest.raises(hrm.InputError, match="the batch has labels, expected 'inputs' and 'puzzle_identifiers'"):
+        model.initial_carry({"labels": batch["labels"]})
+
+
+def test_carry_that_does_not_fit_the_batch():
+    model, batch = make_model(), make_batch()
+    with pytest.raises(hrm.InputError, match="^HRM: the batch has 3 rows and the carry 5; .* model.initial_carry"):
+        model(model.initial_carry(batch), {name: values[:3] for name, values in batch.items()})
+    unlabelled = {name: batch[name] for name in ("inputs", "puzzle_identifiers")}
+    carry = model.initial_carry(unlabelled)
+    with pytest.raises(hrm.InputError, match="has 'labels' and the carry has not .inputs, puzzle_identifiers.; give"):
+        model(carry, batch)
+    with pytest.raises(hrm.InputError, match="^act_loss: .* has inputs, puzzle_identifiers, expected 'labels' too; "):
+        hrm.act_loss(*model(carry, unlabelled))
+
+
+def test_a_model_of_another_familys_configuration():
+    tiny = hrm.TRMConfig(seq_len=6, vocab_size=7, hidden_size=32, num_heads=2)
+    with pytest.raises(hrm.InputError, match="^HRM: config is TRMConfig, expected HRMConfig; .* a TRMConfig an hrm.TR"):
+        hrm.HRM(tiny)
+    with pytest.raises(
+        hrm.InputError, match="^TRM: config is HRMConfig, expected TRMConfig; an HRMConfig makes an hrm"
+    ):
+        hrm.TRM(config())
+    with pytest.raises(hrm.InputError, match="^HRM: config is dict, .* HRMConfig.parse reads plain values$"):
+        hrm.HRM({"seq_len": 6})
+    with pytest.raises(hrm.InputError, match="^config is dict, expected an HRMConfig or a TRMConfig; HRMConfig.parse"):
+        hrm.from_published({}, {"seq_len": 6})
