@@ -8,6 +8,7 @@ import typer
 from hrm.cli import app
 from hrm.cli.settings import folder, read_settings
 from hrm.errors import InputError
+from hrm.files import require_new
 
 
 @app.command()
@@ -21,7 +22,7 @@ def adapt(
             "batch_size=32 lr=0.01 weight_decay=0.1 init=mean|zero seed=0.",
         ),
     ],
-    force: Annotated[bool, typer.Option("--force", help="Replace the folder out= where it exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the model in out= where there is one.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Fit new puzzle embeddings to the demonstrations (the train split) of data=DIR; all other weights stay.
@@ -42,8 +43,7 @@ def adapt(
     data, out = settings.pop("data"), settings.pop("out", None)
     if out is None:
         raise InputError("hrm adapt writes a model; give out=DIR")
-    if not force and out.exists() and (out.is_file() or any(out.iterdir())):
-        raise InputError(f"{out} exists already; choose another out=, or pass --force to replace it")
+    require_new(out, force, "model folder", ("config.json", "model.safetensors", "halting.*"))
     settings.setdefault("steps", 2000)
     with joined(device) as world, Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         if world.size > 1:

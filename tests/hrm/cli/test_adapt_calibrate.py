@@ -51,6 +51,17 @@ def test_adapt_calibrate_eval(folder, call, tmp_path):
     assert {path.name for path in (tmp_path / "s").iterdir()} == {"scaling.json", "scaling.md", "scaling.png"}
 
 
+def test_adapt_replaces_models_alone(folder, call, tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    arguments = (f"data={folder / 'data'}", f"out={tmp_path}", "steps=1", "--force")
+    code, text, err = call("adapt", "nowhere", *arguments)  # it is refused before anything is loaded
+    assert (code, text) == (2, "") and "is no model folder (it holds thesis.txt), and --force replaces nothing" in err
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
+    (tmp_path / "thesis.txt").rename(tmp_path / "halting.md")
+    code, text, err = call("adapt", folder / "model", *arguments)
+    assert code == 0 and sorted(one.name for one in tmp_path.iterdir()) == ["config.json", "model.safetensors"], err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -219,6 +219,18 @@ def test_force_replaces_data_folders_alone(tmp_path, hrm_data):
     assert_one_line(hrm_data(*arguments, tmp_path / "home"), "home is no data folder")
     assert_one_line(hrm_data(*arguments, tmp_path / "file"), "file is a file")
     assert [path.read_text() for path in (tmp_path / "file", tmp_path / "home" / "thesis.txt")] == ["precious"] * 2
+    data = tmp_path / "data"
+    assert hrm_data(*arguments, data).returncode == hrm_data(*arguments, data).returncode == 0
+    (data / "train" / "thesis.txt").write_text("precious")
+    assert_one_line(hrm_data(*arguments, data), "data is no data folder (it holds train/thesis.txt), and --force")
+    assert (data / "train" / "thesis.txt").read_text() == "precious"
+
+
+def test_the_folder_one_is_in_is_refused_before_the_work(tmp_path, hrm_data, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hrm.data.sudoku.generate", None)
+    assert_one_line(hrm_data("sudoku", "--out", "."), ". is a mount point or the folder you are in")
+    assert not list(tmp_path.iterdir())
 
 
 def test_debug_lets_the_error_through(tmp_path, monkeypatch):
