@@ -5,6 +5,7 @@ the backends of that table whether they can serve it; each answers with None or 
 """
 
 import functools
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -290,14 +291,25 @@ def explain(op: str, *arguments: Any) -> str:
 
     Args:
         op: the name of a public function, such as ``"rope_attention"``.
-        arguments: what that function would get (all of them, in order).
+        arguments: what that function would get, in order; what has a default may be left out.
 
     Returns:
         The backend's name.
+
+    Raises:
+        ValueError: there is no such op.
+        TypeError: an argument without a default is missing, or there are too many.
     """
     if op not in _ops:
         raise ValueError(f"explain: there is no op {op!r}; expected one of {', '.join(_ops)}")
     table = _ops[op]
+    signature = inspect.signature(table.backends["reference"].run)
+    try:
+        given = signature.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(f"explain: {error}; {op} takes ({', '.join(signature.parameters)})") from None
+    given.apply_defaults()
+    arguments = given.args
     chosen, _ = table.select(*arguments)
     device = _first(arguments).device.type
     print(f"{op} on {device} tensors of {_first(arguments).dtype}: {chosen}")

@@ -1,5 +1,6 @@
 """Checks of arguments: each names the op, the argument, what came, what was expected and the way out."""
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -43,10 +44,15 @@ def check_shape(op: str, name: str, value: torch.Tensor, expected: tuple[int | N
         raise ValueError(f"{op}: {name} has shape {list(value.shape)}, expected {meaning} = [{numbers}]")
 
 
+def check_count(op: str, name: str, value: Any) -> None:
+    """``value`` is an integer above 0, NumPy's among them."""
+    if not isinstance(value, int | Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{op}: {name} is {value!r}, expected an integer >= 1")
+
+
 def check_heads(op: str, name: str, columns: int, num_heads: Any, parts: int) -> None:
     """``columns`` is ``parts * num_heads`` heads of an even width."""
-    if not isinstance(num_heads, int) or num_heads < 1:
-        raise ValueError(f"{op}: num_heads is {num_heads!r}, expected an integer >= 1")
+    check_count(op, "num_heads", num_heads)
     if columns == 0 or columns % (parts * num_heads):
         packed = "; pass packed [q | k | v] heads" if parts == 3 else ""
         product = f"{parts} * num_heads ({num_heads})" if parts > 1 else "num_heads"

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hrm_kernels.casts import cast
+from hrm_kernels.checks import check_count
 from hrm_kernels.ops.add_rms_norm import add_rms_norm
 from hrm_kernels.ops.reasoning_module import reasoning_module
 from hrm_kernels.ops.rope_attention import rope_attention
@@ -119,6 +120,8 @@ class RoPEAttention(nn.Module):
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
+        check_count("RoPEAttention", "hidden_size", hidden_size)
+        check_count("RoPEAttention", "num_heads", num_heads)
         if hidden_size % num_heads:
             raise ValueError(f"RoPEAttention: hidden_size is {hidden_size}, not a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
@@ -139,7 +142,12 @@ class SwiGLU(nn.Module):
 
     def __init__(self, hidden_size: int, expansion: float = 4.0) -> None:
         super().__init__()
+        check_count("SwiGLU", "hidden_size", hidden_size)
         inner = swiglu_inner_size(hidden_size, expansion)
+        if inner < 1:
+            raise ValueError(
+                f"SwiGLU: expansion is {expansion!r}, expected more, so that the inner size is above 0 (published: 4.0)"
+            )
         self.gate_up_proj = Linear(hidden_size, 2 * inner)
         self.down_proj = Linear(inner, hidden_size)
 

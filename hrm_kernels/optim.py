@@ -61,7 +61,8 @@ class AdamATan2(Optimizer):
         capturable: bool = False,
     ) -> None:
         _check_lr_and_decay("AdamATan2", lr, weight_decay)
-        _check("AdamATan2", "betas", betas, all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)")
+        two = isinstance(betas, tuple | list) and len(betas) == 2
+        _check("AdamATan2", "betas", betas, two and all(0 <= beta < 1 for beta in betas), "two numbers in [0, 1)")
         self.copies: dict[torch.Tensor, torch.Tensor] = {}
         self._tables: dict[Any, Any] = {}
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "capturable": capturable})

@@ -1,5 +1,6 @@
 """Choosing a backend: preference, requests, reasons."""
 
+import inspect
 import subprocess
 import sys
 import warnings
@@ -88,6 +89,28 @@ def test_explain(cpu_backend, capsys):
         assert k.explain("swiglu", X.half()) == "reference"
     printed = capsys.readouterr().out
     assert "float16" in printed and "it computes float32 only" in printed and "no cuda kernels" in printed
+
+
+def test_explain_takes_what_the_function_takes(capsys):
+    with k.use_backend("reference"):
+        assert k.explain("add_rms_norm", X, X) == "reference"  # eps has a default
+    with pytest.raises(TypeError, match=r"^explain: .*'cos'; rope_attention takes \(qkv, cos, sin, num_heads\)$"):
+        k.explain("rope_attention", torch.zeros(1, 2, 24))
+    with pytest.raises(TypeError, match=r"^explain: .*'gate_up'; swiglu takes \(gate_up\)$"):
+        k.explain("swiglu")
+    with pytest.raises(TypeError, match=r"^explain: too many .*; swiglu takes \(gate_up\)$"):
+        k.explain("swiglu", X, X)
+
+
+def test_references_take_what_the_functions_take():
+    ops = sys.modules["hrm_kernels.backends"]._ops
+    public = [name for name in ops if name in k.__all__]
+    assert len(public) == 8
+    for name in public:
+        given, wanted = (
+            inspect.signature(one).parameters for one in (ops[name].backends["reference"].run, vars(k)[name])
+        )
+        assert [(p.name, p.default) for p in given.values()] == [(p.name, p.default) for p in wanted.values()], name
 
 
 @pytest.fixture

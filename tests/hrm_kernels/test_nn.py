@@ -1,5 +1,6 @@
 """Drop-in layers: names, initialisation, values."""
 
+import pytest
 import torch
 
 import hrm_kernels as k
@@ -20,6 +21,21 @@ def test_swiglu_inner_size():
         256,
         1024,
     ]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.RoPEAttention(64, 0), "^RoPEAttention: num_heads is 0, expected an integer >= 1$"),
+        (lambda: nn.RoPEAttention(0, 8), "^RoPEAttention: hidden_size is 0, expected an integer >= 1$"),
+        (lambda: nn.RoPEAttention(64, True), "^RoPEAttention: num_heads is True, expected an integer >= 1$"),
+        (lambda: nn.SwiGLU(64, 0), "^SwiGLU: expansion is 0, expected more, so that the inner size is above 0"),
+        (lambda: nn.SwiGLU(0), "^SwiGLU: hidden_size is 0, expected an integer >= 1$"),
+    ],
+)
+def test_sizes_that_make_no_layer(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_block_has_published_names_and_computes_the_op():

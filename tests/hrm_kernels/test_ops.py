@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -318,6 +319,11 @@ MISFITS = {
         r"rope_attention: qkv has 1000 columns, not a multiple of 3 \* num_heads \(8\) = 24; pass packed \[q \|",
     ),
     "heads": (lambda: k.rope_attention(torch.zeros(1, 2, 24), None, None, 0), ValueError, "num_heads is 0, expected"),
+    "true heads": (
+        lambda: k.rope_attention(torch.zeros(1, 2, 24), None, None, True),
+        ValueError,
+        "num_heads is True, expected an integer >= 1",
+    ),
     "one table": (
         lambda: k.rope_attention(torch.zeros(1, 2, 24), X[0], None, 1),
         TypeError,
@@ -362,3 +368,16 @@ def test_errors_say_what_came_and_what_was_expected(misfit):
     call, error, message = MISFITS[misfit]
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_numbers_may_be_numpys(backend):
+    two, x, w = np.int64(2), torch.randn(2, 3, 8), k.BlockWeights(*map(torch.randn_like, W))
+    with k.use_backend(backend):
+        for call in (
+            lambda two: k.rope_attention(torch.cat([x] * 3, -1), None, None, two),
+            lambda two: k.transformer_block(x, w, None, None, two),
+            lambda two: k.reasoning_module(x, x, [w], None, None, two),
+            lambda two: torch.stack(k.recurrent_cycles(x, x, x, [w], [w], None, None, two, two, two)),
+        ):
+            assert torch.equal(call(two), call(2))

@@ -91,6 +91,9 @@ def test_adam_atan2_rejects_what_it_cannot_do():
         AdamATan2(parameters(), lr=-1)
     with pytest.raises(ValueError, match="betas is"):
         AdamATan2(parameters(), betas=(0.9, 1.0))
+    for betas in ((0.9,), (0.9, 0.95, 0.99), 0.9):
+        with pytest.raises(ValueError, match=r"betas is .*0.9.*, expected two numbers in \[0, 1\)"):
+            AdamATan2(parameters(), betas=betas)
 
 
 def look_up(table, ids, gradient):

@@ -96,4 +96,4 @@ def reasoning_module(
     check_shape("reasoning_module", "injection", injection, tuple(z.shape), "the shape of z")
     check_layers("reasoning_module", "layers", layers, "z", z, num_heads, cos, sin)
     check_eps("reasoning_module", eps)
-    return _op(z, injection, layers, cos, sin, num_heads, eps, recompute)
+    return _op(z, injection, layers, cos, sin, int(num_heads), eps, recompute)

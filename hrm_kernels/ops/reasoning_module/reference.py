@@ -12,7 +12,7 @@ def reasoning_module(
     cos: torch.Tensor | None,
     sin: torch.Tensor | None,
     num_heads: int,
-    eps: float,
+    eps: float = 1e-5,
     recompute: bool = False,
 ) -> torch.Tensor:
     z = z + injection

@@ -4,7 +4,7 @@ from typing import Any
 import torch
 
 from hrm_kernels.backends import Backend, Op
-from hrm_kernels.checks import check_eps, check_layers, check_like, check_shape, check_state
+from hrm_kernels.checks import check_count, check_eps, check_layers, check_like, check_shape, check_state
 from hrm_kernels.graphs import Graphs, capturable
 from hrm_kernels.ops.reasoning_module import blocks
 from hrm_kernels.ops.recurrent_cycles import cuda_kernels, reference
@@ -140,9 +140,9 @@ def recurrent_cycles(
     check_layers(op, "H_layers", H_layers, "z_H", z_H, num_heads, cos, sin)
     check_layers(op, "L_layers", L_layers, "z_H", z_H, num_heads, cos, sin)
     for name, cycles in (("H_cycles", H_cycles), ("L_cycles", L_cycles)):
-        if not isinstance(cycles, int) or cycles < 1:
-            raise ValueError(f"{op}: {name} is {cycles!r}, expected an integer >= 1")
+        check_count(op, name, cycles)
     check_eps(op, eps)
     with torch.no_grad():
-        z_H, z_L = _op(z_H, z_L, x, H_layers, L_layers, cos, sin, num_heads, H_cycles, L_cycles, eps)
+        sizes = (int(num_heads), int(H_cycles), int(L_cycles))
+        z_H, z_L = _op(z_H, z_L, x, H_layers, L_layers, cos, sin, *sizes, eps)
     return z_H.detach(), z_L.detach()

@@ -40,7 +40,7 @@ def recurrent_cycles(
     num_heads: int,
     H_cycles: int,
     L_cycles: int,
-    eps: float,
+    eps: float = 1e-5,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     def H_update(z: torch.Tensor, injection: torch.Tensor) -> torch.Tensor:
         return reasoning_module(z, injection, H_layers, cos, sin, num_heads, eps)

@@ -114,4 +114,4 @@ def rope_attention(
     check_shape("rope_attention", "qkv", qkv, (None, None, None), "[B, S, 3 H d]")
     check_heads("rope_attention", "qkv", qkv.shape[-1], num_heads, 3)
     check_tables("rope_attention", cos, sin, qkv.shape[1], qkv.shape[2] // (3 * num_heads), qkv.device)
-    return _op(qkv.contiguous(), cos, sin, num_heads)
+    return _op(qkv.contiguous(), cos, sin, int(num_heads))

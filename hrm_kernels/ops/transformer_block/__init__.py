@@ -119,4 +119,4 @@ def transformer_block(
     check_state("transformer_block", "x", x)
     check_layers("transformer_block", "weights", [weights], "x", x, num_heads, cos, sin)
     check_eps("transformer_block", eps)
-    return _op(x, BlockWeights(*weights), cos, sin, num_heads, eps, recompute)
+    return _op(x, BlockWeights(*weights), cos, sin, int(num_heads), eps, recompute)

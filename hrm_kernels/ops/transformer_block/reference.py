@@ -13,7 +13,7 @@ def transformer_block(
     cos: torch.Tensor | None,
     sin: torch.Tensor | None,
     num_heads: int,
-    eps: float,
+    eps: float = 1e-5,
     recompute: bool = False,
 ) -> torch.Tensor:
     if recompute and torch.is_grad_enabled():
