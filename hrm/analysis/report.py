@@ -246,7 +246,7 @@ def _batch(dataset: PuzzleDataset, puzzles: int, model: HRM) -> Batch:
     from hrm.inference.examples import LabelledPuzzles
 
     device = next(model.parameters()).device
-    given = LabelledPuzzles(model, dataset, None).puzzles[:puzzles]
+    given = LabelledPuzzles(model, dataset, most=puzzles).puzzles
     return {
         "inputs": torch.from_numpy(np.stack([one.inputs for one in given])).int().to(device),
         "puzzle_identifiers": torch.tensor([one.identifier for one in given], dtype=torch.int32, device=device),

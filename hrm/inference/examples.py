@@ -13,6 +13,12 @@ from hrm.model import HRM
 class LabelledPuzzles:
     """Puzzles with their answers, in the order of the examples; those without a label are left out.
 
+    Args:
+        model: whose puzzles they are to be.
+        dataset: where they are.
+        max_examples: look at this many examples only, from the start; None looks at all.
+        most: this many puzzles with a label are enough; None takes all.
+
     Attributes:
         puzzles: what :meth:`hrm.Engine.solve` takes.
         labels: ``[count, seq_len]`` int32; -100 where any token is right.
@@ -21,7 +27,9 @@ class LabelledPuzzles:
         InputError: data set and model don't fit each other, a file is damaged, or no example has labels.
     """
 
-    def __init__(self, model: HRM, dataset: PuzzleDataset, max_examples: int | None = None) -> None:
+    def __init__(
+        self, model: HRM, dataset: PuzzleDataset, max_examples: int | None = None, most: int | None = None
+    ) -> None:
         check_fits(model, dataset)
         self.puzzles: list[Puzzle] = []
         labels: list[np.ndarray] = []
@@ -31,6 +39,9 @@ class LabelledPuzzles:
                 if (answer != IGNORE_LABEL).any():
                     self.puzzles.append(Puzzle(inputs, int(identifier)))
                     labels.append(answer)
+            if most is not None and len(labels) >= most:
+                del self.puzzles[most:], labels[most:]
+                break
         if not labels:
             raise InputError(f"{dataset.folder / dataset.split} has no labels to measure by; choose another split")
         self.labels = np.stack(labels)

@@ -8,8 +8,9 @@ from PIL import Image
 
 from hrm import HRM, HRMConfig, load, save
 from hrm.analysis import analyze, answers_by_segment, difficulty
-from hrm.analysis.report import FILES, _chosen
+from hrm.analysis.report import FILES, _batch, _chosen
 from hrm.data import task_of
+from hrm.data.batches import evaluation_batches
 from hrm.data.format import SetBuilder, open_dataset, write_dataset
 from hrm.data.maze import generate as generate_mazes
 from hrm.data.sudoku import generate
@@ -75,6 +76,30 @@ def test_the_boards_shown_span_the_halting_segments(folder):
     assert len(set(shown.tolist())) == len(shown) <= 6
     steps = answers.halting_steps
     assert {steps.min(), steps.max()} <= set(steps[shown].tolist())
+
+
+def test_no_more_examples_are_read_than_are_looked_at(folder, tmp_path, monkeypatch):
+    model, given = load(folder / "model"), generate(30, 4, np.random.default_rng(0))
+    inputs, labels = np.tile(given.inputs, (70, 1)), np.tile(given.labels, (70, 1))
+    labels[:1000:2] = 0  # no label
+    builder = SetBuilder()
+    builder.add_puzzles(inputs, labels)
+    write_dataset(tmp_path / "data", {"test": {"all": builder}}, vocab_size=6, seq_len=16, task="sudoku")
+    batches = []
+
+    def read(*arguments, **options):
+        for numbers, batch in evaluation_batches(*arguments, **options):
+            batches.append(len(numbers))
+            yield numbers, batch
+
+    monkeypatch.setattr("hrm.inference.examples.evaluation_batches", read)
+    dataset = open_dataset(tmp_path / "data", "test")
+    for puzzles, wanted in ((5, [1024]), (600, [1024, 1024])):
+        batches.clear()
+        assert torch.equal(
+            _batch(dataset, puzzles, model)["inputs"], torch.from_numpy(inputs[labels[:, 0] > 0][:puzzles]).int()
+        )
+        assert batches == wanted
 
 
 class _Page(HTMLParser):
