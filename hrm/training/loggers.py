@@ -20,17 +20,26 @@ Row = Mapping[str, float | int | None]
 class CsvLog:
     """A CSV file with a ``step`` column, one row at a time.
 
-    Opening it for a run that goes on after ``last_step`` drops the rows beyond, which that run will write again.
+    Opening it for a run that goes on after ``last_step`` drops the rows beyond, which that run will write again, and
+    all but the first of a step.
+
+    Attributes:
+        step: of the last row; 0 without one.
     """
 
     def __init__(self, path: Path, last_step: int = 0):
         self.path = path
         self.columns: list[str] = []
+        self.step = 0
         if path.exists():
             rows = self._read()
-            kept = [row for row in rows if int(row["step"]) <= last_step]
+            kept: dict[int, dict[str, str]] = {}
+            for row in rows:
+                if (step := int(row["step"])) <= last_step:
+                    kept.setdefault(step, row)
+            self.step = max(kept, default=0)
             if len(kept) < len(rows):
-                self._write(kept)
+                self._write(list(kept.values()))
 
     def append(self, row: Row) -> None:
         """Add a row; None is left blank, and a new column is blank in the rows before."""
@@ -40,6 +49,7 @@ class CsvLog:
             self._write(rows)
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(row)
+        self.step = int(row["step"] or 0)
 
     def _read(self) -> list[dict[str, str]]:
         with self.path.open(newline="") as file:
@@ -93,7 +103,9 @@ class Loggers:
             raise InputError(f"logger={kind} needs a package that is not here; pip install 'hrm[train]'") from None
 
     def log(self, kind: str, row: Row) -> None:
-        """Write a row (with its ``step``) of ``train`` or ``eval`` numbers."""
+        """Write a row (with its ``step``) of ``train`` or ``eval`` numbers, but one of a step only."""
+        if row["step"] == self._csv[kind].step:  # the end of a run that is resumed with nothing left to do
+            return
         self._csv[kind].append(row)
         named = {f"{kind}/{name}": value for name, value in row.items() if name != "step" and value is not None}
         if self._board is not None:

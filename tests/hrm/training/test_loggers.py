@@ -27,6 +27,16 @@ def test_csv_of_a_resumed_run(tmp_path):
     assert path.read_text().split() == ["step,loss", "1,0.5", "2,0.25", "3,8.0"]
 
 
+def test_a_resumed_run_has_one_row_a_step(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss\n4,0.5\n6,0.25\n6,0.25\n")
+    loggers = Loggers(tmp_path, "csv", {}, 6)
+    assert path.read_text().split() == ["step,loss", "4,0.5", "6,0.25"]
+    for step in (6, 8, 8, 9):
+        loggers.log("train", {"step": step, "loss": 0.125})
+    assert path.read_text().split() == ["step,loss", "4,0.5", "6,0.25", "8,0.125", "9,0.125"]
+
+
 def test_tensorboard_gets_the_numbers(tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     loggers = Loggers(tmp_path, "tensorboard", {}, 0)

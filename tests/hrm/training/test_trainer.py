@@ -193,6 +193,18 @@ def test_resuming_after_a_crash_drops_the_rows_that_come_again(configure, cpu, m
     assert {path.name for path in result.checkpoint.parent.iterdir()} == {"step_00000004", "step_00000008"}
 
 
+def test_resuming_with_nothing_left_to_do_adds_no_row(configure, cpu):
+    config = configure(max_steps=6, log_every=4, eval_interval=1)
+    train(config, cpu)
+    before = {name: (config.out / name).read_text() for name in ("metrics.csv", "evaluation.csv")}
+    assert [row["step"] for row in rows(config.out / "metrics.csv")] == ["4", "6"]
+    for _ in range(2):
+        train(config.model_copy(update={"resume": True}), cpu)
+        assert {name: (config.out / name).read_text() for name in before} == before
+    train(config.model_copy(update={"resume": True, "max_steps": 8}), cpu)
+    assert [row["step"] for row in rows(config.out / "metrics.csv")] == ["4", "6", "8"]
+
+
 def test_last_checkpoints_are_kept_and_load(configure, cpu):
     config = configure(max_steps=7, checkpoint_every=1, keep=2, ema=True)
     result = train(config, cpu)
