@@ -100,7 +100,9 @@ class Loggers:
                     project="hrm", name=folder.name, id=name.read_text(), resume="allow", dir=str(folder), config=config
                 )
         except ImportError:
-            raise InputError(f"logger={kind} needs a package that is not here; pip install 'hrm[train]'") from None
+            raise InputError(
+                f"logger={kind} needs a package that is not here; pip install -e '.[train]' in the clone"
+            ) from None
 
     def log(self, kind: str, row: Row) -> None:
         """Write a row (with its ``step``) of ``train`` or ``eval`` numbers, but one of a step only."""

@@ -59,7 +59,7 @@ def test_a_missing_logger_is_named(tmp_path, monkeypatch, kind):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(
-        InputError, match=rf"logger={kind} needs a package that is not here; pip install 'hrm\[train\]'"
+        InputError, match=rf"logger={kind} needs a package that is not here; pip install -e '.\[train\]' in the clone"
     ):
         Loggers(tmp_path, kind, {}, 0)
 
