@@ -157,13 +157,18 @@ def roll_out(
         trace: keep the answers after each segment.
 
     Raises:
-        InputError: a number is impossible, a puzzle does not fit, or the rollouts would all be the same.
+        InputError: a number is impossible, a puzzle does not fit, or rollouts would be the same as others.
     """
     require_positive(rollouts=rollouts)
     if rollouts > 1 and not noise and not (augment and can_verify(task)):
         raise InputError(
             f"{rollouts} rollouts would all be the same: {'the task has no augmentation here' if augment else 'no'} "
             "augmentation and no noise; give noise=0.5, or one rollout"
+        )
+    if rollouts > 8 and not noise and augment and isinstance(task, Maze):
+        raise InputError(
+            f"{rollouts} rollouts of a maze would see its 8 turns and reflections again, and count their votes twice; "
+            "give noise=0.5, or at most 8 rollouts"
         )
 
     def guises() -> Iterator[tuple[int, int, Symmetry, Puzzle]]:
@@ -181,23 +186,3 @@ def roll_out(
         if result.error is not None:
             raise result.error
         yield Rollout(index, number, guise, result)
-
-
-def solve_by_vote(
-    engine: Engine,
-    task: PuzzleTask,
-    puzzles: Iterable[Puzzle],
-    rollouts: int,
-    *,
-    augment: bool = True,
-    noise: float = 0.0,
-    seed: int = 0,
-) -> Iterator[list[Candidate]]:
-    """For each puzzle, in order, the answers of :func:`roll_out`, best first."""
-    ours, theirs = tee(puzzles)
-    answers: list[tuple[np.ndarray, float]] = []
-    for one in roll_out(engine, task, theirs, rollouts, augment=augment, noise=noise, seed=seed):
-        answers.append((one.symmetry.undo(one.result.tokens), one.result.q_halt))
-        if one.number == rollouts - 1:
-            yield ranked(task, np.asarray(next(ours).inputs), answers)
-            answers = []

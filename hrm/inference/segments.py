@@ -22,7 +22,6 @@ class Segment:
         tokens: ``[B, seq_len]`` int64, the most likely answer.
         halts: ``[B]`` bool, the rows that halting by Q ends here: for the first time q_halt > q_continue, or the last
             segment has come.
-        running: ``[B]`` bool, the rows that halting by Q has not ended yet.
     """
 
     step: int
@@ -30,7 +29,6 @@ class Segment:
     outputs: dict[str, torch.Tensor]
     tokens: torch.Tensor
     halts: torch.Tensor
-    running: torch.Tensor
 
 
 @torch.no_grad()  # not inference mode: what a model caches on the way must still serve a later training step
@@ -47,7 +45,7 @@ def segments(model: HRM, batch: Batch, max_steps: int) -> Iterator[Segment]:
         carry = replace(carry, halted=torch.zeros_like(carry.halted))
         halts = running if step == max_steps else running & (outputs["q_halt_logits"] > outputs["q_continue_logits"])
         running = running & ~halts
-        yield Segment(step, carry, outputs, outputs["logits"].argmax(-1), halts, running)
+        yield Segment(step, carry, outputs, outputs["logits"].argmax(-1), halts)
 
 
 @contextmanager

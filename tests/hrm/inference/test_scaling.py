@@ -20,12 +20,17 @@ from hrm.inference.solve import solve
 STEPS = 4
 
 
-def tiny():
+def tiny(seq_len=16):
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_heads": 2, "H_layers": 1, "L_layers": 1, "expansion": 1, "halt_max_steps": STEPS}
     model = HRM(
         HRMConfig(
-            seq_len=16, vocab_size=6, num_puzzle_identifiers=3, puzzle_emb_ndim=32, forward_dtype="float32", **sizes
+            seq_len=seq_len,
+            vocab_size=6,
+            num_puzzle_identifiers=3,
+            puzzle_emb_ndim=32,
+            forward_dtype="float32",
+            **sizes,
         )
     )
     with torch.no_grad():
@@ -111,6 +116,19 @@ def test_cells_are_what_separate_runs_give(folder, how, tmp_path):
 def test_rollouts_that_would_be_the_same_are_refused():
     with Engine(tiny(), slots=2) as engine, pytest.raises(InputError, match="2 rollouts would all be the same"):
         next(roll_out(engine, sudoku.Sudoku(4), [Puzzle(np.ones(16, int))], 2, augment=False))
+
+
+def test_a_maze_has_eight_guises():
+    puzzle = maze.generate(1, 5, np.random.default_rng(0)).inputs[0]
+    with Engine(tiny(25), slots=2) as engine:
+        with pytest.raises(
+            InputError, match="^9 rollouts of a maze .* its 8 turns .*; give noise=0.5, or at most 8 roll"
+        ):
+            next(roll_out(engine, maze.Maze(5), [Puzzle(puzzle)], 9))
+        for number, noise in ((8, 0.0), (9, 0.5)):
+            rollouts = list(roll_out(engine, maze.Maze(5), [Puzzle(puzzle)], number, noise=noise))
+            assert len({one.symmetry.cells.tobytes() for one in rollouts}) == 8
+            assert [one.number for one in rollouts] == list(range(number))
 
 
 def test_choosing_a_threshold():
