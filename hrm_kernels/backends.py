@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from hrm_kernels import native
+from hrm_kernels.checks import check_tensor
 
 PREFERENCE = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 """Backends in order, by tensor device; on other devices only ``reference`` runs."""
@@ -298,7 +299,7 @@ def explain(op: str, *arguments: Any) -> str:
 
     Raises:
         ValueError: there is no such op.
-        TypeError: an argument without a default is missing, or there are too many.
+        TypeError: an argument without a default is missing, there are too many, or the first is no tensor.
     """
     if op not in _ops:
         raise ValueError(f"explain: there is no op {op!r}; expected one of {', '.join(_ops)}")
@@ -310,6 +311,8 @@ def explain(op: str, *arguments: Any) -> str:
         raise TypeError(f"explain: {error}; {op} takes ({', '.join(signature.parameters)})") from None
     given.apply_defaults()
     arguments = given.args
+    some = isinstance(arguments[0], list | tuple) and len(arguments[0]) > 0
+    check_tensor("explain", f"{op}'s {next(iter(given.arguments))}", arguments[0][0] if some else arguments[0])
     chosen, _ = table.select(*arguments)
     device = _first(arguments).device.type
     print(f"{op} on {device} tensors of {_first(arguments).dtype}: {chosen}")

@@ -100,6 +100,8 @@ def test_explain_takes_what_the_function_takes(capsys):
         k.explain("swiglu")
     with pytest.raises(TypeError, match=r"^explain: too many .*; swiglu takes \(gate_up\)$"):
         k.explain("swiglu", X, X)
+    with pytest.raises(TypeError, match=r"^explain: swiglu's gate_up is int, expected a torch.Tensor$"):
+        k.explain("swiglu", 5)
 
 
 def test_references_take_what_the_functions_take():
