@@ -1,6 +1,6 @@
 """Recurrent updates with gradients through the last of them only."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -55,13 +55,14 @@ def fixed_point(
     Source: deep equilibrium models (arXiv 1909.01377), section 3; HRM (arXiv 2506.21734), section 2, "Approximate
     gradient"; on what truncation loses, arXiv 2111.05177.
     """
-    cells = [cell] if callable(cell) else list(cell)
+    cells = [cell] if callable(cell) else list(cell) if isinstance(cell, Iterable) else []
     if not cells or not all(callable(one) for one in cells):
         raise TypeError("fixed_point: cell is no function, expected cell(state, *inputs) -> state, or a list of such")
     alone = isinstance(state, torch.Tensor)
     tensors: Any = (state,) if isinstance(state, torch.Tensor) else state
-    if not isinstance(tensors, tuple) or not all(isinstance(one, torch.Tensor) for one in tensors):
-        raise TypeError(f"fixed_point: state is {type(state).__name__}, expected a tensor or a tuple of tensors")
+    if not isinstance(tensors, tuple) or not tensors or not all(isinstance(one, torch.Tensor) for one in tensors):
+        given = "an empty tuple" if state == () else type(state).__name__
+        raise TypeError(f"fixed_point: state is {given}, expected a tensor or a tuple of tensors")
     first = steps - gradient_steps(cells, steps, gradient)
 
     def run(start: int, stop: int, *state: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -297,3 +297,7 @@ def test_wrong_cells_and_states():
         fixed_point(lambda z: z[0], (z, z), steps=1)
     with pytest.raises(TypeError, match="cell is no function"):
         fixed_point([], z, steps=1)
+    with pytest.raises(TypeError, match="cell is no function"):
+        fixed_point(5, torch.zeros(2), steps=2)
+    with pytest.raises(TypeError, match="state is an empty tuple, expected a tensor"):
+        fixed_point(lambda state: state, (), steps=2)
