@@ -30,7 +30,7 @@ DTYPES = {
 class ModelConfig(BaseModel):
     """What the families of models have in common; each is described where it is complete."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     family: ClassVar[str]
 
     seq_len: PositiveInt

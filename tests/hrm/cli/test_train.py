@@ -121,6 +121,7 @@ def test_it_trains_evaluates_and_says_so(data, tmp_path, run):
         (["demo", "data=x", "batch_size=3"], "unknown key batch_size; did you mean global_batch_size?"),
         (["demo", "data=x", "epochs=many"], "epochs: Input should be a valid integer"),
         (["demo", "data={data}", "arch.num_heads=3"], "hidden_size 64 is not a multiple of num_heads 3"),
+        (["demo", "data={data}", "arch.expansion=.inf"], "expansion: Input should be a finite number (got inf)"),
         (["demo", "data={data}", "resume=true"], "holds no checkpoint to resume from"),
         (["demo", "data={data}", "device=quantum"], "device=quantum is not supported"),
     ],
