@@ -5,6 +5,7 @@ stderr and exit code 2; ``--debug`` shows the traceback.
 """
 
 import errno
+import io
 import os
 import sys
 
@@ -23,6 +24,8 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # boards have characters that not every terminal's encoding has
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     from hrm.cli import commands  # noqa: F401  (registers the subcommands on app)

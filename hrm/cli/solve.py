@@ -15,6 +15,7 @@ import typer
 
 from hrm.cli import app
 from hrm.errors import InputError
+from hrm.files import require_file
 
 if TYPE_CHECKING:
     from hrm.data.task import PuzzleTask
@@ -35,8 +36,8 @@ def solve(
     halt: Annotated[
         str,
         typer.Option(
-            help="q: stop when q_halt > q_continue; fixed: run all segments; stable:K: when the answer has not changed "
-            "for K segments; margin:X: when q_halt - q_continue > X; calibrated: as hrm calibrate found."
+            help="q (stop when q_halt > q_continue), fixed (run all segments), stable:K (stop when the answer has not "
+            "changed for K segments), margin:X (when q_halt - q_continue > X) or calibrated (as hrm calibrate found)."
         ),
     ] = "q",
     max_steps: Annotated[int | None, typer.Option(help="The most segments; default: as in training.")] = None,
@@ -58,6 +59,8 @@ def solve(
     from hrm.training.distributed import joined
     from hrm.weights import load, read_extra
 
+    for picture in filter(None, (gif, png)):
+        require_file(picture)
     source = read_source(puzzle)
     with joined(device) as world:
         model = load(checkpoint, world.device)

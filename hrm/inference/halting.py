@@ -91,6 +91,6 @@ def parse_halting(halt: str | Halting) -> Halting:
     except ValueError:
         pass
     raise InputError(
-        f"halt is {halt!r}, expected 'q', 'fixed', 'stable:K' (the answer unchanged for K segments, K at least 1) or "
-        "'margin:X' (q_halt above q_continue by more than X)"
+        f"halt is {halt!r}, expected 'q', 'fixed', 'stable:K' (the answer unchanged for K segments, K at least 1), "
+        "'margin:X' (q_halt above q_continue by more than X) or, on the command line, 'calibrated'"
     )

@@ -1,8 +1,13 @@
 """What all subcommands share: how errors are told."""
 
-import pytest
+import io
+import sys
 
-from hrm.cli import main
+import pytest
+import typer
+from rich.text import Text
+
+from hrm.cli import app, main
 
 
 @pytest.mark.parametrize(
@@ -33,6 +38,26 @@ def test_no_arguments_print_the_help(call, arguments):
 def test_help_exits_with_0(call):
     code, out, err = call("solve", "--help")
     assert (code, err) == (0, "") and "Usage: hrm solve" in out
+
+
+def test_no_help_has_what_rich_takes_for_markup_or_an_emoji(call):
+    def texts(command):
+        yield from filter(None, (command.help, *(getattr(one, "help", None) for one in command.params)))
+        for one in getattr(command, "commands", {}).values():
+            yield from texts(one)
+
+    found = list(texts(typer.main.get_command(app)))
+    assert len(found) > 80 and [Text.from_markup(text).plain for text in found] == found
+    assert "margin:X" in call("solve", "--help")[1]
+
+
+def test_an_encoding_without_the_characters_of_a_board(monkeypatch):
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    monkeypatch.setattr("sys.argv", ["hrm", "solve", "sudoku4", "..1.3.......12.."])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    sys.stdout.flush()
+    assert b"\nvalid; " in sys.stdout.buffer.getvalue() and b"?" in sys.stdout.buffer.getvalue()
 
 
 def test_a_path_that_cannot_be_used_is_one_line(call, tmp_path):

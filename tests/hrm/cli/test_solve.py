@@ -130,6 +130,7 @@ def test_a_valid_answer_exits_with_0(model, puzzles, call, monkeypatch):
         ("." * 16, ["{}", "--halt", "never"], "halt is 'never', expected 'q', 'fixed', 'stable:K'"),
         ("." * 16, ["{}", "--max-steps", "0"], "max_steps is 0, expected 1 or more"),
         ("." * 16, ["{}", "--device", "abacus"], "abacus"),
+        ("." * 16, ["{}", "--halt", "never"], "or, on the command line, 'calibrated'"),
     ],
 )
 def test_bad_input(model, tmp_path, call, content, arguments, message):
@@ -140,6 +141,12 @@ def test_bad_input(model, tmp_path, call, content, arguments, message):
     assert (code, out) == (2, "")
     assert message.format(file) in err and err.startswith("hrm: ") and err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ([] if content is None else ["p.txt"])
+
+
+@pytest.mark.parametrize("option", ["--gif", "--png"])
+def test_pictures_that_cannot_be_written_are_refused_before_the_work(call, tmp_path, option):
+    code, out, err = call("solve", "nowhere", "." * 16, option, tmp_path)
+    assert (code, out) == (2, "") and err == f"hrm: {tmp_path} is a folder; give the name of a file\n"
 
 
 def test_standard_input_that_is_no_text(model, call, monkeypatch):
