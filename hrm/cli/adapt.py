@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from hrm.cli import app
-from hrm.cli.settings import folder, read_settings
+from hrm.cli.settings import folder, load_for, read_settings, seed
 from hrm.errors import InputError
 from hrm.files import require_new
 
@@ -35,10 +35,10 @@ def adapt(
     from hrm.data.format import open_dataset
     from hrm.inference.adapt import adapt as fit
     from hrm.training.distributed import joined
-    from hrm.weights import load, read_extra, save
+    from hrm.weights import read_extra, save
 
     settings = read_settings(
-        "adapt", values, out=folder, steps=int, batch_size=int, lr=float, weight_decay=float, init=str, seed=int
+        "adapt", values, out=folder, steps=int, batch_size=int, lr=float, weight_decay=float, init=str, seed=seed
     )
     data, out = settings.pop("data"), settings.pop("out", None)
     if out is None:
@@ -49,14 +49,7 @@ def adapt(
         if world.size > 1:
             raise InputError("hrm adapt runs in one process; start it without torchrun")
         dataset = open_dataset(data, "train")
-        metadata = dataset.metadata
-        model = load(
-            checkpoint,
-            world.device,
-            puzzle_emb="mean",
-            num_puzzle_identifiers=metadata.num_puzzle_identifiers,
-            seq_len=metadata.seq_len,
-        )
+        model = load_for(dataset, checkpoint, world.device, "mean")
         task = bar.add_task("adapting", total=settings["steps"])
         done = fit(model, dataset, progress=lambda step, _: bar.update(task, completed=step), **settings)
         save(model, out, overwrite=force, **(read_extra(checkpoint) | {"adapted_to": str(data)}))

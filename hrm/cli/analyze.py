@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hrm.cli import app
-from hrm.cli.settings import read_settings
+from hrm.cli.settings import PuzzleEmb, load_for, read_settings, require_free, seed
 from hrm.errors import InputError
 
 
@@ -27,6 +27,7 @@ def analyze(
     max_steps: Annotated[int | None, typer.Option(help="Segments; default: as in training.")] = None,
     max_examples: Annotated[int, typer.Option(help="Puzzles for accuracy and halting, from the start.")] = 1000,
     force: Annotated[bool, typer.Option("--force", help="Replace these files where they exist.")] = False,
+    puzzle_emb: PuzzleEmb = "strict",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Report how CKPT solves the puzzles of data=DIR.
@@ -35,7 +36,7 @@ def analyze(
     of a recurrent and a feed-forward network of the same blocks; participation ratios, trained and untrained; PCA of
     trajectories. OUT/report.html has it all and needs no other file.
     """
-    settings = read_settings("analyze", values, puzzles=int, boards=int, baselines=int, seed=int)
+    settings = read_settings("analyze", values, puzzles=int, boards=int, baselines=int, seed=seed)
     folder, steps = settings.pop("data"), settings.pop("baselines", 300)
     if steps < 0:
         raise InputError(f"baselines is {steps}, expected the number of batches they are trained for, or 0")
@@ -44,19 +45,15 @@ def analyze(
     from hrm.data import task_of
     from hrm.data.format import open_dataset
     from hrm.training.distributed import joined
-    from hrm.weights import load
 
-    if not force:
-        for name in FILES:
-            if (out / name).exists():
-                raise InputError(f"{out / name} exists already; choose another --out, or pass --force to replace it")
+    require_free(out, (*FILES, *(f"board-{number + 1}.gif" for number in range(settings.get("boards", 6)))), force)
     with joined(device) as world:
         if world.size > 1:
             raise InputError("hrm analyze runs in one process; start it without torchrun")
         dataset = open_dataset(folder, split)
         metadata = dataset.metadata
         found = look(
-            load(checkpoint, world.device, seq_len=metadata.seq_len),
+            load_for(dataset, checkpoint, world.device, puzzle_emb),
             task_of(metadata.vocab_size, metadata.seq_len, metadata.task),
             dataset,
             open_dataset(folder, "train") if steps else None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hrm.cli import app
-from hrm.cli.settings import numbers, read_settings, yes_or_no
+from hrm.cli.settings import PuzzleEmb, load_for, numbers, read_settings, require_free, seed, yes_or_no
 from hrm.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,9 +49,7 @@ def evaluate(
         Path | None, typer.Option(help="Folder for predictions.npz, metrics.json, submission.json; or scaling.*.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace these files where they exist.")] = False,
-    puzzle_emb: Annotated[
-        str, typer.Option(help="A puzzle embedding of another number of rows: strict, keep, mean or zero.")
-    ] = "strict",
+    puzzle_emb: PuzzleEmb = "strict",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
@@ -62,7 +60,7 @@ def evaluate(
     each combination instead: several tries at a puzzle (augmented, or from other initial states) vote, and answers that
     are seen to solve it come first.
     """
-    parsers = {"scale": _segments, "rollouts": numbers, "augment": yes_or_no, "noise": float, "seed": int, "halt": str}
+    parsers = {"scale": _segments, "rollouts": numbers, "augment": yes_or_no, "noise": float, "seed": seed, "halt": str}
     settings = read_settings("eval", values, **parsers)  # type: ignore[arg-type]
     if "halt" in settings and halt is not None:
         raise InputError(f"hrm eval takes one rule of halting, got halt={settings['halt']} and --halt {halt}; give one")
@@ -70,38 +68,28 @@ def evaluate(
     folder, scales = settings["data"], "scale" in settings or "rollouts" in settings
     if not scales and len(settings) > 1:
         raise InputError("hrm eval takes augment=, noise= and seed= for rollouts; give rollouts=1,4 (or scale=) too")
-    if puzzle_emb not in ("strict", "keep", "mean", "zero"):
-        raise InputError(f"--puzzle-emb is {puzzle_emb!r}, expected strict, keep, mean or zero")
-    if out is not None and not force:
+    if "scale" in settings and max_steps is not None:
+        raise InputError(f"hrm eval takes its segments from scale= or --max-steps {max_steps}, got both; give one")
+    if out is not None:
         files = ("predictions.npz", "metrics.json", "submission.json")
-        for name in ("scaling.json", "scaling.md", "scaling.png") if scales else files:
-            if (out / name).exists():
-                raise InputError(f"{out / name} exists already; choose another --out, or pass --force to replace it")
+        require_free(out, ("scaling.json", "scaling.md", "scaling.png") if scales else files, force)
     from hrm.data.format import open_dataset
     from hrm.files import write_json
     from hrm.inference.calibrate import halting_of
     from hrm.inference.evaluate import evaluate as measure
     from hrm.training.distributed import joined
-    from hrm.weights import load
 
     halting = halting_of(checkpoint, halt)
     if batch_size is None:
         batch_size = 256 if halt == "fixed" else 64
     with joined(device) as world:
         dataset = open_dataset(folder, split)
-        metadata = dataset.metadata
-        model = load(
-            checkpoint,
-            world.device,
-            puzzle_emb=puzzle_emb,  # type: ignore[arg-type]
-            # Without a choice the checkpoint keeps its rows, and the evaluation says how they differ from the data's.
-            num_puzzle_identifiers=None if puzzle_emb == "strict" else metadata.num_puzzle_identifiers,
-            seq_len=metadata.seq_len,
-        )
+        model = load_for(dataset, checkpoint, world.device, puzzle_emb)
         if scales:
             if world.size > 1:
                 raise InputError("hrm eval scale= runs in one process; start it without torchrun")
-            settings = {"segments": [max_steps or model.config.halt_max_steps], "max_examples": max_examples} | settings
+            settings["scale"] = settings.get("scale", [model.config.halt_max_steps if max_steps is None else max_steps])
+            settings["max_examples"] = max_examples
             _scale(checkpoint, model, dataset, settings, halting, halt, batch_size, out, as_json)
             return
         metrics = measure(
@@ -149,7 +137,7 @@ def _scale(
         model,
         task,
         dataset,
-        segments=settings.get("scale", settings["segments"]),
+        segments=settings["scale"],
         rollouts=settings.get("rollouts", [1]),
         halt=halting,
         max_examples=settings["max_examples"],
@@ -197,4 +185,4 @@ def _print_table(title: str, metrics: dict[str, float]) -> None:
     for name, value in metrics.items():
         label, style = _FORMATS.get(name, (name, "{:.2%}"))
         table.add_row(label, name, "-" if math.isnan(value) else style.format(value))
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)  # a path may have [/] in it

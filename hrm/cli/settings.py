@@ -1,10 +1,23 @@
 """``key=value`` arguments of the subcommands that take a few of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from hrm.errors import InputError
+from hrm.files import require_writable
+
+if TYPE_CHECKING:
+    import torch
+
+    from hrm.data.format import PuzzleDataset
+    from hrm.model import HRM
+
+PuzzleEmb = Annotated[
+    str, typer.Option(help="A puzzle embedding of another number of rows: strict, keep, mean or zero.")
+]
 
 
 def read_settings(command: str, values: list[str], **parsers: Callable[[str], Any]) -> dict[str, Any]:
@@ -55,8 +68,49 @@ def numbers(text: str) -> list[int]:
     return found
 
 
+def seed(text: str) -> int:
+    """0 or more."""
+    if int(text) < 0:
+        raise ValueError(f"{int(text)} is below 0")
+    return int(text)
+
+
 def yes_or_no(text: str) -> bool:
     """``true`` or ``false``."""
     if text.lower() not in ("true", "false"):
         raise ValueError("expected true or false")
     return text.lower() == "true"
+
+
+def require_free(out: Path, names: Iterable[str], force: bool) -> None:
+    """Refuse before the work an ``--out`` that could not be written to after it, or has files that are not to go.
+
+    Raises:
+        InputError: it has one of ``names``, and they are not to be replaced.
+        NotADirectoryError, PermissionError: see :func:`hrm.files.require_writable`.
+    """
+    require_writable(out)
+    for name in names:
+        if not force and (out / name).exists():
+            raise InputError(f"{out / name} exists already; choose another --out, or pass --force to replace it")
+
+
+def load_for(dataset: "PuzzleDataset", checkpoint: str, device: "torch.device", puzzle_emb: str) -> "HRM":
+    """The model of ``checkpoint`` for ``dataset``, with its puzzle embedding made to fit as ``--puzzle-emb`` says.
+
+    Raises:
+        InputError: there is no such way to make it fit, or see :func:`hrm.load`.
+    """
+    from hrm.weights import load
+
+    if puzzle_emb not in ("strict", "keep", "mean", "zero"):
+        raise InputError(f"--puzzle-emb is {puzzle_emb!r}, expected strict, keep, mean or zero")
+    metadata = dataset.metadata
+    return load(
+        checkpoint,
+        device,
+        puzzle_emb=puzzle_emb,  # type: ignore[arg-type]
+        # Without a choice the checkpoint keeps its rows, and what measures it says how they differ from the data's.
+        num_puzzle_identifiers=None if puzzle_emb == "strict" else metadata.num_puzzle_identifiers,
+        seq_len=metadata.seq_len,
+    )

@@ -43,12 +43,30 @@ def test_adapt_calibrate_eval(folder, call, tmp_path):
     assert code == 2 and "run hrm calibrate" in err
     code, text, err = call("calibrate", out, data)
     assert code == 0 and (out / "halting.json").is_file() and "| calibrated |" in text, err
+    assert text.endswith(f" in {out / 'halting.json'}; use it with --halt calibrated\n")
     chosen = json.loads((out / "halting.json").read_text())["chosen"]
     code, text, err = call("eval", out, data, "--halt", "calibrated", "--json")
     assert code == 0 and json.loads(text)["steps"] == pytest.approx(chosen["mean_steps"]), err
     code, text, err = call("eval", out, data, "scale=segments:1,2", "rollouts=1,2", "--json", "--out", tmp_path / "s")
     assert code == 0 and len(json.loads(text)["cells"]) == 4, err
     assert {path.name for path in (tmp_path / "s").iterdir()} == {"scaling.json", "scaling.md", "scaling.png"}
+
+
+def test_a_threshold_elsewhere_is_used_by_its_value(folder, call, tmp_path):
+    arguments = (folder / "model", f"data={folder / 'data'}", "--puzzle-emb", "mean")
+    code, text, err = call("calibrate", *arguments, f"out={tmp_path}")
+    halt = text.rpartition("use it with --halt ")[2].strip()
+    found = json.loads((tmp_path / "halting.json").read_text())
+    assert code == 0 and halt == f"margin:{found['threshold']}", err
+    code, text, err = call("eval", *arguments, "--halt", halt, "--json")
+    assert code == 0 and json.loads(text)["steps"] == pytest.approx(found["chosen"]["mean_steps"]), err
+
+
+def test_puzzle_emb_of_analyze(folder, call, tmp_path):
+    arguments = (f"data={folder / 'data'}", "--puzzle-emb", "keep", "baselines=0", "boards=1", "--out", tmp_path)
+    code, text, err = call("analyze", folder / "model", *arguments)
+    assert code == 0 and "8 puzzles" in text, err
+    assert json.loads((tmp_path / "analysis.json").read_text())["model"]["num_puzzle_identifiers"] == 3
 
 
 def test_adapt_replaces_models_alone(folder, call, tmp_path):
@@ -71,6 +89,13 @@ def test_adapt_replaces_models_alone(folder, call, tmp_path):
         (["eval", "{}/model", "data={}/data", "--halt", "never"], "halt is 'never'"),
         (["calibrate", "{}/model", "data={}/data", "loss=2"], "loss is 2.0, expected"),
         (["calibrate", "{}/model", "loss=0"], "needs a data folder"),
+        (["calibrate", "{}/model", "data={}/none", "out={}/model/config.json"], "config.json: a file, where a folder"),
+        (["calibrate", "{}/model", "data={}/data"], "3 puzzle identifiers and the checkpoint's puzzle_emb 2 rows"),
+        (
+            ["calibrate", "sudoku4", "data={}/none"],
+            "sudoku4 comes with the package, which keeps its own halting.json; give out=DIR",
+        ),
+        (["adapt", "{}/model", "data={}/data", "out={}/new", "seed=-1"], "seed=-1 cannot be read (-1 is below 0)"),
         (["adapt", "{}/model", "data={}/data"], "give out=DIR"),
         (["adapt", "{}/model", "data={}/data", "out={}/new", "steps=x"], "steps=x cannot be read"),
         (["adapt", "{}/model", "data={}/data", "out={}/new", "steps=0"], "steps is 0, expected 1 or more"),

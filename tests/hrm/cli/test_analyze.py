@@ -35,6 +35,18 @@ def test_analyze(folder, call, tmp_path):
     assert len(json.loads((tmp_path / "analysis.json").read_text())["accuracy_by_segment"]) == 3
 
 
+def test_what_cannot_be_written_is_refused_before_the_work(folder, call, tmp_path):
+    (tmp_path / "file").write_text("")
+    arguments = ("analyze", folder / "nowhere", f"data={folder / 'data'}", "baselines=0", "--out")
+    code, _, err = call(*arguments, tmp_path / "file")
+    assert code == 2 and f"{tmp_path / 'file'}: a file, where a folder is needed" in err
+    (tmp_path / "board-2.gif").write_text("precious")
+    code, _, err = call(*arguments, tmp_path, "boards=2")
+    assert code == 2 and "board-2.gif exists already; choose another --out, or pass --force" in err
+    code, _, err = call(*arguments, tmp_path, "boards=1")
+    assert code == 2 and "nowhere does not exist" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -43,6 +55,8 @@ def test_analyze(folder, call, tmp_path):
         (["data={}/data", "boards=x"], "boards=x cannot be read"),
         (["puzzles=1"], "needs a data folder"),
         (["data={}/nowhere"], "does not exist"),
+        (["data={}/data", "seed=-1"], "seed=-1 cannot be read (-1 is below 0)"),
+        (["data={}/data", "baselines=0", "--puzzle-emb", "some"], "--puzzle-emb is 'some', expected strict, keep"),
     ],
 )
 def test_bad_input(folder, call, tmp_path, arguments, message):

@@ -99,6 +99,19 @@ def test_table(folder, call):
     assert rows["accuracy"] == f"{expected['accuracy']:.2%}"
 
 
+def test_a_path_that_rich_takes_for_markup(folder, call, tmp_path):
+    link = tmp_path / "[" / "b]x:x:"
+    link.parent.mkdir()
+    link.symlink_to(folder / "data")
+    code, out, err = call("eval", folder / "model", f"data={link}")
+    assert (code, err) == (0, "") and "/[/b]x:x:(test)" in "".join(out.split())
+
+
+def test_max_steps_of_rollouts(folder, call):
+    code, out, err = call("eval", folder / "model", f"data={folder / 'data'}", "rollouts=1", "--max-steps", 2, "--json")
+    assert code == 0 and [one["segments"] for one in json.loads(out)["cells"]] == [2], err
+
+
 def test_processes_share_the_work(folder, tmp_path):
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "hrm")
     arguments = ("eval", folder / "model", f"data={folder / 'data'}", "--batch-size", 4, "--json", "--out", tmp_path)
@@ -133,6 +146,10 @@ def test_processes_share_the_work(folder, tmp_path):
         (["data={}/data", "--puzzle-emb", "some"], "--puzzle-emb is 'some', expected strict, keep, mean or zero"),
         (["data={}/data", "--batch-size", "0"], "batch_size is 0, expected 1 or more"),
         (["data={}/data", "--device", "abacus"], "abacus"),
+        (["data={}/data", "rollouts=2", "seed=-1"], "seed=-1 cannot be read (-1 is below 0)"),
+        (["data={}/none", "rollouts=2", "--out", __file__], f"{__file__}: a file, where a folder is needed"),
+        (["data={}/data", "rollouts=2", "--max-steps", "0"], "segments is 0, expected 1 or more"),
+        (["data={}/none", "scale=segments:1", "--max-steps", "2"], "from scale= or --max-steps 2, got both; give one"),
     ],
 )
 def test_bad_input(folder, call, arguments, message):
