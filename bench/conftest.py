@@ -26,6 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--full", action="store_true", help="all sizes and candidates; more repeats")
     group.addoption("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
     group.addoption("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on a CPU")
+    group.addoption("--seconds", type=float, help="turns of a workload for so long; default: 1.5, with --full 10")
     group.addoption("--model", action="append", type=Path, help="a trained model for bench_solve (more than once)")
 
 
@@ -35,9 +36,14 @@ def pytest_configure(config: pytest.Config) -> None:
     which = "*" if config.getoption("--full") or device == "cuda" else "sudoku4"  # the others take minutes on a CPU
     shipped = sorted(path.parent for path in (ROOT / "hrm" / "models").glob(f"{which}/config.json"))
     models = config.getoption("--model") or shipped
-    config.stash[SESSION] = suite.Session(
-        suite.Setup(device, DTYPES[dtype], config.getoption("--full"), tuple(path.resolve() for path in models))
+    setup = suite.Setup(
+        device,
+        DTYPES[dtype],
+        config.getoption("--full"),
+        tuple(path.resolve() for path in models),
+        config.getoption("--seconds"),
     )
+    config.stash[SESSION] = suite.Session(setup)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

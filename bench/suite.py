@@ -31,12 +31,13 @@ COMPILED_BY_DEFAULT = ("transformer_block 8 x 82",)
 
 @dataclass(frozen=True)
 class Setup:
-    """What is measured: from the command line."""
+    """What is measured: from the command line; ``seconds`` of turns for a workload, None for the usual."""
 
     device: str
     dtype: torch.dtype
     full: bool
     models: tuple[Path, ...] = ()
+    seconds: float | None = None
 
     @property
     def itemsize(self) -> int:
@@ -44,7 +45,8 @@ class Setup:
 
     @property
     def rounds(self) -> Callable[[float], int]:
-        return timing.rounds_for(*((10, 9, 101) if self.full else (1.5, 5, 51)))
+        seconds, least, most = (10, 9, 101) if self.full else (1.5, 5, 51)
+        return timing.rounds_for(self.seconds or seconds, least, most)
 
 
 def candidates(workload: Workload, setup: Setup) -> dict[str, Candidate]:
