@@ -278,7 +278,8 @@ class Run:
             command += ["--repeats", "2"]
         code, output = self.call(log, command, seconds, environment)
         telling = re.findall(r"^(?:\d+ problems.*|out of time.*|left out.*|wrong:.*|=+ ERROR SUMMARY.*)$", output, re.M)
-        return _status(code), " / ".join(telling[:6]) or f"nothing said; see {log}"
+        status = _status(None if code == sanitize.OUT_OF_TIME else code)
+        return status, " / ".join(telling[:6]) or f"nothing said; see {log}"
 
     def write(self) -> None:
         (self.folder / "results.json").write_text(json.dumps(self.result, indent=1) + "\n")
@@ -291,7 +292,7 @@ def _attempt(line: dict[str, Any]) -> tuple[str, bool]:
 
 
 def _status(code: int | None) -> str:
-    return "out of time" if code in (None, sanitize.OUT_OF_TIME) else "passed" if code == 0 else "failed"
+    return "out of time" if code is None else "passed" if code == 0 else "failed"
 
 
 def _output(*command: str) -> str:

@@ -232,9 +232,7 @@ class Engine:
             while given := list(islice(source, first)):
                 some = [_Streamed(number, inbox, trace) for number in range(index, index + len(given))]
                 index += len(given)
-                if not self._give_all(some, given):
-                    for job, one in zip(some, given):
-                        self._job(job, one)
+                self._give(some, given)
                 inbox.expect(some)
                 self._bring([job for job in some if job.outcome is None])
                 while inbox.expected and (inbox.expected >= self._ahead or inbox.is_ready()):
@@ -333,17 +331,17 @@ class Engine:
             job.settle(error)
         return job
 
-    def _give_all(self, jobs: "Sequence[_Job]", puzzles: Sequence[Any]) -> bool:
-        """:meth:`_job` for many at once, if all of them are plain integer arrays that fit."""
+    def _give(self, jobs: "Sequence[_Job]", puzzles: Sequence[Any]) -> None:
+        """:meth:`_job` for many, with one check of all tokens where they are plain integer arrays that fit."""
         shape = (self.model.config.seq_len,)
-        if not all(type(one) is np.ndarray and one.shape == shape and one.dtype.kind in "iu" for one in puzzles):
-            return False
-        tokens = np.array(puzzles, np.int64)
-        if not self._fits(tokens):
-            return False
-        for job, row in zip(jobs, tokens):
-            job.puzzle = Puzzle(row)
-        return True
+        if all(type(one) is np.ndarray and one.shape == shape and one.dtype.kind in "iu" for one in puzzles):
+            tokens = np.array(puzzles, np.int64)
+            if self._fits(tokens):
+                for job, row in zip(jobs, tokens):
+                    job.puzzle = Puzzle(row)
+                return
+        for job, one in zip(jobs, puzzles):  # each says what is wrong with it
+            self._job(job, one)
 
     def _fits(self, tokens: np.ndarray) -> bool:
         """Whether all int64 ``tokens`` are among the model's."""
