@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from hrm.errors import InputError
-from hrm.inference.halting import Halting, Moment, ignores_unchanged, parse_halting
+from hrm.inference.halting import Halting, Moment, halts_at_the_end, ignores_answers, parse_halting
 from hrm.inference.segments import require_positive
 from hrm.model import HRM, Carry
 from hrm.openmp import release_threads
@@ -582,17 +582,20 @@ def _deliver(outcomes: "Sequence[tuple[_Job, Result | BaseException]]") -> None:
 
 
 class _Slots:
-    """The batch: who sits where, and what each row stands at."""
+    """The batch: who sits where, and what each row stands at.
+
+    Between two segments nothing is computed that nobody asks for: after the kernels numpy and torch find their own code
+    out of the caches, and a first call costs some 30 us, half a percent of a small model's segment.
+    """
 
     def __init__(self, engine: Engine, jobs: list[_Job | None]) -> None:
         self.engine, self.jobs = engine, jobs
         config, slots = engine.model.config, engine.slots
         self.device = next(engine.model.parameters()).device
         self.new: list[int] = []
-        self.steps = np.zeros(slots, np.int64)
+        self.steps = [0] * slots
         self.unchanged = np.zeros(slots, np.int64)
-        self.counts_unchanged = not ignores_unchanged(engine.halting)
-        self.tokens = np.zeros((slots, config.seq_len), np.int32)
+        self.tokens = np.zeros((slots, config.seq_len), np.int32)  # of the segment before, where the rule looks
         self.dtype = np.uint8 if config.vocab_size <= 256 else np.int32
         on_gpu = self.device.type == "cuda"
         self.host = {
@@ -603,6 +606,7 @@ class _Slots:
         # the same memory as arrays; `starts`: the rows that take new data, whatever the model's own limit says
         self.inputs, self.identifiers, self.starts = (values.numpy() for values in self.host.values())
         batch = {name: values.to(self.device) for name, values in self.host.items() if name != "halted"}
+        self.starting = False  # whether any is
         self.carry = engine.model.initial_carry(batch)
         self.answers = torch.zeros(slots, config.seq_len + 2, dtype=torch.int32, device=self.device)
         self.graph = _graph(self.answers, self._think_in_place)
@@ -622,14 +626,9 @@ class _Slots:
     def segment(self) -> None:
         """One segment for every row; those that are done, or cancelled, get up."""
         self._start_new_rows()
-        tokens, q_halt, q_continue = self._think()
-        self.steps += 1
-        if self.counts_unchanged:
-            self.unchanged = (self.unchanged + 1) * (tokens == self.tokens).all(1)
-            self.tokens = tokens
-        halts = self._halts(Moment(self.steps, tokens, self.unchanged, q_halt, q_continue))
-        steps, least, most = self.steps.tolist(), self.engine.min_steps, self.engine.max_steps
-        ends = [halts[row] and step >= least or step >= most for row, step in enumerate(steps)]
+        answers = self._think()
+        self.steps = steps = [step + 1 for step in self.steps]
+        ends = self._ends(answers)
         rows = [
             row
             for row, job in enumerate(self.jobs)
@@ -638,9 +637,9 @@ class _Slots:
         if not rows:
             return
         gone: list[tuple[_Job, Result | BaseException]] = []
-        answers = tokens[rows].astype(self.dtype)
-        values = zip(answers, q_halt[rows].tolist(), q_continue[rows].tolist())
-        for row, (answer, halt, go_on) in zip(rows, values):
+        q_halt, q_continue = answers.q_halt.tolist(), answers.q_continue.tolist()
+        for row, answer in zip(rows, answers.tokens(rows).astype(self.dtype)):
+            halt, go_on = q_halt[row], q_continue[row]
             job = self.jobs[row]
             assert job is not None
             if job.wants_trace:
@@ -654,21 +653,49 @@ class _Slots:
             self.jobs[row] = None
         _deliver(gone)
 
-    def _think(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """One segment: tokens ``[slots, seq_len]`` integers, q_halt and q_continue ``[slots]`` float32."""
+    def _ends(self, answers: "_Answers") -> list[bool]:
+        """The rows that are done, by the rule and within the engine's limits."""
+        rule, least, most = self.engine.halting, self.engine.min_steps, self.engine.max_steps
+        if rule is halts_at_the_end:
+            return [step >= most for step in self.steps]
+        if not ignores_answers(rule):
+            tokens = answers.tokens(slice(None))
+            self.unchanged = (self.unchanged + 1) * (tokens == self.tokens).all(1)
+            self.tokens = tokens
+        halts = np.asarray(
+            rule(
+                Moment(
+                    np.array(self.steps),
+                    self.tokens,
+                    self.unchanged,
+                    answers.q_halt.numpy(),
+                    answers.q_continue.numpy(),
+                )
+            )
+        )
+        if halts.dtype != np.bool_ or halts.shape != (len(self.jobs),):
+            raise TypeError(
+                f"halt returned {halts.dtype} of shape {list(halts.shape)}, expected bool [slots] = [{len(self.jobs)}]"
+            )
+        return [halt and step >= least or step >= most for halt, step in zip(halts.tolist(), self.steps)]
+
+    def _think(self) -> "_Answers":
+        """One segment."""
         if self.graph is not None:
             self.graph(self.host)
         elif self.device.type == "cpu":
             self.carry, outputs = self._call(self.carry, self.host)
-            tokens = outputs["logits"].argmax(-1)
-            return tokens.numpy(), outputs["q_halt_logits"].numpy(), outputs["q_continue_logits"].numpy()
+            logits = outputs["logits"]
+            return _Answers(
+                lambda rows: logits[rows].argmax(-1).numpy(), outputs["q_halt_logits"], outputs["q_continue_logits"]
+            )
         else:
             self._think_in_place(
                 {name: values.to(self.device, non_blocking=True) for name, values in self.host.items()}
             )
-        host = self.answers.to("cpu", copy=True).numpy()  # one copy, one wait, for the copies to the device too
-        q = host[:, -2:].copy().view(np.float32)
-        return host[:, :-2], q[:, 0], q[:, 1]
+        host = self.answers.to("cpu", copy=True)  # one copy, one wait, for the copies to the device too
+        q_halt, q_continue = host[:, -2:].view(torch.float32).unbind(1)
+        return _Answers(lambda rows: host[rows, :-2].numpy(), q_halt, q_continue)
 
     def _think_in_place(self, inputs: dict[str, torch.Tensor]) -> None:
         """What a graph repeats: a segment on the device, whose results lie where those of the one before lay."""
@@ -686,8 +713,11 @@ class _Slots:
         return self.engine.model(replace(carry, halted=inputs["halted"]), batch)
 
     def _start_new_rows(self) -> None:
-        self.starts[:] = False
+        if self.starting:
+            self.starts[:] = False
+            self.starting = False
         if self.new:
+            self.starting = True
             self.starts[self.new] = True
             for row in self.new:
                 if self.jobs[row].puzzle.noise:  # type: ignore[union-attr]
@@ -709,13 +739,18 @@ class _Slots:
         for name, values in self.carry.current_data.items():
             values[row] = self.host[name][row]
 
-    def _halts(self, moment: Moment) -> list[bool]:
-        halts = np.asarray(self.engine.halting(moment))
-        if halts.dtype != np.bool_ or halts.shape != moment.steps.shape:
-            raise TypeError(
-                f"halt returned {halts.dtype} of shape {list(halts.shape)}, expected bool [slots] = [{len(self.jobs)}]"
-            )
-        return halts.tolist()
+
+class _Answers(NamedTuple):
+    """What a segment says, on the host.
+
+    Attributes:
+        tokens: gives ``[rows, seq_len]`` integers, the most likely ones, for the rows that are asked for.
+        q_halt, q_continue: ``[slots]`` float32.
+    """
+
+    tokens: Callable[[list[int] | slice], np.ndarray]
+    q_halt: torch.Tensor
+    q_continue: torch.Tensor
 
 
 def _graph(answers: torch.Tensor, step: Callable[[dict[str, torch.Tensor]], None]) -> StepGraph | None:

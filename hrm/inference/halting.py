@@ -65,8 +65,8 @@ class Margin:
         return moment.margin > self.threshold
 
 
-def ignores_unchanged(rule: Halting) -> bool:
-    """``rule`` is one of ours that never looks at :attr:`Moment.unchanged`: it need not be counted."""
+def ignores_answers(rule: Halting) -> bool:
+    """``rule`` is one of ours that looks at no answer: its :class:`Moment` may hold any tokens and counts."""
     return rule in (halts_by_q, halts_at_the_end) or isinstance(rule, Margin)
 
 
