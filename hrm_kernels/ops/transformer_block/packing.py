@@ -62,20 +62,22 @@ _entries: dict[tuple[int, ...], _Entry] = {}
 
 
 def _state(weight: torch.Tensor) -> tuple[int, int]:
-    return weight.data_ptr(), -1 if weight.is_inference() else weight._version
+    return weight.data_ptr(), weight._version
 
 
 def pack(weights: Sequence[torch.Tensor], num_heads: int) -> Packed:
     """The four matrices of each block in turn, packed now or before.
 
     A change is seen by a weight's version, which every in-place operation of PyTorch counts, by its address, and for
-    those who write into ``weight.data``, which counts nothing, by a sample of its elements.
+    those who write into ``weight.data``, which counts nothing, by a sample of its elements. Tensors made in
+    ``torch.inference_mode()`` count nothing either, and of strided ones a copy is packed: both are packed in each call.
     """
+    if any(weight.is_inference() or not weight.is_contiguous() for weight in weights):
+        return Packed([weight.contiguous() for weight in weights], num_heads)
     key = (*map(id, weights), num_heads)
     entry = _entries.get(key)
     if entry is None or not entry.is_of(weights):
         del entry
         _entries.pop(key, None)  # before the new one, which then takes its memory
-        contiguous = [weight.contiguous() for weight in weights]
-        entry = _entries[key] = _Entry(key, weights, Packed(contiguous, num_heads))
+        entry = _entries[key] = _Entry(key, weights, Packed(weights, num_heads))
     return entry.packed
