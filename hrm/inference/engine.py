@@ -167,9 +167,10 @@ class Engine:
         self.halting = parse_halting(halt)
         self.queue_size = 4 * slots if queue_size is None else queue_size
         self.backend = backend
-        # One lock over the queue and the flags; the worker and whoever waits for room are told of every change.
+        # One lock over the queue and the flags; the worker is told of every change.
         self._changed = threading.Condition()
         self._waiting: deque[_Job] = deque()
+        self._turns: deque[_Turn] = deque()  # those that wait for room among them
         self._submitted = 0
         self._closing = self._cancelling = self._ended = False
         self._failure: BaseException | None = None
@@ -182,11 +183,12 @@ class Engine:
     # What callers do
 
     def submit(self, puzzle: Any, identifier: int = 0, *, trace: bool = False) -> "Future[Result]":
-        """Bring one puzzle; waits while the queue is full.
+        """Bring one puzzle; waits while the queue is full, for its turn among all who do.
 
         The future can be cancelled until it is done: a puzzle that already thinks then leaves its slot after the
         current segment. It raises :class:`hrm.InputError` for a puzzle that does not fit the model, and
-        :class:`EngineError` where the worker has failed.
+        :class:`EngineError` where the worker has failed. Its callbacks run in the worker: they should be quick, and
+        what they submit is queued at once.
 
         Args:
             puzzle: ``[seq_len]`` integers, or a :class:`Puzzle`.
@@ -246,24 +248,44 @@ class Engine:
     async def asolve(
         self, puzzles: Iterable[Any] | AsyncIterable[Any], *, trace: bool = False
     ) -> AsyncIterator[Result]:
-        """:meth:`solve` for ``async for``, in order; ``puzzles`` may be an asynchronous iterable."""
-        pending: deque[_Submitted] = deque()
-        index = 0
+        """:meth:`solve` for ``async for``, in order, each as soon as it is there, whatever ``puzzles`` waits for.
+
+        ``puzzles`` may be an asynchronous iterable.
+        """
+        source, count = _each(puzzles), 0
+        pending: deque[asyncio.Task[Result]] = deque()
+
+        async def bring() -> "asyncio.Task[Result] | None":
+            try:
+                one = await anext(source)
+            except StopAsyncIteration:
+                return None
+            job = self._job(_Submitted(count, trace), one)
+            await self._abring(job)
+            return asyncio.ensure_future(job.aresult())
+
+        coming: asyncio.Task[asyncio.Task[Result] | None] | None = None
+        more = True
         try:
-            async for one in _each(puzzles):
-                job = self._job(_Submitted(index, trace), one)
-                index += 1
-                pending.append(job)
-                await self._abring(job)
-                while pending and (len(pending) >= self._ahead or pending[0].future.done()):
-                    yield await pending[0].aresult()
-                    pending.popleft()
-            while pending:
-                yield await pending[0].aresult()
-                pending.popleft()
+            while more or pending:
+                if more and not coming and len(pending) < self._ahead:
+                    coming = asyncio.ensure_future(bring())
+                first = [pending[0]] if pending else []
+                await asyncio.wait([*first, *([coming] if coming else [])], return_when=asyncio.FIRST_COMPLETED)
+                if coming and coming.done():
+                    brought, coming = await coming, None
+                    if brought:
+                        pending.append(brought)
+                        count += 1
+                    else:
+                        more = False
+                while pending and pending[0].done():
+                    yield await pending.popleft()
         finally:
-            for job in pending:
-                job.future.cancel()
+            under_way = [*pending, *([coming] if coming else [])]
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
 
     def close(self, cancel: bool = False) -> None:
         """Take no more puzzles, finish those that were brought (or ``cancel`` them), and end the worker."""
@@ -271,6 +293,7 @@ class Engine:
             self._closing = True
             self._cancelling |= cancel
             self._changed.notify_all()
+            self._refuse_turns()
         self._worker.join()
         self._end()
 
@@ -377,31 +400,49 @@ class Engine:
             raise InputError(f"seed is {puzzle.seed!r}, expected an integer from 0 to 2**63 - 1")
         return Puzzle(tokens, int(identifier), float(puzzle.noise), int(puzzle.seed))
 
-    def _offer(self, jobs: "Sequence[_Job]") -> bool:
-        """Queue ``jobs``, if there is room for all of them."""
+    def _offer(self, jobs: "Sequence[_Job]") -> "_Turn | None":
+        """Queue ``jobs``, all or none; where there is no room, their turn."""
         with self._changed:
             if self._closing or self._ended:
-                raise EngineError("the engine is closed" if self._failure is None else _FAILED) from self._failure
-            if len(self._waiting) + len(jobs) > self.queue_size:
-                return False
-            self._waiting.extend(jobs)
-            self._changed.notify_all()
-            return True
+                raise self._refusal()
+            # what the worker waits for only the worker could bring about
+            if threading.current_thread() is self._worker or not self._turns and self._has_room(jobs):
+                self._waiting.extend(jobs)
+                self._changed.notify_all()
+                return None
+            turn = _Turn(jobs)
+            self._turns.append(turn)
+            return turn
 
     def _bring(self, jobs: "Sequence[_Job]") -> None:
-        while not self._offer(jobs):
-            self._wait_for_room(len(jobs), None)
+        if jobs and (turn := self._offer(jobs)):
+            turn.queued.result()
 
     async def _abring(self, job: "_Submitted") -> None:
-        while not self._offer([] if job.future.done() else [job]):
-            # The thread that waits cannot be cancelled, so it is to come back soon.
-            await asyncio.to_thread(self._wait_for_room, 1, 0.1)
+        if not job.future.done() and (turn := self._offer([job])):
+            await asyncio.wrap_future(turn.queued)
 
-    def _wait_for_room(self, count: int, timeout: float | None) -> None:
-        with self._changed:
-            self._changed.wait_for(
-                lambda: len(self._waiting) + count <= self.queue_size or self._closing or self._ended, timeout
-            )
+    def _has_room(self, jobs: "Sequence[_Job]") -> bool:
+        return len(self._waiting) + len(jobs) <= self.queue_size
+
+    def _take_turns(self) -> None:
+        """First come, first served: who waits for less does not overtake who waits for more."""
+        while self._turns and self._has_room(self._turns[0].jobs):
+            turn = self._turns.popleft()
+            if turn.queued.set_running_or_notify_cancel():
+                self._waiting.extend(turn.jobs)
+                turn.queued.set_result(None)
+
+    def _refuse_turns(self) -> None:
+        while self._turns:
+            turn = self._turns.popleft()
+            if turn.queued.set_running_or_notify_cancel():
+                turn.queued.set_exception(self._refusal())
+
+    def _refusal(self) -> EngineError:
+        error = EngineError("the engine is closed" if self._failure is None else _FAILED)
+        error.__cause__ = self._failure
+        return error
 
     # The worker
 
@@ -420,13 +461,8 @@ class Engine:
             self._ended = True
             left = [*filter(None, seated), *self._waiting]
             self._waiting.clear()
-            self._changed.notify_all()
-        if self._failure is None:
-            _deliver([(job, CancelledError()) for job in left])
-        else:
-            failed = EngineError(_FAILED)
-            failed.__cause__ = self._failure
-            _deliver([(job, failed) for job in left])
+            self._refuse_turns()
+        _deliver([(job, CancelledError() if self._failure is None else self._refusal()) for job in left])
 
     def _fill(self, slots: "_Slots") -> bool:
         """Give free slots to waiting puzzles; wait for one if all are free. False: there is nothing more to do."""
@@ -435,10 +471,9 @@ class Engine:
                 if self._closing and self._cancelling:
                     return False
                 free = slots.free
-                if free and self._waiting:
-                    self._changed.notify_all()
                 while free and self._waiting:
                     job = self._waiting.popleft()
+                    self._take_turns()
                     if job.is_cancelled():
                         job.settle(CancelledError())
                     else:
@@ -476,6 +511,14 @@ class _Job(ABC):
 
 
 _AnyJob = TypeVar("_AnyJob", bound=_Job)
+
+
+class _Turn:
+    """Jobs that wait for room in the queue, and what tells whoever brings them."""
+
+    def __init__(self, jobs: Sequence[_Job]) -> None:
+        self.jobs = jobs
+        self.queued: Future[None] = Future()
 
 
 class _Submitted(_Job):

@@ -1,9 +1,11 @@
 import asyncio
+import os
 import random
 import threading
 import time
 import tracemalloc
 from concurrent.futures import CancelledError, wait
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -243,6 +245,79 @@ def test_a_full_queue_makes_callers_wait():
         assert all(future.result(timeout=10).steps == 1 for future in futures)
 
 
+def test_who_waits_for_room_is_served_in_turn():
+    model = Gate()
+    with Engine(model, slots=1, max_steps=1, queue_size=2) as engine:
+        futures = [engine.submit(np.ones(16, int))]
+        assert model.entered.acquire(timeout=10)
+        futures += [engine.submit(np.ones(16, int)) for _ in range(2)]
+        order: list[str] = []
+
+        def many():
+            engine._bring([engine._numbered(np.ones(16, int), 0, False) for _ in range(2)])
+            order.append("many")
+
+        def one():
+            engine.submit(np.ones(16, int))
+            order.append("one")
+
+        callers = [threading.Thread(target=caller) for caller in (many, one, one)]
+        for number, caller in enumerate(callers, 1):
+            caller.start()
+            while len(engine._turns) < number:
+                time.sleep(0.001)
+        model.permits.release(1)  # room for one, and it is for many to take
+        assert model.entered.acquire(timeout=10)
+        time.sleep(0.05)
+        assert order == [] and len(engine._waiting) == 1
+        model.permits.release(20)
+        for caller in callers:
+            caller.join(10)
+        assert order[0] == "many" and len(order) == 3
+
+
+def test_solving_goes_on_beside_many_who_submit():
+    stop = threading.Event()
+    with Engine(tiny(), slots=8, max_steps=STEPS) as engine:
+
+        def submit():
+            while not stop.is_set():
+                engine.submit(np.ones(16, int)).result(timeout=20)
+
+        callers = [threading.Thread(target=submit) for _ in range(40)]
+        for caller in callers:
+            caller.start()
+        try:
+            results = []
+            solver = threading.Thread(target=lambda: results.extend(engine.solve([np.ones(16, int)] * 20)))
+            solver.start()
+            solver.join(20)
+            assert len(results) == 20
+        finally:
+            stop.set()
+            for caller in callers:
+                caller.join(20)
+
+
+def test_callbacks_may_submit():
+    done = threading.Event()
+    left = iter(range(4))
+    futures = []
+
+    def again(_):
+        for _ in range(3):
+            if next(left, None) is None:
+                done.set()
+                return
+            futures.append(engine.submit(np.ones(16, int)))
+            futures[-1].add_done_callback(again)
+
+    with Engine(tiny(), slots=1, max_steps=1, queue_size=1) as engine:
+        engine.submit(np.ones(16, int)).add_done_callback(again)
+        assert done.wait(20)
+    assert len(futures) == 4 and all(future.result().steps == 1 for future in futures)
+
+
 @pytest.mark.parametrize("where", ["model", "halt"])
 def test_a_crash_reaches_everyone_who_waits(where):
     def broken(moment):
@@ -344,6 +419,36 @@ def test_asynchronous_use(puzzles):
         for result, frames in zip(results, expected, strict=True):
             assert_bits(result, frames)
     assert [result.index for result in listed] == list(range(9)) and listed[8].error is not None
+
+
+def test_an_asynchronous_source_may_wait_for_answers(puzzles):
+    """It asks the next question when it knows the last answer; a source that fails, or is left, ends what it began."""
+    answers: list[int] = []
+
+    async def conversation():
+        for number, one in enumerate(puzzles[:5]):
+            yield one
+            while len(answers) <= number:
+                await asyncio.sleep(0.001)
+
+    async def broken():
+        yield puzzles[0]
+        raise KeyError("the source is broken")
+
+    async def main():
+        with Engine(tiny(), slots=2, max_steps=STEPS, queue_size=1) as engine:
+            async for result in engine.asolve(conversation()):
+                answers.append(result.index)
+            with pytest.raises(KeyError):
+                [one async for one in engine.asolve(broken())]
+            leaving = engine.asolve(puzzles * 10)
+            assert (await anext(leaving)).index == 0
+            await leaving.aclose()
+            assert all(turn.queued.cancelled() for turn in engine._turns)
+            return await engine.asubmit(puzzles[0])
+
+    assert asyncio.run(asyncio.wait_for(main(), 60)).error is None
+    assert answers == list(range(5))
 
 
 @pytest.mark.parametrize(
@@ -458,19 +563,30 @@ def test_load(count):
                 failures.append(error)
 
         tracemalloc.start()
+        resident = _resident()
         callers = [threading.Thread(target=caller, args=(seed,), daemon=True) for seed in range(4)]
         for one in callers:
             one.start()
         for one in callers:
             one.join(240)
         peak = tracemalloc.get_traced_memory()[1]
+        grown = _resident() - resident
         tracemalloc.stop()
         assert not failures and not any(one.is_alive() for one in callers)
         assert engine._waiting == type(engine._waiting)()
     solved, malformed, cancelled = (sum(column) for column in zip(*tallies, strict=True))
     assert solved + malformed + cancelled == count
     assert solved > 0.7 * count and malformed == 4 * (count // 400) and cancelled > 0
-    assert peak < 4e6  # the results are not kept, so it does not grow with their number
+    # The results are not kept, so memory does not grow with their number: Python's own, and that of tensors with it.
+    assert peak < 4e6 and grown < 50e6
+
+
+def _resident():
+    """Bytes of this process in memory; 0 where there is no /proc."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except FileNotFoundError:
+        return 0
 
 
 def _one_caller(engine, inputs, expected, count, rng):
