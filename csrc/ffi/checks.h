@@ -33,7 +33,16 @@ inline std::string to_string(DLDataType dtype) {
   return "of DLPack type code " + std::to_string(dtype.code) + " with " + std::to_string(dtype.bits) + " bits";
 }
 
-// The elements of a contiguous CPU tensor of this dtype. nullptr only for a tensor without elements.
+inline void* aligned(const char* op, const char* name, void* data, uintptr_t bytes) {
+  if (reinterpret_cast<uintptr_t>(data) % bytes) {
+    TVM_FFI_THROW(ValueError) << op << ": " << name << " starts at an address that is no multiple of " << bytes
+                              << "; pass a tensor of its own, no view";
+  }
+  return data;
+}
+
+// The elements of a contiguous CPU tensor of this dtype, each at a multiple of its size. nullptr only for a tensor
+// without elements.
 inline void* cpu_elements(const char* op, const char* name, TensorView tensor, DLDataType dtype) {
   if (tensor.dtype() != dtype) {
     TVM_FFI_THROW(TypeError) << op << ": " << name << " is " << to_string(tensor.dtype()) << "; pass " << to_string(dtype);
@@ -46,19 +55,11 @@ inline void* cpu_elements(const char* op, const char* name, TensorView tensor, D
     TVM_FFI_THROW(ValueError) << op << ": " << name << " of shape " << to_string(tensor.shape())
                               << " is not contiguous; pass " << name << ".contiguous()";
   }
-  return static_cast<char*>(tensor.data_ptr()) + tensor.byte_offset();
+  return aligned(op, name, static_cast<char*>(tensor.data_ptr()) + tensor.byte_offset(), (dtype.bits + 7) / 8);
 }
 
 inline float* cpu_float32(const char* op, const char* name, TensorView tensor) {
   return static_cast<float*>(cpu_elements(op, name, tensor, kFloat32));
-}
-
-inline void* aligned(const char* op, const char* name, void* data, uintptr_t bytes) {
-  if (reinterpret_cast<uintptr_t>(data) % bytes) {
-    TVM_FFI_THROW(ValueError) << op << ": " << name << " starts at an address that is no multiple of " << bytes
-                              << "; pass a tensor of its own, no view";
-  }
-  return data;
 }
 
 inline void has_shape(const char* op, const char* name, TensorView tensor, const std::vector<int64_t>& shape) {

@@ -1,7 +1,11 @@
 """What arrives at the cpu library from Python: the right answer or one of Python's errors, never a crash."""
 
+import copy
 import math
+import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,53 +18,321 @@ from hrm_kernels.recycling import empty
 library = native.load("cpu")
 pytestmark = pytest.mark.skipif(library.reason is not None, reason=str(library.reason))
 BATCH, POSITIONS, DIM, HEADS, HEAD_DIM, INNER = 2, 5, 24, 2, 16, 40
-FUNCTIONS = ["pack_blocks", "infer_blocks", "recurrent_cycles", "blocks_forward", "blocks_backward"]
-FUNCTIONS += ["rope_attention_forward", "rope_attention_backward", "token_mixing_forward", "token_mixing_backward"]
+EXPORTED = re.findall(r"TYPED_FUNC\((\w+),", (Path(__file__).parents[2] / "csrc" / "ffi" / "cpu.cpp").read_text())
+WITHOUT_TENSORS = ["use_instruction_set", "panel_width", "tile_rows"]
+FUNCTIONS = [function for function in EXPORTED if function not in WITHOUT_TENSORS]
 COUNTS = (HEADS, HEAD_DIM, INNER)
 
 
-def arguments(function):
-    """Valid ones, as a list."""
+def block_weights(dtype):
+    generator, wide = torch.Generator().manual_seed(7), HEADS * HEAD_DIM
+    shapes = [(3 * wide, DIM), (DIM, wide), (2 * INNER, DIM), (DIM, INNER)]
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def arguments(function, batch=BATCH, positions=POSITIONS, dtype=torch.float32, recompute=False):
+    """Valid ones, as a list. What the function writes is NaN before."""
     generator = torch.Generator().manual_seed(0)
 
-    def random(*shape):
-        return torch.randn(shape, generator=generator)
+    def random(*shape, dtype=dtype):
+        return torch.randn(shape, generator=generator).to(dtype)
 
-    wide = HEADS * HEAD_DIM
-    weights = [random(3 * wide, DIM), random(DIM, wide), random(2 * INNER, DIM), random(DIM, INNER)]
-    size = library.module.packed_size(DIM, *COUNTS)
-    packed = [empty(size).fill_(float("nan")) for _ in range(2)]
+    def unwritten(*shape, dtype=dtype):
+        return torch.full(shape, float("nan"), dtype=dtype)
+
+    float32, rows, wide = torch.float32, batch * positions, HEADS * HEAD_DIM
+    if function == "axpy":
+        return [0.5, random(rows, DIM, dtype=float32), random(rows, DIM, dtype=float32)]
+    if function == "sparse_sign_sgd":
+        ids = torch.arange(rows) % 4
+        return [random(5, DIM, dtype=float32), ids, random(rows, DIM, dtype=float32), 0.1, 0.2]
+    if function == "adam_atan2":
+        params, gradients, means, squares = (
+            [random(rows, DIM, dtype=float32), random(positions, dtype=float32)] for _ in range(4)
+        )
+        copies = [unwritten(*p.shape, dtype=torch.bfloat16) for p in params]
+        decays = [torch.tensor(decay, dtype=torch.float64) for decay in ([0.1, 0.19], [0.05, 0.0975])]
+        return [params, gradients, means, [v.square() for v in squares], copies, *decays, 0.1, 0.9, 0.95, 0.1, 2]
+    if function.startswith("add_rms_norm"):
+        x, y, rstd = random(rows, DIM), random(rows, DIM), random(rows, dtype=float32).abs()
+        if function == "add_rms_norm_forward":
+            return [x, y, 1e-5, unwritten(rows, DIM), unwritten(rows, dtype=float32), 2]
+        return [random(rows, DIM), x, y, rstd, unwritten(rows, DIM), 2]
+    if function == "swiglu_forward":
+        return [random(rows, 2 * DIM), unwritten(rows, DIM), 2]
+    if function == "swiglu_backward":
+        return [random(rows, DIM), random(rows, 2 * DIM), unwritten(rows, 2 * DIM), 2]
+    if function.startswith("stablemax"):
+        logits, labels, dloss = random(rows, DIM), torch.arange(rows) % DIM, random(rows, dtype=float32)
+        labels[:1] = -100
+        if function == "stablemax_forward":
+            loss, others = unwritten(rows, dtype=float32), unwritten(rows, dtype=torch.float64)
+            return [logits, labels, -100, loss, others, torch.full((rows,), -7), 2]
+        return [dloss, logits, labels, -100, random(rows, dtype=torch.float64).abs(), unwritten(rows, DIM), 2]
+    if function.startswith("token"):
+        x, up, down = random(batch, positions, DIM), random(2 * INNER, positions), random(positions, INNER)
+        results = [unwritten(*like.shape) for like in (x, up, down)]
+        if function == "token_mixing_forward":
+            return [x, up, down, 1e-5, results[0], 2]
+        return [random(batch, positions, DIM), x, up, down, 1e-5, *results, 2]
+    tables = [random(positions + 1, HEAD_DIM, dtype=float32) for _ in range(2)]
+    if function.startswith("rope"):
+        qkv, out, lse = random(batch, positions, 3 * wide), random(batch, positions, wide), (batch, HEADS, positions)
+        if function == "rope_attention_forward":
+            return [qkv, *tables, unwritten(*out.shape), unwritten(*lse, dtype=float32), HEADS, 2]
+        return [random(*out.shape), qkv, out, random(*lse, dtype=float32), *tables, unwritten(*qkv.shape), HEADS, 2]
+    if function == "packed_size":
+        return [DIM, *COUNTS]
+    weights = block_weights(dtype)
+    if function == "fingerprint":
+        return [weights]
+    packed = [empty(library.module.packed_size(DIM, *COUNTS)).fill_(float("nan")) for _ in range(2)]
     if function == "pack_blocks":
         return [weights, HEADS, False, packed[0], 2]
     for direction in (False, True):
         library.module.pack_blocks(weights, HEADS, direction, packed[direction], 1)
-    tables = [random(POSITIONS + 1, HEAD_DIM) for _ in range(2)]
-    if function.startswith("rope"):
-        qkv, out, lse = (
-            random(BATCH, POSITIONS, 3 * wide),
-            random(BATCH, POSITIONS, wide),
-            random(BATCH, HEADS, POSITIONS),
-        )
-        if function == "rope_attention_forward":
-            return [qkv, *tables, out, lse, HEADS, 2]
-        return [out.clone(), qkv, out, lse, *tables, torch.empty_like(qkv), HEADS, 2]
-    x, y, z, out, out2 = (random(BATCH, POSITIONS, DIM) for _ in range(5))
-    if function.startswith("token"):
-        up, down = random(2 * INNER, POSITIONS), random(POSITIONS, INNER)
-        if function == "token_mixing_forward":
-            return [x, up, down, 1e-5, out, 2]
-        return [x, y, up, down, 1e-5, out, torch.empty_like(up), torch.empty_like(down), 2]
+    x, y, z = (random(batch, positions, DIM) for _ in range(3))
+    out, out2 = (unwritten(batch, positions, DIM) for _ in range(2))
     if function == "infer_blocks":
         return [x, y, packed[0], 1, *tables, out, *COUNTS, 1e-5, 2]
     if function == "recurrent_cycles":
         return [x, y, z, packed[0], 1, packed[0], 1, *tables, out, out2, *COUNTS, 2, 1, 1e-5, 2]
-    saved = empty(_saved_size(x, weights, HEADS, False)).fill_(0)
-    forward = [x, y, packed[0], 1, *tables, out, False, saved, *COUNTS, 1e-5, 2]
+    saved = empty(_saved_size(x, weights, HEADS, recompute)).fill_(0)
+    forward = [x, y, packed[0], 1, *tables, out, recompute, saved, *COUNTS, 1e-5, 2]
     if function == "blocks_forward":
         return forward
+    assert function == "blocks_backward", f"{function} has no arguments here"
     library.module.blocks_forward(*forward)
-    gradients = [torch.empty_like(weight) for weight in weights]
-    return [x, *packed, 1, *tables, False, saved, out, gradients, *COUNTS, 1e-5, 2]
+    gradients = [unwritten(*weight.shape) for weight in weights]
+    return [z, *packed, 1, *tables, recompute, saved, out, gradients, *COUNTS, 1e-5, 2]
+
+
+# ---- the mathematics, in float64
+
+
+def wide(value):
+    if isinstance(value, list):
+        return [wide(one) for one in value]
+    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
+def gradients(function, inputs, dout):
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    return torch.autograd.grad(function(*inputs), inputs, dout)
+
+
+def norm(u, eps):
+    return u / (u.square().mean(-1, keepdim=True) + eps).sqrt()
+
+
+def swiglu(gate_up):
+    gate, up = gate_up.chunk(2, -1)
+    return gate * gate.sigmoid() * up
+
+
+def split(x, heads):
+    """[B, S, H d] -> [B, H, S, d]"""
+    return x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(1, 2)
+
+
+def heads_of(qkv, cos, sin, heads):
+    """q, k, v [B, H, S, d], turned."""
+    q, key, v = (split(part, heads) for part in qkv.chunk(3, -1))
+    if cos is None:
+        return q, key, v
+    cos, sin = cos[: q.shape[2]], sin[: q.shape[2]]
+    q, key = (x * cos + torch.cat((-x.chunk(2, -1)[1], x.chunk(2, -1)[0]), -1) * sin for x in (q, key))
+    return q, key, v
+
+
+def attention(qkv, cos, sin, heads):
+    q, key, v = heads_of(qkv, cos, sin, heads)
+    scores = q @ key.mT / q.shape[-1] ** 0.5
+    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2), scores.logsumexp(-1)
+
+
+def attention_gradient(dout, qkv, out, lse, cos, sin, heads):
+    """As flash attention has it: also of an out and a log-sum-exp that belong to another qkv."""
+
+    def function(qkv):
+        q, key, v = heads_of(qkv, cos, sin, heads)
+        scores = q @ key.mT / q.shape[-1] ** 0.5
+        p = (scores - lse.unsqueeze(-1)).exp().detach()
+        d, o = split(dout, heads), split(out, heads)
+        dscores = p * (d @ v.detach().mT - (d * o).sum(-1, keepdim=True))
+        return (scores * dscores).sum() + (p @ v * d).sum()
+
+    return gradients(function, [qkv], torch.ones((), dtype=torch.float64))[0]
+
+
+def block(x, weights, cos, sin, eps):
+    qkv, o, gate_up, down = weights
+    x = norm(x + attention(x @ qkv.T, cos, sin, HEADS)[0] @ o.T, eps)
+    return norm(x + swiglu(x @ gate_up.T) @ down.T, eps)
+
+
+def mixed(x, gate_up, down, eps):
+    across = x.transpose(1, 2)
+    return norm(across + swiglu(across @ gate_up.T) @ down.T, eps).transpose(1, 2)
+
+
+def stablemax(logits, labels, ignore_index):
+    """loss, the sum of s over all but the label"""
+    s = torch.where(logits < 0, 1 / (1 - logits), logits + 1)
+    valid = labels != ignore_index
+    own = s.gather(1, torch.where(valid, labels, 0)[:, None])[:, 0]
+    others = torch.where(valid, s.sum(1) - own, s.sum(1))
+    return torch.where(valid, ((others + own) / own).log(), 0), others
+
+
+def answers(function, call):
+    """What a function writes, by the argument's index, from what these held before the call."""
+
+    def packed():
+        return wide(block_weights(call[0].dtype))
+
+    match function, wide(call):
+        case "axpy", [a, x, y]:
+            return {2: y + a * x}
+        case "sparse_sign_sgd", [table, ids, grads, lr, decay]:
+            sums = torch.zeros_like(table).index_add_(0, ids, grads)
+            occurs = torch.zeros(len(table), 1, dtype=torch.bool).index_fill_(0, ids, True)
+            return {0: torch.where(occurs, table * (1 - lr * decay) - lr * sums.sign(), table)}
+        case "adam_atan2", [params, grads, means, squares, copies, decay1, decay2, lr, beta1, beta2, decay, _]:
+            means = [m + (1 - beta1) * (g - m) for m, g in zip(means, grads)]
+            squares = [beta2 * v + (1 - beta2) * g.square() for v, g in zip(squares, grads)]
+            params = [
+                p * (1 - lr * decay) - lr / d1 * torch.atan2(m, (v / d2).sqrt())
+                for p, m, v, d1, d2 in zip(params, means, squares, decay1, decay2)
+            ]
+            return {0: params, 2: means, 3: squares, 4: params if copies else []}
+        case "add_rms_norm_forward", [x, y, eps, *_]:
+            return {3: norm(x + y, eps), 4: ((x + y).square().mean(-1) + eps).rsqrt()}
+        case "add_rms_norm_backward", [dout, x, y, rstd, *_]:
+            r, u = rstd[:, None], x + y
+            return {4: r * dout - r**3 * u * (dout * u).mean(-1, keepdim=True)}
+        case "swiglu_forward", [gate_up, *_]:
+            return {1: swiglu(gate_up)}
+        case "swiglu_backward", [dout, gate_up, *_]:
+            return {2: gradients(swiglu, [gate_up], dout)[0]}
+        case "stablemax_forward", [logits, labels, ignore_index, _, _, argmax, _]:
+            loss, others = stablemax(logits, labels, ignore_index)
+            return {3: loss, 4: others} | ({} if argmax is None else {5: logits.argmax(-1)})
+        case "stablemax_backward", [dloss, logits, labels, ignore_index, others, *_]:
+            dloss, labels = torch.where(labels == ignore_index, 0, dloss), labels.clamp(min=0)
+            s = torch.where(logits < 0, 1 / (1 - logits), logits + 1)
+            own = s.gather(1, labels[:, None])
+            total, others = others[:, None] + own, others[:, None]
+            slope = (1 / total).expand(s.shape).scatter(1, labels[:, None], -others / (total * own))
+            return {5: dloss[:, None] * slope * torch.where(logits < 0, s.square(), 1)}
+        case "token_mixing_forward", [x, gate_up, down, eps, *_]:
+            return {4: mixed(x, gate_up, down, eps)}
+        case "token_mixing_backward", [dout, x, gate_up, down, eps, *_]:
+            found = gradients(lambda *inputs: mixed(*inputs, eps), [x, gate_up, down], dout)
+            return dict(zip((5, 6, 7), found)) if len(x) else {}  # without rows nothing is written
+        case "rope_attention_forward", [qkv, cos, sin, _, _, heads, _]:
+            return dict(zip((3, 4), attention(qkv, cos, sin, heads)))
+        case "rope_attention_backward", [dout, qkv, out, lse, cos, sin, _, heads, _]:
+            return {6: attention_gradient(dout, qkv, out, lse, cos, sin, heads)}
+        case (("infer_blocks" | "blocks_forward"), [x, injection, _, _, cos, sin, *_, eps, _]):
+            return {6: block(x if injection is None else x + injection, packed(), cos, sin, eps)}
+        case "recurrent_cycles", [H, L, x, _, _, _, _, cos, sin, _, _, _, _, _, H_cycles, L_cycles, eps, _]:
+            for h in range(H_cycles):
+                injection, last = H + x, h == H_cycles - 1
+                for _ in range(L_cycles - last):
+                    L = block(L + injection, packed(), cos, sin, eps)
+                H = H if last else block(H + L, packed(), cos, sin, eps)
+            return {9: H, 10: L}
+        case "blocks_backward", [dout, _, _, _, cos, sin, _, _, _, wanted, _, _, _, eps, _]:
+            forward = arguments("blocks_forward", *dout.shape[:2], call[0].dtype)
+            x = wide(forward[0]) + wide(forward[1])
+            if not x.numel():
+                return {}
+            dx, *found = gradients(lambda x, *weights: block(x, weights, cos, sin, eps), [x, *packed()], dout)
+            return {8: dx, 9: [gradient if want is not None else None for gradient, want in zip(found, wanted)]}
+
+
+def check_values(function, call, before, result):
+    """An accepted call has done what its arguments say."""
+    least = 0 if function in ("axpy", "adam_atan2", "sparse_sign_sgd") else 1e-12
+    if any(isinstance(number, float) and not least <= number < 1 for number in call):
+        return  # no rate, decay or eps of any model
+    counts = [number for number in call if type(number) is int]
+    if function == "packed_size":
+        dim, heads, head_dim, inner = call
+        assert result >= 4 * dim * heads * head_dim + 3 * dim * inner
+    elif function == "fingerprint":
+        weights = [weight.clone() for weight in call[0]]
+        assert result == library.module.fingerprint(weights)
+        for weight in weights:
+            if weight.numel():
+                weight.flatten()[:1].view(torch.uint8)[0] ^= 1
+                assert result != library.module.fingerprint(weights)
+    elif function == "pack_blocks":
+        packed, given = call[3], torch.cat([weight.float().flatten() for weight in call[0]])  # zeros fill panels
+        assert torch.equal(packed[packed != 0].sort()[0], given[given != 0].sort()[0])
+    elif function in ("infer_blocks", "blocks_forward", "blocks_backward", "recurrent_cycles") and not all(
+        count in counts for count in COUNTS
+    ):
+        return  # the weights were packed for others
+    else:
+        if function == "blocks_backward":  # with what a forward of the same arguments has saved
+            forward = arguments("blocks_forward", *call[0].shape[:2], call[0].dtype)
+            forward[4:6], forward[7:9], forward[-2] = call[4:6], call[6:8], call[-2]
+            library.module.blocks_forward(*forward)
+            library.module.blocks_backward(*call)
+        for index, want in answers(function, before).items():
+            lists = isinstance(want, list)
+            for got, one in zip(call[index] if lists else [call[index]], want if lists else [want], strict=True):
+                if one is not None:
+                    close(got, one)
+
+
+def close(got, want):
+    if not got.is_floating_point():
+        assert torch.equal(got, want)
+        return
+    allowed = {torch.float32: 1e-4, torch.bfloat16: 2**-7, torch.float64: 1e-12}[got.dtype]
+    scale = max([1.0, *want.nan_to_num(0, 0, 0).abs().flatten().tolist()])  # 1: of the terms, which may cancel
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=allowed * scale, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_valid_arguments(function, dtype):
+    call = arguments(function, dtype=dtype)
+    before = copy.deepcopy(call)
+    check_values(function, call, before, getattr(library.module, function)(*call))
+
+
+@pytest.mark.parametrize("function", WITHOUT_TENSORS)
+def test_functions_without_tensors(function):
+    for values in ([torch.zeros(1)], [None], ["avx3"], ["avx2", 1]):
+        with pytest.raises((TypeError, ValueError), match="."):
+            getattr(library.module, function)(*values)
+
+
+def misaligned(tensor):
+    """The same values, one byte after where they might lie."""
+    memory = np.zeros(tensor.numel() * tensor.element_size() + 1, np.uint8)
+    shifted = np.frombuffer(memory.data, {torch.bfloat16: np.int16}.get(tensor.dtype) or tensor.numpy().dtype, offset=1)
+    return torch.from_numpy(shifted).view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("function", [function for function in FUNCTIONS if function != "packed_size"])
+def test_elements_lie_at_multiples_of_their_size(function, dtype):
+    """Each tensor in turn."""
+    for index, valid in enumerate(arguments(function, dtype=dtype)):
+        call = arguments(function, dtype=dtype)
+        if isinstance(valid, list):
+            call[index] = [*valid[:-1], misaligned(valid[-1])]
+        elif isinstance(valid, torch.Tensor):
+            call[index] = misaligned(valid)
+        else:
+            continue
+        with pytest.raises(ValueError, match=rf"{function}: .* no multiple of (2|4|8|64); pass a tensor of its own"):
+            getattr(library.module, function)(*call)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +369,7 @@ def test_sizes_beyond_any_model():
 
 @st.composite
 def tensors(draw, like):
-    """Any rank, sizes (also zero), dtype, strides and offset, often one or two of ``like``'s own."""
+    """Any rank, sizes (also zero), dtype, strides and offset, often ``like``'s own, and then with its values."""
     shape = list(like.shape)
     if draw(st.booleans()):
         shape = draw(
@@ -106,9 +378,10 @@ def tensors(draw, like):
     dtypes = [torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.uint8, torch.complex64]
     dtype = draw(st.sampled_from([like.dtype, like.dtype, *dtypes]))
     how = draw(st.sampled_from(["plain", "transposed", "expanded", "strided", "shifted"]))
-    if how == "shifted":
-        return torch.zeros(torch.Size(shape).numel() + 1, dtype=dtype)[1:].view(shape)
-    tensor = torch.zeros(shape, dtype=dtype)
+    generator = torch.Generator().manual_seed(math.prod(shape))
+    tensor = torch.empty(math.prod(shape) + 1, dtype=dtype)[how == "shifted" :][: math.prod(shape)].view(shape)
+    own = tensor.shape == like.shape and dtype == like.dtype
+    tensor.copy_(like if own else torch.randn(shape, generator=generator).mul(2).abs())
     if how == "transposed" and tensor.ndim > 1:
         return tensor.transpose(0, -1)
     if how == "expanded" and tensor.ndim and tensor.shape[0]:
@@ -118,14 +391,22 @@ def tensors(draw, like):
 
 # between 4 and 2**20 they may be valid, and then take long
 numbers = st.one_of(st.integers(-(2**63), 2**63 - 1), st.integers(-1, 4)).filter(lambda n: not 4 < n <= 2**20)
+sizes = st.fixed_dictionaries(
+    {
+        "batch": st.integers(0, 3),
+        "positions": st.integers(0, 6),
+        "dtype": st.sampled_from([torch.float32, torch.bfloat16]),
+        "recompute": st.booleans(),
+    }
+)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_arguments(function, data):
-    """None to three arguments replaced by anything."""
-    call = arguments(function)
+    """None to three arguments replaced by anything, of calls of any size: the right answer or an error."""
+    call = arguments(function, **data.draw(sizes))
     for index in data.draw(st.lists(st.integers(0, len(call) - 1), max_size=3, unique=True)):
         valid = call[index]
         if isinstance(valid, list):
@@ -134,10 +415,14 @@ def test_any_arguments(function, data):
         elif isinstance(valid, torch.Tensor):
             call[index] = data.draw(st.one_of(tensors(valid), st.sampled_from([None, 0, "text", []])))
         elif isinstance(valid, float):
-            call[index] = data.draw(st.floats())
+            call[index] = data.draw(st.floats() | st.floats(0, 0.875))
         else:
             call[index] = data.draw(numbers)
+    before = [value.clone() if isinstance(value, torch.Tensor) else copy.copy(value) for value in call]
+    before = [[x if x is None else x.clone() for x in v] if isinstance(v, list) else v for v in before]
     try:
-        getattr(library.module, function)(*call)
-    except (TypeError, ValueError, OverflowError) as error:
+        result = getattr(library.module, function)(*call)
+    except (TypeError, ValueError, OverflowError, IndexError) as error:
         assert str(error)
+    else:
+        check_values(function, call, before, result)
