@@ -14,11 +14,13 @@ if not torch.cuda.is_available():
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """New tensors hold NaN (integers -7), so that what a kernel leaves unwritten shows."""
+    """New tensors hold NaN (integers -7), so that what a kernel leaves unwritten shows. None is on used memory."""
 
     def poison(make):
         def made(*arguments, **options):
             out = make(*arguments, **options)
+            if out.dtype == torch.uint8:
+                return out.fill_(255)  # memory for tensors of any dtype: NaN in a floating one
             return out.fill_(float("nan") if out.is_floating_point() else -7)
 
         return made
@@ -26,3 +28,4 @@ def poisoned(monkeypatch):
     monkeypatch.setattr(torch, "empty", poison(torch.empty))
     monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
     monkeypatch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
+    monkeypatch.setattr("hrm_kernels.recycling._take", lambda size: None)
