@@ -4,6 +4,7 @@
 #include <sched.h>
 
 #include <cstdlib>
+#include <exception>
 #include <new>
 #include <thread>
 #include <vector>
@@ -48,11 +49,20 @@ const OpenMP* openmp() {
   return found.parallel && found.rank && found.size ? &found : nullptr;
 }
 
+// How many members a team has is known only once they are there: they wait for it.
 struct Region {
   void (*body)(void*, Team&, int);
   void* context;
-  std::atomic<Team*> team;
+  std::atomic<Team*> team{nullptr};
   alignas(Team) unsigned char room[sizeof(Team)];
+
+  Region(void (*body_)(void*, Team&, int), void* context_) : body(body_), context(context_) {}
+  void begin(int members) { team.store(new (room) Team(members), std::memory_order_release); }
+  void work(int rank) {
+    Team* made;
+    while (!(made = team.load(std::memory_order_acquire))) sched_yield();
+    body(context, *made, rank);
+  }
 };
 
 }  // namespace
@@ -63,26 +73,26 @@ void parallel_region(int threads, void (*body)(void* context, Team& team, int ra
     body(context, team, 0);
     return;
   }
+  Region region(body, context);
   if (const OpenMP* omp = openmp()) {
-    Region region{body, context, {nullptr}, {}};
     omp->parallel(
         [](void* data) {
           Region& r = *static_cast<Region*>(data);
           const int rank = openmp()->rank();
-          if (rank == 0) {  // how many there are is known only here
-            r.team.store(new (r.room) Team(openmp()->size()), std::memory_order_release);
-          }
-          Team* team;
-          while (!(team = r.team.load(std::memory_order_acquire))) sched_yield();
-          r.body(r.context, *team, rank);
+          if (rank == 0) r.begin(openmp()->size());
+          r.work(rank);
         },
         &region, static_cast<unsigned>(threads), 0);
     return;
   }
-  Team team(threads);
   std::vector<std::thread> others;
-  for (int rank = 1; rank < threads; ++rank) others.emplace_back([&, rank] { body(context, team, rank); });
-  body(context, team, 0);
+  others.reserve(static_cast<size_t>(threads - 1));
+  try {
+    for (int rank = 1; rank < threads; ++rank) others.emplace_back([&region, rank] { region.work(rank); });
+  } catch (const std::exception&) {  // the system gives no more threads: those that there are do the work
+  }
+  region.begin(static_cast<int>(others.size()) + 1);
+  region.work(0);
   for (std::thread& other : others) other.join();
 }
 

@@ -5,10 +5,12 @@
 // Exit status: 0, 1 if a result is wrong, 2 if this machine can't run that instruction set. Inputs are rounded to the
 // dtype before both sides see them, so what differs is the kernels' own error and the rounding of their results. What
 // they write is NaN before; inputs and outputs end where a page that may not be touched begins.
+#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -744,12 +746,46 @@ void check_the_rest() {
   hrm_cpu_sparse_sign_sgd(weights.floats(), rows, columns, ids, gradients.floats(), count, lr, decay);
   check("weights", weights, want, kTolerance);
 
+  // of a sum that is NaN the sign is 0
+  const Elements row(HRM_FLOAT32, random(1, 2)), unknown(HRM_FLOAT32, 2);
+  Matrix decayed = row.matrix(1, 2);
+  for (double& value : decayed.values) value *= 1 - lr * decay;
+  const int64_t first = 0;
+  hrm_cpu_sparse_sign_sgd(row.floats(), 1, 2, &first, unknown.floats(), 1, lr, decay);
+  check("weights with a gradient of NaN", row, decayed, kTolerance);
+
   const Elements x(HRM_FLOAT32, random(1, 19)), y(HRM_FLOAT32, random(1, 19));
   Matrix sum = y.matrix(1, 19);
   for (int64_t i = 0; i < 19; ++i) sum(0, i) += 0.5 * x[i];
   hrm_cpu_axpy(0.5f, x.floats(), y.floats(), 19);
   check.about = "axpy";
   check("y", y, sum, kTolerance);
+}
+
+// Each task is done once, by as many threads as there are to be had.
+void check_team(int threads, int members) {
+  std::vector<std::atomic<int>> done(100);
+  hrm::parallel(threads, [&](hrm::Team::Member& member) {
+    member.for_each(static_cast<int64_t>(done.size()), [&](int64_t task) {
+      if (member.rank() < members) ++done[task];
+    });
+  });
+  const bool once = std::all_of(done.begin(), done.end(), [](const std::atomic<int>& times) { return times == 1; });
+  if (!once) check.fail(described("team", HRM_FLOAT32, {threads, members}), "a task is not done once");
+}
+
+void check_teams() {
+  check_team(1, 1);
+  check_team(3, 3);
+#if defined(__GLIBC__)
+  pthread_attr_t before, attributes;  // threads made from here on want more memory than has addresses
+  pthread_getattr_default_np(&before);
+  pthread_attr_init(&attributes);
+  pthread_attr_setstacksize(&attributes, size_t{1} << 50);
+  pthread_setattr_default_np(&attributes);
+  check_team(3, 1);
+  pthread_setattr_default_np(&before);
+#endif
 }
 
 const hrm_cpu_kernels* named(const std::string& name) {
@@ -808,6 +844,7 @@ int main(int count, char** arguments) {
   check_adam_atan2(*kernels, false);
   check_adam_atan2(*kernels, true);
   check_the_rest();
+  check_teams();
   std::printf("%d results, %d wrong\n", static_cast<int>(check.seen.size()), check.wrong);
   return check.wrong != 0;
 }
