@@ -17,7 +17,7 @@ VENV_TRITON ?= .venv-triton
 TRITON_STAMP := $(VENV_TRITON)/.triton
 SITE := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 
-.PHONY: demo test test-all test-triton bench gpu docs lint install clean
+.PHONY: demo test test-all test-triton bench sanitize gpu docs lint install clean
 
 # From nothing to a solved puzzle: data, training, evaluation on puzzles held out, one of them solved and drawn.
 demo: $(STAMP)
