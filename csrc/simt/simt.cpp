@@ -14,6 +14,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 // A switch saves what a called function must preserve on the stack it leaves, and takes it from the one it enters.
@@ -70,6 +71,7 @@ struct Warp {
   const char* what = nullptr;
   void* arguments[32];
   int arrived = 0;
+  bool behind = false;  // it does not run in this round of a random order
 };
 
 struct Fibre {
@@ -105,7 +107,6 @@ struct Block {
 
 namespace {
 
-int multiprocessors = 4;
 unsigned order_seed = 0;
 std::string message;  // of the check that failed; empty while all is well
 const std::function<void()>* body = nullptr;
@@ -289,16 +290,20 @@ void run_blocks(std::vector<Block>& blocks, std::vector<Fibre>& fibres) {
   for (Fibre& fibre : fibres) order.push_back(&fibre);
   std::mt19937 random(order_seed);
   const auto waits = [](const Fibre* fibre) { return fibre->state != State::done; };
+  bool stuck = false;  // nobody got on: in the next round no warp stays behind, and if nobody does then, it is for ever
   while (std::any_of(order.begin(), order.end(), waits)) {
     bool progress = false;
     if (order_seed < 2) {
       progress = run_greedily(blocks, order_seed == 1);
     } else {
+      for (Block& block : blocks) {
+        for (Warp& warp : block.warps) warp.behind = !stuck && random() % 4 == 0;
+      }
       std::shuffle(order.begin(), order.end(), random);
-      for (Fibre* fibre : order) progress |= resume(*fibre);
+      for (Fibre* fibre : order) progress |= !fibre->warp->behind && resume(*fibre);
     }
     if (!message.empty()) return;
-    if (progress) continue;
+    if (!std::exchange(stuck, !progress) || progress) continue;
     const Fibre& first = **std::find_if(order.begin(), order.end(), waits);
     message = kernel_name + ", " + describe(first) + ": " + place(first) + " for ever";
     for (const Fibre* other : order) {
@@ -312,6 +317,8 @@ void run_blocks(std::vector<Block>& blocks, std::vector<Fibre>& fibres) {
 }
 
 }  // namespace
+
+Device device{4, 8, 1, 99 << 10, 1};
 
 Thread& self() { return running->thread; }
 
@@ -483,12 +490,10 @@ const char* error() { return message.c_str(); }
 
 extern "C" {
 
-void simt_configure(int multiprocessors, unsigned order) {
-  simt::multiprocessors = multiprocessors;
+void simt_configure(const simt::Device* device, unsigned order) {
+  simt::device = *device;
   simt::order_seed = order;
 }
-
-int simt_multiprocessors() { return simt::multiprocessors; }
 
 void* simt_guarded_alloc(size_t bytes) {
   const size_t size = simt::pages(bytes);
@@ -496,11 +501,5 @@ void* simt_guarded_alloc(size_t bytes) {
   memset(memory, 0xff, size);
   simt::protect(memory + size, simt::kPage);
   return memory + size - (bytes + 15) / 16 * 16;
-}
-
-void simt_guarded_free(void* pointer, size_t bytes) {
-  const size_t size = simt::pages(bytes);
-  auto* end = static_cast<unsigned char*>(pointer) + (bytes + 15) / 16 * 16;
-  munmap(end - size, size + simt::kPage);
 }
 }

@@ -72,6 +72,14 @@ struct Launch {
   unsigned cluster;  // blocks of a cluster
 };
 
+// What the runtime answers about the pretended device.
+struct Device {
+  int multiprocessors, capability, cooperative;  // capability: major
+  int shared_bytes;     // that a block may ask for
+  int resident_blocks;  // of a multiprocessor
+};
+extern Device device;
+
 // Runs `body` as every thread of the launch. Returns false where one of the checks failed; error() says which.
 bool run(const Launch& launch, const std::function<void()>& body);
 const char* error();
@@ -79,11 +87,10 @@ const char* error();
 }  // namespace simt
 
 extern "C" {
-// The pretended device: its multiprocessors, and the order in which threads run. 0 and 1 let each warp and block run as
-// far as it gets before the next, ascending and descending; other numbers are seeds of a random order.
-void simt_configure(int multiprocessors, unsigned order);
-int simt_multiprocessors();
+// The pretended device, and the order in which threads run. 0 and 1 let each warp and block run as far as it gets before
+// the next, ascending and descending; other numbers are seeds of a random order, in which now and then a warp stays
+// behind.
+void simt_configure(const simt::Device* device, unsigned order);
 // Memory of `bytes` with an inaccessible page right behind: to test kernels for accesses past the end of their tensors.
 void* simt_guarded_alloc(size_t bytes);
-void simt_guarded_free(void* pointer, size_t bytes);
 }

@@ -4,6 +4,7 @@ import ctypes
 import fcntl
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,9 +29,22 @@ class Simt:
     library: ctypes.CDLL
     module: Any
 
-    def configure(self, multiprocessors=3, order=0):
-        """The pretended device; order 0: threads ascending, 1: descending, else a random one."""
-        self.library.simt_configure(multiprocessors, order)
+    @classmethod
+    def load(cls, path):
+        import tvm_ffi
+
+        library = ctypes.CDLL(str(path))
+        library.simt_guarded_alloc.restype = ctypes.c_void_p
+        library.simt_guarded_alloc.argtypes = [ctypes.c_size_t]
+        return cls(library, tvm_ffi.load_module(path))
+
+    def configure(self, multiprocessors=3, order=0, capability=8, cooperative=1, shared=99 << 10, resident=1):
+        """The pretended device; order 0: threads ascending, 1: descending, else a random one.
+
+        ``shared``: bytes that a block may have, the least of the targets; ``resident``: blocks of a multiprocessor.
+        """
+        device = (ctypes.c_int * 5)(multiprocessors, capability, cooperative, shared, resident)
+        self.library.simt_configure(device, order)
 
     def guarded(self, tensor):
         """A copy of ``tensor`` that ends where the memory that may be accessed ends."""
@@ -49,7 +63,7 @@ def simt(tmp_path_factory):
             pytest.skip(f"no {tool}")
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
         pytest.skip("no C++ compiler")
-    tvm_ffi = pytest.importorskip("tvm_ffi")
+    pytest.importorskip("tvm_ffi")
     # pytest-xdist: the folder above belongs to the run as a whole
     folder = tmp_path_factory.getbasetemp()
     folder = (folder.parent if os.environ.get("PYTEST_XDIST_WORKER") else folder) / "simt"
@@ -63,11 +77,7 @@ def simt(tmp_path_factory):
         ):
             result = subprocess.run(command, capture_output=True, text=True)
             assert result.returncode == 0, result.stdout + result.stderr
-    path = folder / "libhrm_kernels_simt.so"
-    library = ctypes.CDLL(str(path))
-    library.simt_guarded_alloc.restype = ctypes.c_void_p
-    library.simt_guarded_alloc.argtypes = [ctypes.c_size_t]
-    return Simt(library, tvm_ffi.load_module(path))
+    return Simt.load(folder / "libhrm_kernels_simt.so")
 
 
 @pytest.fixture
@@ -83,3 +93,34 @@ def cuda_on_cpu(simt, monkeypatch):
     yield simt
     for cached in answers:
         cached.cache_clear()
+
+
+@pytest.fixture
+def broken(cuda_on_cpu, monkeypatch, tmp_path):
+    """``broken(source, old, new)``: the harness with one place of csrc/cuda/``source``.cu changed.
+
+    The cuda backend takes it from then on.
+    """
+
+    def build(source, old, new):
+        folder = Path(cuda_on_cpu.library._name).parent
+        path, library = ROOT / "csrc" / "cuda" / f"{source}.cu", tmp_path / "broken.so"
+        text, changed = path.read_text(), tmp_path / path.name
+        assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {path.name}"
+        changed.write_text(text.replace(old, new))
+        command = ["ninja", "-C", folder, "-t", "commands"]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        commands = [line.split("&& ")[-2 if line.endswith("&& :") else -1] for line in listed.splitlines()]
+        compiling = next(shlex.split(line) for line in commands if str(path) in line and " -c " in line)
+        linking, right_object = shlex.split(commands[-1]), compiling[compiling.index("-o") + 1]
+        compiling = [{str(path): str(changed)}.get(part, part) for part in compiling]
+        compiling[compiling.index("-o") + 1] = str(tmp_path / "broken.o")
+        linking = [{right_object: str(tmp_path / "broken.o")}.get(part, part) for part in linking]
+        linking[linking.index("-o") + 1] = str(library)
+        for command in ([*compiling, "-O0", "-w"], linking):
+            subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        simt = Simt.load(library)
+        monkeypatch.setattr(native, "load", lambda name: native.Native(simt.module, None))
+        return simt
+
+    return build

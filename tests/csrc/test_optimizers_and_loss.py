@@ -4,9 +4,6 @@ Error against float64 at most twice that of plain PyTorch; the loss to 1e-6 rela
 in them, which the same checks find.
 """
 
-import ctypes
-import shlex
-import subprocess
 import sys
 from copy import deepcopy
 from pathlib import Path
@@ -642,34 +639,6 @@ def test_tuning_compares_both_once_they_agree(cuda_on_cpu, monkeypatch):
 # ---- kernels with a mistake in them
 
 
-def broken(simt, monkeypatch, folder, source, old, new):
-    """The harness with one place of a kernel changed, which the cuda backend takes from now on."""
-    build = Path(simt.library._name).parent
-    path = ROOT / "csrc" / "cuda" / f"{source}.cu"
-    text = path.read_text()
-    assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {path.name}"
-    changed = folder / path.name
-    changed.write_text(text.replace(old, new))
-    listed = subprocess.run(["ninja", "-C", build, "-t", "commands"], capture_output=True, text=True, check=True).stdout
-    commands = [line.split("&& ")[-2 if line.endswith("&& :") else -1] for line in listed.splitlines()]
-    compile_command = next(shlex.split(line) for line in commands if str(path) in line and " -c " in line)
-    link_command = shlex.split(commands[-1])
-    library, right_object = folder / "broken.so", compile_command[compile_command.index("-o") + 1]
-    compile_command = [{str(path): str(changed)}.get(part, part) for part in compile_command]
-    compile_command[compile_command.index("-o") + 1] = str(folder / "broken.o")
-    link_command = [{right_object: str(folder / "broken.o")}.get(part, part) for part in link_command]
-    link_command[link_command.index("-o") + 1] = str(library)
-    for command in ([*compile_command, "-O0", "-w"], link_command):
-        subprocess.run(command, cwd=build, check=True, capture_output=True)
-    import tvm_ffi
-
-    module, functions = tvm_ffi.load_module(library), ctypes.CDLL(str(library))
-    functions.simt_guarded_alloc.restype = ctypes.c_void_p
-    functions.simt_guarded_alloc.argtypes = [ctypes.c_size_t]
-    monkeypatch.setattr(native, "load", lambda name: native.Native(module, None))
-    return type(simt)(functions, module)
-
-
 ADAM, SPARSE, LOSS = "adam_atan2", "sparse_sign_sgd", "stablemax_cross_entropy"
 
 
@@ -744,9 +713,9 @@ MORE_MISTAKES = {
 @pytest.mark.parametrize(
     "mistake", [*MISTAKES, *(pytest.param(mistake, marks=pytest.mark.slow) for mistake in MORE_MISTAKES)]
 )
-def test_a_mistake_is_found(cuda_on_cpu, monkeypatch, tmp_path, mistake):
+def test_a_mistake_is_found(broken, mistake):
     *change, check = (MISTAKES | MORE_MISTAKES)[mistake]
-    simt = broken(cuda_on_cpu, monkeypatch, tmp_path, *change)
+    simt = broken(*change)
     for order in (0, 1, 2, 3):
         simt.configure(order=order)
         try:
