@@ -3,6 +3,10 @@
 It runs on a CPU, under csrc/simt. With a GPU the same cases run on it.
 """
 
+import functools
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,6 +15,8 @@ from hrm_kernels import doctor
 from hrm_kernels.nn import rope_tables
 from hrm_kernels.ops.reasoning_module import cuda_kernels
 
+backends = sys.modules["hrm_kernels.backends"]  # the function hides the module
+SOURCE = Path(__file__).parents[2] / "csrc" / "cuda" / "recurrent_cycles.cu"
 pytestmark = pytest.mark.usefixtures("poisoned")
 BF16 = torch.bfloat16
 
@@ -128,11 +134,32 @@ def test_published_sizes(device):
     compare(lambda *how: update(how[0], given, *how[1:]), device)
 
 
-def test_many_tokens_take_tall_tiles(device, monkeypatch):
+def test_many_tokens_take_tall_tiles(device):
     """Over 96 tall tiles of the residual products; also more tiles of every phase than thread blocks."""
-    monkeypatch.setattr(cuda_kernels, "MOST_TOKENS", 4096)
     given = problem(batch=18, positions=128)
     compare(lambda *how: update(how[0], given, *how[1:]), device)
+
+
+@pytest.mark.slow
+def test_as_many_tokens_as_it_serves(device):
+    given = problem(batch=32, positions=128)
+    compare(lambda *how: update(how[0], given, *how[1:]), device)
+
+
+def test_triton_is_asked_first_about_many_tokens(cuda_on_cpu, monkeypatch):
+    """The automatic choice, as on a GPU; whoever asks for the kernel gets it."""
+    monkeypatch.setitem(backends.PREFERENCE, "cpu", backends.PREFERENCE["cuda"])
+    for name in ("reasoning_module", "recurrent_cycles"):
+        op = backends._ops[name]
+        monkeypatch.setitem(op.backends, "triton", backends.Backend(lambda *arguments: "triton"))
+        for batch, chosen in ((6, "cuda"), (7, "triton"), (32, "triton"), (33, "triton")):
+            states, modules, tables, heads = convert(problem(batch, positions=82), "cpu", BF16)
+            arguments = [*states[:2], modules[0], *tables, heads, 1e-5]
+            if name == "recurrent_cycles":
+                arguments = [*states, *modules, *tables, heads, 2, 2, 1e-5]
+            assert op.select(*arguments) == (chosen, [])
+            with k.use_backend("cuda"):
+                assert op.select(*arguments) == ("cuda", [])
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 2, 7])
@@ -152,13 +179,10 @@ def test_same_input_same_output(device):
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize(
-    "shape", [{"positions": 1}, {"positions": 19, "batch": 2}, {"positions": 128, "head_dim": 128}]
-)
-def test_stays_in_its_tensors(cuda_on_cpu, shape):
-    """Inputs, results and workspace end where memory ends."""
-    (z, injection, x), modules, tables, heads = convert(problem(**shape), "cpu", BF16)
-    module, guarded = cuda_on_cpu.module, cuda_on_cpu.guarded
+def guarded_cycles(simt, given, H_cycles, L_cycles):
+    """The new states, where inputs, results and workspace end where memory ends."""
+    (z, injection, x), modules, tables, heads = convert(given, "cpu", BF16)
+    module, guarded = simt.module, simt.guarded
     batch, positions, dim = z.shape
     sizes = (batch, positions, dim, heads, tables[0].shape[1], modules[0][0].down.shape[1])
     states = [guarded(state) for state in (z, injection, x)]
@@ -166,11 +190,19 @@ def test_stays_in_its_tensors(cuda_on_cpu, shape):
     workspace = guarded(torch.full((module.recurrent_cycles_workspace(*sizes),), 255, dtype=torch.uint8))
     weights = [[guarded(weight) for block in layers for weight in block] for layers in modules]
     tables = [guarded(table[:positions].contiguous()) for table in tables]
-    module.recurrent_cycles(*states, *weights, *tables, heads, 2, 2, 1e-5, *results, workspace)
-    with k.use_backend("cuda"):
-        want = k.recurrent_cycles(z, injection, x, *modules, *tables, heads, 2, 2)
-    assert all(torch.equal(a, b) for a, b in zip(results, want, strict=True))
+    module.recurrent_cycles(*states, *weights, *tables, heads, H_cycles, L_cycles, 1e-5, *results, workspace)
     assert all(torch.equal(a, b) for a, b in zip(states, (z, injection, x), strict=True)), "an input was written to"
+    return results
+
+
+@pytest.mark.parametrize(
+    "shape", [{"positions": 1}, {"positions": 19, "batch": 2}, {"positions": 128, "head_dim": 128}]
+)
+def test_stays_in_its_tensors(cuda_on_cpu, shape):
+    given = problem(**shape)
+    results = guarded_cycles(cuda_on_cpu, given, 2, 2)
+    want = cycles("cuda", given, "cpu", BF16, 2, 2)
+    assert all(torch.equal(a, b) for a, b in zip(results, want, strict=True))
 
 
 def test_views_are_copied_and_inputs_kept(device):
@@ -219,7 +251,7 @@ def reason(given, dtype=BF16, **options):
         ({}, {"dtype": torch.float32}, "are for bfloat16, not float32"),
         ({}, {"grad": True}, "compute no gradients"),
         ({"positions": 129}, {}, "128 positions at most"),
-        ({"batch": 9, "positions": 128}, {}, f"1 to {cuda_kernels.MOST_TOKENS} tokens"),
+        ({"batch": 33, "positions": 128}, {}, f"1 to {cuda_kernels.MOST_TOKENS} tokens"),
         ({"head_dim": 16}, {}, "head_dim 32, 64 and 128"),
         ({"dim": 192}, {}, "multiples of 128"),
         ({"inner": 96}, {}, "multiples of 128"),
@@ -228,6 +260,31 @@ def reason(given, dtype=BF16, **options):
 )
 def test_what_it_cannot_serve(cuda_on_cpu, shape, options, message):
     assert message in reason(problem(**shape), **options)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ({"capability": 7}, "it needs compute capability 8.0 or newer"),
+        ({"cooperative": 0}, "the device has no cooperative launches"),
+        ({"shared": 64 << 10}, "invalid argument"),  # as the runtime says it of the attribute
+        ({"resident": 0}, "no multiprocessor has the shared memory and registers for a thread block"),
+    ],
+)
+def test_devices_it_cannot_run_on(cuda_on_cpu, device, message):
+    """Refused before anything is launched, where blocks would wait for others that never come; also by the library."""
+    given = problem()
+    cuda_on_cpu.configure(**device)
+    assert f"the cuda kernels cannot run it: {message}" in reason(given)
+    with pytest.raises(RuntimeError, match=message):
+        guarded_cycles(cuda_on_cpu, given, 2, 2)
+
+
+def test_all_blocks_that_fit_on_the_device_run(cuda_on_cpu):
+    given = problem(batch=2, positions=40)
+    want = cycles("cuda", given, "cpu", BF16, 2, 2)
+    cuda_on_cpu.configure(multiprocessors=2, resident=2)
+    assert all(map(torch.equal, cycles("cuda", given, "cpu", BF16, 2, 2), want))
 
 
 def test_the_doctor_tests_the_backend(device, monkeypatch):
@@ -270,3 +327,97 @@ def test_replays_in_a_cuda_graph():
             graph.replay()
     torch.cuda.synchronize()
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+# ---- kernels with a mistake in them
+
+
+def without(line, before="", after=""):
+    """One line of the source, told from others like it by the lines around it."""
+    return before + line + after, before + after
+
+
+GRID, BLOCK, COMMIT = "    grid.barrier();\n", "__syncthreads();", "ptx::copy_async_commit();\n"
+WAIT, WAIT_ALL = "ptx::copy_async_wait<kStages - 2>();", "ptx::copy_async_wait<0>();\n"
+# What is replaced in recurrent_cycles.cu, and by what.
+MISTAKES = {
+    "no barrier of the grid after the start": without("  grid.barrier();\n", after="  for (int layer"),
+    "no barrier of the grid after qkv": without(GRID, "compute_qkv<kHead>(p, qkv, sums, parts);\n"),
+    "no barrier of the grid after attention": without(GRID, "prefetch_residual(o);\n"),
+    "no barrier of the grid after o": without(GRID, "Tall::prefetch(gate_up, p.rows);\n"),
+    "no barrier of the grid after gate_up": without(GRID, "prefetch_residual(down);\n"),
+    "no barrier of the grid after down": without(GRID, "    }\n"),
+    "a block arrives before all of its threads": without(BLOCK, "void barrier() {\n    "),
+    "threads do not wait for the one that polls": without(BLOCK, "      }\n    }\n    ", "\n  }\n};"),
+    "all barriers of the grid are the first": ("expected += gridDim.x", "expected = gridDim.x"),
+    "product: no wait": without(WAIT),
+    "product: a wait too short": (WAIT, WAIT.replace("2", "1")),
+    "product: no barrier of a slice": without(BLOCK, after="  // the slice has landed"),
+    "product: no group of the first slices": without(COMMIT, "        }\n        ", "      }\n      for (int i"),
+    "product: no group of a slice": without(COMMIT, "        }\n        ", "        const unsigned char* a"),
+    "product: sums too early": without(BLOCK, after="  // all are done with the stages"),
+    "product: no barrier of the sums": without(BLOCK, after="\n      epilogue("),
+    "product: copies onto the sums": without(BLOCK, after="  // all are done with the sums"),
+    "product: slices behind the last at first": ("        if (step < steps) {", "        if (true) {"),
+    "product: slices behind the last": ("if (step + kStages - 1 < steps) {", "if (true) {"),
+    "product: only the first tile has weights": (
+        "if (item != static_cast<int>(blockIdx.x)) load_weights",
+        "if (false) load_weights",
+    ),
+    "prefetch: tiles behind the last": (">= row_tiles * product.tiles) return;", "< 0) return;"),
+    "prefetch: slices behind the last": (" && step < product.K / kSlice; ++step) {", "; ++step) {"),
+    "prefetch: one slice of two": ("step < kStages - 1 && step < product.K", "step < kStages - 2 && step < product.K"),
+    "prefetch: none of the first qkv": without(
+        "  Tall::prefetch(qkv, p.rows);\n", "Product qkv = qkv_of(blocks[0]);\n"
+    ),
+    "prefetch: none of the next qkv": without("      Tall::prefetch(qkv, p.rows);\n"),
+    "prefetch: none of o": without("prefetch_residual(o);"),
+    "prefetch: none of gate_up": without("Tall::prefetch(gate_up, p.rows);"),
+    "prefetch: none of down": without("prefetch_residual(down);"),
+    "prefetch: tall tiles for small ones": (
+        "      Small::prefetch(product, p.rows);",
+        "Tall::prefetch(product, p.rows);",
+    ),
+    "attention: no group": without("      " + COMMIT, after="      " + WAIT_ALL),
+    "attention: no wait": without("      " + WAIT_ALL),
+    "attention: no barrier": without(BLOCK, "      " + WAIT_ALL + "      "),
+    "attention: shares too early": without(BLOCK, after="  // all are done with keys and values"),
+    "attention: no barrier of the shares": without(
+        BLOCK, "        }\n      }\n      ", "\n#pragma unroll 1\n      for (int i"
+    ),
+    "attention: copies onto the shares": without(BLOCK, after="  // all are done with the shares"),
+}
+QUICK = ("no barrier of the grid after gate_up", "product: copies onto the sums", "prefetch: tiles behind the last")
+
+
+def test_every_barrier_wait_and_group_is_left_out_once():
+    for what in ("grid.barrier();", BLOCK, "ptx::copy_async_wait<", COMMIT):
+        missing = sum(old.count(what) - new.count(what) for old, new in MISTAKES.values())
+        assert missing == SOURCE.read_text().count(what), what
+
+
+@functools.cache
+def small_cycles():
+    """Two passes of two blocks of the model: several tiles a phase, products of one slice and of four."""
+    given = problem(positions=50, layers=2, inner=512)
+    return given, [cycles("reference", given, "cpu", dtype, 2, 1) for dtype in (BF16, torch.float64)]
+
+
+def check_on_any_device(simt):
+    """Thread blocks with several tiles each, and with none in some phases; orders of threads."""
+    given, references = small_cycles()
+    for multiprocessors, order in ((2, 0), (2, 1), (20, 0), (2, 2), (2, 3)):
+        simt.configure(multiprocessors, order)
+        for result in zip(guarded_cycles(simt, given, 2, 1), *references, strict=True):
+            within(*result)
+
+
+def test_the_kernel_without_a_mistake_passes(cuda_on_cpu):
+    check_on_any_device(cuda_on_cpu)
+
+
+@pytest.mark.parametrize("mistake", [pytest.param(m, marks=() if m in QUICK else pytest.mark.slow) for m in MISTAKES])
+def test_a_mistake_is_found(broken, mistake):
+    simt = broken("recurrent_cycles", *MISTAKES[mistake])
+    with pytest.raises((AssertionError, RuntimeError)):
+        check_on_any_device(simt)

@@ -56,7 +56,7 @@ _op = Op(
             lambda z, injection, layers, cos, sin, num_heads, *rest: triton_cannot_run_blocks(z, layers, num_heads),
         ),
         "cpu": Backend(_cpu, lambda z, injection, layers, cos, sin, *rest: cpu_cannot_run_blocks(z, layers, cos, sin)),
-        "cuda": Backend(cuda_kernels.reasoning_module, cuda_kernels.unsupported),
+        "cuda": Backend(cuda_kernels.reasoning_module, cuda_kernels.unsupported, cuda_kernels.passed_over),
     },
     unflatten=lambda z, injection, layers, *rest: (z, injection, blocks(layers), *rest),
 )

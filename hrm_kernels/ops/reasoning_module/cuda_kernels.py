@@ -8,13 +8,24 @@ import torch
 from hrm_kernels import native
 from hrm_kernels.backends import cuda_cannot_run, launcher, traced_as_constant
 
-MOST_TOKENS = 512
-"""B * S up to which the kernel serves a call. An estimate, not yet measured on a GPU.
+MOST_TOKENS = 4096
+"""B * S up to which the kernel serves a call: 32 rows of 128."""
+
+FEW_TOKENS = 512
+"""B * S up to which the automatic choice asks for it before triton. An estimate, not yet measured on a GPU.
 
 Its tiles are small, so that few tokens occupy the whole device; a product therefore reads ``M N K (1/48 + 1/64)``
 elements from L2. At the published sizes and M = 512 that is 0.13 GB a block of the model, against 7 MB of weights: from
 about there on it takes longer than the launches that it saves, and larger tiles (the triton backend's) should win.
 """
+
+
+def passed_over(z: torch.Tensor, *rest: object) -> str | None:
+    """None where the automatic choice should ask this backend first, else why not."""
+    tokens = z.shape[0] * z.shape[1]
+    if tokens <= FEW_TOKENS:
+        return None
+    return f"its tiles are for few tokens (B * S), and from {FEW_TOKENS} on larger ones should win; not measured yet"
 
 
 def cannot_run(z: torch.Tensor, modules: Sequence[Sequence[Sequence[torch.Tensor]]], num_heads: int) -> str | None:

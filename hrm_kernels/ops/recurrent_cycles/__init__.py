@@ -7,6 +7,7 @@ from hrm_kernels.backends import Backend, Op
 from hrm_kernels.checks import check_count, check_eps, check_layers, check_like, check_shape, check_state
 from hrm_kernels.graphs import Graphs, capturable
 from hrm_kernels.ops.reasoning_module import blocks
+from hrm_kernels.ops.reasoning_module.cuda_kernels import passed_over
 from hrm_kernels.ops.recurrent_cycles import cuda_kernels, reference
 from hrm_kernels.ops.transformer_block import BlockWeights, cpu_cannot_run_blocks, triton_cannot_run_blocks
 
@@ -87,7 +88,7 @@ _op = Op(
                 z_H, [*H_layers, *L_layers], cos, sin
             ),
         ),
-        "cuda": Backend(cuda_kernels.recurrent_cycles, cuda_kernels.unsupported),
+        "cuda": Backend(cuda_kernels.recurrent_cycles, cuda_kernels.unsupported, passed_over),
     },
     unflatten=lambda z_H, z_L, x, H_layers, L_layers, *rest: (z_H, z_L, x, blocks(H_layers), blocks(L_layers), *rest),
 )
