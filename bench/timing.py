@@ -343,7 +343,8 @@ def main() -> int:
             compiled = torch.compile(workload.op, fullgraph=True, dynamic=False)
             candidates = {COMPILE: Candidate(on_backend("reference", compiled))}
         else:
-            candidates = {name: Candidate(on_backend(name, workload.op)) for name in options.backends}
+            (timed,) = workload.ways.values() if workload.ways else (workload.op,)
+            candidates = {b: Candidate(on_backend(b, timed), on_backend(b, workload.op)) for b in options.backends}
         try:
             rows = measure(workload, options.device, DTYPES[options.dtype], candidates, lambda turn: rounds)
         except Exception as error:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import hrm_kernels as k
+from hrm_kernels.casts import graphs_read_copies
 from hrm_kernels.nn import SparseEmbedding, rope_tables, swiglu_inner_size
 from hrm_kernels.optim import AdamATan2, SparseSignSGD
 
@@ -219,6 +220,9 @@ def _step(optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor]) -> l
 MULTIPLY_ADDS = 4 * D * D + 3 * D * INNER
 """Of a block's matrices, per token; also their number of elements."""
 
+SEGMENTS = 16
+"""Of an answer of the published model, each of six passes of a module: 2 cycles of 2 L updates and 1 H update."""
+
 TRAINING_PASSES = 64
 """Of a training step of the published model: 24 forward, 24 for the Q target, 8 backward that count twice."""
 
@@ -325,11 +329,22 @@ def published(tiny: bool = False, long: bool = True) -> Iterator[Workload]:
         yield from both("rope_attention", *((1, 130) if tiny else (32, 901)), "rope_attention S=901")
     yield from both("transformer_block", B, S, "transformer_block")
     yield of_op("transformer_block", 1, S, name="transformer_block batch 1", compiled=False)
-    yield of_op("reasoning_module", B, S, name="reasoning_module", layers=layers, compiled=False)
+    for rows, name in ((B, "reasoning_module"), (1, "reasoning_module batch 1")):
+        yield of_op("reasoning_module", rows, S, name=name, layers=layers, compiled=False)
     for rows, name in ((B, "recurrent_cycles"), (1, "recurrent_cycles batch 1")):
         yield of_op("recurrent_cycles", rows, S, name=name, layers=layers, compiled=False, graph=False)
     # (not compiled: the reference computes in float64)
     yield from both("stablemax_cross_entropy", B, S, "stablemax_cross_entropy", compiled=False)
+    yield Workload(
+        "Sudoku answer",
+        lambda device, dtype, seed: thinker(device, dtype, 1, S, layers),
+        think,
+        operations=SEGMENTS * 6 * layers * block_operations(S, S),
+        compiled=False,
+        plain=think_as_published,
+        widen=in_float64,
+        ways={"all segments": answer},
+    )
     yield adam_atan2(2 if tiny else 8)
     yield sparse_sign_sgd(B)
     for name, step in (("training step", train), ("training step, one graph", train_in_one_graph)):
@@ -344,6 +359,46 @@ def published(tiny: bool = False, long: bool = True) -> Iterator[Workload]:
             checked=False,
             own=True,
         )
+
+
+def thinker(device: str, dtype: torch.dtype, B: int, S: int, layers: int = LAYERS) -> tuple[Any, ...]:
+    """The published Sudoku model for evaluation, a carry with every row halted, and a batch."""
+    model, _, state = trainer(device, dtype, B, S, layers)
+    torch.nn.init.trunc_normal_(model.inner.q_head.weight, std=D**-0.5)  # (training starts from 0)
+    return model.eval(), state["carry"], state["batch"]
+
+
+def think(model: Any, carry: Any, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """A segment: logits, Q values, states."""
+    return _thoughts(*model(carry, batch))
+
+
+def answer(model: Any, carry: Any, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """All segments of a puzzle, as published: what a CUDA graph of it replays is an engine's work on the device."""
+    with graphs_read_copies():
+        for _ in range(SEGMENTS):
+            carry, outputs = model(carry, batch)
+    return _thoughts(carry, outputs)
+
+
+def think_as_published(model: Any, carry: Any, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """A segment in plain PyTorch."""
+    from bench import published
+
+    return _thoughts(*published.forward(model, carry, batch))
+
+
+def in_float64(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What :func:`thinker` makes, for :func:`think_as_published` in float64."""
+    from bench import published
+
+    model, carry, batch = arguments
+    return published.in_float64(model), published.carry_in_float64(carry), batch
+
+
+def _thoughts(carry: Any, outputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    q = torch.cat((outputs["q_halt_logits"], outputs["q_continue_logits"]))
+    return [outputs["logits"], q, carry.z_H, carry.z_L]
 
 
 def trainer(device: str, dtype: torch.dtype, B: int, S: int, layers: int) -> tuple[Any, ...]:

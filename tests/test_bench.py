@@ -38,7 +38,8 @@ def test_dry_run_writes_json_and_table(tmp_path):
     assert {row["status"] for row in rows.values()} == {"ok"} and "transformer_block + backward" in rows
     for row in rows.values():
         assert row["low"] <= row["seconds"] <= row["high"] and row["seconds"] > 0
-    assert max(rows["transformer_block + backward"]["error"]) < 1e-5  # checked against float64 before it was timed
+    for name in ("transformer_block + backward", "Sudoku answer"):
+        assert max(rows[name]["error"]) < 1e-5  # checked against float64 before it was timed
     assert result["ceilings"]["copy_bytes_per_s"] > 0 and result["versions"]["torch"] == torch.__version__
     text = (folder / "results.md").read_text()
     assert all(f"| {name} | float32 | reference |" in text for name in rows)
@@ -75,7 +76,24 @@ def test_expected_and_measured():
         "value": 0,
         "met": False,
     }
+    assert got["one Sudoku answer, 16 segments, cuda"]["met"] is None
     assert got["training step"]["met"] is None and got["training step"]["measured"] == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("answer", "launches", "measured", "met"),
+    [(3.9e-3, (2, 2), ("3.90 ms", "1.00"), True), (4.1e-3, (2, 3), ("4.10 ms", "1.33"), False)],
+)
+def test_the_answer_and_its_launches_are_those_of_the_cuda_backend(answer, launches, measured, met):
+    cycles, module = launches
+    by_name = {
+        ("Sudoku answer", "cuda"): timing("Sudoku answer", "cuda", answer),
+        ("Sudoku answer", "triton"): timing("Sudoku answer", "triton", 1.0),
+        ("recurrent_cycles batch 1", "cuda"): timing("recurrent_cycles batch 1", "cuda", 1e-4, launches=cycles),
+        ("reasoning_module batch 1", "cuda"): timing("reasoning_module batch 1", "cuda", 1e-4, launches=module),
+    }
+    rows = [gpu._compare(expectation, by_name, {}) for expectation in gpu.EXPECTED[-2:]]
+    assert tuple(row["measured"] for row in rows) == measured and {row["met"] for row in rows} == {met}
 
 
 def test_a_process_that_broke_off_and_failures_stay_in_the_table(tmp_path):
