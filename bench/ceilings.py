@@ -1,6 +1,7 @@
 """What the machine can do at best, measured where and when the rest is measured; ``python -m bench.ceilings``."""
 
 import ctypes
+import functools
 import json
 import shutil
 import statistics
@@ -8,7 +9,9 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,8 +56,9 @@ def measured(device: str) -> dict[str, float]:
     return found if peak is None else found | {"fma_flops_per_s": peak}
 
 
-def _fma_peak(threads: int) -> float | None:
-    """Of all threads together, in operations per second; None without a compiler."""
+@functools.cache
+def _multiply_adds() -> Callable[[int], float] | None:
+    """Runs so many iterations on the calling thread and returns their operations; None without a compiler."""
     compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     if compiler is None:
         return None
@@ -64,26 +68,59 @@ def _fma_peak(threads: int) -> float | None:
         subprocess.run([compiler, *options, str(SOURCE), "-o", str(library)], check=True)
         run = ctypes.CDLL(str(library)).fma_peak
     run.restype, run.argtypes = ctypes.c_double, [ctypes.c_long, ctypes.c_float, ctypes.POINTER(ctypes.c_float)]
+    return lambda iterations: run(iterations, 0.5, ctypes.byref(ctypes.c_float()))
+
+
+def _together(work: Callable[[], None], threads: int) -> None:
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
+def _fma_peak(threads: int) -> float | None:
+    """Of all threads together, in operations per second; None without a compiler."""
+    run = _multiply_adds()
+    if run is None:
+        return None
 
     def rate(iterations: int) -> float:
         barrier, rates = threading.Barrier(threads), []
 
         def work() -> None:
-            sink = ctypes.c_float()
             barrier.wait()
             start = time.perf_counter()
-            operations = run(iterations, 0.5, ctypes.byref(sink))
+            operations = run(iterations)
             rates.append(operations / (time.perf_counter() - start))
 
-        workers = [threading.Thread(target=work) for _ in range(threads)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+        _together(work, threads)
         return sum(rates)
 
     rate(1_000_000)
     return statistics.quantiles([rate(5_000_000) for _ in range(9)], n=10, method="inclusive")[-1]
+
+
+def multiply_adds(operations: float, pieces: int = 64) -> Callable[..., list[torch.Tensor]] | None:
+    """What does so many operations in registers and nothing else, on torch's number of threads: what this machine gives
+    on average, while the ceiling is what it gives at best. None without a compiler.
+    """
+    run = _multiply_adds()
+    if run is None:
+        return None
+    iterations = round(operations / run(1) / pieces)
+
+    def all_pieces(*_: Any) -> list[torch.Tensor]:
+        left = iter(range(pieces))  # each thread takes the next
+
+        def work() -> None:
+            for _ in left:
+                run(iterations)
+
+        _together(work, torch.get_num_threads())
+        return []
+
+    return all_pieces
 
 
 def floor(moved: float, operations: float, ceilings: dict[str, float]) -> tuple[float, str]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bench import timing
-from bench.ceilings import floor
+from bench.ceilings import floor, multiply_adds
 from bench.peers import PEERS
 from bench.timing import Candidate, on_backend
 from bench.workloads import Workload
@@ -76,7 +76,13 @@ def candidates(workload: Workload, setup: Setup) -> dict[str, Candidate]:
     for peer in PEERS:
         if peer.kind == workload.kind:
             found[peer.name] = Candidate(peer.op, checked=peer.same, absent=peer.absent(setup.device))
-    return found | {shown: Candidate(on_backend(name, workload.op)) for shown, name in BACKENDS[setup.device].items()}
+    found |= {shown: Candidate(on_backend(name, workload.op)) for shown, name in BACKENDS[setup.device].items()}
+    if setup.device == "cpu" and workload.kind == "segment":
+        alone = multiply_adds(workload.operations)
+        found["multiply-adds alone"] = Candidate(
+            alone or workload.op, checked=False, absent=None if alone else "there is no C++ compiler"
+        )
+    return found
 
 
 class _Compiled:
