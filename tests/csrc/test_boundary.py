@@ -1,11 +1,18 @@
 """What arrives at the cuda library from Python: the right answer or one of Python's errors, never a crash."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hrm_kernels import native
+from hrm_kernels.ops.adam_atan2 import reference as adam
+from hrm_kernels.ops.recurrent_cycles import reference as cycles
+from hrm_kernels.ops.rope_attention.reference import rope_attention
+from hrm_kernels.ops.sparse_sign_sgd import reference as sparse
+from hrm_kernels.ops.stablemax_cross_entropy.reference import stablemax_cross_entropy, with_argmax
 
 BF16 = torch.bfloat16
 BATCH, POSITIONS, DIM, HEADS, INNER = 2, 5, 128, 2, 128
@@ -26,6 +33,80 @@ def arguments(module, H_cycles=2, L_cycles=1):
     results = [torch.full((BATCH, POSITIONS, DIM), float("nan"), dtype=BF16) for _ in range(2)]
     workspace = torch.empty(module.recurrent_cycles_workspace(*SIZES), dtype=torch.uint8)
     return [*states, *layers, *tables, HEADS, H_cycles, L_cycles, 1e-5, *results, workspace]
+
+
+def to(value, dtype):
+    """A copy, of floating tensors in this dtype (None: their own); of lists too."""
+    if isinstance(value, list):
+        return [to(one, dtype) for one in value]
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.detach().clone().to(dtype if dtype and value.is_floating_point() else value.dtype)
+
+
+def gradient(function, x, dout):
+    x.requires_grad_()
+    return torch.autograd.grad(function(x), x, dout)[0]
+
+
+def answers(function, call):
+    """What an accepted call writes, by the argument's index: the reference's, in the dtypes of ``call``."""
+    match function, call:
+        case "recurrent_cycles", [z_H, z_L, x, H, L, cos, sin, heads, H_cycles, L_cycles, eps, *_]:
+            H, L = ([layers[i : i + 4] for i in range(0, len(layers), 4)] for layers in (H, L))
+            z_H, z_L = cycles.recurrent_cycles(z_H, z_L, x, H, L, cos, sin, heads, H_cycles, L_cycles, eps)
+            # a state that no update is left for is not written
+            return ({11: z_H} if H_cycles > 1 else {}) | ({12: z_L} if L_cycles and H_cycles * L_cycles > 1 else {})
+        case "adam_atan2", [params, grads, means, squares, copies, counts, lr, device_lr, beta1, beta2, decay, _]:
+            if params:
+                lr, counts = lr if device_lr is None else device_lr.reshape(()), [c.reshape(()) for c in counts]
+                rest = (copies or None, lr, (beta1, beta2), decay, True, {})
+                adam.adam_atan2(params, grads, means, squares, counts, *rest)
+            return {0: params, 2: means, 3: squares, 4: copies}
+        case "sparse_sign_sgd", [weights, ids, grads, lr, device_lr, decay]:
+            rows = (ids >= 0) & (ids < len(weights))  # others are passed over
+            lr = lr if device_lr is None else device_lr.reshape(())
+            sparse.sparse_sign_sgd(weights, ids[rows].long(), grads[rows], lr, decay)
+            return {0: weights}
+        case "stablemax_forward", [logits, labels, ignore_index, *_]:
+            return dict(zip((3, 6), with_argmax(logits, labels, ignore_index)))
+        case "stablemax_backward", [dloss, logits, labels, _, _, ignore_index, _]:
+            return {6: gradient(lambda x: stablemax_cross_entropy(x, labels, ignore_index), logits, dloss)}
+        case "rope_attention_forward", [qkv, cos, sin, heads, *_]:
+            return {4: rope_attention(qkv, cos, sin, heads)}
+        case "rope_attention_backward", [dout, qkv, _, cos, sin, heads, _]:
+            return {6: gradient(lambda qkv: rope_attention(qkv, cos, sin, heads), qkv, dout)}
+
+
+def run(module, function, call, kept=()):
+    """An error, or the right answer: at most twice as far from the reference in float64 as that in the same dtypes.
+
+    kept: what a forward has left for this call, by index; without it there is no right answer.
+    """
+    before = to(call, None)
+    try:
+        getattr(module, function)(*call)
+    except (TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
+        assert str(error)
+        return False
+    least = 0 if function in ("adam_atan2", "sparse_sign_sgd") else 1e-12  # eps
+    if any(isinstance(number, float) and not least <= number < 1 for number in call):
+        return True  # no rate, decay or eps of any model
+    if any(call[index] is not tensor for index, tensor in kept):
+        return True
+    if function.startswith("stablemax"):
+        logits, labels, ignore_index = call[:3] if function == "stablemax_forward" else [*call[1:3], call[5]]
+        if ((labels != ignore_index) & ((labels < 0) | (labels >= logits.shape[-1]))).any():
+            return True  # the op refuses such labels
+    exact, plain = (answers(function, to(before, dtype)) for dtype in (torch.float64, None))
+    for index, want in exact.items():
+        lists = [value if isinstance(value, list) else [value] for value in (call[index], plain[index], want)]
+        for got, own, one in zip(*lists, strict=True):
+            if one.numel():
+                error, allowed = ((x.double() - one).abs().max() for x in (got, own))
+                epsilon = torch.finfo(got.dtype).eps if got.is_floating_point() else 0
+                assert error <= 2 * allowed + 8 * epsilon * max(1, one.abs().max()), f"{function}, argument {index}"
+    return True
 
 
 NAMES = "z_H z_L x H_layers L_layers cos sin num_heads H_cycles L_cycles eps new_z_H new_z_L workspace".split()
@@ -132,14 +213,26 @@ def test_any_arguments(simt, data):
         else:
             # few cycles where they are valid: the kernel would do them all
             call[index] = data.draw(numbers.filter(lambda n: not 4 < n <= 2**20))
-    try:
-        simt.module.recurrent_cycles(*call)
-    except (TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
-        assert str(error)
+    run(simt.module, "recurrent_cycles", call)
 
 
-def optimizer_and_loss_arguments(function):
-    """Valid ones, as a list."""
+@pytest.mark.parametrize(
+    "function",
+    ["adam_atan2", "sparse_sign_sgd", "stablemax_forward", "stablemax_backward", "recurrent_cycles"]
+    + ["rope_attention_forward", "rope_attention_backward"],
+)
+def test_valid_arguments(simt, function):
+    simt.configure(2)
+    if function == "recurrent_cycles":
+        call, kept = arguments(simt.module), ()
+    else:
+        make = attention_arguments if function.startswith("rope") else optimizer_and_loss_arguments
+        call, kept = make(simt.module, function)
+    assert run(simt.module, function, call, kept)
+
+
+def optimizer_and_loss_arguments(module, function):
+    """Valid ones, as a list, and those of them that a forward has left, with their index."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape):
@@ -149,14 +242,17 @@ def optimizer_and_loss_arguments(function):
         lists = [[random(5, 32), random(64)] for _ in range(3)]
         squares, copies = [m.square() for m in lists[2]], [p.to(BF16) for p in lists[0]]
         counts, arrived = [torch.ones(()), torch.ones(1)], torch.zeros(1, dtype=torch.int32)
-        return [*lists, squares, copies, counts, 0.1, torch.tensor(0.1), 0.9, 0.95, 0.1, arrived]
+        return [*lists, squares, copies, counts, 0.1, torch.tensor(0.1), 0.9, 0.95, 0.1, arrived], ()
     if function == "sparse_sign_sgd":
-        return [random(5, 32), torch.tensor([1, 4, 1]), random(3, 32), 0.1, torch.tensor(0.1), 0.1]
+        return [random(5, 32), torch.tensor([1, 4, 1]), random(3, 32), 0.1, torch.tensor(0.1), 0.1], ()
     logits, labels = random(2, 3, 32), torch.tensor([[1, 2, -100], [31, 0, 0]])
     floats = [random(2, 3).abs() + 1 for _ in range(3)]
+    forward = [logits, labels, -100, *floats, torch.zeros(2, 3, dtype=torch.long)]
     if function == "stablemax_forward":
-        return [logits, labels, -100, *floats, torch.zeros(2, 3, dtype=torch.long)]
-    return [floats[0], logits, labels, *floats[1:], -100, torch.zeros(2, 3, 32)]
+        return forward, ()
+    module.stablemax_forward(*forward)
+    call = [random(2, 3), logits, labels, *floats[1:], -100, torch.zeros(2, 3, 32)]
+    return call, [(index, call[index]) for index in (1, 2, 3, 4)]
 
 
 OPTIMIZERS_AND_LOSS = ["adam_atan2", "sparse_sign_sgd", "stablemax_forward", "stablemax_backward"]
@@ -196,7 +292,7 @@ OPTIMIZERS_AND_LOSS = ["adam_atan2", "sparse_sign_sgd", "stablemax_forward", "st
     ],
 )
 def test_errors_of_optimizers_and_loss(simt, function, index, change, error, message):
-    given = optimizer_and_loss_arguments(function)
+    given, _ = optimizer_and_loss_arguments(simt.module, function)
     given[index] = change(given[index])
     with pytest.raises(error, match=message):
         getattr(simt.module, function)(*given)
@@ -208,7 +304,7 @@ def test_errors_of_optimizers_and_loss(simt, function, index, change, error, mes
 def test_any_arguments_of_optimizers_and_loss(simt, function, data):
     """None to three arguments replaced by anything."""
     simt.configure(2)
-    call = optimizer_and_loss_arguments(function)
+    call, kept = optimizer_and_loss_arguments(simt.module, function)
     for index in data.draw(st.lists(st.integers(0, len(call) - 1), max_size=3, unique=True)):
         if isinstance(call[index], list):
             call[index] = [*call[index][:1], data.draw(tensors())]
@@ -218,20 +314,20 @@ def test_any_arguments_of_optimizers_and_loss(simt, function, data):
             call[index] = data.draw(st.floats())
         else:
             call[index] = data.draw(numbers)
-    try:
-        getattr(simt.module, function)(*call)
-    except (TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
-        assert str(error)
+    run(simt.module, function, call, kept)
 
 
-def attention_arguments(function):
-    """Valid ones, as a list."""
+def attention_arguments(module, function):
+    """Valid ones, as a list, and those of them that a forward has left or has had, with their index."""
     generator = torch.Generator().manual_seed(0)
     qkv, out = (torch.randn(2, 5, width, generator=generator).to(BF16) for width in (192, 64))
     tables, lse = [torch.rand(6, 32, generator=generator) for _ in range(2)], torch.rand(2, 2, 5, generator=generator)
+    forward = [qkv, *tables, 2, out, lse]
     if function == "rope_attention_forward":
-        return [qkv, *tables, 2, out, lse]
-    return [out, qkv, lse, *tables, 2, torch.empty_like(qkv)]
+        return forward, ()
+    module.rope_attention_forward(*forward)
+    call = [torch.randn(2, 5, 64, generator=generator).to(BF16), qkv, lse, *tables, 2, torch.empty_like(qkv)]
+    return call, [(index, call[index]) for index in (1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize(
@@ -295,14 +391,14 @@ def attention_arguments(function):
     ],
 )
 def test_errors_of_attention(simt, function, index, change, error, message):
-    given = attention_arguments(function)
+    given, _ = attention_arguments(simt.module, function)
     given[index] = change(given[index])
     with pytest.raises(error, match=message):
         getattr(simt.module, function)(*given)
 
 
 def test_short_tables_of_attention(simt):
-    given = attention_arguments("rope_attention_forward")
+    given, _ = attention_arguments(simt.module, "rope_attention_forward")
     given[1:3] = [table[:4].contiguous() for table in given[1:3]]
     with pytest.raises(ValueError, match=r"cos has shape \[4, 32\]; pass \[>= S, d\] = \[>= 5, 32\]"):
         simt.module.rope_attention_forward(*given)
@@ -314,13 +410,10 @@ def test_short_tables_of_attention(simt):
 def test_any_arguments_of_attention(simt, function, data):
     """None to three arguments replaced by anything."""
     simt.configure(2)
-    call = attention_arguments(function)
+    call, kept = attention_arguments(simt.module, function)
     for index in data.draw(st.lists(st.integers(0, len(call) - 1), max_size=3, unique=True)):
         call[index] = data.draw(tensors() if isinstance(call[index], torch.Tensor) else numbers)
-    try:
-        getattr(simt.module, function)(*call)
-    except (TypeError, ValueError, RuntimeError, AttributeError, OverflowError) as error:
-        assert str(error)
+    run(simt.module, function, call, kept)
 
 
 @settings(max_examples=50, deadline=None)
@@ -339,10 +432,20 @@ def test_any_sizes(simt, sizes):
 @settings(max_examples=50, deadline=None)
 @given(x=tensors(), y=tensors())
 def test_axpy_of_anything(simt, x, y):
+    before = to(y, None)
     try:
         simt.module.axpy(2.0, x, y)
     except (TypeError, ValueError, AttributeError) as error:
         assert str(error)
+    else:
+        assert torch.equal(y, 2 * x + before)
+
+
+@pytest.mark.parametrize("shape", [(1000,), (), (3, 7), (0,)])
+def test_axpy(simt, shape):
+    x, y = torch.arange(1000.0)[: math.prod(shape)].view(shape), torch.ones(shape)
+    simt.module.axpy(2.0, x, y)
+    assert torch.equal(y, 2 * x + 1)  # exact: whole numbers below 2**24
 
 
 @pytest.mark.skipif(not native.library("cuda").exists(), reason="no cuda library")
