@@ -14,7 +14,6 @@
 #include <memory>
 #include <random>
 #include <string>
-#include <utility>
 #include <vector>
 
 // A switch saves what a called function must preserve on the stack it leaves, and takes it from the one it enters.
@@ -71,7 +70,6 @@ struct Warp {
   const char* what = nullptr;
   void* arguments[32];
   int arrived = 0;
-  bool behind = false;  // it does not run in this round of a random order
 };
 
 struct Fibre {
@@ -290,20 +288,16 @@ void run_blocks(std::vector<Block>& blocks, std::vector<Fibre>& fibres) {
   for (Fibre& fibre : fibres) order.push_back(&fibre);
   std::mt19937 random(order_seed);
   const auto waits = [](const Fibre* fibre) { return fibre->state != State::done; };
-  bool stuck = false;  // nobody got on: in the next round no warp stays behind, and if nobody does then, it is for ever
   while (std::any_of(order.begin(), order.end(), waits)) {
     bool progress = false;
     if (order_seed < 2) {
       progress = run_greedily(blocks, order_seed == 1);
     } else {
-      for (Block& block : blocks) {
-        for (Warp& warp : block.warps) warp.behind = !stuck && random() % 4 == 0;
-      }
       std::shuffle(order.begin(), order.end(), random);
-      for (Fibre* fibre : order) progress |= !fibre->warp->behind && resume(*fibre);
+      for (Fibre* fibre : order) progress |= resume(*fibre);
     }
     if (!message.empty()) return;
-    if (!std::exchange(stuck, !progress) || progress) continue;
+    if (progress) continue;
     const Fibre& first = **std::find_if(order.begin(), order.end(), waits);
     message = kernel_name + ", " + describe(first) + ": " + place(first) + " for ever";
     for (const Fibre* other : order) {
@@ -318,7 +312,7 @@ void run_blocks(std::vector<Block>& blocks, std::vector<Fibre>& fibres) {
 
 }  // namespace
 
-Device device{4, 8, 1, 99 << 10, 1};
+Device device{4, 8, 1, 99 << 10, 1};  // until configured: the least of the targets
 
 Thread& self() { return running->thread; }
 

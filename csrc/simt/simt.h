@@ -88,8 +88,7 @@ const char* error();
 
 extern "C" {
 // The pretended device, and the order in which threads run. 0 and 1 let each warp and block run as far as it gets before
-// the next, ascending and descending; other numbers are seeds of a random order, in which now and then a warp stays
-// behind.
+// the next, ascending and descending; other numbers are seeds of a random order.
 void simt_configure(const simt::Device* device, unsigned order);
 // Memory of `bytes` with an inaccessible page right behind: to test kernels for accesses past the end of their tensors.
 void* simt_guarded_alloc(size_t bytes);
