@@ -4,12 +4,15 @@
 a kernel doesn't compile, doesn't fit into a target's shared memory, spills, or does without tensor cores where a matrix
 product is meant. It compares registers, shared memory, spills and tensor-core instructions with the committed table
 (``tests/data/triton_resources.tsv``); ``--write`` writes that table. The numbers are those of one Triton version, named
-in the table's first line: with another one only the rules are checked.
+in the table's first line: with another one only the rules are checked. The second line has a hash of each room's
+``triton_kernels.py``, by which a test sees without compiling that the table is of these sources.
 """
 
 import argparse
 import fnmatch
+import hashlib
 import importlib
+import inspect
 import multiprocessing
 import os
 import re
@@ -204,18 +207,32 @@ def _order(key: Key) -> tuple[Any, ...]:
     return key.kernel, key.arguments, numbers, key.warps, key.stages, TARGETS.index(key.target)
 
 
-def read_table(path: Path) -> tuple[str, dict[Key, Resources]]:
-    """The Triton version and the rows of a table."""
-    first, _, *lines = path.read_text().splitlines()
+def digest(*files: Path) -> str:
+    """Of files' contents, for a table to say what it was made from."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def _room(key: Key) -> str:
+    return key.kernel.partition(".")[0]
+
+
+def read_table(path: Path) -> tuple[str, dict[str, str], dict[Key, Resources]]:
+    """The Triton version, the digests of the sources by room, and the rows of a table."""
+    first, second, _, *lines = path.read_text().splitlines()
     table = {}
     for line in lines:
         kernel, arguments, constants, warps, stages, target, *numbers = line.split("\t")
         table[Key(kernel, arguments, constants, int(warps), int(stages), target)] = Resources(*map(int, numbers))
-    return first.split()[-1], table
+    return first.split()[-1], dict(part.split("=") for part in second.split()[2:]), table
 
 
-def write_table(path: Path, version: str, table: Mapping[Key, Resources]) -> None:
-    lines = [f"# python -m hrm_kernels.tuning.ahead_of_time --write, with Triton {version}", "\t".join(COLUMNS)]
+def write_table(path: Path, version: str, sources: Mapping[str, str], table: Mapping[Key, Resources]) -> None:
+    rooms = {_room(key) for key in table}
+    lines = [
+        f"# python -m hrm_kernels.tuning.ahead_of_time --write, with Triton {version}",
+        " ".join(["# from", *(f"{room}={sources.get(room, '?')}" for room in sorted(rooms))]),
+        "\t".join(COLUMNS),
+    ]
     lines += [_line(key, table[key]) for key in sorted(table, key=_order)]
     path.write_text("\n".join(lines) + "\n")
 
@@ -282,7 +299,9 @@ def main(
     started = time.perf_counter()
     every: dict[Key, Job] = {}
     first: dict[tuple[str, str], Case] = {}  # by kernel and target
+    digests: dict[str, str] = {}  # of the sources, by room
     for name, case in cases(options.kernels):
+        digests[name.partition(".")[0]] = digest(Path(inspect.getfile(case.kernel.fn)))
         for target in case.targets:
             first.setdefault((name, target), case)
             key = _key(name, case, target)
@@ -311,13 +330,15 @@ def main(
     for line in broken:
         print(line)
 
-    version, table = read_table(table_path) if table_path.exists() else (triton.__version__, {})
+    version, sources, table = read_table(table_path) if table_path.exists() else (triton.__version__, {}, {})
     if options.write:
         kept = {key: found for key, found in table.items() if not asked(key) and (key in every or not named(key))}
         if kept and version != triton.__version__:
             print(f"{table_path.name} is of Triton {version}: write it with that one, or all of it", file=sys.stderr)
             return 2
-        write_table(table_path, triton.__version__, kept | compiled)
+        partly = {_room(key) for key in every if not asked(key)}  # these keep the digest of their other rows
+        sources |= {room: value for room, value in digests.items() if room not in partly}
+        write_table(table_path, triton.__version__, sources, kept | compiled)
         print(f"wrote {len(kept | compiled)} rows to {table_path}")
         return 1 if broken else 0
     if version != triton.__version__:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hrm_kernels.tuning.ahead_of_time import TABLE, TARGETS, read_table
+from hrm_kernels.tuning.ahead_of_time import ROOMS, TABLE, TARGETS, digest, read_table
 
 triton = pytest.importorskip("triton")
 HERE = Path(__file__).parent
@@ -86,7 +86,8 @@ def test_the_table_is_compared(tmp_path):
     path = tmp_path / "table.tsv"
     (code, said), again = toys(path, ("fine", "--write"), ("fine",))
     assert code == 0 and "wrote 5 rows" in said and again[0] == 0, (said, again)
-    version, table = read_table(path)
+    version, sources, table = read_table(path)
+    assert sources == {"toy": digest(HERE / "toy_kernels.py")}
     rows = {(key.kernel, key.arguments, key.target): found for key, found in table.items()}
     assert version == triton.__version__
     assert all(found.tensor_core and not found.spills for key, found in table.items() if key.kernel == "toy.product")
@@ -105,6 +106,12 @@ def test_the_table_is_compared(tmp_path):
     assert other == 0, "a part of the table was asked for, and that is as before"
     assert rewritten[0] == 0 and path.read_text().splitlines() == lines
 
+    path.write_text("\n".join(lines).replace(sources["toy"], "old") + "\n")  # until all of a room was compiled again
+    toys(path, ("fine", "--write", "--targets", "80"))
+    assert read_table(path)[1] == {"toy": "old"}
+    toys(path, ("fine", "--write"))
+    assert path.read_text().splitlines() == lines
+
     path.write_text("\n".join(lines[:-1]) + "\n")  # a row that is gone is missed, compiled or not
     (code, said), (some, said_too) = toys(path, ("fine",), ("fine", "--targets", "80"))
     assert code == 1 and "+" + lines[-1] in said
@@ -115,8 +122,19 @@ def test_the_table_is_compared(tmp_path):
     assert code == 0 and "only the rules were checked" in said
 
 
+def test_the_committed_table_is_of_these_sources():
+    version, sources, _ = read_table(TABLE)
+    files = {file.parent.name: file for file in ROOMS.glob("*/triton_kernels.py")}
+    assert sources.keys() == files.keys()
+    changed = " ".join(f"'{room}.*'" for room, file in files.items() if digest(file) != sources[room])
+    assert not changed, (
+        f"changed since {TABLE.name} was written, so nobody knows what they spill: {changed}; with Triton {version}: "
+        f"python -m {GATE} --write --kernels {changed}"
+    )
+
+
 def test_the_committed_table_holds_to_the_rules():
-    version, table = read_table(TABLE)
+    version, _, table = read_table(TABLE)
     assert version == "3.6.0" and table
     assert not [key for key, found in table.items() if found.spills]
     assert {key.target for key in table} == set(TARGETS)
