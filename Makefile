@@ -69,7 +69,8 @@ sanitize: $(STAMP)
 	@# the runtimes come first into the process; python never frees all it has, so leaks are not looked for
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 HRM_KERNELS_LIBRARIES=$(SANITIZED)/csrc/cpu \
-		$(BIN)/python -m pytest -p no:cacheprovider tests/hrm_kernels/test_cpu.py tests/csrc/test_cpu_boundary.py
+		$(BIN)/python -m pytest -p no:cacheprovider tests/hrm_kernels/test_cpu.py tests/hrm_kernels/test_cpu_properties.py \
+		tests/csrc/test_cpu_boundary.py
 
 # On a machine with a GPU, with what its python has (torch, triton, pytest, hypothesis): nothing is installed.
 # GPU_ARGS=--quick, or see $(PYTHON) -m bench.gpu --help. Writes bench/results/.
