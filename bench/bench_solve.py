@@ -2,12 +2,14 @@
 
 Models are those shipped in ``hrm/models``, or ``--model FOLDER``. The first segment is checked against float64 before
 timing. Beside the engine stands a loop over the same segments without one. Early is by Q, and by the threshold of
-``hrm calibrate`` where the model has one; the tables have the share of puzzles solved and the mean segments beside the
-time.
+``hrm calibrate`` where the model has one; the tables have the share of puzzles solved, the mean segments and, on a CPU,
+the share of the time that passed outside the model's calls beside the time.
 """
 
 import functools
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +61,12 @@ def solve(folder: Path, count: int, slots: int, setup: Setup) -> Workload:
         rule = halting_of(folder, halt)
 
         def run(model: HRM, given: np.ndarray, first: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-            with hrm.Engine(model, slots, config.halt_max_steps, halt=rule) as engine:
+            with _share_outside(model) as outside, hrm.Engine(model, slots, config.halt_max_steps, halt=rule) as engine:
                 results = list(engine.solve(given))
             return [
                 torch.from_numpy(np.stack([result.tokens for result in results])),
                 torch.tensor([float(result.steps) for result in results]),
+                outside,
             ]
 
         return run
@@ -71,18 +74,26 @@ def solve(folder: Path, count: int, slots: int, setup: Setup) -> Workload:
     def by_loop(model: HRM, given: np.ndarray, first: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         """The segments of "all segments" and nothing else: what the engine adds is the difference."""
         tokens = []
-        for rows in torch.from_numpy(given.astype(np.int64)).split(slots):
-            batch = {"inputs": rows.to(setup.device), "puzzle_identifiers": first["puzzle_identifiers"][: len(rows)]}
-            carry = model.initial_carry(batch)
-            with torch.no_grad():
-                for _ in range(config.halt_max_steps):
-                    carry, outputs = model(carry, batch)
-                tokens.append(outputs["logits"].argmax(-1).cpu())
-        return [torch.cat(tokens), torch.full((len(given),), float(config.halt_max_steps))]
+        with _share_outside(model) as outside:
+            for rows in torch.from_numpy(given.astype(np.int64)).split(slots):
+                batch = {
+                    "inputs": rows.to(setup.device),
+                    "puzzle_identifiers": first["puzzle_identifiers"][: len(rows)],
+                }
+                carry = model.initial_carry(batch)
+                with torch.no_grad():
+                    for _ in range(config.halt_max_steps):
+                        carry, outputs = model(carry, batch)
+                    tokens.append(outputs["logits"].argmax(-1).cpu())
+        return [torch.cat(tokens), torch.full((len(given),), float(config.halt_max_steps)), outside]
 
-    def score(results: list[torch.Tensor]) -> dict[str, float]:
-        tokens, steps = results
-        return {"solved": float(task.solves(puzzles(), tokens.numpy()).mean()), "segments": float(steps.mean())}
+    def score(results: list[torch.Tensor]) -> dict[str, float | None]:
+        tokens, steps, outside = results
+        return {
+            "solved": float(task.solves(puzzles(), tokens.numpy()).mean()),
+            "segments": float(steps.mean()),
+            "outside": float(outside) if setup.device == "cpu" else None,  # a GPU goes on when the call has returned
+        }
 
     ways = {"all segments": "fixed", "halting": "q"}
     if (folder / CALIBRATION).is_file():
@@ -107,6 +118,30 @@ def solve(folder: Path, count: int, slots: int, setup: Setup) -> Workload:
         puzzles=count,
         score=score,
     )
+
+
+@contextmanager
+def _share_outside(model: HRM) -> Iterator[torch.Tensor]:
+    """Of the time in here, the share that passes outside the model's calls; the same run says both."""
+    share = torch.zeros(())
+    started, inside = 0.0, 0.0
+
+    def begin(*_: Any) -> None:
+        nonlocal started
+        started = time.perf_counter()
+
+    def end(*_: Any) -> None:
+        nonlocal inside
+        inside += time.perf_counter() - started
+
+    hooks = model.register_forward_pre_hook(begin), model.register_forward_hook(end)
+    start = time.perf_counter()
+    try:
+        yield share
+    finally:
+        share.fill_(1 - inside / (time.perf_counter() - start))
+        for hook in hooks:
+            hook.remove()
 
 
 @functools.cache

@@ -95,7 +95,7 @@ def table(rows: Sequence[Row], gpu: bool) -> list[str]:
     """Workloads and candidates of a suite that has bytes and operations."""
     puzzles, launches = any(row.get("puzzles") for row in rows), gpu and any(row.get("launches") for row in rows)
     head = ["", "", "time", "quarters", "x eager", "of the ceiling", "rate", "bytes"]
-    head += (["launches"] if launches else []) + (["puzzles/s", "solved", "segments"] if puzzles else [])
+    head += (["launches"] if launches else []) + (["puzzles/s", "solved", "segments", "outside"] if puzzles else [])
     lines = [_line(head), _line(["---"] * len(head))]
     shown = ""
     for row in rows:
@@ -116,7 +116,9 @@ def table(rows: Sequence[Row], gpu: bool) -> list[str]:
             size(row["bytes"]) if row["bytes"] else "",
         ]
         cells += [str(row.get("launches") or "")] if launches else []
-        cells += [_three(row["puzzles"] / time), f"{row['solved']:.1%}", f"{row['segments']:.2f}"] if puzzles else []
+        if puzzles:
+            outside = "" if row.get("outside") is None else f"{row['outside']:.1%}"
+            cells += [_three(row["puzzles"] / time), f"{row['solved']:.1%}", f"{row['segments']:.2f}", outside]
         lines.append(_line(cells))
         shown = row["workload"]
     return lines

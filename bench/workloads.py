@@ -43,7 +43,8 @@ class Workload:
         compiling: ``plain`` with what it gets for compiling a function in it; None compiles ``plain`` itself.
         ways: more than one way to run it, by name, each on every backend; then ``op`` is what values are checked by.
         puzzles: solved by one call.
-        score: of a call's results, the share that is right (``solved``) and the mean ``segments`` it took.
+        score: of a call's results, the share that is right (``solved``), the mean ``segments`` it took, and where it is
+            known the share of the time that passed ``outside`` the model's calls.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Workload:
     compiling: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
     ways: Mapping[str, Callable[..., Any]] | None = None
     puzzles: int = 0
-    score: Callable[[list[torch.Tensor]], dict[str, float]] | None = None
+    score: Callable[[list[torch.Tensor]], dict[str, float | None]] | None = None
 
     def call(self, op: Callable[..., Any], arguments: tuple[Any, ...]) -> list[torch.Tensor]:
         """Results, then gradients, of ``op`` in place of the workload's own."""
