@@ -56,16 +56,18 @@ def measured(device: str) -> dict[str, float]:
     return found if peak is None else found | {"fma_flops_per_s": peak}
 
 
+def compiler() -> str | None:
+    """The C++ compiler, where there is one."""
+    return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+
+
 @functools.cache
-def _multiply_adds() -> Callable[[int], float] | None:
-    """Runs so many iterations on the calling thread and returns their operations; None without a compiler."""
-    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
-    if compiler is None:
-        return None
+def _multiply_adds() -> Callable[[int], float]:
+    """Runs so many iterations on the calling thread and returns their operations; it needs a compiler."""
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "fma_peak.so"
         options = ["-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
-        subprocess.run([compiler, *options, str(SOURCE), "-o", str(library)], check=True)
+        subprocess.run([str(compiler()), *options, str(SOURCE), "-o", str(library)], check=True)
         run = ctypes.CDLL(str(library)).fma_peak
     run.restype, run.argtypes = ctypes.c_double, [ctypes.c_long, ctypes.c_float, ctypes.POINTER(ctypes.c_float)]
     return lambda iterations: run(iterations, 0.5, ctypes.byref(ctypes.c_float()))
@@ -81,9 +83,9 @@ def _together(work: Callable[[], None], threads: int) -> None:
 
 def _fma_peak(threads: int) -> float | None:
     """Of all threads together, in operations per second; None without a compiler."""
-    run = _multiply_adds()
-    if run is None:
+    if compiler() is None:
         return None
+    run = _multiply_adds()
 
     def rate(iterations: int) -> float:
         barrier, rates = threading.Barrier(threads), []
@@ -101,16 +103,14 @@ def _fma_peak(threads: int) -> float | None:
     return statistics.quantiles([rate(5_000_000) for _ in range(9)], n=10, method="inclusive")[-1]
 
 
-def multiply_adds(operations: float, pieces: int = 64) -> Callable[..., list[torch.Tensor]] | None:
+def multiply_adds(operations: float, pieces: int = 64) -> Callable[..., list[torch.Tensor]]:
     """What does so many operations in registers and nothing else, on torch's number of threads: what this machine gives
-    on average, while the ceiling is what it gives at best. None without a compiler.
+    on average, while the ceiling is what it gives at best. The first call needs a :func:`compiler`.
     """
-    run = _multiply_adds()
-    if run is None:
-        return None
-    iterations = round(operations / run(1) / pieces)
 
     def all_pieces(*_: Any) -> list[torch.Tensor]:
+        run = _multiply_adds()
+        iterations = round(operations / run(1) / pieces)
         left = iter(range(pieces))  # each thread takes the next
 
         def work() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bench import timing
-from bench.ceilings import floor, multiply_adds
+from bench.ceilings import compiler, floor, multiply_adds
 from bench.peers import PEERS
 from bench.timing import Candidate, on_backend
 from bench.workloads import Workload
@@ -78,10 +78,8 @@ def candidates(workload: Workload, setup: Setup) -> dict[str, Candidate]:
             found[peer.name] = Candidate(peer.op, checked=peer.same, absent=peer.absent(setup.device))
     found |= {shown: Candidate(on_backend(name, workload.op)) for shown, name in BACKENDS[setup.device].items()}
     if setup.device == "cpu" and workload.kind == "segment":
-        alone = multiply_adds(workload.operations)
-        found["multiply-adds alone"] = Candidate(
-            alone or workload.op, checked=False, absent=None if alone else "there is no C++ compiler"
-        )
+        absent = None if compiler() else "there is no C++ compiler"
+        found["multiply-adds alone"] = Candidate(multiply_adds(workload.operations), checked=False, absent=absent)
     return found
 
 

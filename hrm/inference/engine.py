@@ -705,17 +705,8 @@ class _Slots:
             tokens = answers.tokens(slice(None))
             self.unchanged = (self.unchanged + 1) * (tokens == self.tokens).all(1)
             self.tokens = tokens
-        halts = np.asarray(
-            rule(
-                Moment(
-                    np.array(self.steps),
-                    self.tokens,
-                    self.unchanged,
-                    answers.q_halt.numpy(),
-                    answers.q_continue.numpy(),
-                )
-            )
-        )
+        q_halt, q_continue = answers.q_halt.numpy(), answers.q_continue.numpy()
+        halts = np.asarray(rule(Moment(np.array(self.steps), self.tokens, self.unchanged, q_halt, q_continue)))
         if halts.dtype != np.bool_ or halts.shape != (len(self.jobs),):
             raise TypeError(
                 f"halt returned {halts.dtype} of shape {list(halts.shape)}, expected bool [slots] = [{len(self.jobs)}]"
