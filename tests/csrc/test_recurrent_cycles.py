@@ -21,18 +21,6 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 BF16 = torch.bfloat16
 
 
-@pytest.fixture
-def poisoned(monkeypatch):
-    """``torch.empty`` and ``empty_like`` hand out NaN: what a kernel does not write shows."""
-    for name in ("empty", "empty_like"):
-        plain = getattr(torch, name)
-        monkeypatch.setattr(torch, name, lambda *a, plain=plain, **options: poison(plain(*a, **options)))
-
-
-def poison(tensor):
-    return tensor.fill_(float("nan") if tensor.is_floating_point() else 255)
-
-
 @pytest.fixture(params=["simt", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request):
     """Where the kernel runs, as torch names it."""

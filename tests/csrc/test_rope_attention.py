@@ -27,13 +27,6 @@ FEW = [(2, 1, 2, 32), (2, 17, 2, 64), (1, 81, 1, 32), (1, 82, 1, 64), (1, 97, 1,
 ALL = [(1, positions, 1, head_dim) for positions in POSITIONS for head_dim in cuda_kernels.HEAD_DIMS]
 
 
-@pytest.fixture
-def poisoned(monkeypatch):
-    """``new_empty`` hands out NaN: what a kernel does not write shows."""
-    plain = torch.Tensor.new_empty
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **options: plain(*a, **options).fill_(float("nan")))
-
-
 @pytest.fixture(params=["simt", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request):
     """Where the kernel runs, as torch names it."""
