@@ -9,11 +9,12 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 import hrm_kernels as k
-from hrm_kernels.casts import graphs_read_copies
+from hrm_kernels.casts import FrozenWeights
 from hrm_kernels.nn import SparseEmbedding, rope_tables, swiglu_inner_size
 from hrm_kernels.optim import AdamATan2, SparseSignSGD
 
@@ -374,9 +375,12 @@ def think(model: Any, carry: Any, batch: dict[str, torch.Tensor]) -> list[torch.
     return _thoughts(*model(carry, batch))
 
 
+_frozen: "WeakKeyDictionary[Any, FrozenWeights]" = WeakKeyDictionary()  # by model, as an engine has them
+
+
 def answer(model: Any, carry: Any, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """All segments of a puzzle, as published: what a CUDA graph of it replays is an engine's work on the device."""
-    with graphs_read_copies():
+    with _frozen.setdefault(model, FrozenWeights()):
         for _ in range(SEGMENTS):
             carry, outputs = model(carry, batch)
     return _thoughts(carry, outputs)

@@ -12,7 +12,7 @@ import hrm_kernels
 from hrm import act
 from hrm.config import HRMConfig, ModelConfig
 from hrm.errors import InputError
-from hrm_kernels.casts import cast
+from hrm_kernels.casts import cast, with_frozen_weights
 from hrm_kernels.fixed_point import Gradient, fixed_point, gradient_steps
 from hrm_kernels.nn import (
     Embedding,
@@ -246,6 +246,7 @@ class HRM(nn.Module):
             current_data={name: torch.zeros_like(values) for name, values in batch.items()},
         )
 
+    @with_frozen_weights
     def forward(
         self, carry: Carry, batch: Batch, min_steps: torch.Tensor | None = None
     ) -> tuple[Carry, dict[str, torch.Tensor]]:

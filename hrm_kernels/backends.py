@@ -181,12 +181,16 @@ def launcher(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
 
         @functools.wraps(function)
         def call(*arguments: Any) -> Any:
-            traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
-            return registered(*arguments) if traced else function(*arguments)
+            return registered(*arguments) if is_traced() else function(*arguments)
 
         return call
 
     return register
+
+
+def is_traced() -> bool:
+    """Whether kernels are launched through their registration: torch.compile or a dispatch mode looks on."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
 _TRITON_INSTALLED = find_spec("triton") is not None

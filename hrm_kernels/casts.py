@@ -1,16 +1,29 @@
-"""Parameters in the dtype of the activations: cast once per change, not once per use."""
+"""Parameters in the dtype of the activations, and who may keep a copy of them.
 
+PyTorch keeps no complete record of writes to a parameter: its version misses fused optimisers, writes through
+``.data``, NumPy, DLPack or the storage, collectives, and other processes. A copy is therefore made in every call,
+unless somebody says that it stays right: :func:`frozen_weights` for as long as it is entered, or an optimiser that
+writes the copy together with the parameter (:meth:`hrm_kernels.optim.AdamATan2.keep_copies`).
+"""
+
+import functools
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-__all__ = ["cast", "graphs_read_copies", "keep_copy", "refresh", "written"]
+from hrm_kernels.recycling import empty
+
+__all__ = ["FrozenWeights", "cast", "frozen_weights", "keep_copy", "refresh", "written"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+State = tuple[int, int]
 
 
 @dataclass
@@ -18,116 +31,240 @@ class _Copy:
     """A parameter in another dtype.
 
     Attributes:
+        weight: the parameter; holding it keeps its ``id`` from being used again.
         values: keeps its address as long as the parameter keeps its layout and device.
-        state: ``(address, version)`` of the parameter when the values were made from it.
-        kept: an optimiser writes the values together with the parameter, in a CUDA graph too.
+        state: ``(address, version)`` of the parameter when the values were made from it; None: they are stale.
     """
 
+    weight: torch.Tensor
     values: torch.Tensor
-    state: tuple[int, int]
-    kept: bool = False
+    state: State | None
+
+    def bring_up_to_date(self) -> None:
+        weight = self.weight
+        if self.state == _state(weight):
+            return
+        # an inference tensor could not be saved for a later backward, and has no version
+        with torch.inference_mode(False), torch.no_grad():
+            if _alike(self.values, weight):
+                self.values.copy_(weight)
+            else:
+                self.values = _convert(weight, self.values.dtype)
+        self.state = _state(weight)
 
 
-# by parameter, which this keeps neither alive nor from being copied or pickled without its copies, then by dtype
-_copies = WeakTensorKeyDictionary()
+@dataclass
+class _Kept:
+    """A copy that ``owner``, an optimiser, writes together with the parameter."""
+
+    copy: _Copy
+    owner: weakref.ref
+
+    def is_kept(self) -> bool:
+        owner = self.owner()
+        return owner is not None and owner.copies.get(self.copy.weight) is self.copy.values
+
+
+class FrozenWeights:
+    """While this is entered, weights do not change: each is cast, and packed for the CPU library, only once.
+
+    What was made stays until the object goes, so it can be entered again and again, as :class:`hrm.Engine` does for
+    each segment. It holds for the thread that enters it. Changes that PyTorch counts (in-place operations, steps of
+    any ``torch.optim`` optimiser) are seen all the same; see :func:`frozen_weights` for those that are not.
+    """
+
+    def __init__(self) -> None:
+        _watch_optimizers()
+        self._copies: dict[tuple[int, torch.dtype], _Copy] = {}
+        self._packed: dict[Any, tuple[list[torch.Tensor], list[State], Any]] = {}
+        self._addresses: set[int] = set()  # of the copies
+        self._steps = _steps
+        self._outer: list[FrozenWeights | None] = []
+
+    def __enter__(self) -> "FrozenWeights":
+        self._outer.append(_of_thread.frozen)
+        _of_thread.frozen = self
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        _of_thread.frozen = self._outer.pop()
+
+    def refresh(self) -> None:
+        """Bring copies up to date where they lie, before a CUDA graph that was captured in here reads them."""
+        self._forget_after_steps()
+        for copy in self._copies.values():
+            copy.bring_up_to_date()
+
+    def cast(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+        """The copy of ``weight``; None while a graph is captured that would hold a new one in its own memory."""
+        self._forget_after_steps()
+        copy = self._copies.get((id(weight), dtype))
+        if _is_captured(weight):
+            return None if copy is None else copy.values
+        if copy is None:
+            copy = self._copies[id(weight), dtype] = _Copy(weight, _convert(weight, dtype), _state(weight))
+        copy.bring_up_to_date()
+        self.add(copy.values)
+        return copy.values
+
+    def add(self, values: torch.Tensor) -> None:
+        """``values`` is the copy of a parameter."""
+        self._addresses.add(values.data_ptr())
+
+    def knows(self, weights: Iterable[torch.Tensor]) -> bool:
+        """Whether these are parameters, or copies of them. Others may be new in each call, and would pile up here."""
+        return all(type(weight) is nn.Parameter or weight.data_ptr() in self._addresses for weight in weights)
+
+    def packed(self, key: Any, weights: list[torch.Tensor], make: Callable[[], Any]) -> Any:
+        """``make()``, or what it gave before for these weights."""
+        self._forget_after_steps()
+        states = [_state(weight) for weight in weights]
+        held = self._packed.get(key)
+        if held is None or held[1] != states:
+            held = self._packed[key] = weights, states, make()
+        return held[2]
+
+    def _forget_after_steps(self) -> None:
+        """A step of an optimiser changes parameters, and a fused one does not raise their versions."""
+        if self._steps != _steps:
+            self._steps = _steps
+            self._packed.clear()
+            for copy in self._copies.values():
+                copy.state = None
 
 
 class _OfThread(threading.local):
-    graphs_read_copies = False
+    frozen: FrozenWeights | None = None
 
 
 _of_thread = _OfThread()
+_kept: dict[int, dict[torch.dtype, _Kept]] = {}  # by id of the parameter, which the optimiser holds
+_steps = 0  # of all optimisers
+
+
+def active() -> FrozenWeights | None:
+    """What this thread has entered."""
+    return _of_thread.frozen
+
+
+@contextmanager
+def frozen_weights() -> Iterator[None]:
+    """The weights used inside do not change: layers and models cast and pack them once, not in every call.
+
+    For evaluation in a loop. :class:`hrm.Engine` and the functions of ``hrm`` that solve and evaluate do it themselves.
+    In-place operations and steps of ``torch.optim`` optimisers are seen all the same. What PyTorch does not record is
+    not: writes through ``.data``, NumPy, DLPack or the storage, collectives on a parameter, other processes. Leave the
+    context around those. It holds for the current thread.
+    """
+    if _of_thread.frozen is not None:
+        yield
+        return
+    with FrozenWeights():
+        yield
+
+
+def with_frozen_weights(function: Function) -> Function:
+    """Decorate what uses each weight several times in a call and changes none: the call itself freezes them."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return function(*arguments, **options)
+        with frozen_weights():
+            return function(*arguments, **options)
+
+    return call  # type: ignore[return-value]
 
 
 def cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """``weight`` in ``dtype``, differentiable; of a parameter the copy made before, as long as it has not changed.
+    """``weight`` in ``dtype``, differentiable; of a parameter a kept copy where somebody vouches for one.
 
-    Without gradients it is the same tensor object from call to call, with gradients an alias of it whose backward
-    brings the gradient to the parameter. When the parameter has changed, the copy is written anew at its old address.
-    A parameter in ``dtype`` already comes back itself. Don't write to the result.
+    Inside :func:`frozen_weights`, and for a parameter whose optimiser keeps copies, it is without gradients the same
+    tensor from call to call, and with gradients an alias of it whose backward brings the gradient to the parameter.
+    Elsewhere, and always under ``torch.compile``, it is a conversion. A weight in ``dtype`` already comes back itself.
+    Don't write to the result.
 
-    A change is seen by the parameter's version, which every in-place operation of PyTorch counts; assignment to
-    ``weight.data`` is seen too, but not writing *into* it (``weight.data.copy_(...)``). Write under ``torch.no_grad()``
-    instead, or call ``torch.autograd.graph.increment_version(weight)`` afterwards.
-
-    Tensors that are no parameters, and all under ``torch.compile``, are plainly converted. So are parameters while a
-    CUDA graph is captured, because its replays would not see them change; unless :func:`keep_copy` promises that
-    whoever changes the parameter writes the copy, or :func:`graphs_read_copies` that whoever replays does.
+    While a CUDA graph is captured, only copies that are there before are used, since replays write no new ones:
+    whoever replays calls :meth:`FrozenWeights.refresh` or :func:`refresh` first.
     """
     if weight.dtype == dtype:
         return weight
     # the exact type: what functorch, FakeTensorMode and sharding wrap has no memory of its own to copy
     if torch.compiler.is_compiling() or type(weight) is not nn.Parameter or weight.is_inference():
         return weight.to(dtype)
-    copy = _copies.get(weight, {}).get(dtype)
-    if _is_captured(weight) and not (copy and (copy.kept or _of_thread.graphs_read_copies)):
-        return weight.to(dtype)
-    if copy is None or copy.state != _state(weight):
-        copy = _update(weight, dtype)
+    frozen, kept = _of_thread.frozen, _kept.get(id(weight), {}).get(dtype)
+    values: torch.Tensor | None = None
+    if kept is not None and kept.is_kept():
+        if not _is_captured(weight):
+            kept.copy.bring_up_to_date()
+        values = kept.copy.values
+        if frozen is not None:
+            frozen.add(values)
+    elif frozen is not None:
+        values = frozen.cast(weight, dtype)
+    if values is None:
+        values = _convert(weight, dtype)
     if torch.is_grad_enabled() and weight.requires_grad:
-        return _Alias.apply(weight, copy.values)
+        return _Alias.apply(weight, values)
+    return values
+
+
+def keep_copy(weight: nn.Parameter, dtype: torch.dtype, owner: Any) -> torch.Tensor:
+    """A copy of ``weight`` in ``dtype`` for :func:`cast`, which ``owner`` writes whenever it writes the parameter.
+
+    ``owner`` is an optimiser. It puts the copy into its ``copies``, writes both, and then calls :func:`written`. The
+    copy serves for as long as it is there.
+    """
+    _watch_optimizers()
+    copy = _Copy(weight, _convert(weight, dtype), _state(weight))
+    number = id(weight)
+    _kept.setdefault(number, {})[dtype] = _Kept(copy, weakref.ref(owner, lambda _: _kept.pop(number, None)))
     return copy.values
+
+
+def written(weights: Iterable[torch.Tensor], copies: Mapping[torch.Tensor, torch.Tensor]) -> None:
+    """Say that ``weights`` and their ``copies`` were written together; those that :func:`cast` uses are right."""
+    for weight in weights:
+        for kept in _kept.get(id(weight), {}).values():
+            if kept.copy.values is copies.get(weight):
+                kept.copy.state = _state(weight)
+
+
+def refresh(weights: Iterable[torch.Tensor]) -> None:
+    """Write the kept copies of those ``weights`` that have changed, before a CUDA graph reads them."""
+    for weight in weights:
+        for kept in _kept.get(id(weight), {}).values():
+            kept.copy.bring_up_to_date()
+
+
+@functools.cache
+def _watch_optimizers() -> None:
+    def after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        global _steps
+        _steps += 1
+        if _kept:
+            for group in optimizer.param_groups:
+                for weight in group["params"]:
+                    for kept in _kept.get(id(weight), {}).values():
+                        if kept.owner() is not optimizer:
+                            kept.copy.state = None
+
+    register_optimizer_step_post_hook(after_step)
 
 
 def _is_captured(weight: torch.Tensor) -> bool:
     return weight.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-@contextmanager
-def graphs_read_copies() -> Iterator[None]:
-    """A CUDA graph captured in here reads the copies made before, where they lie: call :func:`refresh` before replays.
-
-    Else it converts each weight in every replay.
-    """
-    before, _of_thread.graphs_read_copies = _of_thread.graphs_read_copies, True
-    try:
-        yield
-    finally:
-        _of_thread.graphs_read_copies = before
-
-
-def keep_copy(weight: nn.Parameter, dtype: torch.dtype) -> torch.Tensor:
-    """The copy of ``weight`` in ``dtype`` that :func:`cast` uses, for an optimiser that from now on writes both.
-
-    After writing both it calls :func:`written`.
-    """
-    copy = _update(weight, dtype)
-    copy.kept = True
-    return copy.values
-
-
-def written(weights: Iterable[torch.Tensor], copies: Mapping[torch.Tensor, torch.Tensor]) -> None:
-    """Say that ``weights`` and their ``copies`` were written together; those that :func:`cast` uses are as new."""
-    for weight in weights:
-        for copy in _copies.get(weight, {}).values():
-            if copy.values is copies.get(weight):
-                copy.state = _state(weight)
-
-
-def refresh(weights: Iterable[torch.Tensor]) -> None:
-    """Write the copies of those ``weights`` that have changed, before a CUDA graph reads them at their addresses."""
-    for weight in weights:
-        for dtype, copy in _copies.get(weight, {}).items():
-            if copy.state != _state(weight):
-                _update(weight, dtype)
-
-
-def _state(weight: torch.Tensor) -> tuple[int, int]:
+def _state(weight: torch.Tensor) -> State:
     return weight.data_ptr(), weight._version
 
 
-def _update(weight: torch.Tensor, dtype: torch.dtype) -> _Copy:
-    """The copy, made or brought up to date."""
-    copies = _copies.setdefault(weight, {})
-    copy = copies.get(dtype)
-    # an inference tensor could not be saved for a later backward, and has no version
+def _convert(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     with torch.inference_mode(False), torch.no_grad():
-        if copy is None or not _alike(copy.values, weight):
-            copy = copies[dtype] = _Copy(weight.detach().to(dtype), _state(weight))
-        elif copy.state != _state(weight):
-            copy.values.copy_(weight)
-            copy.state = _state(weight)
-    return copy
+        if weight.device.type == "cpu" and weight.is_contiguous():  # memory that a copy before had: no page faults
+            return empty(*weight.shape, dtype=dtype).copy_(weight)
+        return weight.detach().to(dtype)
 
 
 def _alike(values: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -141,7 +278,7 @@ class _Alias(torch.autograd.Function):
 
     @staticmethod
     def forward(weight: torch.Tensor, copy: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        return copy.detach()  # shares the version: a backward after the copy was written anew is an error
+        return copy.detach()  # shares the version: a backward after the copy was written again is an error
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:

@@ -14,6 +14,9 @@ import torch
 FOLDER = Path(os.environ.get("HRM_KERNELS_LIBRARIES") or Path(__file__).parent / "lib")
 """Where the libraries lie; the variable is for builds of one's own, such as that of `make sanitize`."""
 
+INTERFACE = 2
+"""What the functions of the libraries take: kInterface of csrc/ffi/interface.h, and of a library of the same build."""
+
 COMPILERS = {
     # what builds the library, and how to get it
     "cpu": "a C++ compiler (Debian, Ubuntu: apt-get install g++)",
@@ -56,9 +59,24 @@ def load(name: str) -> Native:
     except Exception as error:  # a broken installation raises OSError and others, not only ImportError
         return Native(None, f"apache-tvm-ffi cannot be imported ({_line(error)}): pip install apache-tvm-ffi")
     try:
-        return Native(tvm_ffi.load_module(path), None)
+        module = tvm_ffi.load_module(path)
     except Exception as error:
         return Native(None, f"{path.name} cannot be loaded ({_line(error)}): install hrm again to rebuild it")
+    interface = _interface(module)
+    if interface != INTERFACE:
+        return Native(
+            None,
+            f"{path.name} is of another build than hrm_kernels (interface {interface or 'without a number'}, expected "
+            f"{INTERFACE}): install hrm again to rebuild it (from its source tree: pip install -e .)",
+        )
+    return Native(module, None)
+
+
+def _interface(module: Any) -> int | None:
+    try:
+        return module.interface()
+    except AttributeError:  # a library from before there was a number
+        return None
 
 
 def self_test(name: str) -> str | None:

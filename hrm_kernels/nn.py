@@ -1,10 +1,11 @@
 """Drop-in layers on the ops of this package, with the parameter names of the published code.
 
-Parameters are float32 and are used in the dtype of the activations: :func:`hrm_kernels.casts.cast` makes that copy
-once per change of the parameter.
+Parameters are float32 and are used in the dtype of the activations. Each call converts them
+(:func:`hrm_kernels.casts.cast`); :func:`hrm_kernels.frozen_weights` and an optimiser's ``keep_copies`` save that.
 """
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import nn
 from hrm_kernels.casts import cast
 from hrm_kernels.checks import check_count
 from hrm_kernels.ops.add_rms_norm import add_rms_norm
+from hrm_kernels.ops.linear import linear
 from hrm_kernels.ops.reasoning_module import reasoning_module
 from hrm_kernels.ops.rope_attention import rope_attention
 from hrm_kernels.ops.swiglu import swiglu
@@ -60,7 +62,7 @@ def rope_tables(
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` whose float32 parameters are cast to the dtype of the input."""
+    """:func:`hrm_kernels.linear` with the parameters of ``nn.Linear``, float32, cast to the dtype of the input."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
         super().__init__(in_features, out_features, bias)
@@ -72,7 +74,7 @@ class Linear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         bias = None if self.bias is None else cast(self.bias, input.dtype)
-        return F.linear(input, cast(self.weight, input.dtype), bias)
+        return linear(input, cast(self.weight, input.dtype), bias)
 
 
 class Embedding(nn.Module):
@@ -87,12 +89,29 @@ class Embedding(nn.Module):
         return F.embedding(ids, cast(self.embedding_weight, self.dtype))
 
 
+class LookUp(NamedTuple):
+    """A look-up of a :class:`SparseEmbedding` in training.
+
+    Attributes:
+        ids: ``[B]`` identifiers.
+        rows: ``[B, embedding_dim]`` float32, a leaf that collects the gradient.
+        route: how they came from other processes, where the table is divided.
+    """
+
+    ids: torch.Tensor
+    rows: torch.Tensor
+    route: Any = None
+
+
 class SparseEmbedding(nn.Module):
     """A table of which a training step touches only the rows it looks up.
 
-    ``weights [num_embeddings, embedding_dim]`` is a buffer, float32, starting at 0. In training a look-up leaves the
-    identifiers in ``local_ids [B]`` and the rows in ``local_weights [B, embedding_dim]``, a leaf that collects the
-    gradient; :class:`hrm_kernels.optim.SparseSignSGD` brings it back to the table.
+    ``weights [num_embeddings, embedding_dim]`` is a buffer, float32, starting at 0. In training every look-up is kept
+    until the optimiser has used it; :class:`hrm_kernels.optim.SparseSignSGD` brings the gradients of all of them to
+    the table.
+
+    Attributes:
+        look_ups: those since the optimiser's last step or ``zero_grad``.
     """
 
     weights: torch.Tensor
@@ -100,16 +119,36 @@ class SparseEmbedding(nn.Module):
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
         super().__init__()
         self.register_buffer("weights", torch.zeros(num_embeddings, embedding_dim))
-        self.local_ids: torch.Tensor | None = None
-        self.local_weights: torch.Tensor | None = None
+        self.forget()
+
+    @property
+    def local_ids(self) -> torch.Tensor | None:
+        """The identifiers of the last look-up in training, ``[B]``."""
+        return self.look_ups[-1].ids if self.look_ups else None
+
+    @property
+    def local_weights(self) -> torch.Tensor | None:
+        """The rows of the last look-up in training, ``[B, embedding_dim]`` float32, with their gradient."""
+        return self.look_ups[-1].rows if self.look_ups else None
+
+    def forget(self) -> None:
+        """Forget the look-ups, and their gradients."""
+        self.look_ups: list[LookUp] = []
+        self.used = False
+
+    def keep(self, look_up: LookUp) -> torch.Tensor:
+        """Keep a look-up for the optimiser's next step; gives its rows."""
+        if self.used:
+            self.forget()
+        self.look_ups.append(look_up)
+        return look_up.rows
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """``[B]`` identifiers -> ``[B, embedding_dim]`` float32."""
         rows = F.embedding(ids, self.weights)
         if not (self.training and torch.is_grad_enabled()):
             return rows
-        self.local_ids, self.local_weights = ids, rows.detach().requires_grad_()
-        return self.local_weights
+        return self.keep(LookUp(ids, rows.detach().requires_grad_()))
 
 
 class RoPEAttention(nn.Module):

@@ -1,6 +1,6 @@
 """The optimisers of recursive reasoning models: AdamATan2 for the weights, SparseSignSGD for puzzle embeddings."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -77,7 +77,7 @@ class AdamATan2(Optimizer):
         Then no forward pass casts a weight. Call it again after moving the parameters to another device.
         """
         for group in self.param_groups:
-            self.copies |= {p: keep_copy(p, dtype) for p in group["params"] if p.dtype != dtype}
+            self.copies |= {p: keep_copy(p, dtype, self) for p in group["params"] if p.dtype != dtype}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -123,12 +123,18 @@ class AdamATan2(Optimizer):
                 written(own, self.copies)
 
 
+def _joined(parts: Sequence[Any]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 class SparseSignSGD(Optimizer):
     """Sign SGD on the rows that a training step looked up in a :class:`hrm_kernels.nn.SparseEmbedding`.
 
-    Gradients of equal identifiers are summed (over all processes of the group too), then once for each identifier that
-    occurs ``w = w * (1 - lr * weight_decay) - lr * sign(g)``: a row with gradient 0 still decays. No other row is read
-    or written, nothing waits for the device, and there is no state but the learning rate.
+    A step takes the gradients of all look-ups since the last step or ``zero_grad``, so gradients can be accumulated
+    over several batches; every process must have made equally many. Gradients of equal identifiers are summed (over
+    all processes of the group too), then once for each identifier that occurs
+    ``w = w * (1 - lr * weight_decay) - lr * sign(g)``: a row with gradient 0 still decays. No other row is read or
+    written, nothing waits for the device, and there is no state but the learning rate.
 
     Args:
         embeddings: the tables, :class:`hrm_kernels.sharded_embedding.ShardedEmbedding` among them: then each process
@@ -159,9 +165,9 @@ class SparseSignSGD(Optimizer):
         super().__init__([e.weights for e in self.embeddings], {"lr": lr, "weight_decay": weight_decay})
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the rows of the last look-up and their gradient."""
+        """Forget the look-ups and their gradients."""
         for embedding in self.embeddings:
-            embedding.local_ids = embedding.local_weights = None
+            embedding.forget()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -172,17 +178,20 @@ class SparseSignSGD(Optimizer):
                 loss = closure()
         lr, decay = self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]
         for embedding in self.embeddings:
-            if embedding.local_weights is None or embedding.local_weights.grad is None:
+            embedding.used = True
+            look_ups = [look_up for look_up in embedding.look_ups if look_up.rows.grad is not None]
+            if not look_ups:
                 continue
             if isinstance(embedding, ShardedEmbedding):
-                ids, grads = embedding.owned_gradients()
+                ids, grads = zip(*map(embedding.owned_gradients, look_ups))
+                sparse_sign_sgd(embedding.weights, _joined(ids), _joined(grads), lr, decay)
             else:
-                ids, grads = self._gather(embedding.local_ids), self._gather(embedding.local_weights.grad)
-            sparse_sign_sgd(embedding.weights, ids, grads, lr, decay)
+                parts = [one.ids for one in look_ups], [one.rows.grad for one in look_ups]
+                own_ids, own_grads = (self._gather(_joined(part)) for part in parts)
+                sparse_sign_sgd(embedding.weights, own_ids, own_grads, lr, decay)
         return loss
 
-    def _gather(self, local: torch.Tensor | None) -> torch.Tensor:
-        assert local is not None
+    def _gather(self, local: torch.Tensor) -> torch.Tensor:
         if not (dist.is_available() and dist.is_initialized()):
             return local
         world = dist.get_world_size(self.process_group)

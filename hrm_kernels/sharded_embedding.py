@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hrm_kernels.nn import SparseEmbedding
+from hrm_kernels.nn import LookUp, SparseEmbedding
 
 __all__ = ["ShardedEmbedding"]
 
@@ -62,8 +62,7 @@ class ShardedEmbedding(SparseEmbedding):
         self.first_row = min(rank * self._rows_each, num_embeddings)
         rows = min(self._rows_each, num_embeddings - self.first_row)
         self.register_buffer("weights", torch.zeros(rows, embedding_dim), persistent=False)
-        self.local_ids = self.local_weights = None
-        self._route: _Route | None = None
+        self.forget()
 
     def forward(self, ids: Tensor) -> Tensor:
         """``[B]`` identifiers -> ``[B, embedding_dim]`` float32.
@@ -76,13 +75,13 @@ class ShardedEmbedding(SparseEmbedding):
             rows = torch.empty(len(ids), self.weights.shape[1], device=ids.device)
             rows[route.order] = self._exchange(self.weights[route.asked], route.receive, route.send)
         if self.training and torch.is_grad_enabled():
-            self.local_ids, self.local_weights, self._route = ids, rows.requires_grad_(), route
+            self.keep(LookUp(ids, rows.requires_grad_(), route))
         return rows
 
-    def owned_gradients(self) -> tuple[Tensor, Tensor]:
-        """Of the last look-up of all processes: rows of ``weights`` ``[N]``, and a gradient for each ``[N, D]``."""
-        assert self._route is not None and self.local_weights is not None and self.local_weights.grad is not None
-        route, grad = self._route, self.local_weights.grad
+    def owned_gradients(self, look_up: LookUp) -> tuple[Tensor, Tensor]:
+        """Of this look-up of all processes: rows of ``weights`` ``[N]``, and a gradient for each ``[N, D]``."""
+        route, grad = look_up.route, look_up.rows.grad
+        assert grad is not None
         return route.asked, self._exchange(grad[route.order], route.send, route.receive)
 
     def _find(self, ids: Tensor) -> _Route:

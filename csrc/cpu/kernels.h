@@ -44,6 +44,9 @@ struct hrm_cpu_kernels {
   void (*pack_blocks)(hrm_shape shape, const hrm_weights* weights, int64_t layers, int dtype, int backward,
                       float* packed, int threads);
 
+  // A number of all bytes of `count` arrays, which differs where they do.
+  uint64_t (*checksum)(const void* const* arrays, const int64_t* bytes, int64_t count, int threads);
+
   // Updates one after another, in place over `count` states [B, S, D] of which only those that `written` marks come
   // back to `outputs`. cos, sin: [>= S, head_dim] float32, or nullptr.
   void (*run_updates)(hrm_shape shape, const hrm_update* updates, int64_t count, const void* const* states,
@@ -80,6 +83,13 @@ struct hrm_cpu_kernels {
   void (*swiglu_forward)(int64_t rows, int64_t inner, const void* gate_up, void* out, int dtype, int threads);
   void (*swiglu_backward)(int64_t rows, int64_t inner, const void* dout, const void* gate_up, void* dgate_up,
                           int dtype, int threads);
+
+  // out [rows, outputs] = x [rows, inputs] @ weights.T + bias, from weights [outputs, inputs] that pack_linear has
+  // packed into as many floats as linear_packed_size says. bias: in the dtype of x, or nullptr.
+  int64_t (*linear_packed_size)(int64_t outputs, int64_t inputs);
+  void (*pack_linear)(int64_t outputs, int64_t inputs, const void* weights, int dtype, float* packed, int threads);
+  void (*linear)(int64_t rows, int64_t outputs, int64_t inputs, const void* x, const float* packed, const void* bias,
+                 void* out, int dtype, int threads);
 
   // x [batch, positions, dim] -> the same shape, by gate_up [2 inner, positions] and down [positions, inner]: of each
   // channel t, t + down(swiglu(gate_up(t))) over its rms. The backward computes that again from x.

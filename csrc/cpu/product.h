@@ -51,12 +51,13 @@ constexpr int kDepthPanels = 256 / kWidth;  // the inner dimension in pieces of 
 // weights: [panels][depth_panels * kWidth][kWidth]. The last tile may compute rows beyond, which are read from what
 // follows and not handed on: left needs kTileRows rows of room behind it.
 // sums: room for (rows + kTileRows) * kWidth floats.
-template <class Finish>
+// Each piece of the inner dimension, of DepthPanels panels, is summed by itself first, which keeps rounding small.
+template <int DepthPanels = kDepthPanels, class Finish>
 HRM_INLINE void product(Panels left, int64_t depth_panels, const float* weights, int64_t panels, int64_t rows,
                         float* sums, Finish finish) {
   for (int64_t panel = 0; panel < panels; ++panel) {
-    for (int64_t from = 0; from < depth_panels; from += kDepthPanels) {
-      const int64_t to = from + kDepthPanels < depth_panels ? from + kDepthPanels : depth_panels;
+    for (int64_t from = 0; from < depth_panels; from += DepthPanels) {
+      const int64_t to = from + DepthPanels < depth_panels ? from + DepthPanels : depth_panels;
       const float* right = weights + (panel * depth_panels + from) * kWidth * kWidth;
       // The next piece follows in memory: each tile fetches its share, a few lines for every panel it goes through.
       const float* ahead = right + (to - from) * kWidth * kWidth;
@@ -65,13 +66,17 @@ HRM_INLINE void product(Panels left, int64_t depth_panels, const float* weights,
       for (int64_t row = 0; row < rows; row += kTileRows, sum += kTileRows * kWidth) {
         Tile tile;
 #pragma GCC unroll 16
-        for (int i = 0; i < kTileRows; ++i) {
-          tile[i][0] = from ? load(sum + i * kWidth) : Vec{};
-          tile[i][1] = from ? load(sum + i * kWidth + kLanes) : Vec{};
-        }
+        for (int i = 0; i < kTileRows; ++i) tile[i][0] = tile[i][1] = Vec{};
         for (int64_t p = from; p < to; ++p) {
           for (int64_t line = 0; line < share; ++line, ahead += 16) __builtin_prefetch(ahead);
           multiply<kTileRows>(tile, left.at(p, row), kWidth, 1, right + (p - from) * kWidth * kWidth, kWidth);
+        }
+        if (from) {
+#pragma GCC unroll 16
+          for (int i = 0; i < kTileRows; ++i) {
+            tile[i][0] += load(sum + i * kWidth);
+            tile[i][1] += load(sum + i * kWidth + kLanes);
+          }
         }
         if (to == depth_panels) {
           finish(tile, row, rows - row < kTileRows ? rows - row : kTileRows, panel);

@@ -10,6 +10,8 @@ const hrm_cpu_kernels& table() {
     kernels.panel_width = kWidth;
     kernels.tile_rows = kTileRows;
     add_blocks(kernels);
+    add_checksum(kernels);
+    add_linear(kernels);
     add_rope_attention(kernels);
     add_pointwise(kernels);
     add_token_mixing(kernels);

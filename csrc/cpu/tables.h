@@ -6,6 +6,8 @@
 namespace hrm::HRM_ISA {
 
 void add_blocks(hrm_cpu_kernels& table);
+void add_checksum(hrm_cpu_kernels& table);
+void add_linear(hrm_cpu_kernels& table);
 void add_rope_attention(hrm_cpu_kernels& table);
 void add_pointwise(hrm_cpu_kernels& table);
 void add_token_mixing(hrm_cpu_kernels& table);

@@ -7,6 +7,7 @@
 
 #include "cpu/kernels.h"
 #include "ffi/checks.h"
+#include "ffi/interface.h"
 
 namespace hrm {
 namespace {
@@ -166,20 +167,60 @@ void pack_blocks(Array<Tensor> weights, int64_t heads, bool backward, TensorView
   kernels->pack_blocks(shape, blocks.data(), layers, code, backward, to, team);
 }
 
-// A number that changes when the weights do, but for changes that spare all of the sampled elements.
-int64_t fingerprint(Array<Tensor> weights) {
-  all_tensors("fingerprint", "weights", weights);
-  uint64_t hash = 14695981039346656037u;  // FNV-1a
+// A number of all bytes of the weights.
+int64_t checksum(Array<Tensor> weights, int64_t threads) {
+  const char* op = "checksum";
+  all_tensors(op, "weights", weights);
+  std::vector<const void*> arrays;
+  std::vector<int64_t> bytes;
   for (const Tensor& weight : weights) {
     const TensorView view = weight;
-    const auto* data = static_cast<const unsigned char*>(cpu_elements("fingerprint", "a weight", view, view.dtype()));
-    const int64_t bytes = view.dtype().bits / 8, count = view.numel();
-    const int64_t step = count / 16 > 0 ? count / 16 | 1 : 1;
-    for (int64_t i = 0; i < count; i += step) {
-      for (int64_t byte = 0; byte < bytes; ++byte) hash = (hash ^ data[i * bytes + byte]) * 1099511628211u;
-    }
+    arrays.push_back(cpu_elements(op, "a weight", view, view.dtype()));
+    bytes.push_back(view.numel() * view.dtype().bits * view.dtype().lanes / 8);
   }
-  return static_cast<int64_t>(hash);
+  return static_cast<int64_t>(kernels->checksum(arrays.data(), bytes.data(), static_cast<int64_t>(arrays.size()),
+                                                positive_threads(op, threads)));
+}
+
+int64_t linear_packed_size(int64_t outputs, int64_t inputs) {
+  within("linear_packed_size", "outputs", outputs);
+  within("linear_packed_size", "inputs", inputs);
+  return kernels->linear_packed_size(outputs, inputs);
+}
+
+float* packed_linear(const char* op, TensorView packed, int64_t outputs, int64_t inputs) {
+  within(op, "outputs", outputs);
+  within(op, "inputs", inputs);
+  return static_cast<float*>(
+      aligned(op, "packed", cpu_tensor(op, "packed", packed, kFloat32, {kernels->linear_packed_size(outputs, inputs)}), 64));
+}
+
+void pack_linear(TensorView weight, TensorView packed, int64_t threads) {
+  const char* op = "pack_linear";
+  if (weight.ndim() != 2) {
+    TVM_FFI_THROW(ValueError) << op << ": weight has shape " << to_string(weight.shape()) << "; pass [out, in]";
+  }
+  const int code = dtype_code(op, "weight", weight);
+  const void* from = cpu_elements(op, "weight", weight, weight.dtype());
+  float* to = packed_linear(op, packed, weight.size(0), weight.size(1));
+  kernels->pack_linear(weight.size(0), weight.size(1), from, code, to, positive_threads(op, threads));
+}
+
+// x [rows, inputs] -> out [rows, outputs]
+void linear(TensorView x, TensorView packed, Optional<TensorView> bias, TensorView out, int64_t threads) {
+  const char* op = "linear";
+  if (x.ndim() != 2 || out.ndim() != 2) {
+    TVM_FFI_THROW(ValueError) << op << ": x has shape " << to_string(x.shape()) << " and out " << to_string(out.shape())
+                              << "; pass [rows, in] and [rows, out]";
+  }
+  const int64_t rows = x.size(0), inputs = x.size(1), outputs = out.size(1);
+  const int code = dtype_code(op, "x", x);
+  const void* from = cpu_elements(op, "x", x, x.dtype());
+  const float* weights = packed_linear(op, packed, outputs, inputs);
+  const void* add = bias.has_value() ? cpu_tensor(op, "bias", bias.value(), x.dtype(), {outputs}) : nullptr;
+  void* to = cpu_tensor(op, "out", out, x.dtype(), {rows, outputs});
+  const int team = positive_threads(op, threads);
+  if (rows) kernels->linear(rows, outputs, inputs, from, weights, add, to, code, team);
 }
 
 void infer_blocks(TensorView x, Optional<TensorView> injection, TensorView packed, int64_t layers,
@@ -516,11 +557,15 @@ void sparse_sign_sgd(TensorView weights, TensorView ids, TensorView grads, doubl
 }  // namespace
 }  // namespace hrm
 
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(interface, hrm::interface)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(use_instruction_set, hrm::use_instruction_set)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(axpy, hrm::axpy)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(packed_size, hrm::packed_size)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(pack_blocks, hrm::pack_blocks)
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(fingerprint, hrm::fingerprint)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(checksum, hrm::checksum)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(linear_packed_size, hrm::linear_packed_size)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(pack_linear, hrm::pack_linear)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(linear, hrm::linear)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(infer_blocks, hrm::infer_blocks)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(recurrent_cycles, hrm::recurrent_cycles)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(panel_width, hrm::panel_width)

@@ -5,6 +5,7 @@
 
 #include "cuda/kernels.h"
 #include "ffi/checks.h"
+#include "ffi/interface.h"
 
 namespace hrm {
 namespace {
@@ -511,6 +512,7 @@ void rope_attention_backward(TensorView dout, TensorView qkv, TensorView lse, Op
 }  // namespace
 }  // namespace hrm
 
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(interface, hrm::interface)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(adam_atan2, hrm::adam_atan2)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(sparse_sign_sgd, hrm::sparse_sign_sgd)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(stablemax_forward, hrm::stablemax_forward)

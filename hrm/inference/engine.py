@@ -29,7 +29,7 @@ from hrm.model import HRM, Carry
 from hrm.openmp import release_threads
 from hrm.step_graph import CudaCapture, StepGraph
 from hrm_kernels.backends import use_backend
-from hrm_kernels.casts import graphs_read_copies, refresh
+from hrm_kernels.casts import FrozenWeights, refresh
 from hrm_kernels.graphs import capturable
 
 
@@ -653,6 +653,7 @@ class _Slots:
         self.carry = engine.model.initial_carry(batch)
         self.answers = torch.zeros(slots, config.seq_len + 2, dtype=torch.int32, device=self.device)
         self.graph = _graph(self.answers, self._think_in_place)
+        self.weights = FrozenWeights()
 
     @property
     def free(self) -> list[int]:
@@ -733,8 +734,7 @@ class _Slots:
 
     def _think_in_place(self, inputs: dict[str, torch.Tensor]) -> None:
         """What a graph repeats: a segment on the device, whose results lie where those of the one before lay."""
-        with graphs_read_copies():
-            new, outputs = self._call(self.carry, inputs)
+        new, outputs = self._call(self.carry, inputs)
         for name in ("z_H", "z_L", "steps"):
             getattr(self.carry, name).copy_(getattr(new, name))
         for name, values in new.current_data.items():
@@ -744,7 +744,8 @@ class _Slots:
 
     def _call(self, carry: Carry, inputs: dict[str, torch.Tensor]) -> tuple[Carry, dict[str, torch.Tensor]]:
         batch = {name: values for name, values in inputs.items() if name != "halted"}
-        return self.engine.model(replace(carry, halted=inputs["halted"]), batch)
+        with self.weights:
+            return self.engine.model(replace(carry, halted=inputs["halted"]), batch)
 
     def _start_new_rows(self) -> None:
         if self.starting:
@@ -758,6 +759,7 @@ class _Slots:
                     self._start_with_noise(row)
             self.new = []
             if self.graph is not None:
+                self.weights.refresh()
                 refresh(self.engine.model.parameters())
 
     def _start_with_noise(self, row: int) -> None:

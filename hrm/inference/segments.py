@@ -10,6 +10,7 @@ from torch import nn
 
 from hrm.errors import InputError
 from hrm.model import HRM, Batch, Carry
+from hrm_kernels.casts import FrozenWeights
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,14 @@ class Segment:
 def segments(model: HRM, batch: Batch, max_steps: int) -> Iterator[Segment]:
     """Run ``max_steps`` segments of a fresh ``batch``, every row through all of them.
 
-    ``max_steps`` may exceed the model's ``halt_max_steps``: more time for thought than in training.
+    The weights must not change meanwhile. ``max_steps`` may exceed the model's ``halt_max_steps``: more time for
+    thought than in training.
     """
     carry = model.initial_carry(batch)
-    running = torch.ones_like(carry.halted)
+    running, weights = torch.ones_like(carry.halted), FrozenWeights()
     for step in range(1, max_steps + 1):
-        carry, outputs = model(carry, batch)
+        with weights:
+            carry, outputs = model(carry, batch)
         # The model halts rows by its own limit, and would start a halted row anew.
         carry = replace(carry, halted=torch.zeros_like(carry.halted))
         halts = running if step == max_steps else running & (outputs["q_halt_logits"] > outputs["q_continue_logits"])

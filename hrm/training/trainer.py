@@ -317,9 +317,9 @@ class Trainer:
         """Note, on the device, the first step whose loss or gradients are not finite."""
         self._grad_norm.copy_(self._gradients.flat.norm())
         watched = [loss.detach(), self._grad_norm]
-        rows = self.model.puzzle_emb.local_weights if self.model.puzzle_emb is not None else None
-        if rows is not None and rows.grad is not None:
-            watched.append(rows.grad.norm())
+        if self.model.puzzle_emb is not None:
+            found = [look_up.rows.grad for look_up in self.model.puzzle_emb.look_ups]
+            watched += [grad.norm() for grad in found if grad is not None]
         self._note_unless(torch.stack([one.float() for one in watched]).isfinite().all())
 
     def _note_unless(self, good: Tensor) -> None:

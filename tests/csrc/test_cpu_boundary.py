@@ -19,7 +19,7 @@ library = native.load("cpu")
 pytestmark = pytest.mark.skipif(library.reason is not None, reason=str(library.reason))
 BATCH, POSITIONS, DIM, HEADS, HEAD_DIM, INNER = 2, 5, 24, 2, 16, 40
 EXPORTED = re.findall(r"TYPED_FUNC\((\w+),", (Path(__file__).parents[2] / "csrc" / "ffi" / "cpu.cpp").read_text())
-WITHOUT_TENSORS = ["use_instruction_set", "panel_width", "tile_rows"]
+WITHOUT_TENSORS = ["interface", "use_instruction_set", "panel_width", "tile_rows"]
 FUNCTIONS = [function for function in EXPORTED if function not in WITHOUT_TENSORS]
 COUNTS = (HEADS, HEAD_DIM, INNER)
 
@@ -84,8 +84,17 @@ def arguments(function, batch=BATCH, positions=POSITIONS, dtype=torch.float32, r
     if function == "packed_size":
         return [DIM, *COUNTS]
     weights = block_weights(dtype)
-    if function == "fingerprint":
-        return [weights]
+    if function == "checksum":
+        return [weights, 2]
+    if function == "linear_packed_size":
+        return [INNER, DIM]
+    if function in ("pack_linear", "linear"):
+        weight = weights[2]
+        packed = empty(library.module.linear_packed_size(2 * INNER, DIM)).fill_(float("nan"))
+        if function == "pack_linear":
+            return [weight, packed, 2]
+        library.module.pack_linear(weight, packed, 1)
+        return [random(rows, DIM), packed, random(2 * INNER), unwritten(rows, 2 * INNER), 2]
     packed = [empty(library.module.packed_size(DIM, *COUNTS)).fill_(float("nan")) for _ in range(2)]
     if function == "pack_blocks":
         return [weights, HEADS, False, packed[0], 2]
@@ -225,6 +234,8 @@ def answers(function, call):
             total, others = others[:, None] + own, others[:, None]
             slope = (1 / total).expand(s.shape).scatter(1, labels[:, None], -others / (total * own))
             return {5: dloss[:, None] * slope * torch.where(logits < 0, s.square(), 1)}
+        case "linear", [x, _, bias, _, _]:
+            return {3: x @ packed()[2].T + (0 if bias is None else bias)}
         case "token_mixing_forward", [x, gate_up, down, eps, *_]:
             return {4: mixed(x, gate_up, down, eps)}
         case "token_mixing_backward", [dout, x, gate_up, down, eps, *_]:
@@ -261,13 +272,20 @@ def check_values(function, call, before, result):
     if function == "packed_size":
         dim, heads, head_dim, inner = call
         assert result >= 4 * dim * heads * head_dim + 3 * dim * inner
-    elif function == "fingerprint":
+    elif function == "linear_packed_size":
+        assert result >= call[0] * call[1]
+    elif function == "checksum":
         weights = [weight.clone(memory_format=torch.contiguous_format) for weight in call[0]]
-        assert result == library.module.fingerprint(weights)
+        assert result == library.module.checksum(weights, 1)
         for weight in weights:
             if weight.numel():
                 weight.flatten()[:1].view(torch.uint8)[0] ^= 1
-                assert result != library.module.fingerprint(weights)
+                assert result != library.module.checksum(weights, 1)
+    elif function == "pack_linear":
+        packed, given = call[1], call[0].float().flatten()
+        assert torch.equal(packed[packed != 0].sort()[0], given[given != 0].sort()[0])
+    elif function == "linear" and (call[0].shape[1], call[3].shape[1]) != (DIM, 2 * INNER):
+        return  # the weight was packed for others
     elif function == "pack_blocks":
         packed, given = call[3], torch.cat([weight.float().flatten() for weight in call[0]])  # zeros fill panels
         assert torch.equal(packed[packed != 0].sort()[0], given[given != 0].sort()[0])

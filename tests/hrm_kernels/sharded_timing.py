@@ -16,6 +16,7 @@ from safetensors import safe_open
 from hrm.training.checkpoint import write_table
 from hrm.training.distributed import World
 from hrm.weights import PUZZLE_EMB
+from hrm_kernels.nn import LookUp
 from hrm_kernels.optim import SparseSignSGD
 from hrm_kernels.sharded_embedding import ShardedEmbedding
 
@@ -35,13 +36,11 @@ class Gathered(ShardedEmbedding):
         blocks = torch.where(self._mine[:, None], self.weights[rows.clamp(0, len(self.weights) - 1)], 0)
         came = torch.empty_like(blocks)
         dist.all_to_all_single(came, blocks)
-        self.local_ids = ids
-        self.local_weights = came.view(self._processes, len(ids), -1).sum(0).requires_grad_()
-        return self.local_weights
+        return self.keep(LookUp(ids, came.view(self._processes, len(ids), -1).sum(0).requires_grad_()))
 
-    def owned_gradients(self):
+    def owned_gradients(self, look_up):
         grads = self.weights.new_empty(len(self._rows), self.weights.shape[1])
-        dist.all_gather_into_tensor(grads, self.local_weights.grad)
+        dist.all_gather_into_tensor(grads, look_up.rows.grad)
         return self._rows[self._mine], grads[self._mine]
 
 

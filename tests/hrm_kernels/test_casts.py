@@ -1,5 +1,6 @@
-"""Parameters in another dtype: one copy per change, with the parameter's gradient, for whoever holds its address."""
+"""Parameters in another dtype, or packed: every write is seen, copies are kept only where somebody vouches for them."""
 
+import concurrent.futures
 import copy
 import gc
 import io
@@ -8,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from hrm_kernels import casts, use_backend
-from hrm_kernels.casts import cast, keep_copy, refresh, written
-from hrm_kernels.nn import Linear, PostNormBlock, ReasoningModule, rope_tables
+from hrm_kernels import BlockWeights, casts, frozen_weights, packing, transformer_block, use_backend
+from hrm_kernels.casts import FrozenWeights, cast, refresh, written
+from hrm_kernels.nn import Linear, MixingBlock, PostNormBlock, ReasoningModule, RoPEAttention, SwiGLU, rope_tables
 from hrm_kernels.optim import AdamATan2
 
 LOW = torch.bfloat16
@@ -23,7 +24,13 @@ def parameter(*shape, device="cpu"):
     return nn.Parameter(torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device))
 
 
-def test_without_gradients_it_is_one_tensor_until_the_parameter_changes():
+@pytest.fixture
+def frozen():
+    with frozen_weights():
+        yield
+
+
+def test_without_gradients_it_is_one_tensor_until_the_parameter_changes(frozen):
     p = parameter(3, 4)
     with torch.no_grad():
         first, address = cast(p, LOW), cast(p, LOW).data_ptr()
@@ -38,7 +45,7 @@ def test_without_gradients_it_is_one_tensor_until_the_parameter_changes():
     assert cast(p, torch.float32) is p
 
 
-def test_gradients_reach_the_parameter_through_the_copys_memory():
+def test_gradients_reach_the_parameter_through_the_copys_memory(frozen):
     p, x = parameter(3, 4), torch.randn(2, 4)
     out = cast(p, LOW)
     with torch.no_grad():
@@ -48,11 +55,11 @@ def test_gradients_reach_the_parameter_through_the_copys_memory():
     twin = nn.Parameter(p.detach().clone())
     nn.functional.linear(x.to(LOW), twin.to(LOW)).float().square().sum().backward()
     assert p.grad.dtype == torch.float32 and torch.equal(p.grad, twin.grad)
-    frozen = parameter(3, 4).requires_grad_(False)
-    assert not cast(frozen, LOW).requires_grad and cast(frozen, LOW) is cast(frozen, LOW)
+    untrained = parameter(3, 4).requires_grad_(False)
+    assert not cast(untrained, LOW).requires_grad and cast(untrained, LOW) is cast(untrained, LOW)
 
 
-def test_a_backward_after_the_copy_was_written_anew_is_an_error():
+def test_a_backward_after_the_copy_was_written_anew_is_an_error(frozen):
     p, x = parameter(3, 4), torch.randn(2, 4, requires_grad=True)
     loss = (nn.functional.linear(x.to(LOW), cast(p, LOW))).sum()
     with torch.no_grad():
@@ -62,7 +69,7 @@ def test_a_backward_after_the_copy_was_written_anew_is_an_error():
         loss.backward()
 
 
-def test_new_memory_and_new_shape_are_seen():
+def test_new_memory_and_new_shape_are_seen(frozen):
     p = parameter(3, 4)
     with torch.no_grad():
         first = cast(p, LOW)
@@ -75,7 +82,7 @@ def test_new_memory_and_new_shape_are_seen():
         assert cast(p, LOW).eq(7).all()
 
 
-def test_inference_mode_leaves_a_copy_that_trains():
+def test_inference_mode_leaves_a_copy_that_trains(frozen):
     p = parameter(3, 4)
     with torch.inference_mode():
         first = cast(p, LOW)
@@ -87,16 +94,168 @@ def test_inference_mode_leaves_a_copy_that_trains():
         assert cast(other, LOW).dtype == LOW
 
 
-def test_copies_go_with_the_parameter_and_are_no_state():
+@torch.no_grad()
+def _in_place(layer, optimizer):
+    for p in layer.parameters():
+        p.mul_(0.5)
+
+
+def _through_data(layer, optimizer):
+    for p in layer.parameters():
+        p.data.mul_(0.5)
+
+
+def _one_element(layer, optimizer):
+    next(layer.parameters()).data[3, 5] += 50
+
+
+def _signs(layer, optimizer):
+    next(layer.parameters()).data.neg_()
+
+
+def _numpy(layer, optimizer):
+    for p in layer.parameters():
+        p.detach().numpy()[:] *= 0.5
+
+
+def _dlpack(layer, optimizer):
+    for p in layer.parameters():
+        torch.from_dlpack(p.detach()).mul_(0.5)
+
+
+def _storage(layer, optimizer):
+    for p in layer.parameters():
+        p.untyped_storage().copy_(torch.randn_like(p).untyped_storage())
+
+
+def _exchange(layer, optimizer):  # as averages of weights are put in for an evaluation
+    for p in layer.parameters():
+        p.data, _ = torch.full_like(p, 0.1) + p.data, p.data
+
+
+def _flat(layer, optimizer):  # parameters as views of one tensor, which is written
+    params = list(layer.parameters())
+    flat = torch.cat([p.detach().reshape(-1) for p in params])
+    for p, part in zip(params, flat.split([p.numel() for p in params])):
+        p.data = part.view_as(p)
+    layer(layer.example)
+    flat.mul_(0.5)
+
+
+def _swap(layer, optimizer):
+    for p in layer.parameters():
+        torch.utils.swap_tensors(p, nn.Parameter(p.detach() * 0.5))
+
+
+def _load(layer, optimizer):
+    layer.load_state_dict({name: p * 0.5 for name, p in layer.state_dict().items()}, assign=True)
+
+
+def _step(layer, optimizer):
+    for p in layer.parameters():
+        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+    optimizer.step()
+
+
+WRITES = [
+    _in_place, _through_data, _one_element, _signs, _numpy, _dlpack, _storage, _exchange, _flat, _swap, _load, _step
+]  # fmt: skip
+LAYERS = {
+    "linear": lambda: Linear(64, 96),
+    "swiglu": lambda: SwiGLU(64, 1.0),
+    "attention": lambda: RoPEAttention(64, 2),
+    "block": lambda: PostNormBlock(64, 2, 1.0),
+    "module": lambda: ReasoningModule(2, 64, 2, 1.0),
+    "mixing": lambda: MixingBlock(7, 64, 1.0),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, LOW])
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_every_way_of_writing_a_parameter_is_seen(kind, write, dtype):
+    torch.manual_seed(0)
+    layer, x = LAYERS[kind](), torch.randn(2, 7, 64).to(dtype)
+    inputs = (x, x) if kind == "module" else (x,)
+    layer.example = x
+    forward = layer.forward
+    layer.forward = lambda x: forward(*inputs)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+    for _ in range(2):
+        before = layer(x).detach()
+    write(layer, optimizer)
+    after = layer(x)
+    torch.manual_seed(1)
+    fresh = LAYERS[kind]()
+    fresh.load_state_dict(layer.state_dict())
+    assert torch.equal(after, fresh(*inputs)) and not torch.equal(after, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, LOW])
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Adagrad])
+def test_fused_optimisers_train_what_is_frozen_too(optimizer, dtype):
+    """They raise no version; their steps are counted."""
+    torch.manual_seed(0)
+    module, z = ReasoningModule(1, 64, 2, 1.0), torch.randn(2, 9, 64).to(dtype)
+    steps = optimizer(module.parameters(), lr=1e-2, fused=True)
+    with frozen_weights():
+        for _ in range(3):
+            steps.zero_grad()
+            module(z, z).float().square().mean().backward()
+            before = module(z, z)
+            steps.step()
+            fresh = ReasoningModule(1, 64, 2, 1.0)
+            fresh.load_state_dict(module.state_dict())
+            assert torch.equal(module(z, z), fresh(z, z)) and not torch.equal(module(z, z), before)
+
+
+def test_what_is_frozen_ends_with_the_context_and_belongs_to_the_thread():
+    layer, x = Linear(8, 8), torch.randn(2, 8)
+    with frozen_weights():
+        with frozen_weights():
+            before = layer(x)
+        layer.weight.data.mul_(2)
+        assert torch.equal(layer(x), before)
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            assert not torch.equal(pool.submit(layer, x).result(), before)
+    assert not torch.equal(layer(x), before)
+    frozen = FrozenWeights()
+    for _ in range(2):
+        with frozen, torch.no_grad():
+            copy = cast(layer.weight, LOW)
+            assert cast(layer.weight, LOW) is copy
+    assert torch.equal(copy, layer.weight.to(LOW))
+    with torch.no_grad():
+        assert cast(layer.weight, LOW) is not copy
+        layer.weight.zero_()
+    frozen.refresh()
+    assert copy.eq(0).all()
+
+
+def test_weights_made_in_each_call_do_not_pile_up():
+    block, x = PostNormBlock(64, 2, 1.0), torch.randn(1, 3, 64)
+    before = len(packing._entries)
+    with FrozenWeights() as frozen, torch.no_grad():
+        for scale in range(1, 4):
+            weights = [scale * weight for weight in block.weights(torch.float32)]
+            transformer_block(x, BlockWeights(*weights), None, None, 2)
+        del weights
+        block(x)
+        assert len(frozen._packed) == 1
+    del block
+    gc.collect()
+    assert len(packing._entries) <= before
+
+
+def test_copies_are_no_state():
     layer = Linear(4, 3)
-    layer(torch.randn(2, 4, dtype=LOW))
-    before = len(casts._copies)
-    twin = copy.deepcopy(layer)
-    buffer = io.BytesIO()
-    torch.save(layer, buffer)
+    with frozen_weights():
+        layer(torch.randn(2, 4, dtype=LOW))
+        twin = copy.deepcopy(layer)
+        buffer = io.BytesIO()
+        torch.save(layer, buffer)
     buffer.seek(0)
     loaded = torch.load(buffer, weights_only=False)
-    assert len(casts._copies) == before
     assert layer.state_dict().keys() == twin.state_dict().keys() == loaded.state_dict().keys() == {"weight"}
     x = torch.randn(2, 4, dtype=LOW)
     with torch.no_grad():
@@ -104,9 +263,6 @@ def test_copies_go_with_the_parameter_and_are_no_state():
         assert torch.equal(layer(x), loaded(x)) and not torch.equal(layer(x), twin(x))
         layer.load_state_dict(twin.state_dict())
         assert torch.equal(layer(x), twin(x))
-    del layer, twin, loaded
-    gc.collect()
-    assert len(casts._copies) < before
 
 
 @pytest.mark.parametrize("backend", ["reference", "triton"])
@@ -131,25 +287,53 @@ def test_the_optimiser_writes_the_copies(backend, capturable):
         assert cast(params[0], low) is held[0] and held[0].eq(0).all()
 
 
-def test_a_captured_graph_reads_a_copy_only_where_its_replays_are_promised_fresh_ones(monkeypatch):
-    p, unused = parameter(3), parameter(3)
+def test_copies_serve_as_long_as_their_optimiser():
+    p, other = parameter(3), parameter(3)
+    optimizer = AdamATan2([p])
+    optimizer.keep_copies(LOW)
     with torch.no_grad():
-        copy = cast(p, LOW)
+        held = cast(p, LOW)
+        assert cast(p, LOW) is held
+        torch.utils.swap_tensors(p, other)
+        assert torch.equal(cast(p, LOW), p.to(LOW))
+        p.grad = torch.ones(3)
+        torch.optim.SGD([p], lr=1.0, fused=True).step()  # which raises no version
+        assert torch.equal(cast(p, LOW), p.to(LOW))
+        optimizer.copies.clear()
+        assert cast(p, LOW) is not cast(p, LOW)
+        optimizer.keep_copies(LOW)
+        assert cast(p, LOW) is cast(p, LOW)
+        del optimizer
+        gc.collect()
+        assert cast(p, LOW) is not cast(p, LOW) and id(p) not in casts._kept
+
+
+def test_a_captured_graph_reads_only_copies_that_were_there_before(monkeypatch):
+    p, kept = parameter(3), parameter(3)
+    optimizer = AdamATan2([kept])
+    optimizer.keep_copies(LOW)
+    with torch.no_grad():
         monkeypatch.setattr(casts, "_is_captured", lambda weight: True)
-        assert cast(p, LOW) is not copy
-        with casts.graphs_read_copies():
+        assert cast(p, LOW) is not cast(p, LOW)
+        assert cast(kept, LOW) is cast(kept, LOW)
+        with FrozenWeights() as frozen:
+            assert cast(p, LOW) is not cast(p, LOW)  # one made now would lie in the graph's memory
+            monkeypatch.setattr(casts, "_is_captured", lambda weight: False)
+            copy = cast(p, LOW)
+            monkeypatch.setattr(casts, "_is_captured", lambda weight: True)
             assert cast(p, LOW) is copy
-            assert cast(unused, LOW) is not cast(unused, LOW)  # one made now would lie in the graph's memory
             p.mul_(2)
-            casts.refresh([p])
+            frozen.refresh()
             assert cast(p, LOW) is copy and torch.equal(copy, p.to(LOW))
         assert cast(p, LOW) is not copy
 
 
 def test_written_believes_only_the_copy_in_use():
     p = parameter(3)
+    optimizer = AdamATan2([p])
+    optimizer.keep_copies(LOW)
     with torch.no_grad():
-        first = keep_copy(p, LOW)
+        first = cast(p, LOW)
         p.add_(1)
         written([p], {p: torch.zeros(3, dtype=LOW)})
         assert torch.equal(cast(p, LOW), p.to(LOW))
@@ -174,7 +358,7 @@ def test_tensors_that_are_no_parameters_are_converted():
 
 def test_blocks_hand_on_the_same_tensors():
     block = PostNormBlock(64, 2, 1.0)
-    with torch.no_grad():
+    with torch.no_grad(), frozen_weights():
         first, second = block.weights(LOW), block.weights(LOW)
         assert all(a is b for a, b in zip(first, second, strict=True))
 

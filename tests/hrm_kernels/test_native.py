@@ -1,13 +1,17 @@
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from hrm_kernels import native
 
+INTERFACE = 2, "7920405ce0878358"  # its number, and what the exports with that number are
 compiler = any(map(shutil.which, ("c++", "g++", "clang++")))
 needs_library = pytest.mark.skipif(
     not compiler and not native.library("cpu").exists(), reason="no C++ compiler, so no native library"
@@ -106,6 +110,44 @@ def test_broken_library_is_a_reason(fresh_load, monkeypatch, tmp_path):
     monkeypatch.setattr(native, "FOLDER", tmp_path)
     native.library("cuda").write_bytes(b"not a library")
     assert "libhrm_kernels_cuda.so cannot be loaded" in native.self_test("cuda")
+
+
+@pytest.mark.parametrize(("interface", "said"), [(None, "without a number"), (1, "1")])
+def test_a_library_of_another_build_is_a_reason(fresh_load, monkeypatch, tmp_path, interface, said):
+    """Its functions may take other arguments, or not be there."""
+    import tvm_ffi
+
+    class Old:
+        def axpy(self, a, x, y):
+            y.add_(x, alpha=a)
+
+        def __getattr__(self, name):
+            if name == "interface" and interface:
+                return lambda: interface
+            raise AttributeError(f"Module has no function '{name}'")
+
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    native.library("cpu").touch()
+    monkeypatch.setattr(tvm_ffi, "load_module", lambda path: Old())
+    reason = native.self_test("cpu")
+    assert reason.startswith("libhrm_kernels_cpu.so is of another build than hrm_kernels")
+    assert f"(interface {said}, expected {native.INTERFACE})" in reason and "pip install -e ." in reason
+
+
+def test_the_interface_number_goes_up_with_the_exports():
+    """The names of all exports, and what each takes."""
+    ffi = Path(__file__).parents[2] / "csrc" / "ffi"
+    lines = []
+    for source in (ffi / "cpu.cpp", ffi / "cuda.cpp"):
+        text = re.sub(r"\s+", " ", source.read_text())
+        for name in re.findall(r"TYPED_FUNC\((\w+),", text):
+            found = re.search(rf"(\w+\*?) {name}\(([^)]*)\) {{", text)
+            lines.append(f"{source.name} {found.group(1)} {name}({found.group(2)})" if found else name)
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    assert re.search(r"kInterface = (\d+);", (ffi / "interface.h").read_text()).group(1) == str(native.INTERFACE)
+    assert (native.INTERFACE, digest) == INTERFACE, (
+        "the exports of csrc/ffi have changed: raise kInterface (csrc/ffi/interface.h), native.INTERFACE, and these two"
+    )
 
 
 def test_wrong_results_fail_the_self_test(monkeypatch):

@@ -70,6 +70,6 @@ def test_sparse_embedding_keeps_rows_only_where_they_are_trained():
     ids = torch.tensor([4, 1, 4])
     rows = table.train()(ids)
     assert torch.equal(rows, table.weights[ids]) and rows.requires_grad and rows is table.local_weights
-    table.local_ids = table.local_weights = None
+    table.forget()
     assert not table.eval()(ids).requires_grad and table.local_weights is None
     assert list(table.state_dict()) == ["weights"] and not list(table.parameters())

@@ -113,6 +113,19 @@ def test_swiglu(shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(2, 512, 2), (81, 64, 11), (1, 97, 300), (0, 8, 4)])
+def test_linear(shape, bias, dtype):
+    rows, inputs, outputs = shape
+    x, weight = random(rows, inputs, dtype=dtype), random(outputs, inputs, dtype=dtype, seed=1, scale=inputs**-0.5)
+    own = random(outputs, dtype=dtype, seed=2) if bias else None
+    want = x.double() @ weight.double().T + (own.double() if bias else 0)
+    got = k.linear(x, weight, own)
+    assert_close(got, want) if rows else None
+    assert got.shape == want.shape and torch.equal(k.linear(x[None], weight, own), got[None])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rope", [True, False])
 @pytest.mark.parametrize("positions", SEQUENCES)
 def test_rope_attention(positions, rope, dtype):
@@ -217,6 +230,7 @@ def small_arguments(dtype=torch.float64):
     return {
         "add_rms_norm": (x, y, EPS),
         "swiglu": (x,),
+        "linear": (x, weights.o, random(8, dtype=dtype, seed=6).requires_grad_()),
         "rope_attention": (random(2, 3, 24, dtype=dtype).requires_grad_(), cos, sin, 2),
         "transformer_block": (x, weights, cos, sin, 2, EPS),
         "reasoning_module": (x, y, [weights, weights], cos, sin, 2, EPS),
@@ -311,6 +325,12 @@ MISFITS = {
         lambda: k.add_rms_norm(X, X.half()),
         TypeError,
         "residual is torch.float16, expected torch.float32 as x",
+    ),
+    "in": (lambda: k.linear(X, torch.zeros(4, 9)), ValueError, r"weight has shape \[4, 9\], expected \[out, in\] with"),
+    "bias": (
+        lambda: k.linear(X, torch.zeros(4, 8), torch.zeros(8)),
+        ValueError,
+        r"bias has shape \[8\], expected \[out\] = \[4\]",
     ),
     "eps": (lambda: k.add_rms_norm(X, X, 0.0), ValueError, "eps is 0.0, expected a number above 0"),
     "packing": (

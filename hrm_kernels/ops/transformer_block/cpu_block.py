@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from hrm_kernels import native
-from hrm_kernels.backends import launcher
+from hrm_kernels.backends import is_traced, launcher
 from hrm_kernels.ops.rope_attention.cpu_kernels import table
-from hrm_kernels.ops.transformer_block.packing import pack
+from hrm_kernels.ops.transformer_block.packing import Packed, pack
 from hrm_kernels.recycling import empty
 
 
@@ -86,7 +86,21 @@ def forward(
     recompute: bool,
 ) -> tuple[Tensor, Tensor]:
     """The same, and what :func:`backward` needs."""
-    packed, out = pack(weights, num_heads), torch.empty_like(x)
+    return _forward(pack(weights, num_heads), x, injection, weights, cos, sin, num_heads, eps, recompute)
+
+
+def _forward(
+    packed: Packed,
+    x: Tensor,
+    injection: Tensor | None,
+    weights: Sequence[Tensor],
+    cos: Tensor | None,
+    sin: Tensor | None,
+    num_heads: int,
+    eps: float,
+    recompute: bool,
+) -> tuple[Tensor, Tensor]:
+    out = torch.empty_like(x)
     saved = empty(_saved_size(x, weights, num_heads, recompute))
     packed.module.blocks_forward(
         x.detach(),
@@ -125,14 +139,29 @@ def backward(
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     """Gradients of x (and of the injection: the same) and of the ``wanted`` weights; empty tensors for the others."""
-    packed, dx = pack(weights, num_heads), torch.empty_like(dout)
+    packed = pack(weights, num_heads)
+    return _backward(packed, dout, saved, weights, cos, sin, eps, recompute, wanted)
+
+
+def _backward(
+    packed: Packed,
+    dout: Tensor,
+    saved: Tensor,
+    weights: Sequence[Tensor],
+    cos: Tensor | None,
+    sin: Tensor | None,
+    eps: float,
+    recompute: bool,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    dx = torch.empty_like(dout)
     dweights = [empty(*(weight.shape if want else (0,)), dtype=weight.dtype) for weight, want in zip(weights, wanted)]
     if not dout.numel():  # nothing runs, nothing is written
         dweights = [gradient.zero_() for gradient in dweights]
     packed.module.blocks_backward(
         dout.detach(),
         packed.forward,
-        packed.backward,
+        packed.backward(weights),
         packed.layers,
         table(cos),
         table(sin),
@@ -152,7 +181,13 @@ class Blocks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x, injection, cos, sin, num_heads, eps, recompute, *weights):  # type: ignore
-        out, saved = forward(x, injection, weights, cos, sin, num_heads, eps, recompute)
+        arguments = x, injection, weights, cos, sin, num_heads, eps, recompute
+        if is_traced():
+            ctx.packed = None
+            out, saved = forward(*arguments)
+        else:  # packed once for both directions
+            ctx.packed = pack(weights, num_heads)
+            out, saved = _forward(ctx.packed, *arguments)
         ctx.save_for_backward(saved, *weights)
         ctx.constants = cos, sin, num_heads, eps, recompute
         ctx.injected = injection is not None
@@ -161,8 +196,12 @@ class Blocks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
         saved, *weights = ctx.saved_tensors
-        wanted = list(ctx.needs_input_grad[7:])
-        dx, *dweights = backward(dout.contiguous(), saved, weights, *ctx.constants, wanted)
+        wanted, dout = list(ctx.needs_input_grad[7:]), dout.contiguous()
+        if ctx.packed is None or is_traced():
+            dx, *dweights = backward(dout, saved, weights, *ctx.constants, wanted)
+        else:
+            cos, sin, _, eps, recompute = ctx.constants
+            dx, *dweights = _backward(ctx.packed, dout, saved, weights, cos, sin, eps, recompute, wanted)
         return (
             dx,
             dx if ctx.injected else None,

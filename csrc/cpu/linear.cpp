@@ -1,0 +1,93 @@
+// out = x @ weights.T + bias. A row's result does not depend on where it stands, nor on how many others there are.
+#include "cpu/kernels.h"
+#include "cpu/rows.h"
+#include "cpu/tables.h"
+
+namespace hrm::HRM_ISA {
+namespace {
+
+constexpr int64_t kRowBlock = 48 / kTileRows * kTileRows;  // its rows of x stay in an L2 cache
+constexpr int kDepth = 64 / kWidth;  // panels of the inner dimension summed by themselves: errors as small as MKL's
+constexpr int64_t kPanelGroup = 16;                        // panels of outputs a task, where rows are few
+
+struct Matrix {
+  Columns outputs, inputs;
+  Matrix(int64_t outputs_, int64_t inputs_) : outputs{1, outputs_}, inputs{1, inputs_} {}
+  int64_t panel_floats() const { return inputs.panels() * kWidth * kWidth; }
+};
+
+int64_t packed_size(int64_t outputs, int64_t inputs) {
+  const Matrix m(outputs, inputs);
+  return m.outputs.panels() * m.panel_floats();
+}
+
+void pack_linear(int64_t outputs, int64_t inputs, const void* weights, int dtype, float* packed, int threads) {
+  const Matrix m(outputs, inputs);
+  const int64_t panels = m.outputs.panels();
+  with_type(dtype, [&](auto type) {
+    const auto* from = static_cast<const decltype(type)*>(weights);
+    parallel(threads < panels ? threads : static_cast<int>(panels), [&](Team::Member& team) {
+      team.for_each(panels, [&](int64_t panel) {
+        pack_for_outputs(from, m.outputs, m.inputs, panel, packed + panel * m.panel_floats());
+      });
+    });
+  });
+}
+
+void linear(int64_t rows, int64_t outputs, int64_t inputs, const void* x, const float* packed, const void* bias,
+            void* out, int dtype, int threads) {
+  const Matrix m(outputs, inputs);
+  const int64_t panels = m.outputs.panels(), blocks = (rows + kRowBlock - 1) / kRowBlock;
+  const int64_t group = blocks >= 4 * threads || panels < kPanelGroup ? panels : kPanelGroup;
+  const int64_t groups = (panels + group - 1) / group, tasks = blocks * groups;
+  const int64_t stride = (kRowBlock + kTileRows) | 1;  // odd: the panels of a row spread over the sets of a cache
+  const int64_t each = m.inputs.panels() * stride * kWidth + (kRowBlock + kTileRows) * kWidth;
+  Scratch scratch{workspace(panels * kWidth + threads * each)};
+  float* added = scratch.floats(panels * kWidth);
+
+  with_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    for (int64_t i = 0; i < panels * kWidth; ++i) {
+      added[i] = bias && i < outputs ? to_float(static_cast<const T*>(bias)[i]) : 0.0f;
+    }
+    parallel(threads < tasks ? threads : static_cast<int>(tasks), [&](Team::Member& team) {
+      Scratch own{scratch.next + team.rank() * each};
+      const Panels left = own.panels(m.inputs.panels(), stride);
+      float* sums = own.next;
+      team.for_each(tasks, [&](int64_t task) {
+        const int64_t first = task / groups * kRowBlock, from = task % groups * group;
+        const int64_t count = rows - first < kRowBlock ? rows - first : kRowBlock;
+        for (int64_t row = 0; row < count; ++row) {
+          unpack_row(static_cast<const T*>(x), first + row, m.inputs, left, row);
+        }
+        product<kDepth>(left, m.inputs.panels(), packed + from * m.panel_floats(), panels - from < group ? panels - from : group,
+                count, sums, [&](Tile& tile, int64_t row, int64_t real, int64_t panel) HRM_ALWAYS {
+                  const int64_t column = (from + panel) * kWidth;
+                  const Vec low = load(added + column), high = load(added + column + kLanes);
+                  for_rows(tile, real, [&](int i, Vec* columns) HRM_ALWAYS {
+                    T* to = static_cast<T*>(out) + (first + row + i) * outputs + column;
+                    if (column + kWidth <= outputs) {
+                      store(to, columns[0] + low);
+                      store(to + kLanes, columns[1] + high);
+                      return;
+                    }
+                    float lanes[kWidth];
+                    store(lanes, columns[0] + low);
+                    store(lanes + kLanes, columns[1] + high);
+                    for (int64_t lane = 0; column + lane < outputs; ++lane) assign(to[lane], lanes[lane]);
+                  });
+                });
+      });
+    });
+  });
+}
+
+}  // namespace
+
+void add_linear(hrm_cpu_kernels& table) {
+  table.linear_packed_size = packed_size;
+  table.pack_linear = pack_linear;
+  table.linear = linear;
+}
+
+}  // namespace hrm::HRM_ISA

@@ -1,0 +1,57 @@
+import torch
+from torch import Tensor
+
+from hrm_kernels.backends import Backend, Op, cpu_cannot_run, triton_cannot_run
+from hrm_kernels.checks import check_like, check_shape, check_tensor
+from hrm_kernels.ops.linear import cpu_kernels, reference
+
+
+def _cpu_cannot_run(x: Tensor, weight: Tensor, *rest: object) -> str | None:
+    if not weight.numel():
+        return "its kernel is for matrices with elements"
+    return cpu_cannot_run(x)
+
+
+def _cuda_cannot_run(x: Tensor, *rest: object) -> str | None:
+    return None if x.is_cuda else f"cuBLAS is for GPU tensors, not {x.device.type}"
+
+
+_op = Op(
+    "linear",
+    "(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor",
+    {
+        "reference": Backend(reference.linear),
+        # On a GPU the matrix products of all backends are PyTorch's.
+        "triton": Backend(reference.linear, lambda x, *rest: triton_cannot_run(x)),
+        "cuda": Backend(reference.linear, _cuda_cannot_run),
+        "cpu": Backend(cpu_kernels.linear, _cpu_cannot_run),
+    },
+)
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``x @ weight.T + bias``, as :func:`torch.nn.functional.linear`.
+
+    On the ``cpu`` backend a row's result is the same to the bit wherever it stands in x and however many rows there
+    are. PyTorch's own products on a CPU do not promise that.
+
+    Args:
+        x: ``[..., in]``, float32, bfloat16 or float16.
+        weight: ``[out, in]`` in the dtype of x.
+        bias: ``[out]`` in the dtype of x, or None.
+
+    Returns:
+        ``[..., out]`` in the dtype of x; sums are float32.
+
+    Raises:
+        TypeError, ValueError: a dtype, device or shape does not fit.
+    """
+    check_tensor("linear", "x", x)
+    check_like("linear", "weight", weight, "x", x)
+    if x.ndim < 1:
+        raise ValueError("linear: x has shape [], expected [..., in]")
+    check_shape("linear", "weight", weight, (None, x.shape[-1]), "[out, in] with in from x")
+    if bias is not None:
+        check_like("linear", "bias", bias, "x", x)
+        check_shape("linear", "bias", bias, (weight.shape[0],), "[out]")
+    return _op(x, weight, bias)

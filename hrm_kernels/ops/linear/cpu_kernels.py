@@ -1,0 +1,58 @@
+"""A product of the CPU library, whose rows do not depend on each other; gradients are PyTorch's products."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hrm_kernels import native, packing
+from hrm_kernels.backends import launcher
+from hrm_kernels.recycling import empty
+
+
+def _pack(weight: Tensor) -> Tensor:
+    module = native.load("cpu").module
+    packed = empty(module.linear_packed_size(*weight.shape))
+    module.pack_linear(weight.detach(), packed, torch.get_num_threads())
+    return packed
+
+
+@launcher(
+    "cpu_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+    lambda x, weight, bias: x.new_empty(x.shape[0], weight.shape[0]),
+)
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``[rows, in]`` -> ``[rows, out]``, contiguous."""
+    out = x.new_empty(x.shape[0], weight.shape[0])
+    packed = packing.packed([weight], "linear", lambda own: _pack(own[0]))
+    native.load("cpu").module.linear(
+        x.detach(), packed, None if bias is None else bias.detach().contiguous(), out, torch.get_num_threads()
+    )
+    return out
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, weight)
+        return forward(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            dout @ weight if of_x else None,
+            dout.t() @ x if of_weight else None,
+            dout.sum(0) if of_bias else None,
+        )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``[..., in]`` -> ``[..., out]``."""
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (x, weight, bias)):
+        out = _Linear.apply(rows, weight, bias)
+    else:
+        out = forward(rows, weight, bias)
+    return out.view(*x.shape[:-1], weight.shape[0])
