@@ -1,8 +1,8 @@
-"""The published computation of HRM in plain PyTorch, op by op: what ``eager`` means in the tables.
+"""The published computation of HRM and TRM in plain PyTorch, op by op: what ``eager`` means in the tables.
 
 Nothing of hrm_kernels computes here: weights are cast where they are used, heads are split by views, attention is
-``scaled_dot_product_attention``, the Q target runs a whole second segment. Functions take an :class:`hrm.HRM` for its
-weights alone. In a model of float64 parameters everything is float64: the exact values.
+``scaled_dot_product_attention``, the Q target runs a whole second segment. Functions take an :class:`hrm.HRM` or an
+:class:`hrm.TRM` for its weights alone. In a model of float64 parameters everything is float64: the exact values.
 """
 
 import copy
@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from bench.workloads import train
 from hrm import act
 from hrm.model import HRM, Batch, Carry
+from hrm.trm import TRM
 from hrm_kernels.backends import use_backend
-from hrm_kernels.nn import PostNormBlock
+from hrm_kernels.nn import MixingBlock, PostNormBlock
 
 
 def in_float64(model: HRM) -> HRM:
@@ -50,19 +51,27 @@ def _linear(x: torch.Tensor, layer: Any) -> torch.Tensor:
     return F.linear(x, layer.weight.to(x.dtype), bias)
 
 
+def _swiglu(x: torch.Tensor, mlp: Any) -> torch.Tensor:
+    gate, up = _linear(x, mlp.gate_up_proj).chunk(2, -1)
+    return _linear(F.silu(gate) * up, mlp.down_proj)
+
+
 def block(
-    layer: PostNormBlock, x: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, eps: float
+    layer: PostNormBlock | MixingBlock, x: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, eps: float
 ) -> torch.Tensor:
     """A block over ``x [B, S, D]``."""
     B, S, D = x.shape
+    if isinstance(layer, MixingBlock):
+        across = x.transpose(1, 2)
+        x = _rms_norm(across + _swiglu(across, layer.mlp_t), eps).transpose(1, 2)
+        return _rms_norm(x + _swiglu(x, layer.mlp), eps)
     heads = layer.self_attn.num_heads
     q, k, v = _linear(x, layer.self_attn.qkv_proj).view(B, S, 3 * heads, D // heads).chunk(3, 2)
     if cos is not None and sin is not None:
         q, k = _rotate(q, cos[:S], sin[:S]), _rotate(k, cos[:S], sin[:S])
     attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     x = _rms_norm(x + _linear(attended.transpose(1, 2).reshape(B, S, D), layer.self_attn.o_proj), eps)
-    gate, up = _linear(x, layer.mlp.gate_up_proj).chunk(2, -1)
-    return _rms_norm(x + _linear(F.silu(gate) * up, layer.mlp.down_proj), eps)
+    return _rms_norm(x + _swiglu(x, layer.mlp), eps)
 
 
 def module(
@@ -73,7 +82,7 @@ def module(
     sin: torch.Tensor | None,
     eps: float,
 ) -> torch.Tensor:
-    """An update of a recurrent module, a :class:`hrm_kernels.nn.ReasoningModule`."""
+    """An update of a recurrent module, a ``ReasoningModule`` or ``MixingModule`` of :mod:`hrm_kernels.nn`."""
     z = z + injection
     for layer in level.layers:
         z = block(layer, z, cos, sin, eps)
@@ -95,21 +104,23 @@ def embed(model: HRM, batch: Batch) -> torch.Tensor:
 def segment(
     model: HRM, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``(z_H, z_L, logits, q_halt, q_continue)``, with the one-step gradient."""
+    """``(z_H, z_L, logits, q_halt, q_continue)``, with the gradient of one update each, for a TRM of the last cycle."""
     inner, config = model.inner, model.config
     tables = inner.cos, inner.sin, config.rms_norm_eps
-    with torch.no_grad():
-        for h in range(config.H_cycles):
-            for l in range(config.L_cycles):  # noqa: E741
-                if (h, l) != (config.H_cycles - 1, config.L_cycles - 1):
-                    z_L = module(inner.L_level, z_L, z_H + x, *tables)
-            if h != config.H_cycles - 1:
-                z_H = module(inner.H_level, z_H, z_L, *tables)
-    z_L = module(inner.L_level, z_L, z_H + x, *tables)
-    z_H = module(inner.H_level, z_H, z_L, *tables)
+    H_level = inner.L_level if isinstance(model, TRM) else inner.H_level
+    with_gradients = {"one_step": 2, "last_cycle": config.L_cycles + 1}[str(config.gradient)]
+    updates = (["L"] * config.L_cycles + ["H"]) * config.H_cycles
+    for index, update in enumerate(updates):
+        kept = torch.is_grad_enabled() and index >= len(updates) - with_gradients
+        with torch.set_grad_enabled(kept):
+            if update == "L":
+                z_L = module(inner.L_level, z_L, z_H + x, *tables)
+            else:
+                z_H = module(H_level, z_H, z_L, *tables)
     q = _linear(z_H[:, 0], inner.q_head)
     q = q.to(torch.promote_types(q.dtype, torch.float32))
-    return z_H, z_L, _linear(z_H[:, config.puzzle_emb_len :], inner.lm_head), q[:, 0], q[:, 1]
+    q_halt, q_continue = q[:, 0], q[:, 1] if config.learns_to_continue else torch.zeros_like(q[:, 1])
+    return z_H, z_L, _linear(z_H[:, config.puzzle_emb_len :], inner.lm_head), q_halt, q_continue
 
 
 def forward(model: HRM, carry: Carry, batch: Batch) -> tuple[Carry, dict[str, torch.Tensor]]:
@@ -133,8 +144,10 @@ def forward(model: HRM, carry: Carry, batch: Batch) -> tuple[Carry, dict[str, to
         if model.training and config.halt_max_steps > 1:
             least = act.draw_min_steps(len(steps), config.halt_max_steps, config.halt_exploration_prob, None, x.device)
             halted = act.halts(steps, q_halt, q_continue, config.halt_max_steps, least)
-            _, _, _, next_halt, next_continue = segment(model, z_H, z_L, x)
-            outputs["target_q_continue"] = act.target_q_continue(steps, next_halt, next_continue, config.halt_max_steps)
+            if config.learns_to_continue:
+                _, _, _, next_halt, next_continue = segment(model, z_H, z_L, x)
+                target = act.target_q_continue(steps, next_halt, next_continue, config.halt_max_steps)
+                outputs["target_q_continue"] = target
     return Carry(z_H, z_L, steps, halted, data), outputs
 
 

@@ -1,133 +1,18 @@
 """The tiny recursive model: parity with the published implementation, its gradients, its way to disk and back."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 import yaml
-from safetensors import safe_open
 
 import hrm
 import hrm_kernels
-from hrm.config import DTYPES, FAMILIES
+from hrm.config import FAMILIES
 
-GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 SMALL = {
     "seq_len": 6, "vocab_size": 7, "num_puzzle_identifiers": 4, "puzzle_emb_ndim": 32, "puzzle_emb_len": 2,
     "hidden_size": 32, "num_heads": 2, "expansion": 1.0, "H_cycles": 3, "L_cycles": 2, "forward_dtype": "float32",
 }  # fmt: skip
 MIXING = {"mlp_t": True, "pos_encodings": "none"}
-
-
-def read(name):
-    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
-
-
-def assert_close(got, want, tolerance=1e-5):
-    """Relative to the largest element: the rule for tensors whose small elements are sums of large ones."""
-    got, want = got.detach().double(), want.double().reshape(got.shape)
-    error = (got - want).abs().max() / want.abs().max().clamp(min=1e-30)
-    assert error <= tolerance, f"relative error {error:.2e}"
-
-
-def part(tensors, prefix):
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-@pytest.fixture(params=["trm_attention", "trm_mlp_t"])
-def golden(request):
-    tensors, metadata = read(request.param)
-    values = json.loads(metadata["config"])
-    for name in ("batch_size", "H_layers"):  # the published code asks for both and uses neither
-        del values[name]
-    prefixed = {f"_orig_mod.model.{key}": value for key, value in part(tensors, "state.").items()}
-    # The untrained mlp_t model amplifies the rounding of each segment by about 6, so the published numbers come out
-    # to 1e-5 only where the same sums run in the same order; other backends are measured against float64 below.
-    with hrm_kernels.use_backend("reference"):
-        yield tensors, metadata, hrm.from_published(prefixed, hrm.TRMConfig.parse(values))
-
-
-def test_state_dict_has_the_published_names_and_values(golden):
-    tensors, _, model = golden
-    state, want = model.state_dict(), part(tensors, "state.")
-    assert isinstance(model, hrm.TRM) and state.keys() == want.keys()
-    assert all(torch.equal(state[key], value.reshape(state[key].shape)) for key, value in want.items())
-
-
-def test_evaluation_segments(golden):
-    tensors, _, model = golden
-    model.eval()
-    batch = part(tensors, "batch.")
-    carry = model.initial_carry(batch)
-    with torch.no_grad():
-        for index in range(3):
-            carry, outputs = model(carry, batch)
-            want = part(tensors, f"eval.{index}.")
-            assert_close(outputs["logits"], want["logits"])
-            assert_close(outputs["q_halt_logits"], want["q_halt"])
-            assert_close(model.inner.q_head(carry.z_H[:, 0])[:, 1], want["q_continue"])
-            assert outputs["q_continue_logits"].eq(0).all()  # what q_halt is compared with
-            assert_close(carry.z_H, want["z_H"])
-            assert_close(carry.z_L, want["z_L"])
-            assert torch.equal(carry.halted, want["halted"])
-            assert torch.equal(carry.steps, want["steps"])
-
-
-def test_the_chosen_backend_is_as_exact_as_the_published_code(golden, jittered, monkeypatch):
-    """Three segments against float64: error at most twice that of plain PyTorch, here or where they were published."""
-    tensors, _, model = golden
-    batch = part(tensors, "batch.")
-
-    def logits(backend, model=model):
-        found, carry = [], model.eval().initial_carry(batch)
-        with torch.no_grad(), hrm_kernels.use_backend(backend):
-            for _ in range(3):
-                carry, outputs = model(carry, batch)
-                found.append(outputs["logits"].double())
-        return found
-
-    ours, plain = logits(None), [logits("reference"), *(logits("reference", one) for one in jittered(model))]
-    monkeypatch.setitem(DTYPES, "float32", torch.float64)
-    model.double().inner.embed_tokens.dtype = torch.float64
-    for index, (got, exact) in enumerate(zip(ours, logits("reference"), strict=True)):
-        others = [tensors[f"eval.{index}.logits"].double(), *(run[index] for run in plain)]
-        error, *theirs = ((x - exact).abs().max() for x in (got, *others))
-        assert error <= 2 * max(theirs) + 2e-7 * exact.abs().max(), f"{error:.1e}, plain PyTorch {max(theirs):.1e}"
-
-
-@pytest.mark.parametrize("recompute", [False, True])
-def test_training_calls(golden, recompute):
-    tensors, metadata, model = golden
-    model.inner.config = model.config.model_copy(update={"recompute": recompute})
-    model.train()
-    batch = part(tensors, "batch.")
-    carry = model.initial_carry(batch)
-    halted_before_last = torch.zeros(len(batch["inputs"]), dtype=torch.bool)
-    for index in range(3):
-        model.zero_grad()
-        carry, outputs = model(carry, batch if index == 0 else part(tensors, f"train.{index}.batch."))
-        loss, metrics = hrm.act_loss(carry, outputs, metadata["loss"])
-        want = part(tensors, f"train.{index}.")
-        assert_close(loss.reshape(1), want["loss"])
-        named = part(want, "metric.")
-        assert named.keys() == metrics.keys()
-        for name, value in named.items():
-            assert_close(metrics[name].reshape(1), value)
-        assert torch.equal(carry.halted, want["halted"])
-        assert torch.equal(carry.steps, want["steps"])
-        (loss / float(metadata["gradient_divisor"])).backward()
-        assert torch.equal(model.puzzle_emb.local_ids, want["puzzle_emb_ids"])
-        assert_close(model.puzzle_emb.local_weights.grad, want["puzzle_emb_grad"])
-        if index != 1:
-            gradients = part(want, "grad.")
-            assert gradients.keys() == {name for name, _ in model.named_parameters()}
-            for name, parameter in model.named_parameters():
-                assert_close(parameter.grad, gradients[name])
-        if index < 2:
-            halted_before_last |= carry.halted
-    assert halted_before_last.any(), "the numbers should cover rows that are refilled"
 
 
 def test_published_sizes():
