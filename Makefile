@@ -17,7 +17,7 @@ VENV_TRITON ?= .venv-triton
 TRITON_STAMP := $(VENV_TRITON)/.triton
 SITE := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 
-.PHONY: demo test test-all test-triton bench sanitize gpu docs lint install clean
+.PHONY: demo test test-all test-cpus test-triton bench sanitize gpu docs lint install clean
 
 # From nothing to a solved puzzle: data, training, evaluation on puzzles held out, one of them solved and drawn.
 demo: $(STAMP)
@@ -34,6 +34,10 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The numerical tests as other CPUs would run them, with one thread and with two: half an hour. CPUS="AVX2" runs one kind.
+test-cpus: $(STAMP)
+	$(BIN)/python tests/support/cpus.py $(CPUS)
 
 # The kernels in that Triton's interpreter, then compiled ahead of time by its compiler.
 test-triton: $(STAMP) $(TRITON_STAMP)

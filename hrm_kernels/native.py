@@ -14,6 +14,9 @@ import torch
 FOLDER = Path(os.environ.get("HRM_KERNELS_LIBRARIES") or Path(__file__).parent / "lib")
 """Where the libraries lie; the variable is for builds of one's own, such as that of `make sanitize`."""
 
+INSTRUCTION_SET = os.environ.get("HRM_KERNELS_INSTRUCTION_SET", "")
+"""Of the CPU kernels: avx512, avx2, portable, or empty for the best that the machine has. For tests of the others."""
+
 INTERFACE = 2
 """What the functions of the libraries take: kInterface of csrc/ffi/interface.h, and of a library of the same build."""
 
@@ -69,6 +72,15 @@ def load(name: str) -> Native:
             f"{path.name} is of another build than hrm_kernels (interface {interface or 'without a number'}, expected "
             f"{INTERFACE}): install hrm again to rebuild it (from its source tree: pip install -e .)",
         )
+    return _with_instruction_set(name, module)
+
+
+def _with_instruction_set(name: str, module: Any) -> Native:
+    if name == "cpu" and INSTRUCTION_SET:
+        try:
+            module.use_instruction_set(INSTRUCTION_SET)
+        except ValueError as error:
+            return Native(None, f"HRM_KERNELS_INSTRUCTION_SET is {INSTRUCTION_SET!r}: {_line(error)}")
     return Native(module, None)
 
 

@@ -47,7 +47,8 @@ class AdamATan2(Optimizer):
     On GPUs with Triton a step is one launch for all parameters of a group (two if ``capturable``); on the ``cuda``
     backend one for every 64 of them.
 
-    State of a parameter: ``step`` (float32 scalar), ``exp_avg``, ``exp_avg_sq`` (like the parameter).
+    State of a parameter: ``step`` (float32 scalar), ``exp_avg``, ``exp_avg_sq`` (like the parameter; float32 for one in
+    float16, where squares of gradients would be 0, and steps 15 times too large).
 
     Source: Everett et al., arXiv 2407.05872, section 5.
     """
@@ -70,6 +71,17 @@ class AdamATan2(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.copies, self._tables = getattr(self, "copies", {}), getattr(self, "_tables", {})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As :meth:`torch.optim.Optimizer.load_state_dict`, which would give averages the parameter's dtype."""
+        super().load_state_dict(state_dict)
+        numbers = (number for group in state_dict["param_groups"] for number in group["params"])
+        params = (p for group in self.param_groups for p in group["params"])
+        for number, p in zip(numbers, params):
+            if p.dtype != _state_dtype(p) and number in state_dict["state"]:
+                for name in ("exp_avg", "exp_avg_sq"):
+                    saved = state_dict["state"][number][name]
+                    self.state[p][name] = saved.to(p.device, _state_dtype(p), copy=True)
 
     def keep_copies(self, dtype: torch.dtype) -> None:
         """From now on write the copies in ``dtype`` that layers of :mod:`hrm_kernels.nn` compute with, too.
@@ -99,20 +111,25 @@ class AdamATan2(Optimizer):
             if not self.state[p]:
                 device = p.device if group["capturable"] else "cpu"
                 self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=device)
-                self.state[p]["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                self.state[p]["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                dtype = _state_dtype(p)
+                self.state[p]["exp_avg"] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
+                self.state[p]["exp_avg_sq"] = torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
         buckets: dict[Any, list[torch.Tensor]] = {}
         for p in params:
             copy = self.copies.get(p)
             buckets.setdefault((p.device, p.dtype, None if copy is None else copy.dtype), []).append(p)
-        for (_, _, copied), own in buckets.items():
+        for (_, dtype, copied), own in buckets.items():
+            params, grads = own, [p.grad for p in own if p.grad is not None]  # (all have one)
+            copies = None if copied is None else [self.copies[p] for p in own]
+            if dtype is torch.float16:  # a step in float32, of which the parameter is the copy
+                params, grads, copies = [p.float() for p in own], [grad.float() for grad in grads], own
             adam_atan2(
-                own,
-                [p.grad for p in own if p.grad is not None],  # (all have one)
+                params,
+                grads,
                 [self.state[p]["exp_avg"] for p in own],
                 [self.state[p]["exp_avg_sq"] for p in own],
                 [self.state[p]["step"] for p in own],
-                None if copied is None else [self.copies[p] for p in own],
+                copies,
                 group["lr"],
                 group["betas"],
                 group["weight_decay"],
@@ -120,7 +137,13 @@ class AdamATan2(Optimizer):
                 self._tables,
             )
             if copied is not None:
+                if dtype is torch.float16:
+                    torch._foreach_copy_([self.copies[p] for p in own], own)
                 written(own, self.copies)
+
+
+def _state_dtype(p: torch.Tensor) -> torch.dtype:
+    return torch.float32 if p.dtype is torch.float16 else p.dtype
 
 
 def _joined(parts: Sequence[Any]) -> torch.Tensor:

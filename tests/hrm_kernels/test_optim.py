@@ -48,6 +48,28 @@ def test_a_parameter_without_gradient_changes_nothing():
     assert torch.equal(params[2], before) and params[2] not in optimizer.state
 
 
+@pytest.mark.parametrize("capturable", [False, True])
+def test_float16_parameters_step_as_far_as_float32_ones(capturable):
+    """The square of a gradient of 1e-5 is 0 in float16; the state, saved and loaded too, is float32."""
+    start, scales = torch.linspace(-1, 1, 64), torch.logspace(-5, 1, 64)
+    wide, low = (torch.nn.Parameter(start.to(dtype)) for dtype in (torch.float32, torch.float16))
+    optimizers = [AdamATan2([p], lr=0.05, weight_decay=0.1, capturable=capturable) for p in (wide, low)]
+    optimizers[1].copies[low] = torch.zeros(64, dtype=torch.bfloat16)
+    for step in range(6):
+        for p in (wide, low):
+            p.grad = (scales * (1 + 0.3 * torch.sin(torch.arange(64) + step))).to(p.dtype)
+        if step == 3:
+            saved = optimizers[1].state_dict()
+            optimizers[1] = AdamATan2([low], lr=0.05, weight_decay=0.1, capturable=capturable)
+            optimizers[1].copies[low] = torch.zeros(64, dtype=torch.bfloat16)
+            optimizers[1].load_state_dict(saved)
+        for optimizer in optimizers:
+            optimizer.step()
+        assert {optimizers[1].state[low][name].dtype for name in ("exp_avg", "exp_avg_sq")} == {torch.float32}
+        assert torch.equal(optimizers[1].copies[low], low.detach().bfloat16())
+    torch.testing.assert_close(low.detach().float(), wide.detach(), rtol=0, atol=3e-3)
+
+
 def test_a_parameter_with_zero_gradient_only_decays():
     p = torch.nn.Parameter(torch.ones(3))
     p.grad = torch.zeros(3)
