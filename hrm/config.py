@@ -17,6 +17,7 @@ from pydantic import (
 from typing_extensions import Self
 
 from hrm.errors import InputError, describe
+from hrm.sizes import Count, Identifiers, Length, Vocabulary, Width
 
 Gradient = Literal["one_step", "last_cycle", "full"] | PositiveInt
 DTYPES = {
@@ -33,16 +34,16 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     family: ClassVar[str]
 
-    seq_len: PositiveInt
-    vocab_size: PositiveInt
-    num_puzzle_identifiers: PositiveInt = 1
-    puzzle_emb_ndim: NonNegativeInt = 0
-    hidden_size: PositiveInt = 512
-    expansion: float = Field(default=4.0, gt=0)
-    num_heads: PositiveInt = 8
+    seq_len: Length
+    vocab_size: Vocabulary
+    num_puzzle_identifiers: Identifiers = 1
+    puzzle_emb_ndim: NonNegativeInt = Field(default=0, le=2**20)
+    hidden_size: Width = 512
+    expansion: float = Field(default=4.0, gt=0, le=2**10)
+    num_heads: Width = 8
     rms_norm_eps: float = Field(default=1e-5, gt=0)
     rope_theta: float = Field(default=10000.0, gt=0)
-    halt_max_steps: PositiveInt = 16
+    halt_max_steps: PositiveInt = Field(default=16, le=2**20)
     halt_exploration_prob: float = Field(default=0.1, ge=0, le=1)
     forward_dtype: Literal["float32", "bfloat16", "float16", "float64"] = "bfloat16"
     recompute: bool = False
@@ -127,10 +128,10 @@ class HRMConfig(ModelConfig):
 
     family = "hrm"
 
-    H_cycles: PositiveInt = 2
-    L_cycles: PositiveInt = 2
-    H_layers: PositiveInt = 4
-    L_layers: PositiveInt = 4
+    H_cycles: Count = 2
+    L_cycles: Count = 2
+    H_layers: Count = 4
+    L_layers: Count = 4
     pos_encodings: Literal["rope", "learned"] = "rope"
     gradient: Gradient = "one_step"
 
@@ -171,10 +172,10 @@ class TRMConfig(ModelConfig):
 
     family = "trm"
 
-    puzzle_emb_len: NonNegativeInt = Field(default=16, validate_default=True)
-    H_cycles: PositiveInt = 3
-    L_cycles: PositiveInt = 6
-    L_layers: PositiveInt = 2
+    puzzle_emb_len: NonNegativeInt = Field(default=16, validate_default=True, le=2**16)
+    H_cycles: Count = 3
+    L_cycles: Count = 6
+    L_layers: Count = 2
     mlp_t: bool = False
     pos_encodings: Literal["rope", "learned", "none"] = "rope"
     no_ACT_continue: bool = True

@@ -21,6 +21,14 @@ def describe(error: "ValidationError") -> str:
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             message = "unknown key"
-        came = "" if problem["type"] == "missing" or not field else f" (got {problem['input']!r})"
+        came = "" if problem["type"] == "missing" or not field else f" (got {_short(problem['input'])})"
         problems.append(f"{field}: {message}{came}" if field else message)
     return "; ".join(problems)
+
+
+def _short(value: object) -> str:
+    try:
+        shown = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return "a number of thousands of digits"
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."

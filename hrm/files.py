@@ -1,5 +1,6 @@
 """Writing so that nothing is lost: a file or folder is complete under its name, or it is not there."""
 
+import codecs
 import errno
 import json
 import os
@@ -151,6 +152,25 @@ def write_json(path: Path | str, value: Any) -> None:
         part.write_text(json.dumps(value, indent=2) + "\n")
 
 
+def encoding_of(head: bytes) -> str:
+    """The encoding of a text that begins with ``head``: UTF-8, unless a byte order mark says UTF-16."""
+    return "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+
+
+def decode(data: bytes) -> str:
+    """A text file's content as text, without the byte order mark that Windows tools put in front.
+
+    Raises:
+        UnicodeDecodeError: it is no text.
+    """
+    return data.decode(encoding_of(data))
+
+
+def visible(folder: Path, pattern: str = "*") -> list[Path]:
+    """What in ``folder`` matches, sorted, but for hidden names, such as the ``._name`` that the Mac's archiver adds."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+
+
 def read_json(path: Path | str) -> Any:
     """The JSON value in ``path``.
 
@@ -159,8 +179,8 @@ def read_json(path: Path | str) -> Any:
     """
     path = Path(path)
     try:
-        return json.loads(path.read_text())
+        return json.loads(decode(path.read_bytes()))
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
         raise InputError(f"{path} is not JSON: {error}") from None

@@ -12,10 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from hrm.errors import InputError, describe
-from hrm.files import folder_written_beside, read_json
+from hrm.files import folder_written_beside, read_json, visible
+from hrm.sizes import Identifiers, Length, Vocabulary
 
 IGNORE_LABEL = -100
 """The label that the losses leave out; labels equal to ``ignore_label_id`` become this."""
@@ -31,12 +40,22 @@ class Metadata(BaseModel):
     pad_id: NonNegativeInt
     ignore_label_id: int | None
     blank_identifier_id: NonNegativeInt
-    vocab_size: PositiveInt
-    seq_len: PositiveInt
-    num_puzzle_identifiers: PositiveInt
+    vocab_size: Vocabulary
+    seq_len: Length
+    num_puzzle_identifiers: Identifiers
     total_groups: NonNegativeInt
     mean_puzzle_examples: float = Field(ge=0, allow_inf_nan=False)
     sets: list[str]
+
+    @field_validator("sets")
+    @classmethod
+    def _plain_names(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if not name or name.startswith(".") or set(name) & set("/\\\0"):
+                raise ValueError(f"the set name {name!r} is no plain name, and could lead out of the folder")
+        if len(set(names)) < len(names):
+            raise ValueError("a set is named twice, and its examples would count twice")
+        return names
 
     @model_validator(mode="after")
     def _fillers_fit(self) -> "Metadata":
@@ -58,9 +77,9 @@ class PuzzleSet:
 
     Attributes:
         inputs, labels: ``[examples, seq_len]`` tokens, memory-mapped, of any integer dtype.
-        puzzle_indices: ``[puzzles + 1]``; the examples of puzzle i are ``[i], [i + 1]``.
-        group_indices: ``[groups + 1]``; the puzzles of group g are ``[g], [g + 1]``.
-        puzzle_identifiers: ``[puzzles]``, the row of the puzzle embedding.
+        puzzle_indices: ``[puzzles + 1]`` int64; the examples of puzzle i are ``[i], [i + 1]``.
+        group_indices: ``[groups + 1]`` int64; the puzzles of group g are ``[g], [g + 1]``.
+        puzzle_identifiers: ``[puzzles]`` int64, the row of the puzzle embedding.
     """
 
     name: str
@@ -98,6 +117,7 @@ class PuzzleDataset:
 
     def identifiers(self) -> list[str]:
         """Names of the puzzle identifiers, by identifier; 0 is ``<blank>``."""
+        _require_inside(self.folder, self.folder / "identifiers.json")
         return read_json(self.folder / "identifiers.json")
 
 
@@ -112,23 +132,41 @@ def open_dataset(folder: Path | str, split: str) -> PuzzleDataset:
     if not folder.is_dir():
         raise InputError(f"data folder {folder} does not exist; make one: hrm data sudoku|maze|arc --out {folder}")
     if not (directory / "dataset.json").is_file():
-        splits = sorted(path.parent.name for path in folder.glob("*/dataset.json"))
+        splits = [path.name for path in visible(folder) if (path / "dataset.json").is_file()]
         found = f"it has {', '.join(splits)}" if splits else "no split at all, so it is no data folder"
         raise InputError(f"{folder} has no split '{split}' ({found}); expected {directory / 'dataset.json'}")
+    _require_inside(folder, directory / "dataset.json")
+    values = read_json(directory / "dataset.json")
+    if isinstance(values, dict) and "grid_size" in values and "pad_id" not in values:
+        raise InputError(
+            f"{folder} is a data folder of nano-trm, whose tokens and index files are others; make one of the same "
+            "puzzles: hrm data sudoku --hub sapientinc/sudoku-extreme, or maze --hub sapientinc/maze-30x30-hard-1k"
+        )
     try:
-        metadata = Metadata.model_validate(read_json(directory / "dataset.json"))
+        metadata = Metadata.model_validate(values)
     except ValidationError as error:
         raise InputError(f"{directory / 'dataset.json'}: {describe(error)}; build the data set again") from None
     sets = tuple(_open_set(directory, name, metadata) for name in metadata.sets)
     dataset = PuzzleDataset(folder, split, metadata, sets)
     if dataset.num_examples == 0:
         raise InputError(f"{directory} holds no examples; build the data set again")
+    if metadata.mean_puzzle_examples > dataset.num_examples:
+        raise InputError(
+            f"{directory / 'dataset.json'}: mean_puzzle_examples is {metadata.mean_puzzle_examples}, and there are "
+            f"{dataset.num_examples} examples in all; build the data set again"
+        )
     return dataset
 
 
 def _open_set(directory: Path, name: str, metadata: Metadata) -> PuzzleSet:
-    arrays = {key: _load(directory / f"{name}__{key}.npy", mmap=key in ("inputs", "labels")) for key in _FIELDS}
+    arrays = {}
+    for key in _FIELDS:
+        file = directory / f"{name}__{key}.npy"
+        _require_inside(directory.parent, file)
+        arrays[key] = _load(file)
     inputs, labels = arrays["inputs"], arrays["labels"]
+    puzzle_indices, group_indices = arrays["puzzle_indices"], arrays["group_indices"]
+    identifiers = arrays["puzzle_identifiers"]
 
     def require(condition: bool, key: str, expected: str) -> None:
         if not condition:
@@ -139,32 +177,60 @@ def _open_set(directory: Path, name: str, metadata: Metadata) -> PuzzleSet:
             )
 
     for key in _FIELDS:
-        require(np.issubdtype(arrays[key].dtype, np.integer), key, "integers")
+        require(arrays[key].dtype.kind in "iu", key, "integers")
     rows_fit = inputs.ndim == 2 and inputs.shape[1] == metadata.seq_len
     require(rows_fit, "inputs", f"[examples, {metadata.seq_len}] (seq_len)")
     require(labels.shape == inputs.shape, "labels", f"{list(inputs.shape)}, the shape of the inputs")
-    for key, last, of_what in (
-        ("puzzle_indices", len(inputs), "examples"),
-        ("group_indices", len(arrays["puzzle_identifiers"]), "puzzles"),
-    ):
-        array = arrays[key]
-        ascends = array.ndim == 1 and len(array) > 0 and array[0] == 0 and bool((np.diff(array) >= 0).all())
-        require(ascends and array[-1] == last, key, f"ascending from 0 to {last} (the number of {of_what})")
-    identifiers, puzzles = arrays["puzzle_identifiers"], len(arrays["puzzle_indices"]) - 1
+    ascending = f"ascending from 0 to {len(inputs)} (the number of examples)"
+    require(_divides(puzzle_indices, len(inputs)), "puzzle_indices", ascending)
+    puzzles = len(puzzle_indices) - 1
     require(identifiers.shape == (puzzles,), "puzzle_identifiers", f"[{puzzles}], one for each puzzle")
+    require(_divides(group_indices, puzzles), "group_indices", f"ascending from 0 to {puzzles} (the number of puzzles)")
     limit = metadata.num_puzzle_identifiers
     in_range = not identifiers.size or (identifiers.min() >= 0 and identifiers.max() < limit)
     require(bool(in_range), "puzzle_identifiers", f"values below num_puzzle_identifiers {limit}")
-    return PuzzleSet(name, **arrays)
+    # All values fit by now. Differences of unsigned integers would not be what they look like.
+    indices = (array.astype(np.int64) for array in (puzzle_indices, group_indices, identifiers))
+    return PuzzleSet(name, inputs, labels, *indices)
 
 
-def _load(path: Path, mmap: bool) -> np.ndarray:
+def _divides(indices: np.ndarray, count: int) -> bool:
+    """Whether ``indices`` are the ends of consecutive parts of ``count`` things."""
+    return bool(
+        indices.ndim == 1
+        and len(indices) > 0
+        and indices[0] == 0
+        and indices[-1] == count
+        and (indices[1:] >= indices[:-1]).all()
+    )
+
+
+def _load(path: Path) -> np.ndarray:
+    """The array in ``path``, memory-mapped: what its header claims allocates nothing."""
     try:
-        return np.load(path, mmap_mode="r" if mmap and path.stat().st_size > 0 else None, allow_pickle=False)
+        with np.errstate(over="ignore"):  # of a shape beyond 64 bits, which is refused after all
+            return np.lib.format.open_memmap(path, "r")
     except FileNotFoundError:
         raise InputError(f"{path} is missing; build the data set again") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise InputError(f"{path} cannot be read as a NumPy array ({error}); build the data set again") from None
+    except Exception as error:  # bytes that are no array lead the reader into errors of any kind
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path} cannot be read as a NumPy array ({reason}); build the data set again") from None
+
+
+def _require_inside(folder: Path, file: Path) -> None:
+    """Refuse what a data folder from elsewhere could make us read: files outside it, pipes, devices.
+
+    The hub's cache may be read: its snapshots are links into the folder ``blobs`` beside them.
+
+    Raises:
+        InputError: ``file`` leads out of ``folder`` by links, or is no regular file. (If it is missing, nothing.)
+    """
+    root, target = folder.resolve(), file.resolve()
+    is_blob = target.parent.name == "blobs" and root.is_relative_to(target.parent.parent / "snapshots")
+    if not target.is_relative_to(root) and not is_blob:
+        raise InputError(f"{file} leads out of its data folder, to {target}; copy that file into the folder")
+    if target.exists() and not target.is_file():
+        raise InputError(f"{file} is no regular file; build the data set again")
 
 
 @dataclass
@@ -275,6 +341,7 @@ def write_dataset(
                 num_puzzle_identifiers=len(identifiers),
                 total_groups=sum(len(builder.group_indices) - 1 for builder in sets.values()),
                 mean_puzzle_examples=sum(builder.num_examples for builder in sets.values()) / puzzles,
+                total_puzzles=puzzles,  # TRM's loader needs it, HRM's does not know it
                 sets=list(sets),
                 **extra,
             )

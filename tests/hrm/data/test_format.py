@@ -1,9 +1,12 @@
+import io
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 
+from hrm.data.batches import TrainingSampler
 from hrm.data.format import SetBuilder, open_dataset, write_dataset
 from hrm.errors import InputError
 from hrm.files import folder_written_beside, read_json, write_json, written_beside
@@ -70,6 +73,7 @@ def test_published_names_and_keys_are_on_disk(folder):
         "num_puzzle_identifiers": 4,
         "total_groups": 2,
         "mean_puzzle_examples": 2.0,
+        "total_puzzles": 3,
         "sets": ["all"],
         "task": "sudoku",
     }
@@ -77,8 +81,117 @@ def test_published_names_and_keys_are_on_disk(folder):
 
 def test_unknown_keys_are_kept(folder):
     path = folder / "train" / "dataset.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "total_puzzles": 3}))
-    assert open_dataset(folder, "train").metadata.model_dump()["total_puzzles"] == 3
+    path.write_text(json.dumps({**json.loads(path.read_text()), "author": "me"}))
+    assert open_dataset(folder, "train").metadata.model_dump()["author"] == "me"
+
+
+def test_the_folders_of_either_published_builder_are_read(folder):
+    """HRM's loader asks for what TRM's does, but for total_puzzles, which TRM's cannot do without."""
+    path = folder / "train" / "dataset.json"
+    of_trm = json.loads(path.read_text())
+    assert of_trm["total_puzzles"] == len(np.load(folder / "train" / "all__puzzle_indices.npy")) - 1
+    of_hrm = {key: value for key, value in of_trm.items() if key not in ("total_puzzles", "task")}
+    path.write_text(json.dumps(of_hrm))
+    assert open_dataset(folder, "train").num_examples == 6
+
+
+def test_a_folder_of_nano_trm_is_told_from_a_damaged_one(folder):
+    keys = {"num_puzzles": 6, "grid_size": 2, "max_grid_size": 2, "seq_len": 4, "vocab_size": 5}
+    (folder / "train" / "dataset.json").write_text(json.dumps(keys))
+    with pytest.raises(InputError, match="is a data folder of nano-trm, .*; make one of the same puzzles: hrm data"):
+        open_dataset(folder, "train")
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "u8", "i1", "i8", ">i4", ">u8"])
+def test_indices_of_any_integer_type_are_read(folder, dtype):
+    for key in ("puzzle_indices", "group_indices", "puzzle_identifiers"):
+        set_array(key, lambda a: a.astype(dtype))(folder / "train")
+    (only,) = open_dataset(folder, "train").sets
+    assert only.puzzle_indices.tolist() == [0, 2, 3, 6] and only.puzzle_indices.dtype == np.int64
+    assert only.group_indices.tolist() == [0, 2, 3] and only.puzzle_identifiers.tolist() == [1, 2, 3]
+    state = TrainingSampler(open_dataset(folder, "train"), 4).next()
+    assert state["inputs"].shape == (4, 4)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u8", "i4"])
+@pytest.mark.parametrize("indices", [[0, 3, 2, 6], [0, 2, 3, 7], [1, 2, 3, 6], [0, 2, 250, 6], [0, 6], [], 6])
+def test_indices_out_of_order_or_range_are_refused(folder, dtype, indices):
+    set_array("puzzle_indices", lambda a: np.array(indices, dtype))(folder / "train")
+    with pytest.raises(InputError, match="puzzle_indices.npy .* from 0 to 6|puzzle_identifiers.npy .* one for each"):
+        open_dataset(folder, "train")
+
+
+def npy(shape, data=b"", descr="<i4"):
+    """A file's bytes with a header of this shape, whatever the data."""
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x01\x00" + (len(header) + 1).to_bytes(2, "little") + header + b"\n" + data
+
+
+def zipped():
+    file = io.BytesIO()
+    np.savez(file, a=np.zeros(3))
+    return file.getvalue()
+
+
+NO_ARRAYS = {
+    "zip": zipped(),
+    "no dimension": npy("()", b"\0" * 4),
+    "negative": npy("(-3,)", b"\0" * 12),
+    "petabytes": npy("(1000000000000000,)"),
+    "beyond 64 bits": npy("(4000000000000000000, 4)"),
+    "40 digits": npy("(" + "9" * 40 + ",)"),
+    "5000 digits": npy("(" + "9" * 5000 + ",)"),
+    "floats": npy("(3,)", b"\0" * 12, "<f4"),
+    "times": npy("(3,)", b"\0" * 24, "<m8[s]"),
+    "half a header": npy("(3, "),
+    "text for a size": npy("('a',)"),
+    "half a zip": b"PK\x03\x04",
+    "version 9": b"\x93NUMPY\x09\x09" + b"\xff" * 100,
+}
+
+
+@pytest.mark.parametrize("key", ["inputs", "puzzle_indices", "group_indices", "puzzle_identifiers"])
+@pytest.mark.parametrize("kind", NO_ARRAYS)
+@pytest.mark.filterwarnings("error")
+def test_what_is_no_array_of_the_right_kind_is_refused_before_memory_is_taken(folder, key, kind):
+    (folder / "train" / f"all__{key}.npy").write_bytes(NO_ARRAYS[kind])
+    with pytest.raises(InputError, match=rf"all__{key}.npy (is|cannot be read as a NumPy array)"):
+        open_dataset(folder, "train")
+
+
+def test_a_data_set_does_not_lead_out_of_its_folder(folder, tmp_path):
+    for name in ("../train/all", "/etc/all", "a\\b", ".hidden", ""):
+        set_metadata(sets=[name])(folder / "train")
+        with pytest.raises(InputError, match="dataset.json: sets: the set name .* could lead out of the folder"):
+            open_dataset(folder, "train")
+    set_metadata(sets=["all"])(folder / "train")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("train/all__inputs.npy", "train/dataset.json", "identifiers.json"):
+        shutil.move(folder / name, elsewhere / "moved")
+        (folder / name).symlink_to(elsewhere / "moved")
+        with pytest.raises(InputError, match=rf"{name} leads out of its data folder, to .*moved; copy that file"):
+            open_dataset(folder, "train").identifiers()
+        (folder / name).unlink()
+        shutil.move(elsewhere / "moved", folder / name)
+    (folder / "train" / "all__labels.npy").unlink()
+    os.mkfifo(folder / "train" / "all__labels.npy")
+    with pytest.raises(InputError, match="all__labels.npy is no regular file"):
+        open_dataset(folder, "train")
+
+
+def test_links_to_a_data_folder_and_within_the_hubs_cache_are_followed(folder, tmp_path):
+    (tmp_path / "link").symlink_to(folder)
+    assert open_dataset(tmp_path / "link", "train").num_examples == 6
+    snapshot, blobs = tmp_path / "datasets--a--b" / "snapshots" / "0123", tmp_path / "datasets--a--b" / "blobs"
+    blobs.mkdir(parents=True)
+    for file in [path for path in folder.rglob("*") if path.is_file()]:
+        link = snapshot / file.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        blob = blobs / str(file.relative_to(folder)).replace("/", "-")
+        shutil.copy(file, blob)
+        link.symlink_to(blob)
+    assert open_dataset(snapshot, "train").identifiers() == ["<blank>", "a", "b", "c"]
 
 
 def test_puzzles_added_together_are_those_added_one_by_one():
@@ -163,6 +276,14 @@ DAMAGE = {
     "pad": (set_metadata(pad_id=99), "dataset.json: pad_id is 99, expected less than vocab_size"),
     "blank": (set_metadata(blank_identifier_id=4), "blank_identifier_id is 4, expected less than num_puzzle_identifie"),
     "mean": (set_metadata(mean_puzzle_examples=float("nan")), "mean_puzzle_examples: Input should be a finite number"),
+    "huge mean": (set_metadata(mean_puzzle_examples=1e300), "mean_puzzle_examples is 1e.300, and there are 6 examples"),
+    "huge words": (set_metadata(vocab_size=2**40), "vocab_size: Input should be less than or equal to 16777216 .got 1"),
+    "huge rows": (set_metadata(num_puzzle_identifiers=10**12), "num_puzzle_identifiers: Input should be less than or"),
+    "digits": (
+        lambda directory: (directory / "dataset.json").write_text('{"pad_id": ' + "9" * 5000 + "}"),
+        "dataset.json is not JSON: Exceeds the limit",
+    ),
+    "twice": (set_metadata(sets=["all", "all"]), "sets: a set is named twice"),
     "set": (set_metadata(sets=["all", "more"]), "more__inputs.npy is missing"),
     "labels": (set_array("labels", lambda a: a[:5]), r"labels.npy is uint8 of shape \[5, 4\], expected \[6, 4\]"),
     "float": (set_array("inputs", lambda a: a.astype(np.float32)), "inputs.npy is float32 .* expected integers"),
@@ -170,7 +291,7 @@ DAMAGE = {
     "order": (set_array("puzzle_indices", lambda a: a[[0, 2, 1, 3]]), "puzzle_indices.npy .* ascending from 0 to 6"),
     "groups": (set_array("group_indices", lambda a: a + 1), "group_indices.npy .* ascending from 0 to 3"),
     "identifier": (set_array("puzzle_identifiers", lambda a: a + 1), "values below num_puzzle_identifiers 4"),
-    "count": (set_array("puzzle_identifiers", lambda a: a[:0]), "group_indices.npy .* ascending from 0 to 0"),
+    "count": (set_array("puzzle_identifiers", lambda a: a[:0]), r"puzzle_identifiers.npy .* expected \[3\], one"),
     "truncated": (truncate("all__inputs.npy", 140), "inputs.npy cannot be read as a NumPy array"),
     "empty": (truncate("all__labels.npy", 0), "labels.npy cannot be read as a NumPy array"),
     "header": (truncate("all__group_indices.npy", 20), "group_indices.npy cannot be read as a NumPy array"),
