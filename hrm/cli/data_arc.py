@@ -11,7 +11,7 @@ from hrm.errors import InputError
 from hrm.files import require_new
 
 SHOWN = 20
-"""Messages of tasks left out that are printed."""
+"""Lines of a list that are printed: tasks left out, tests trained on."""
 
 
 @data_app.command()
@@ -24,7 +24,8 @@ def arc(
     folder: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A folder of task files <id>.json, or of folders of them: training/, evaluation/, ... Repeatable."
+            help="A folder of task files <id>.json, or of folders of them: training/, evaluation/, ... Repeatable. "
+            "Files may be ARC's or re-arc's."
         ),
     ] = None,
     kaggle: Annotated[
@@ -52,7 +53,7 @@ def arc(
     tests of the others, also those without a solution. ARC-AGI-1 with 1000 variants takes 6 GB of disk. The published
     recipe adds ConceptARC: --version 1 --folder ConceptARC/corpus.
     """
-    from hrm.data.arc import TaskReader, build
+    from hrm.data.arc import TaskReader, build, tests_trained_on
 
     require_new(out, force, *DATA_FOLDER)
     wanted, tested = _names(subsets), _names(test_subset)
@@ -72,9 +73,7 @@ def arc(
             f"there is no subset {', '.join(sorted(missing))}; there are: {', '.join(sorted(reader.seen))}"
         )
     if reader.bad:
-        print(f"hrm: {len(reader.bad)} malformed tasks left out:", *reader.bad[:SHOWN], sep="\n  ", file=sys.stderr)
-        if len(reader.bad) > SHOWN:
-            print(f"  and {len(reader.bad) - SHOWN} more", file=sys.stderr)
+        _tell(f"{len(reader.bad)} malformed tasks left out", reader.bad)
     present = {task.subset for task in reader.tasks.values()}
     if not tested:
         tested = list(present) if len(present) == 1 else ["evaluation"]
@@ -88,10 +87,19 @@ def arc(
             overwrite=force,
             progress=progress,
         )
+    repeated = tests_trained_on(reader.tasks.values(), tested)
+    if repeated:
+        _tell(f"{len(repeated)} test puzzles are also training puzzles", repeated)
     print(f"{out}: arc")
     for split, one in sets.items():
         tasks, puzzles = len(one.group_indices) - 1, len(one.puzzle_identifiers)
         print(f"  {split}: {tasks} tasks, {puzzles} puzzles, {one.num_examples} examples")
+
+
+def _tell(what: str, lines: list[str]) -> None:
+    print(f"hrm: {what}:", *lines[:SHOWN], sep="\n  ", file=sys.stderr)
+    if len(lines) > SHOWN:
+        print(f"  and {len(lines) - SHOWN} more", file=sys.stderr)
 
 
 def _names(text: str | None) -> list[str]:

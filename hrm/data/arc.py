@@ -21,7 +21,7 @@ from hrm.data.dihedral import DIHEDRAL_INVERSE, dihedral
 from hrm.data.format import SetBuilder, write_dataset
 from hrm.data.task import Cell, PuzzleTask
 from hrm.errors import InputError
-from hrm.files import read_json
+from hrm.files import read_json, visible
 
 SIDE = 30
 SEQ_LEN = SIDE * SIDE
@@ -82,7 +82,7 @@ def read_grid(value: Any, where: str) -> np.ndarray:
         for cell in row:
             if type(cell) is not int or not 0 <= cell < COLOURS:  # JSON's true is an int to Python
                 raise InputError(
-                    f"{where}: row {index} has the colour {json.dumps(cell)}; expected an integer from 0 to 9"
+                    f"{where}: row {index} has the colour {json.dumps(cell)[:60]}; expected an integer from 0 to 9"
                 )
     if rows > SIDE or columns > SIDE:
         raise InputError(f"{where} has {rows} rows and {columns} columns; expected at most {SIDE} of each")
@@ -117,6 +117,8 @@ def _read_pairs(task: dict[str, Any], key: str, kind: str, where: str, solved: b
 def read_task(name: str, subset: str, value: Any, where: str) -> ArcTask:
     """A task from the JSON value of its file. The outputs of tests may be missing, those of demonstrations may not.
 
+    A list of pairs, as re-arc writes it, is a task whose last pair is the test.
+
     Raises:
         InputError: the value is no task; the message begins with ``where``.
     """
@@ -124,8 +126,13 @@ def read_task(name: str, subset: str, value: Any, where: str) -> ArcTask:
         raise InputError(
             f"{where}: a task's name must not be empty or contain '{SEPARATOR}', which marks augmentations"
         )
+    if isinstance(value, list) and len(value) > 1:
+        value = {"train": value[:-1], "test": value[-1:]}
     if not isinstance(value, dict):
-        raise InputError(f"{where} is {json.dumps(value)[:60]}; expected an object with 'train' and 'test'")
+        raise InputError(
+            f"{where} is {json.dumps(value)[:60]}; expected an object with 'train' and 'test', "
+            "or a list of two or more pairs (re-arc)"
+        )
     train = _read_pairs(value, "train", "demonstration", where, solved=True)
     return ArcTask(name, subset, train, _read_pairs(value, "test", "test", where, solved=False))
 
@@ -194,6 +201,8 @@ class TaskReader:
     def folder(self, path: Path | str) -> None:
         """Task files ``<id>.json``, of the folder itself and of the folders in it; a folder's name is the subset's.
 
+        Hidden files and folders are none, nor is ``metadata.json``, in which re-arc keeps statistics.
+
         Raises:
             InputError: there are none, or one is no task.
         """
@@ -201,8 +210,9 @@ class TaskReader:
         if not path.is_dir():
             raise InputError(f"{path} is no folder; expected one with task files <id>.json, or with folders of them")
         found = False
-        for directory in [path, *sorted(one for one in path.iterdir() if one.is_dir())]:
-            files = sorted(file for file in directory.glob("*.json") if file.is_file())
+        for directory in [path, *(one for one in visible(path) if one.is_dir())]:
+            files = [file for file in visible(directory) if file.is_file() and file.suffix.lower() == ".json"]
+            files = [file for file in files if file.name != "metadata.json"]
             found |= bool(files)
             subset = directory.absolute().name
             for file in files if files and self._wants(subset) else ():
@@ -224,7 +234,7 @@ class TaskReader:
             InputError: there are none, one is not JSON, or one holds something that is no task.
         """
         path = Path(path)
-        challenges = sorted(path.glob("*_challenges.json"))
+        challenges = visible(path, "*_challenges.json")
         if not challenges:
             raise InputError(f"{path} has no *_challenges.json; expected a folder with Kaggle's files, unpacked")
         for file in challenges:
@@ -469,6 +479,33 @@ class _ArcSet(SetBuilder):
                 self.progress(f"writing {directory.name}", done, len(self.groups))
 
 
+def tests_trained_on(tasks: Collection[ArcTask], test_subsets: Collection[str]) -> list[str]:
+    """The tests that are training examples as well, whatever their task's name, a line each.
+
+    A test without a solution is one where its input is that of a training example.
+    """
+
+    def key(grid: np.ndarray | None) -> tuple[tuple[int, ...], bytes] | None:
+        return None if grid is None else (grid.shape, grid.tobytes())
+
+    trained: dict[Any, str] = {}
+    for task in tasks:
+        kinds = {"demonstration": task.train, "test": () if task.subset in test_subsets else task.test}
+        for kind, pairs in kinds.items():
+            for number, (given, answer) in enumerate(pairs, 1):
+                if answer is not None:
+                    place = f"{kind} {number} of {task.name}"
+                    trained.setdefault((key(given), key(answer)), place)
+                    trained.setdefault((key(given), None), place)
+    return [
+        f"test {number} of {task.name} is {place}"
+        for task in tasks
+        if task.subset in test_subsets
+        for number, pair in enumerate(task.test, 1)
+        if (place := trained.get((key(pair[0]), key(pair[1]))))
+    ]
+
+
 def build(
     folder: Path | str,
     tasks: Collection[ArcTask],
@@ -562,7 +599,7 @@ class Arc(PuzzleTask):
         if text.lstrip().startswith("["):
             try:
                 value = json.loads(text)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
                 raise InputError(f"the ARC grid is not JSON: {error}") from None
         else:
             lines = text.split("\n")

@@ -31,15 +31,15 @@ class _Examples:
         sets = dataset.sets
         self.offsets = np.cumsum([0] + [one.num_examples for one in sets])  # first example of each set
         self.puzzle_starts = np.concatenate(
-            [one.puzzle_indices[:-1].astype(np.int64) + offset for one, offset in zip(sets, self.offsets)]
+            [one.puzzle_indices[:-1] + offset for one, offset in zip(sets, self.offsets)]
         )
         self.identifiers = np.concatenate([one.puzzle_identifiers.astype(np.int32) for one in sets])
 
     def batch(self, examples: np.ndarray, identifiers: np.ndarray, rows: int) -> Batch:
         """The ``examples`` (numbers) with their puzzles' ``identifiers``, padded to ``rows``."""
         metadata = self.dataset.metadata
-        inputs = np.full((rows, metadata.seq_len), metadata.pad_id, np.int32)
-        labels = np.full((rows, metadata.seq_len), IGNORE_LABEL, np.int32)
+        inputs = np.full((rows, metadata.seq_len), metadata.pad_id)  # int64: int32 could make a token of another
+        labels = np.full((rows, metadata.seq_len), IGNORE_LABEL)
         puzzle_identifiers = np.full(rows, metadata.blank_identifier_id, np.int32)
         puzzle_identifiers[: len(examples)] = identifiers
         which = np.searchsorted(self.offsets, examples, side="right") - 1
@@ -51,16 +51,18 @@ class _Examples:
         if metadata.ignore_label_id is not None:
             labels[labels == metadata.ignore_label_id] = IGNORE_LABEL
         # A token out of range is a device-side assertion on a GPU, which nobody can read.
-        for name, tokens, least in (("inputs", inputs, 0), ("labels", labels, IGNORE_LABEL)):
-            if tokens.size and (tokens.max() >= metadata.vocab_size or tokens.min() < least):
-                bad = tokens.max() if tokens.max() >= metadata.vocab_size else tokens.min()
+        for name, tokens in (("inputs", inputs), ("labels", labels)):
+            wrong = (tokens < 0) | (tokens >= metadata.vocab_size)
+            if name == "labels":
+                wrong &= tokens != IGNORE_LABEL
+            if wrong.any():
                 raise InputError(
-                    f"{self.dataset.folder / self.dataset.split}: the {name} hold token {bad}, expected 0 to "
-                    f"{metadata.vocab_size - 1} (vocab_size in dataset.json); build the data set again"
+                    f"{self.dataset.folder / self.dataset.split}: the {name} hold token {tokens[wrong][0]}, expected 0 "
+                    f"to {metadata.vocab_size - 1} (vocab_size in dataset.json); build the data set again"
                 )
         return {
-            "inputs": torch.from_numpy(inputs),
-            "labels": torch.from_numpy(labels),
+            "inputs": torch.from_numpy(inputs.astype(np.int32)),
+            "labels": torch.from_numpy(labels.astype(np.int32)),
             "puzzle_identifiers": torch.from_numpy(puzzle_identifiers),
         }
 
@@ -103,7 +105,7 @@ class TrainingSampler:
         groups = np.concatenate([np.diff(one.group_indices) for one in dataset.sets])
         filled = sizes > 0
         self._starts = self._examples.puzzle_starts[filled]
-        self._sizes = sizes[filled].astype(np.int64)
+        self._sizes = sizes[filled]
         self._identifiers = self._examples.identifiers[filled]
         group_indices = np.concatenate([[0], np.cumsum(filled)])[np.concatenate([[0], np.cumsum(groups)])]
         nonempty = np.diff(group_indices) > 0

@@ -107,3 +107,67 @@ def test_options_that_do_not_fit(options, message, tasks, tmp_path, monkeypatch,
     captured = capsys.readouterr()
     assert message in captured.err and captured.out == ""
     assert not (tmp_path / "arc").exists()
+
+
+def test_what_file_managers_and_archivers_leave_is_not_read(tasks, tmp_path, monkeypatch, capsys):
+    apple = b"\0\5\x16\7\0\2\0\0Mac OS X        \xb0\xff"
+    for name in ("training/._x.json", "._y.json", "__MACOSX/data/._z.json", ".ipynb_checkpoints/a.json"):
+        (tasks / name).parent.mkdir(parents=True, exist_ok=True)
+        (tasks / name).write_bytes(apple)
+    kaggle = tmp_path / "kaggle"
+    kaggle.mkdir()
+    (kaggle / "arc-agi_concept_challenges.json").write_text(json.dumps({"other": TASKS[list(TASKS)[0]]}))
+    (kaggle / "._arc-agi_concept_challenges.json").write_bytes(apple)
+    options = ("--out", tmp_path / "arc", "--folder", tasks, "--kaggle", kaggle, "--augment", 0)
+    assert in_process(monkeypatch, *options) == 0
+    assert "train: 5 tasks" in capsys.readouterr().out
+    assert in_process(monkeypatch, *options, "--force", "--subsets", ".ipynb_checkpoints") == 2
+    assert "there are: concept, evaluation, training" in capsys.readouterr().err
+
+
+def test_a_test_that_is_also_a_training_example_is_named(tmp_path, monkeypatch, capsys):
+    pairs = [{"input": [[digit]], "output": [[digit, digit]]} for digit in range(6)]
+    files = {
+        "training/aa": {"train": pairs[:2], "test": pairs[2:3]},
+        "evaluation/bb": {"train": pairs[4:5], "test": [pairs[3], pairs[2]]},
+        "evaluation/cc": {"train": pairs[5:6], "test": [{"input": [[1]]}, {"input": [[1]], "output": [[1]]}]},
+    }
+    for name, task in files.items():
+        (tmp_path / "tasks" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tasks" / f"{name}.json").write_text(json.dumps(task))
+    options = ("--out", tmp_path / "arc", "--folder", tmp_path / "tasks", "--augment", 0)
+    assert in_process(monkeypatch, *options) == 0
+    assert capsys.readouterr().err == (
+        "hrm: 2 test puzzles are also training puzzles:\n"
+        "  test 2 of bb is test 1 of aa\n  test 1 of cc is demonstration 2 of aa\n"
+    )
+    assert in_process(monkeypatch, *options, "--subsets", "evaluation", "--force") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_the_lists_of_re_arc_are_tasks(tmp_path, monkeypatch, capsys):
+    pairs = [{"input": [[digit]], "output": [[digit, digit]]} for digit in range(4)]
+    (tmp_path / "re_arc" / "tasks").mkdir(parents=True)
+    (tmp_path / "re_arc" / "metadata.json").write_text('{"aa": {"n_generations": 4}}')
+    (tmp_path / "re_arc" / "tasks" / "aa.json").write_text(json.dumps(pairs))
+    options = ("--folder", tmp_path / "re_arc", "--augment", 0, "--out")
+    assert in_process(monkeypatch, *options, tmp_path / "tested") == 0  # the only subset is tested on
+    assert [open_dataset(tmp_path / "tested", split).num_examples for split in ("train", "test")] == [3, 1]
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "bb.json").write_text(json.dumps({"train": pairs[:1], "test": pairs[1:2]}))
+    capsys.readouterr()
+    assert in_process(monkeypatch, *options, tmp_path / "trained", "--folder", tmp_path / "evaluation") == 0
+    assert [open_dataset(tmp_path / "trained", split).num_examples for split in ("train", "test")] == [5, 1]
+    (tmp_path / "re_arc" / "tasks" / "aa.json").write_text(json.dumps(pairs[:1]))
+    assert in_process(monkeypatch, *options, tmp_path / "short") == 2
+    assert "task aa is [{" in (err := capsys.readouterr().err) and "or a list of two or more pairs (re-arc)" in err
+
+
+def test_task_files_may_have_a_byte_order_mark(tmp_path, monkeypatch):
+    name, task = next(iter(TASKS.items()))
+    for encoding in ("utf-8-sig", "utf-16"):
+        folder = tmp_path / encoding
+        folder.mkdir()
+        (folder / f"{name}.JSON").write_text(json.dumps(task), encoding)
+        assert in_process(monkeypatch, "--folder", folder, "--augment", 0, "--out", folder / "arc") == 0
+        assert json.loads((folder / "arc" / "test_puzzles.json").read_text()) == {name: task}

@@ -174,3 +174,23 @@ def test_bad_input(tmp_path):
     np.save(tmp_path / "d/train/all__inputs.npy", np.full((4, SEQ_LEN), 11, np.uint8))
     with pytest.raises(InputError, match="the inputs hold token 11, expected 0 to 10"):
         TrainingSampler(open_dataset(tmp_path / "d", "train"), 4).next()
+
+
+@pytest.mark.parametrize("name", ["inputs", "labels"])
+@pytest.mark.parametrize("token", [2**32 + 1, 2**40, -5, -(2**32)])
+def test_a_token_beyond_32_bits_or_below_0_is_not_taken_for_another(tmp_path, name, token):
+    build(tmp_path / "d", {"all": [[1]] * 4})
+    np.save(tmp_path / f"d/train/all__{name}.npy", np.full((4, SEQ_LEN), token, np.int64))
+    with pytest.raises(InputError, match=f"the {name} hold token {token}, expected 0 to 10"):
+        TrainingSampler(open_dataset(tmp_path / "d", "train"), 4).next()
+
+
+def test_ignored_labels_may_be_any_number(tmp_path):
+    for ignored, dtype in ((200, np.uint8), (-1, np.int16), (-100, np.int64)):
+        build(tmp_path / "d" / str(ignored), {"all": [[1]] * 4})
+        path = tmp_path / "d" / str(ignored) / "train"
+        values = json.loads((path / "dataset.json").read_text()) | {"ignore_label_id": ignored}
+        (path / "dataset.json").write_text(json.dumps(values))
+        np.save(path / "all__labels.npy", np.array([[ignored, 1, 0, 5]] * 4, dtype))
+        batch = TrainingSampler(open_dataset(path.parent, "train"), 4).next()
+        assert batch["labels"].tolist() == [[-100, 1, 0, 5]] * 4 and batch["labels"].dtype == torch.int32
