@@ -1,25 +1,27 @@
 """``hrm solve``: solve puzzles and show how."""
 
-import csv
 import gzip
-import io
 import os
 import sys
 import zlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
 
 from hrm.cli import app
 from hrm.errors import InputError
-from hrm.files import require_file
+from hrm.files import decode, require_file
 
 if TYPE_CHECKING:
     from hrm.data.task import PuzzleTask
     from hrm.inference.solve import Solution
+
+MOST = 128 << 20
+"""Bytes of puzzles read at once, unpacked: three quarters of a million Sudokus with their answers."""
 
 
 @app.command()
@@ -112,60 +114,42 @@ def read_source(argument: str) -> Text:
         InputError: the file cannot be read.
     """
     if argument == "-":
-        return _text("standard input", sys.stdin.buffer.read())
+        return Text("standard input", _read("standard input", sys.stdin.buffer))
     if os.path.isdir(argument):
         raise InputError(f"{argument} is a folder, expected a puzzle or a file of puzzles")
-    if not os.path.isfile(argument):  # unlike Path.is_file, it takes names too long for a file
+    if not os.path.exists(argument):  # unlike Path.exists, it takes names too long for a file
         return Text("", argument)
-    return _text(argument, Path(argument).read_bytes())
-
-
-def _text(place: str, data: bytes) -> Text:
+    opener = gzip.open if argument.lower().endswith(".gz") else open
     try:
-        return Text(place, (gzip.decompress(data) if place.endswith(".gz") else data).decode("utf-8-sig"))
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        with opener(argument, "rb") as file:
+            return Text(argument, _read(argument, file))
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{argument} cannot be read ({error}); expected text, or CSV (.csv, .csv.gz)") from None
+
+
+def _read(place: str, file: IO[bytes]) -> str:
+    data = file.read(MOST + 1)
+    if len(data) > MOST:
+        raise InputError(f"{place} has more than {MOST >> 20} MB of text; split it, and solve the parts in turn")
+    try:
+        return decode(data)
+    except UnicodeError as error:
         raise InputError(f"{place} cannot be read ({error}); expected text, or CSV (.csv, .csv.gz)") from None
 
 
 def split_puzzles(task: "PuzzleTask", source: Text) -> list[Text]:
-    """The single puzzles of ``source``: a CSV's, its one board, or one a line.
+    """The single puzzles of ``source``: a CSV's, or a text's (:func:`hrm.data.puzzle_text.split_text`).
 
     Raises:
         InputError: there is none.
     """
-    name = source.place
-    if name.removesuffix(".gz").endswith(".csv"):
-        rows = csv.DictReader(io.StringIO(source.text))
-        try:
-            if "question" not in (rows.fieldnames or ()):
-                columns = ", ".join(rows.fieldnames or ()) or "none"
-                raise InputError(f"{name} has the columns {columns}; expected one called 'question'")
-            texts = [Text(f"{name}:{rows.line_num}", row["question"] or "") for row in rows]
-        except csv.Error as error:
-            raise InputError(f"{name}:{rows.line_num + 1} is no CSV: {error}") from None
-        if not texts:
-            raise InputError(f"{name} has no puzzle below its header")
-        return texts
-    as_board = _error(task, source)
-    if as_board is None or not name:
+    from hrm.data.puzzle_csv import has_header, is_csv, questions
+    from hrm.data.puzzle_text import split_text
+
+    if not source.place:
         return [source]
-    # Only line ends are taken off: a space can be a cell.
-    lines = source.text.splitlines()
-    texts = [Text(f"{name}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not texts:
-        raise InputError(f"{name} is empty; expected puzzles, one a line")
-    as_lines = [_error(task, one) for one in texts]
-    if len(texts) > 1 and all(as_lines):
-        raise InputError(f"{name} has no puzzle, neither as one board ({as_board}) nor a line each ({as_lines[0]})")
-    return texts
-
-
-def _error(task: "PuzzleTask", text: Text) -> InputError | None:
-    try:
-        task.parse(text.text)
-    except InputError as error:
-        return error
-    return None
+    split = questions if is_csv(source.place) or has_header(source.text) else partial(split_text, task)
+    return [Text(place, text) for place, text in split(source.place, source.text)]
 
 
 def _parse(task: "PuzzleTask", texts: list[Text]) -> tuple[np.ndarray, list[str], list[str]]:

@@ -571,6 +571,8 @@ def build(
 
 # One grid as a puzzle
 
+_LONGEST = 1 << 17
+"""Characters of a grid's text: 145 for each cell of the largest, so that JSON may be indented."""
 _PALETTE = (
     "#000000", "#0074d9", "#ff4136", "#2ecc40", "#ffdc00", "#aaaaaa", "#f012be", "#ff851b", "#7fdbff", "#870c25",
 )  # fmt: skip
@@ -596,19 +598,22 @@ class Arc(PuzzleTask):
 
     def parse(self, text: str) -> np.ndarray:
         """A grid as JSON, ``[[0, 1], [2, 3]]``, or as lines of digits, ``01`` and ``23`` -> ``[900]`` uint8 tokens."""
+        if len(text) > _LONGEST:
+            raise InputError(f"the ARC grid has {len(text)} characters; expected a grid of at most {SIDE} x {SIDE}")
         if text.lstrip().startswith("["):
             try:
                 value = json.loads(text)
             except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
                 raise InputError(f"the ARC grid is not JSON: {error}") from None
         else:
-            lines = text.split("\n")
-            value = [
-                [int(cell) if cell in "0123456789" else cell for cell in "".join(line.split())]
-                for line in lines
-                if line.strip()
-            ]
+            lines = text.strip().splitlines()
+            if not all(line.strip() for line in lines):
+                raise InputError("the ARC grid has a blank line between its rows; expected one grid")
+            value = [[int(cell) if cell in "0123456789" else cell for cell in "".join(line.split())] for line in lines]
         return encode(read_grid(value, "the ARC grid")[None])[0]
+
+    def fits_a_line(self, line: str) -> bool:
+        return line.lstrip().startswith("[")  # a line of digits is a row
 
     def format(self, tokens: np.ndarray) -> str:
         return json.dumps(_shown(tokens).tolist(), separators=(",", ":"))

@@ -32,7 +32,10 @@ class Maze(CsvTask):
     size: int = 30
 
     name: ClassVar[str] = "maze"
-    symbols: ClassVar[dict[str, int]] = {character: token for token, character in enumerate(_CHARACTERS) if token}
+    symbols: ClassVar[dict[str, int]] = {".": _FREE} | {
+        character: token for token, character in enumerate(_CHARACTERS) if token
+    }
+    letters: ClassVar[str] = "SGo"
     lengths: ClassVar[str] = f"n * n for a maze of n x n, n at least {SMALLEST} (900 for 30 x 30)"
 
     def __post_init__(self) -> None:
@@ -43,6 +46,14 @@ class Maze(CsvTask):
     def of_length(cls, length: int) -> "Maze | None":
         size = round(length**0.5)
         return cls(size) if size >= SMALLEST and size * size == length else None
+
+    @classmethod
+    def of_text(cls, text: str) -> "Maze | None":
+        lines = text.strip("\r\n").splitlines()
+        if len(lines) < 2:
+            return cls.of_length(len(text.strip("\r\n")))
+        size = max(len(lines), *map(len, lines))
+        return cls(size) if size >= SMALLEST else None
 
     @classmethod
     def from_shape(cls, vocab_size: int, seq_len: int) -> "Maze | None":
@@ -56,10 +67,22 @@ class Maze(CsvTask):
     def seq_len(self) -> int:
         return self.size * self.size
 
-    def parse(self, text: str) -> np.ndarray:
+    def _lines(self, text: str) -> list[str]:
+        """The rows of ``text``, or its one line; what it has too many blank lines of is cut off."""
         lines = text.splitlines()
-        while len(lines) > self.size and not lines[-1]:
+        while len(lines) > 1 and len(lines) != self.size and not lines[-1]:
             lines.pop()
+        while len(lines) > 1 and len(lines) != self.size and not lines[0]:
+            lines.pop(0)
+        return lines
+
+    def one_line(self, text: str) -> str:
+        lines = self._lines(text)
+        # Editors drop spaces at the end of lines.
+        return "".join(lines) if len(lines) < 2 else "".join(line.ljust(self.size) for line in lines)
+
+    def parse(self, text: str) -> np.ndarray:
+        lines = self._lines(text)
         if len(lines) == 1:
             if len(lines[0]) != self.seq_len:
                 raise InputError(f"maze of one line has {len(lines[0])} characters, expected {self.seq_len}")
@@ -70,8 +93,7 @@ class Maze(CsvTask):
             for number, line in enumerate(lines, 1):
                 if len(line) > self.size:
                     raise InputError(f"maze row {number} has {len(line)} characters, expected {self.size}")
-            text = "".join(line.ljust(self.size) for line in lines)  # editors drop spaces at the end of lines
-        text = text.replace(".", " ")
+            text = self.one_line(text)
         for index, character in enumerate(text):
             if character not in self.symbols:
                 raise InputError(

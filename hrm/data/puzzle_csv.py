@@ -1,11 +1,17 @@
-"""Puzzles in the published CSV schema ``source,question,answer,rating``, plain or gzipped."""
+"""Puzzles in the published CSV schema ``source,question,answer,rating``, plain or gzipped.
+
+Other names of these columns that are in use are taken as well, in upper or lower case.
+"""
 
 import csv
 import gzip
+import io
+import math
 import zlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -13,7 +19,14 @@ import numpy as np
 
 from hrm.data.task import PuzzleTask
 from hrm.errors import InputError
+from hrm.files import encoding_of, visible
 
+_COLUMNS = {
+    "question": ("question", "questions", "puzzle", "puzzles", "quiz", "quizzes"),
+    "answer": ("answer", "answers", "solution", "solutions"),
+    "rating": ("rating", "difficulty"),
+}
+_LONGEST = 1 << 20  # characters of a line; a file of a few kilobytes can unpack to a line of gigabytes
 _BLOCK = 16384  # rows encoded at once: the text of millions of rows never lies in memory as Python strings
 _SHOWN = 5  # skipped rows whose reason is kept
 
@@ -28,6 +41,15 @@ class CsvTask(PuzzleTask):
     """The token of each character."""
     lengths: ClassVar[str]
     """The lengths a puzzle can have, in words."""
+
+    @classmethod
+    @abstractmethod
+    def of_text(cls: type[Task], text: str) -> Task | None:
+        """The task of a puzzle as people write it, by the number of its cells, or None."""
+
+    @abstractmethod
+    def one_line(self, text: str) -> str:
+        """A puzzle as people write it -> its cells, a character each (as many as there are)."""
 
     @classmethod
     @abstractmethod
@@ -116,16 +138,22 @@ def row_keys(tokens: np.ndarray) -> np.ndarray:
     return keys
 
 
+def is_csv(name: str) -> bool:
+    """Whether a file of this name is CSV, plain or gzipped."""
+    return name.lower().removesuffix(".gz").endswith(".csv")
+
+
 def find_split(folder: Path, split: str) -> Path:
     """``<split>.csv`` or ``<split>.csv.gz`` in ``folder``.
 
     Raises:
         InputError: neither is there.
     """
-    for name in (f"{split}.csv", f"{split}.csv.gz"):
-        if (folder / name).is_file():
-            return folder / name
-    found = ", ".join(sorted(path.name for path in folder.glob("*.csv*"))) or "no CSV file"
+    files = [path for path in visible(folder) if is_csv(path.name) and path.is_file()]
+    for path in files:
+        if path.name.lower() in (f"{split}.csv", f"{split}.csv.gz"):
+            return path
+    found = ", ".join(path.name for path in files) or "no CSV file"
     raise InputError(f"{folder} has {found}; expected {split}.csv or {split}.csv.gz (or give one file to --csv)")
 
 
@@ -138,7 +166,7 @@ def task_of_file(path: Path, task_type: type[Task]) -> Task:
     first: tuple[int, int] | None = None
     bad = BadRows(skip=True)
     for line, question, _, _ in _rows(path, bad):
-        task = task_type.of_length(len(question))
+        task = task_type.of_text(question)
         if task is not None:
             return task
         first = first or (line, len(question))
@@ -170,7 +198,8 @@ def read_puzzles(path: Path, task: CsvTask, bad: BadRows, progress: Callable[[in
         nonlocal done
         done += len(rows)
         fit = []
-        for row in rows:
+        for line, question, answer, rating in rows:
+            row = line, task.one_line(question), task.one_line(answer), rating
             lengths = {"question": len(row[1]), "answer": len(row[2])}
             wrong = next((name for name, length in lengths.items() if length != task.seq_len), None)
             if wrong:
@@ -210,30 +239,94 @@ def _fault(task: CsvTask, texts: list[str], inputs: np.ndarray, answer: np.ndarr
 
 def _rows(path: Path, bad: BadRows) -> Iterator[tuple[int, str, str, int]]:
     """Line, question, answer and rating of each row."""
-    opener = gzip.open if path.suffix == ".gz" else open
+    zipped = path.suffix.lower() == ".gz"
     try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            header = next(reader, [])
-            for name in ("question", "answer"):
-                if name not in header:
-                    found = ",".join(header) or "an empty file"
-                    raise InputError(f"{path}:1: no column '{name}' in {found}; expected source,question,answer,rating")
-            question, answer = header.index("question"), header.index("answer")
-            rating = header.index("rating") if "rating" in header else None
-            for row in reader:
-                if len(row) != len(header):
-                    if row:
-                        bad.report(path, reader.line_num, f"{len(row)} fields, expected {len(header)}")
+        with gzip.open(path, "rb") if zipped else open(path, "rb") as file:
+            text = io.TextIOWrapper(file, encoding_of(file.peek(2)), newline="")  # type: ignore[arg-type]
+            table = Table(_lines(text), str(path), ("question", "answer"))
+            for line, row in table:
+                if len(row) != table.width:
+                    bad.report(path, line, f"{len(row)} fields, expected {table.width}")
                     continue
-                difficulty = row[rating] if rating is not None else "0"
+                question, answer, difficulty = (table.field(row, name) for name in _COLUMNS)
                 try:
-                    number = int(np.int64(int(difficulty)))
+                    number = int(np.int64(math.floor(float(difficulty or 0))))
                 except (ValueError, OverflowError):
-                    bad.report(path, reader.line_num, f"rating is {difficulty!r}, expected a whole number")
+                    bad.report(path, line, f"rating is {difficulty[:40]!r}, expected a number")
                     continue
-                yield reader.line_num, row[question], row[answer], number
+                yield line, question, answer, number
     except FileNotFoundError:
         raise InputError(f"{path} is missing; expected a CSV file") from None
-    except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as {'gzipped ' * (path.suffix == '.gz')}CSV: {error}") from None
+    except (OSError, EOFError, zlib.error, csv.Error, UnicodeError) as error:
+        raise InputError(f"{path} cannot be read as {'gzipped ' * zipped}CSV: {error}") from None
+
+
+def _lines(file: io.TextIOBase) -> Iterator[str]:
+    while line := file.readline(_LONGEST):
+        if len(line) == _LONGEST and line[-1] != "\n":
+            raise csv.Error(f"a line has more than {_LONGEST} characters")
+        yield line
+
+
+class Table:
+    """The rows of a CSV file below its header: pairs of a line number and its fields, but for blank lines.
+
+    Fields are separated by commas, or where the header's are, by semicolons or tabs.
+
+    Attributes:
+        width: number of fields that a row should have.
+
+    Raises:
+        InputError: one of the columns in ``needed`` is missing.
+        csv.Error: it is no CSV (while the rows are read, too).
+    """
+
+    def __init__(self, lines: Iterable[str], place: str, needed: Iterable[str]):
+        lines = iter(lines)
+        first = next(lines, "")
+        delimiter = next((one for one in ",;\t" if _column(first.split(one), "question") is not None), ",")
+        self._reader = csv.reader(chain([first], lines), delimiter=delimiter)
+        header = next(self._reader, [])
+        self.width = len(header)
+        self._where = {name: _column(header, name) for name in _COLUMNS}
+        for name in needed:
+            if self._where[name] is None:
+                found = ",".join(header)[:200] or "an empty file"
+                raise InputError(f"{place}:1: no column '{name}' in {found}; expected source,question,answer,rating")
+
+    def field(self, row: list[str], name: str) -> str:
+        """The ``question``, ``answer`` or ``rating`` of a row; empty where it has none."""
+        where = self._where[name]
+        return row[where] if where is not None and where < len(row) else ""
+
+    def __iter__(self) -> Iterator[tuple[int, list[str]]]:
+        for row in self._reader:
+            if any(field.strip() for field in row):
+                yield self._reader.line_num, row
+
+
+def _column(header: list[str], name: str) -> int | None:
+    names = [field.strip().strip('"').lower() for field in header]
+    return next((names.index(one) for one in _COLUMNS[name] if one in names), None)
+
+
+def questions(place: str, text: str) -> list[tuple[str, str]]:
+    """The questions of a CSV file's ``text``: of each its place, ``<place>:<line>``, and the question as written.
+
+    Raises:
+        InputError: there is no column of questions, no row, or no CSV.
+    """
+    try:
+        table = Table(_lines(io.StringIO(text, newline="")), place, ["question"])
+        found = [(f"{place}:{line}", table.field(row, "question")) for line, row in table]
+    except csv.Error as error:
+        raise InputError(f"{place} cannot be read as CSV: {error}") from None
+    if not found:
+        raise InputError(f"{place} has no puzzle below its header")
+    return found
+
+
+def has_header(text: str) -> bool:
+    """Whether the first line of ``text`` is the header of such a CSV file."""
+    first = text[:1000].partition("\n")[0]
+    return any(_column(first.split(one), "question") is not None for one in ",;\t")

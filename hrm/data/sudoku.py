@@ -18,7 +18,8 @@ BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
 """Rows and columns of a box, by size."""
 
 _BLANK = 1
-_SEPARATORS = frozenset("|-+=│─┼ \t\r\n,;")
+_BLANKS = ".0*_?xX"
+_DROPPED = dict.fromkeys(map(ord, "|-+=│─┼ \t\r\n,;"))  # what people draw between cells
 _CLUE, _FILLED, _WRONG = "#000000", "#1f5fd0", "#f8c9c9"
 
 # A board seen as [bands, rows in a band, stacks, columns in a stack, ...]: the axes that run inside a unit.
@@ -33,7 +34,11 @@ class Sudoku(CsvTask):
     size: int = 9
 
     name: ClassVar[str] = "sudoku"
-    symbols: ClassVar[dict[str, int]] = {".": _BLANK, "0": _BLANK, **{str(digit): digit + 1 for digit in range(1, 10)}}
+    symbols: ClassVar[dict[str, int]] = {
+        **dict.fromkeys(_BLANKS, _BLANK),
+        **{str(digit): digit + 1 for digit in range(1, 10)},
+    }
+    letters: ClassVar[str] = "xX"
     lengths: ClassVar[str] = "16, 36 or 81 (sizes 4, 6, 9)"
 
     def __post_init__(self) -> None:
@@ -43,6 +48,10 @@ class Sudoku(CsvTask):
     @classmethod
     def of_length(cls, length: int) -> "Sudoku | None":
         return next((cls(size) for size in BOXES if size * size == length), None)
+
+    @classmethod
+    def of_text(cls, text: str) -> "Sudoku | None":
+        return cls.of_length(len(text.translate(_DROPPED)))
 
     @classmethod
     def from_shape(cls, vocab_size: int, seq_len: int) -> "Sudoku | None":
@@ -61,8 +70,11 @@ class Sudoku(CsvTask):
     def box(self) -> tuple[int, int]:  # type: ignore[override]
         return BOXES[self.size]
 
+    def one_line(self, text: str) -> str:
+        return text.translate(_DROPPED)
+
     def parse(self, text: str) -> np.ndarray:
-        cells = [character for character in text if character not in _SEPARATORS]
+        cells = self.one_line(text)
         if len(cells) != self.seq_len:
             raise InputError(
                 f"Sudoku with {len(cells)} cells, expected {self.seq_len} ({self.size} x {self.size}); "

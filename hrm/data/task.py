@@ -20,6 +20,8 @@ class PuzzleTask(ABC):
     """A task of one board size. Subclasses are listed in :data:`hrm.data.TASKS`."""
 
     name: ClassVar[str]
+    letters: ClassVar[str] = ""
+    """Letters that a puzzle's text may hold; a line of a file with others may be a title."""
 
     @classmethod
     @abstractmethod
@@ -43,6 +45,10 @@ class PuzzleTask(ABC):
         Raises:
             hrm.errors.InputError: the text is no such puzzle; the message names the position.
         """
+
+    def fits_a_line(self, line: str) -> bool:
+        """Whether such a line of a file is a puzzle by itself, if it can be parsed at all."""
+        return True
 
     @abstractmethod
     def format(self, tokens: np.ndarray) -> str:

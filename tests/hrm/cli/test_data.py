@@ -136,7 +136,7 @@ def test_generated_and_read_mazes(tmp_path, hrm_data):
 def test_malformed_rows_stop_or_are_counted(tmp_path, hrm_data):
     rows = HARD.read_text().splitlines()
     solution = rows[4].split(",")[2]
-    rows[2] = rows[2].replace(".", "x", 1)
+    rows[2] = rows[2].replace(".", "a", 1)
     # Two digits taken out of a solved board whole: they can be swapped, so there are two solutions.
     rows[4] = f"several,{solution.replace('1', '.').replace('2', '.')},{solution},0"
     (tmp_path / "bad.csv").write_text("\n".join(rows[:40]) + "\n")
@@ -144,11 +144,11 @@ def test_malformed_rows_stop_or_are_counted(tmp_path, hrm_data):
     common = ("sudoku", "--test", 10, "--out", tmp_path / "out", "--csv")
     stopped = as_process(*common, tmp_path / "bad.csv")
     several = hrm_data(*common, tmp_path / "several.csv")
-    assert_one_line(stopped, f"{tmp_path / 'bad.csv'}:3: question has 'x' at row", "--skip-bad")
+    assert_one_line(stopped, f"{tmp_path / 'bad.csv'}:3: question has 'a' at row", "--skip-bad")
     assert_one_line(several, f"{tmp_path / 'several.csv'}:3: the question has several solutions, expected one")
     (tmp_path / "rating.csv").write_text(f"{rows[0]}\n{rows[1].rpartition(',')[0]},{10**30}\n")
     huge = hrm_data(*common, tmp_path / "rating.csv")
-    assert_one_line(huge, f"{tmp_path / 'rating.csv'}:2: rating is '{10**30}', expected a whole number")
+    assert_one_line(huge, f"{tmp_path / 'rating.csv'}:2: rating is '{10**30}', expected a number")
     (tmp_path / "rating.csv").unlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.csv", "several.csv"]
     skipped = hrm_data(*common, tmp_path / "bad.csv", "--skip-bad")

@@ -92,6 +92,36 @@ def test_a_file_of_puzzles(model, puzzles, tmp_path, call, name, write, first):
     assert (code, err) == (1, "")
 
 
+def test_a_csv_by_its_header(model, puzzles, call, tmp_path):
+    """In capitals, from elsewhere, or under another name."""
+    text = csv_of(puzzles[:2]).replace("source,question", "id,Quizzes")
+    for name in ("P.CSV", "p.txt"):
+        (tmp_path / name).write_text(text, "utf-16")
+        code, out, err = call("solve", model, tmp_path / name)
+        assert (code, err) == (1, "") and f"{tmp_path / name}:3:\n" in out
+    (tmp_path / "P.CSV.GZ").write_bytes(gzip.compress(text.encode()))
+    assert "P.CSV.GZ:3:\n" in call("solve", model, tmp_path / "P.CSV.GZ")[1]
+
+
+def test_boards_under_titles(model, puzzles, call, tmp_path):
+    file = tmp_path / "boards.txt"
+    file.write_text("".join(f"Grid {n}\n{TASK.render(puzzle)}\n" for n, puzzle in enumerate(puzzles[:3], 1)))
+    code, out, err = call("solve", model, file)
+    places = [f"{file}:{line}" for line in (2, 8, 14)]
+    solutions = solve(load(model), TASK, puzzles[:3])
+    boards = [f"{place}:\n{told(solution)}" for place, solution in zip(places, solutions, strict=True)]
+    assert (code, out, err) == (1, "".join(boards) + "0 of 3 answers valid\n", "")
+
+
+def test_a_file_that_unpacks_to_gigabytes_is_refused(model, call, tmp_path, monkeypatch):
+    monkeypatch.setattr("hrm.cli.solve.MOST", 1 << 20)
+    for name in ("p.txt.gz", "p.csv.gz"):
+        with gzip.open(tmp_path / name, "wb") as file:
+            file.write(b"0" * (1 << 22))
+        code, out, err = call("solve", model, tmp_path / name)
+        assert (code, out) == (2, "") and f"{name} has more than 1 MB of text; split it" in err
+
+
 def test_one_board_over_several_lines(model, puzzles, tmp_path, call):
     (tmp_path / "board.txt").write_text(TASK.render(puzzles[0]) + "\n")
     (solution,) = solve(load(model), TASK, puzzles[:1])
@@ -100,7 +130,7 @@ def test_one_board_over_several_lines(model, puzzles, tmp_path, call):
 
 def test_bad_puzzles_are_named_and_the_others_solved(model, puzzles):
     good = [TASK.format(puzzle) for puzzle in puzzles[:2]]
-    done = run("solve", model, "-", input=f"{good[0]}\n\n12\n{good[1]}\n{'x' * 16}\n")
+    done = run("solve", model, "-", input=f"{good[0]}\n\n12\n{good[1]}\n{'a' * 16}\n")
     assert done.returncode == 2
     first, second = solve(load(model), TASK, puzzles[:2])
     boards = f"standard input:1:\n{told(first)}standard input:4:\n{told(second)}"
@@ -110,7 +140,7 @@ def test_bad_puzzles_are_named_and_the_others_solved(model, puzzles):
         "hrm: standard input:3",
         "hrm: standard input:5",
     ]
-    assert "2 cells, expected 16" in messages[0] and "'x' at row 1 column 1" in messages[1]
+    assert "2 cells, expected 16" in messages[0] and "'a' at row 1 column 1" in messages[1]
 
 
 def test_a_valid_answer_exits_with_0(model, puzzles, call, monkeypatch):
@@ -125,7 +155,7 @@ def test_a_valid_answer_exits_with_0(model, puzzles, call, monkeypatch):
         (None, ["12"], "'12' is neither a file nor a puzzle: Sudoku with 2 cells, expected 16"),
         (None, ["nowhere/puzzles.txt"], "'nowhere/puzzles.txt' is neither a file nor a puzzle"),
         ("", ["{}"], "p.txt is empty; expected puzzles, one a line"),
-        ("12\n34\n", ["{}"], "p.txt has no puzzle, neither as one board (Sudoku with 4 cells, expected 16"),
+        ("12\n34\n", ["{}"], "p.txt has no puzzle: it is no board (Sudoku with 4 cells, expected 16"),
         ("." * 16 + "\n" + "." * 16, ["{}", "--gif", "x.gif"], "--gif and --png draw one puzzle, {} has 2"),
         ("." * 16, ["{}", "--halt", "never"], "halt is 'never', expected 'q', 'fixed', 'stable:K'"),
         ("." * 16, ["{}", "--max-steps", "0"], "max_steps is 0, expected 1 or more"),
@@ -161,6 +191,6 @@ def test_a_csv_with_a_byte_order_mark(model, puzzles, tmp_path, call):
 
 
 def test_a_csv_without_questions(model, tmp_path, call):
-    (tmp_path / "p.csv").write_text("source,puzzle\nx,1\n")
+    (tmp_path / "p.csv").write_text("source,board\nx,1\n")
     code, _, err = call("solve", model, tmp_path / "p.csv")
-    assert code == 2 and "p.csv has the columns source, puzzle; expected one called 'question'" in err
+    assert code == 2 and "p.csv:1: no column 'question' in source,board; expected source,question" in err

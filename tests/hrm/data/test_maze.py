@@ -237,6 +237,31 @@ def test_csv_round_trip_keeps_spaces_at_the_ends(tmp_path):
         read_puzzles(path, task, BadRows())
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from([5, 9, 11]), st.integers(0, 2**32), st.sampled_from(["line", "rows", "stripped", "framed"]))
+def test_what_parse_reads_a_csv_may_hold(tmp_path_factory, size, seed, layout):
+    mazes, task = generate(2, size, np.random.default_rng(seed), 1), Maze(size)
+
+    def write(tokens):
+        text = task.format(tokens).replace(" ", "." if seed % 2 else " ")
+        rows = [text[start : start + size] for start in range(0, len(text), size)]
+        rows[0] = rows[0].ljust(size)
+        return {
+            "line": text,
+            "rows": "\r\n".join(rows),
+            "stripped": "\n".join([rows[0], *(row.rstrip() for row in rows[1:])]),
+            "framed": "\n" + "\n".join(rows) + "\n",
+        }[layout]
+
+    path = tmp_path_factory.mktemp("maze") / "mazes.csv"
+    lines = [f'"{write(inputs)}","{write(labels)}"\n' for inputs, labels in zip(mazes.inputs, mazes.labels)]
+    path.write_bytes(("question,answer\n" + "".join(lines)).encode())
+    assert task_of_file(path, Maze) == task
+    read = read_puzzles(path, task, BadRows())
+    assert (read.inputs == mazes.inputs).all() and (read.labels == mazes.labels).all()
+    assert all((task.parse(write(tokens)) == tokens).all() for tokens in mazes.inputs)
+
+
 def test_task_of_knows_mazes_by_their_shape():
     assert task_of(6, 900) == Maze(30)
     assert task_of(6, 81) == Maze(9)

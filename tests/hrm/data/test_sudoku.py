@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hrm.data import TASKS, task_of
-from hrm.data.puzzle_csv import BadRows, read_puzzles, row_keys, task_of_file
+from hrm.data.puzzle_csv import BadRows, find_split, read_puzzles, row_keys, task_of_file
 from hrm.data.sudoku import BOXES, Sudoku, augment, build_set, generate, solve
 from hrm.errors import InputError
 
@@ -88,7 +88,7 @@ def test_render_draws_the_boxes():
     ("text", "message"),
     [
         (QUESTION[:-1], "80 cells, expected 81"),
-        (QUESTION[:10] + "x" + QUESTION[11:], "'x' at row 2 column 2, expected a digit 1 to 9"),
+        (QUESTION[:10] + "a" + QUESTION[11:], "'a' at row 2 column 2, expected a digit 1 to 9"),
         ("55" + QUESTION[2:], "row 1 has 5 twice"),
         ("5........" * 2 + "." * 63, "column 1 has 5 twice"),
         ("5........" + ".5......." + "." * 63, "box 1 has 5 twice"),
@@ -289,12 +289,14 @@ def malformed() -> dict[str, tuple[dict[int, str], str]]:
     return {
         "short": ({1: question[:-1]}, "question has 80 characters, expected 81"),
         "long answer": ({2: answer + "1"}, "answer has 82 characters, expected 81"),
-        "character": ({1: question[:3] + "x" + question[4:]}, "question has 'x' at row 1 column 4"),
+        "character": ({1: question[:3] + "a" + question[4:]}, "question has 'a' at row 1 column 4"),
         "unicode": ({2: answer[:3] + "é" + answer[4:]}, "answer has 'é' at row 1 column 4"),
         "clue": ({1: contradicting}, "where the puzzle gives " + other),
         "answer": ({2: swapped}, "the answer does not solve the question: "),
         "blank": ({2: answer[:80] + "."}, "row 9 column 9 is not a digit 1 to 9"),
-        "rating": ({3: "hard"}, "rating is 'hard', expected a whole number"),
+        "rating": ({3: "hard"}, "rating is 'hard', expected a number"),
+        "no number": ({3: "nan"}, "rating is 'nan', expected a number"),
+        "infinite": ({3: "1e999"}, "rating is '1e999', expected a number"),
     }
 
 
@@ -330,6 +332,59 @@ def test_unusable_files_are_named(tmp_path, content, message):
     with pytest.raises(InputError) as error:
         task_of_file(path, Sudoku)
     assert message in str(error.value)
+
+
+HEADERS = ["question,answer", "QUIZZES, Solutions", "id,Puzzle,solution,clues,DIFFICULTY", '"Question";"Answer";"x"']
+
+
+@pytest.mark.parametrize("header", HEADERS)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_columns_have_other_names_in_use(tmp_path, header, encoding):
+    delimiter = ";" if ";" in header else ","
+    fields = [name.strip(' "').lower() for name in header.split(delimiter)]
+    known = {"question": QUESTION, "answer": ANSWER, "difficulty": "3.7"}
+    known |= {"quizzes": QUESTION, "solutions": ANSWER, "puzzle": QUESTION, "solution": ANSWER}
+    row = delimiter.join(known.get(name, "7") for name in fields)
+    path = tmp_path / "TRAIN.CSV"
+    path.write_text(f"{header}\r\n{row}\r\n", encoding)
+    assert find_split(tmp_path, "train") == path
+    puzzles = read_puzzles(path, Sudoku(9), BadRows())
+    assert Sudoku(9).format(puzzles.inputs[0]) == QUESTION and Sudoku(9).format(puzzles.labels[0]) == ANSWER
+    assert puzzles.ratings.tolist() == [3 if "DIFFICULTY" in header else 0]
+
+
+def test_ratings_may_be_missing_or_decimal_and_lines_blank(tmp_path):
+    path = tmp_path / "train.csv"
+    ratings = ["", "3.0", "2.9", " 4 ", "-1", "1e2"]
+    rows = [f"{QUESTION},{ANSWER},{rating}\n" for rating in ratings]
+    path.write_text("question,answer,rating\n\n" + "\n,,\n , , \n".join(rows) + "\n\n")
+    puzzles = read_puzzles(path, Sudoku(9), BadRows())
+    assert puzzles.ratings.tolist() == [0, 3, 2, 4, -1, 100]
+    assert puzzles.lines.tolist() == list(range(3, 27, 4))
+
+
+@pytest.mark.parametrize("blank", ".0*_?xX")
+def test_a_blank_is_written_in_many_ways(tmp_path, blank):
+    text = QUESTION.replace(".", blank)
+    boards = [text, "\n".join(text[start : start + 9] for start in range(0, 81, 9)), " | ".join(text)]
+    path = tmp_path / "train.csv"
+    path.write_text("question,answer\n" + "".join(f'"{board}","{ANSWER}"\n' for board in boards))
+    assert task_of_file(path, Sudoku) == Sudoku(9)
+    puzzles = read_puzzles(path, Sudoku(9), BadRows())
+    assert [Sudoku(9).format(inputs) for inputs in puzzles.inputs] == [QUESTION] * 3
+    assert (np.stack([Sudoku(9).parse(board) for board in boards]) == puzzles.inputs).all()
+
+
+def test_a_small_file_that_unpacks_to_an_endless_line_is_refused(tmp_path):
+    path = tmp_path / "train.csv.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(b"question,answer\n" + b"0" * (1 << 26))
+    with pytest.raises(InputError, match=r"train.csv.gz cannot be read as gzipped CSV: a line has more than 1048576"):
+        task_of_file(path, Sudoku)
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(b"question,answer\n" + b'"' + b"0\n" * (1 << 20))
+    with pytest.raises(InputError, match="cannot be read as gzipped CSV: field larger than field limit"):
+        task_of_file(path, Sudoku)
 
 
 def test_damaged_gzip_is_named(tmp_path):
