@@ -17,7 +17,7 @@ from pydantic import (
 from typing_extensions import Self
 
 from hrm.errors import InputError, describe
-from hrm.sizes import Count, Identifiers, Length, Vocabulary, Width
+from hrm.sizes import Cycles, Identifiers, Layers, Length, Vocabulary, Width
 
 Gradient = Literal["one_step", "last_cycle", "full"] | PositiveInt
 DTYPES = {
@@ -128,10 +128,10 @@ class HRMConfig(ModelConfig):
 
     family = "hrm"
 
-    H_cycles: Count = 2
-    L_cycles: Count = 2
-    H_layers: Count = 4
-    L_layers: Count = 4
+    H_cycles: Cycles = 2
+    L_cycles: Cycles = 2
+    H_layers: Layers = 4
+    L_layers: Layers = 4
     pos_encodings: Literal["rope", "learned"] = "rope"
     gradient: Gradient = "one_step"
 
@@ -173,9 +173,9 @@ class TRMConfig(ModelConfig):
     family = "trm"
 
     puzzle_emb_len: NonNegativeInt = Field(default=16, validate_default=True, le=2**16)
-    H_cycles: Count = 3
-    L_cycles: Count = 6
-    L_layers: Count = 2
+    H_cycles: Cycles = 3
+    L_cycles: Cycles = 6
+    L_layers: Layers = 2
     mlp_t: bool = False
     pos_encodings: Literal["rope", "learned", "none"] = "rope"
     no_ACT_continue: bool = True

@@ -16,5 +16,5 @@ Vocabulary = Annotated[PositiveInt, Field(le=2**24)]
 """Number of token values."""
 Identifiers = Annotated[PositiveInt, Field(le=2**31 - 1)]
 """Rows of a puzzle embedding, numbered in int32."""
-Count = Annotated[PositiveInt, Field(le=2**12)]
-"""Layers, cycles."""
+Layers = Annotated[PositiveInt, Field(le=2**10)]
+Cycles = Annotated[PositiveInt, Field(le=2**12)]

@@ -1,5 +1,6 @@
 """The tiny recursive model (arXiv 2510.04871): one small network that updates both states, with halting."""
 
+import os
 from typing import ClassVar
 
 import torch
@@ -57,8 +58,14 @@ def build(config: ModelConfig, sharded: bool = False) -> HRM:
     """A new model of the configuration's family, :class:`hrm.HRM` or :class:`TRM`; ``sharded`` as there.
 
     Raises:
-        InputError: it is of neither.
+        InputError: it is of neither, or this machine has not the memory.
     """
+    if not sharded:
+        _require_memory(config)
+    return _build(config, sharded)
+
+
+def _build(config: ModelConfig, sharded: bool = False) -> HRM:
     if isinstance(config, TRMConfig):
         return TRM(config, sharded)
     if isinstance(config, HRMConfig):
@@ -66,3 +73,27 @@ def build(config: ModelConfig, sharded: bool = False) -> HRM:
     raise InputError(
         f"config is {type(config).__name__}, expected an HRMConfig or a TRMConfig; HRMConfig.parse reads plain values"
     )
+
+
+def weight_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """The shape of each tensor in the ``state_dict()`` of ``build(config)``, without building it.
+
+    Raises:
+        InputError: see :func:`build`.
+    """
+    if isinstance(config, ModelConfig) and config.pos_encodings == "rope":
+        # Its tables are no weights, and to compute them on the meta device torch imports its compiler, for seconds.
+        config = config.model_copy(update={"pos_encodings": "none"})
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in _build(config).state_dict().items()}
+
+
+def _require_memory(config: ModelConfig) -> None:
+    needed = 4 * sum(shape.numel() for shape in weight_shapes(config).values())
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > present:
+        raise InputError(
+            f"the weights of this model take {needed / 2**30:.0f} GB, and this machine has {present / 2**30:.0f}; "
+            f"check the layers, hidden_size {config.hidden_size} and num_puzzle_identifiers "
+            f"{config.num_puzzle_identifiers}"
+        )

@@ -19,7 +19,7 @@ from hrm.config import FAMILIES, HRMConfig, ModelConfig, TRMConfig
 from hrm.errors import InputError
 from hrm.files import folder_written_beside, read_json
 from hrm.model import HRM
-from hrm.trm import build
+from hrm.trm import build, weight_shapes
 from hrm_kernels.sharded_embedding import ShardedEmbedding
 
 PuzzleEmb = Literal["strict", "keep", "mean", "zero"]
@@ -73,14 +73,12 @@ def from_published(state_dict: dict[str, torch.Tensor], config: ModelConfig, puz
         puzzle_emb: what to do with a puzzle embedding of another number of rows (:data:`PuzzleEmb`).
 
     Raises:
-        InputError: a weight is missing, not known, or of another shape; the message names it.
+        InputError: a weight is missing, not known, or of another shape; the message names it. Nothing of the
+            configuration's sizes is allocated before.
     """
     _check_choice("puzzle_emb", puzzle_emb, PuzzleEmb)
     state = {_without_prefixes(name): tensor for name, tensor in state_dict.items()}
-    model = build(config)
-    own = model.state_dict()
-    if PUZZLE_EMB in own and PUZZLE_EMB in state:
-        state[PUZZLE_EMB] = _fit_puzzle_emb(state[PUZZLE_EMB], own[PUZZLE_EMB], puzzle_emb)
+    own = weight_shapes(config)
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or unknown:
         problem = f"it lacks {missing[0]}" if missing else f"it has {unknown[0]}, which this model has not"
@@ -88,14 +86,26 @@ def from_published(state_dict: dict[str, torch.Tensor], config: ModelConfig, puz
         raise InputError(
             f"the checkpoint does not fit the configuration: {problem}{more}; check layers, pos_encodings, mlp_t"
         )
-    for name, tensor in own.items():
-        if state[name].numel() != tensor.numel() or (state[name].squeeze().shape != tensor.squeeze().shape):
+    for name, shape in own.items():
+        if name == PUZZLE_EMB:
+            _check_puzzle_emb(state[name].shape, shape, puzzle_emb)
+        elif _without_ones(state[name].shape) != _without_ones(shape):
             raise InputError(
                 f"the checkpoint does not fit the configuration: {name} is {list(state[name].shape)}, "
-                f"expected {list(tensor.shape)}"
+                f"expected {list(shape)}"
             )
-        tensor.copy_(state[name].reshape(tensor.shape))
+    model = build(config)
+    for name, tensor in model.state_dict().items():
+        given = state[name]
+        if name == PUZZLE_EMB and given.shape != tensor.shape:
+            _fill_puzzle_emb(tensor, given, puzzle_emb)
+        else:
+            tensor.copy_(given.reshape(tensor.shape))
     return model
+
+
+def _without_ones(shape: torch.Size) -> list[int]:
+    return [size for size in shape if size != 1]
 
 
 def _without_prefixes(name: str) -> str:
@@ -109,25 +119,25 @@ def _check_choice(name: str, value: str, choices: Any) -> None:
         raise InputError(f"{name} is {value!r}, expected one of {', '.join(get_args(choices))}")
 
 
-def _fit_puzzle_emb(given: torch.Tensor, own: torch.Tensor, choice: PuzzleEmb) -> torch.Tensor:
-    if given.shape == own.shape:
-        return given
-    if given.ndim != 2 or given.shape[1] != own.shape[1]:
-        raise InputError(
-            f"the checkpoint's puzzle_emb is {list(given.shape)}, expected [rows, {own.shape[1]}] (puzzle_emb_ndim)"
-        )
+def _check_puzzle_emb(given: torch.Size, own: torch.Size, choice: PuzzleEmb) -> None:
+    if given == own:
+        return
+    if len(given) != 2 or given[1] != own[1]:
+        raise InputError(f"the checkpoint's puzzle_emb is {list(given)}, expected [rows, {own[1]}] (puzzle_emb_ndim)")
     if choice == "strict":
         raise InputError(
-            f"the checkpoint's puzzle_emb has {len(given)} rows and the data {len(own)} puzzle identifiers; choose "
+            f"the checkpoint's puzzle_emb has {given[0]} rows and the data {own[0]} puzzle identifiers; choose "
             "puzzle_emb=keep (the rows both have), puzzle_emb=mean (all rows the mean) or puzzle_emb=zero (start anew)"
         )
-    fitted = torch.zeros_like(own)
+
+
+def _fill_puzzle_emb(own: torch.Tensor, given: torch.Tensor, choice: PuzzleEmb) -> None:
+    own.zero_()
     if choice == "keep":
         rows = min(len(given), len(own))
-        fitted[:rows] = given[:rows]
+        own[:rows] = given[:rows]
     elif choice == "mean":
-        fitted[:] = given.float().mean(0)
-    return fitted
+        own[:] = given.float().mean(0)
 
 
 def load(
@@ -245,7 +255,7 @@ def _read_published(path: Path, seq_len: int | None) -> _Read:
     try:
         loaded = OmegaConf.load(config_file)
         training = OmegaConf.to_container(loaded, resolve=True)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:  # ValueError: no text, thousands of digits
         raise InputError(f"{config_file} is not a training configuration: {_first_line(error)}") from None
     arch = training.get("arch") if isinstance(training, dict) else None
     if not isinstance(arch, dict):

@@ -4,10 +4,11 @@ import gzip
 import os
 import sys
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -114,7 +115,7 @@ def read_source(argument: str) -> Text:
         InputError: the file cannot be read.
     """
     if argument == "-":
-        return Text("standard input", _read("standard input", sys.stdin.buffer))
+        return Text("standard input", _read("standard input", sys.stdin.buffer.read))
     if os.path.isdir(argument):
         raise InputError(f"{argument} is a folder, expected a puzzle or a file of puzzles")
     if not os.path.exists(argument):  # unlike Path.exists, it takes names too long for a file
@@ -122,13 +123,13 @@ def read_source(argument: str) -> Text:
     opener = gzip.open if argument.lower().endswith(".gz") else open
     try:
         with opener(argument, "rb") as file:
-            return Text(argument, _read(argument, file))
+            return Text(argument, _read(argument, file.read))
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{argument} cannot be read ({error}); expected text, or CSV (.csv, .csv.gz)") from None
 
 
-def _read(place: str, file: IO[bytes]) -> str:
-    data = file.read(MOST + 1)
+def _read(place: str, read: Callable[[int], bytes]) -> str:
+    data = read(MOST + 1)
     if len(data) > MOST:
         raise InputError(f"{place} has more than {MOST >> 20} MB of text; split it, and solve the parts in turn")
     try:

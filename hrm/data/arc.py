@@ -498,11 +498,11 @@ def tests_trained_on(tasks: Collection[ArcTask], test_subsets: Collection[str]) 
                     trained.setdefault((key(given), key(answer)), place)
                     trained.setdefault((key(given), None), place)
     return [
-        f"test {number} of {task.name} is {place}"
+        f"test {number} of {task.name} is {found}"
         for task in tasks
         if task.subset in test_subsets
         for number, pair in enumerate(task.test, 1)
-        if (place := trained.get((key(pair[0]), key(pair[1]))))
+        if (found := trained.get((key(pair[0]), key(pair[1]))))
     ]
 
 

@@ -33,7 +33,10 @@ _FIELDS = ("inputs", "labels", "puzzle_indices", "group_indices", "puzzle_identi
 
 
 class Metadata(BaseModel):
-    """``dataset.json`` of one split; keys beyond the published ones are kept."""
+    """``dataset.json`` of one split; keys beyond the published ones are kept.
+
+    TRM's loader asks for ``total_puzzles``, which HRM's builders do not write.
+    """
 
     model_config = ConfigDict(extra="allow")
 
@@ -45,6 +48,7 @@ class Metadata(BaseModel):
     num_puzzle_identifiers: Identifiers
     total_groups: NonNegativeInt
     mean_puzzle_examples: float = Field(ge=0, allow_inf_nan=False)
+    total_puzzles: NonNegativeInt | None = None
     sets: list[str]
 
     @field_validator("sets")
@@ -341,7 +345,7 @@ def write_dataset(
                 num_puzzle_identifiers=len(identifiers),
                 total_groups=sum(len(builder.group_indices) - 1 for builder in sets.values()),
                 mean_puzzle_examples=sum(builder.num_examples for builder in sets.values()) / puzzles,
-                total_puzzles=puzzles,  # TRM's loader needs it, HRM's does not know it
+                total_puzzles=puzzles,
                 sets=list(sets),
                 **extra,
             )

@@ -70,11 +70,12 @@ class Maze(CsvTask):
     def _lines(self, text: str) -> list[str]:
         """The rows of ``text``, or its one line; what it has too many blank lines of is cut off."""
         lines = text.splitlines()
-        while len(lines) > 1 and len(lines) != self.size and not lines[-1]:
-            lines.pop()
-        while len(lines) > 1 and len(lines) != self.size and not lines[0]:
-            lines.pop(0)
-        return lines
+        start, end = 0, len(lines)
+        while end - start > 1 and end - start != self.size and not lines[end - 1]:
+            end -= 1
+        while end - start > 1 and end - start != self.size and not lines[start]:
+            start += 1
+        return lines[start:end]
 
     def one_line(self, text: str) -> str:
         lines = self._lines(text)

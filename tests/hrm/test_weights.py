@@ -8,6 +8,7 @@ import torch
 import yaml
 
 import hrm
+from hrm.trm import build, weight_shapes
 
 CONFIG = hrm.HRMConfig(
     seq_len=6, vocab_size=7, num_puzzle_identifiers=4, puzzle_emb_ndim=32, H_layers=1, L_layers=2, hidden_size=32,
@@ -223,3 +224,74 @@ def test_the_newest_checkpoint_of_a_run_by_number(model, tmp_path):
     hrm.save(newer, tmp_path / "checkpoints" / "step_100000000")
     (tmp_path / "checkpoints" / "step_x").mkdir()
     assert same(hrm.load(tmp_path), newer)
+
+
+ABSURD = {
+    "width": ("hidden_size", 10**6, "hidden_size: Input should be less than or equal to 131072 .got 1000000"),
+    "words": ("vocab_size", 2**40, "vocab_size: Input should be less than or equal to 16777216"),
+    "layers": ("L_layers", 10**7, "L_layers: Input should be less than or equal to 1024"),
+    "tokens": ("seq_len", 2**40, "seq_len: Input should be less than or equal to 1048576"),
+    "cycles": ("H_cycles", 10**12, "H_cycles: Input should be less than or equal to 4096"),
+    "expansion": ("expansion", 1e30, "expansion: Input should be less than or equal to 1024"),
+    "rows": (
+        "num_puzzle_identifiers",
+        2**40,
+        "num_puzzle_identifiers: Input should be less than or equal to 2147483647",
+    ),
+    "text": ("hidden_size", "9" * 5000, r"hidden_size: .*\(got '9{70,80}\.\.\.\)$"),
+    # what somebody might have: only the weights say that this is not it
+    "wide": ("hidden_size", 2**17, r"inner.H_init is \[32\], expected \[131072\]"),
+    "wordy": ("vocab_size", 2**24, r"embed_tokens.embedding_weight is \[7, 32\], expected \[16777216, 32\]"),
+    "deep": ("L_layers", 1000, r"it lacks inner.L_level.layers.10.mlp.down_proj.weight \(and 3991 more\)"),
+    "inner": ("expansion", 1024, r"mlp.gate_up_proj.weight is \[512, 32\], expected \[44032, 32\]"),
+    "emb": ("puzzle_emb_ndim", 2**20, r"puzzle_emb is \[4, 32\], expected \[rows, 1048576\]"),
+    "many": ("num_puzzle_identifiers", 2**31 - 1, "puzzle_emb has 4 rows and the data 2147483647 puzzle identifiers"),
+}
+
+
+@pytest.mark.parametrize("kind", ABSURD)
+def test_an_absurd_configuration_is_refused_before_anything_is_built(model, tmp_path, kind, monkeypatch):
+    key, value, message = ABSURD[kind]
+    hrm.save(model, tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    config = json.loads(file.read_text())
+    config["model"][key] = value
+    file.write_text(json.dumps(config))
+    monkeypatch.setattr("hrm.weights.build", None)
+    with pytest.raises(hrm.InputError, match=message):
+        hrm.load(tmp_path / "model")
+
+
+def test_a_number_of_thousands_of_digits_is_no_traceback(model, published, tmp_path):
+    hrm.save(model, tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    file.write_text(file.read_text().replace('"hidden_size": 32', '"hidden_size": ' + "9" * 5000))
+    with pytest.raises(hrm.InputError, match="config.json is not JSON: Exceeds the limit"):
+        hrm.load(tmp_path / "model")
+    file = published / "all_config.yaml"
+    file.write_text(file.read_text().replace("hidden_size: 32", "hidden_size: " + "9" * 5000))
+    with pytest.raises(hrm.InputError, match="all_config.yaml is not a training configuration: Exceeds the limit"):
+        hrm.load(published, seq_len=6)
+
+
+def test_more_rows_than_this_machine_holds_are_refused(model, monkeypatch):
+    monkeypatch.setattr("os.sysconf", lambda name: 2**18)  # pages, and bytes of one: 64 GB
+    rows = CONFIG.model_copy(update={"num_puzzle_identifiers": 2**31 - 1, "puzzle_emb_ndim": 32})
+    with pytest.raises(
+        hrm.InputError, match="the weights of this model take 256 GB, and this machine has 64; check the"
+    ):
+        hrm.from_published(model.state_dict(), rows, "keep")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        CONFIG.model_copy(update={"pos_encodings": "learned", "puzzle_emb_ndim": 0}),
+        hrm.TRMConfig(seq_len=6, vocab_size=7, puzzle_emb_ndim=40, hidden_size=32, mlp_t=True, pos_encodings="none"),
+        hrm.TRMConfig(seq_len=6, vocab_size=7, hidden_size=32, num_heads=2),
+    ],
+)
+def test_shapes_are_those_of_the_model(config):
+    built = {name: tensor.shape for name, tensor in build(config).state_dict().items()}
+    assert weight_shapes(config) == built
