@@ -52,7 +52,7 @@ class CsvLog:
         self.step = int(row["step"] or 0)
 
     def _read(self) -> list[dict[str, str]]:
-        with self.path.open(newline="") as file:
+        with self.path.open(newline="", encoding="utf-8-sig") as file:  # some spreadsheets add a byte order mark
             reader = csv.DictReader(file)
             # A line that a crash cut short has no value (None) in its last columns.
             rows = [row for row in reader if None not in row.values() and row.get("step", "").isdigit()]

@@ -27,6 +27,15 @@ def test_csv_of_a_resumed_run(tmp_path):
     assert path.read_text().split() == ["step,loss", "1,0.5", "2,0.25", "3,8.0"]
 
 
+def test_csv_that_a_spreadsheet_saved_keeps_its_rows(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("step,loss\n1,0.5\n2,0.25\n", "utf-8-sig")
+    log = CsvLog(path, last_step=2)
+    assert log.step == 2
+    log.append({"step": 3, "exact": 1})
+    assert path.read_text().split() == ["step,loss,exact", "1,0.5,", "2,0.25,", "3,,1"]
+
+
 def test_a_resumed_run_has_one_row_a_step(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("step,loss\n4,0.5\n6,0.25\n6,0.25\n")
