@@ -8,6 +8,7 @@ becomes.
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -536,7 +537,7 @@ def build(
         The sets by split, for their counts.
 
     Raises:
-        InputError: the folder exists, or no task is in ``test_subsets``.
+        InputError: the folder exists, no task is in ``test_subsets``, or the disk has not the room.
     """
     subsets = sorted({task.subset for task in tasks})
     if not any(task.subset in test_subsets for task in tasks):
@@ -545,6 +546,8 @@ def build(
             f"(there are tasks in: {', '.join(subsets) or 'none'})"
         )
     sets = {split: _ArcSet(progress=progress) for split in ("train", "test")}
+    place = next(one for one in (Path(folder).resolve(), *Path(folder).resolve().parents) if one.exists())
+    room = shutil.disk_usage(place).free
     identifiers = ["<blank>"]
     for done, task in enumerate(tasks, 1):
         variants = augmentations(task, augment, seed)
@@ -555,6 +558,12 @@ def build(
         if tested:
             sets["test"].add_group(task.test, variants, len(identifiers), None)
         identifiers.extend(variants.names(task.name))
+        size = sum(one.num_examples for one in sets.values()) * 2 * SEQ_LEN
+        if size > room:
+            raise InputError(
+                f"{done} of {len(tasks)} tasks with {augment} variants take {size / 1e9:.0f} GB already, and there are "
+                f"{room / 1e9:.0f} free at {folder}; lower --augment"
+            )
         progress("augmenting", done, len(tasks))
     write_dataset(
         folder,

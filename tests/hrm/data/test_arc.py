@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -448,3 +449,13 @@ def test_arc_task_checks_the_form_of_an_answer():
     assert arc.check(tokens, below) == "the row below the grid of 2 x 2 is not all end markers"
     assert arc.check(tokens, right) == "the column right of the grid of 2 x 2 is not all end markers"
     assert arc.check(tokens, far) is None, "beyond the markers the labels ask for nothing"
+
+
+def test_what_the_disk_has_no_room_for_is_refused_before_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10_000))
+    value = {"train": [{"input": [[1, 2]], "output": [[3, 4]]}] * 3, "test": [{"input": [[1]]}]}
+    task = read_task("a", "evaluation", value, "here")
+    build(tmp_path / "few", [task], test_subsets=["evaluation"], augment=0)  # 4 examples of 1800 bytes
+    with pytest.raises(InputError, match="^1 of 1 tasks with 9 variants take 0 GB already, and there are 0 free at"):
+        build(tmp_path / "many", [task], test_subsets=["evaluation"], augment=9)
+    assert [path.name for path in tmp_path.iterdir()] == ["few"]
