@@ -1,6 +1,5 @@
 """The tiny recursive model (arXiv 2510.04871): one small network that updates both states, with halting."""
 
-import os
 from typing import ClassVar
 
 import torch
@@ -8,6 +7,7 @@ import torch
 from hrm.config import HRMConfig, ModelConfig, TRMConfig
 from hrm.errors import InputError
 from hrm.model import HRM, HRMInner
+from hrm.sizes import require_memory
 from hrm_kernels.nn import MixingModule, ReasoningModule
 
 
@@ -61,7 +61,12 @@ def build(config: ModelConfig, sharded: bool = False) -> HRM:
         InputError: it is of neither, or this machine has not the memory.
     """
     if not sharded:
-        _require_memory(config)
+        require_memory(
+            4 * sum(shape.numel() for shape in weight_shapes(config).values()),
+            "the weights of this model",
+            f"check hidden_size {config.hidden_size}, the layers and num_puzzle_identifiers "
+            f"{config.num_puzzle_identifiers}",
+        )
     return _build(config, sharded)
 
 
@@ -86,14 +91,3 @@ def weight_shapes(config: ModelConfig) -> dict[str, torch.Size]:
         config = config.model_copy(update={"pos_encodings": "none"})
     with torch.device("meta"):
         return {name: tensor.shape for name, tensor in _build(config).state_dict().items()}
-
-
-def _require_memory(config: ModelConfig) -> None:
-    needed = 4 * sum(shape.numel() for shape in weight_shapes(config).values())
-    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > present:
-        raise InputError(
-            f"the weights of this model take {needed / 2**30:.0f} GB, and this machine has {present / 2**30:.0f}; "
-            f"check the layers, hidden_size {config.hidden_size} and num_puzzle_identifiers "
-            f"{config.num_puzzle_identifiers}"
-        )

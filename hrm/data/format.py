@@ -120,9 +120,24 @@ class PuzzleDataset:
         return sum(puzzle_set.num_examples for puzzle_set in self.sets)
 
     def identifiers(self) -> list[str]:
-        """Names of the puzzle identifiers, by identifier; 0 is ``<blank>``."""
-        _require_inside(self.folder, self.folder / "identifiers.json")
-        return read_json(self.folder / "identifiers.json")
+        """Names of the puzzle identifiers, by identifier; 0 is ``<blank>``.
+
+        Raises:
+            InputError: the folder has none, or something else in its place.
+        """
+        names = read_json(self.file("identifiers.json"))
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError(f"{self.folder / 'identifiers.json'} holds no list of names; build the data set again")
+        return names
+
+    def file(self, name: str) -> Path:
+        """The path of a file in the folder, which may be missing.
+
+        Raises:
+            InputError: it leads out of the folder.
+        """
+        _require_inside(self.folder, self.folder / name)
+        return self.folder / name
 
 
 def open_dataset(folder: Path | str, split: str) -> PuzzleDataset:

@@ -6,6 +6,7 @@ and its data set maze-30x30-hard-1k).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isqrt
 from typing import ClassVar
 
 import numpy as np
@@ -23,6 +24,8 @@ _WRONG = "#f08c8c"
 
 SMALLEST = 5
 """Fewest rows; a maze of 4 x 4 would have the shape of a 4 x 4 Sudoku."""
+LARGEST = 1024
+"""Most rows: as many cells as :data:`hrm.sizes.Length` allows."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,13 @@ class Maze(CsvTask):
     def __post_init__(self) -> None:
         if self.size < SMALLEST:
             raise InputError(f"maze of size {self.size} is too small; choose {SMALLEST} or more")
+        if self.size > LARGEST:
+            raise InputError(f"maze of size {self.size} is too large; choose at most {LARGEST}")
 
     @classmethod
     def of_length(cls, length: int) -> "Maze | None":
-        size = round(length**0.5)
-        return cls(size) if size >= SMALLEST and size * size == length else None
+        size = isqrt(length)
+        return cls(size) if SMALLEST <= size <= LARGEST and size * size == length else None
 
     @classmethod
     def of_text(cls, text: str) -> "Maze | None":
@@ -53,7 +58,7 @@ class Maze(CsvTask):
         if len(lines) < 2:
             return cls.of_length(len(text.strip("\r\n")))
         size = max(len(lines), *map(len, lines))
-        return cls(size) if size >= SMALLEST else None
+        return cls(size) if SMALLEST <= size <= LARGEST else None
 
     @classmethod
     def from_shape(cls, vocab_size: int, seq_len: int) -> "Maze | None":

@@ -13,6 +13,7 @@ from hrm.data.format import SetBuilder
 from hrm.data.puzzle_csv import CsvTask, Puzzles, row_keys
 from hrm.data.task import Cell
 from hrm.errors import InputError
+from hrm.sizes import require_memory
 
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
 """Rows and columns of a box, by size."""
@@ -427,6 +428,7 @@ def generate(
     return Puzzles.concatenate(batches, size * size)
 
 
+_FEWER = "lower --augment or --train"
 _CHUNK = 65536  # boards augmented at once
 
 
@@ -446,7 +448,12 @@ def build_set(
         avoid: ``[m, seq_len]`` tokens of puzzles that must not come up (the test set's): an augmentation that
             is one of them gives way to its original.
         progress: called with the number of groups done.
+
+    Raises:
+        InputError: the memory does not hold them.
     """
+    size = 2 * puzzles.inputs.shape[1] * (augmentations + 1)
+    require_memory(len(puzzles) * size, f"{len(puzzles)} puzzles with {augmentations} equivalent ones each", _FEWER)
     builder = SetBuilder()
     forbidden = row_keys(avoid) if avoid is not None else np.zeros(0, np.uint64)
     per_group = augmentations + 1

@@ -260,7 +260,7 @@ class _Rows:
 
 
 def _votes(dataset: PuzzleDataset) -> ArcVotes | None:
-    file = dataset.folder / "test_puzzles.json"
+    file = dataset.file("test_puzzles.json")
     is_arc = (dataset.metadata.vocab_size, dataset.metadata.seq_len) == (VOCAB_SIZE, SEQ_LEN)
     return ArcVotes(read_json(file)) if is_arc and dataset.split == "test" and file.is_file() else None
 

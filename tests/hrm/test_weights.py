@@ -278,7 +278,8 @@ def test_more_rows_than_this_machine_holds_are_refused(model, monkeypatch):
     monkeypatch.setattr("os.sysconf", lambda name: 2**18)  # pages, and bytes of one: 64 GB
     rows = CONFIG.model_copy(update={"num_puzzle_identifiers": 2**31 - 1, "puzzle_emb_ndim": 32})
     with pytest.raises(
-        hrm.InputError, match="the weights of this model take 256 GB, and this machine has 64; check the"
+        hrm.InputError,
+        match="the weights of this model would take 256 GB, and this machine has 64 GB .*; check hidden_size 32,",
     ):
         hrm.from_published(model.state_dict(), rows, "keep")
 

@@ -167,17 +167,24 @@ def test_a_data_set_does_not_lead_out_of_its_folder(folder, tmp_path):
     set_metadata(sets=["all"])(folder / "train")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    for name in ("train/all__inputs.npy", "train/dataset.json", "identifiers.json"):
+    for name in ("train/all__inputs.npy", "train/dataset.json", "identifiers.json", "more.json"):
         shutil.move(folder / name, elsewhere / "moved")
         (folder / name).symlink_to(elsewhere / "moved")
         with pytest.raises(InputError, match=rf"{name} leads out of its data folder, to .*moved; copy that file"):
-            open_dataset(folder, "train").identifiers()
+            open_dataset(folder, "train").file(name)
         (folder / name).unlink()
         shutil.move(elsewhere / "moved", folder / name)
     (folder / "train" / "all__labels.npy").unlink()
     os.mkfifo(folder / "train" / "all__labels.npy")
     with pytest.raises(InputError, match="all__labels.npy is no regular file"):
         open_dataset(folder, "train")
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, [1], "names", ["<blank>", None]])
+def test_names_that_are_none_are_refused(folder, value):
+    write_json(folder / "identifiers.json", value)
+    with pytest.raises(InputError, match="identifiers.json holds no list of names; build the data set again"):
+        open_dataset(folder, "train").identifiers()
 
 
 def test_links_to_a_data_folder_and_within_the_hubs_cache_are_followed(folder, tmp_path):

@@ -249,7 +249,7 @@ def test_what_parse_reads_a_csv_may_hold(tmp_path_factory, size, seed, layout):
         return {
             "line": text,
             "rows": "\r\n".join(rows),
-            "stripped": "\n".join([rows[0], *(row.rstrip() for row in rows[1:])]),
+            "stripped": "\n".join([rows[0], *(row.rstrip() for row in rows[1:]), ""]),
             "framed": "\n" + "\n".join(rows) + "\n",
         }[layout]
 
@@ -265,5 +265,8 @@ def test_what_parse_reads_a_csv_may_hold(tmp_path_factory, size, seed, layout):
 def test_task_of_knows_mazes_by_their_shape():
     assert task_of(6, 900) == Maze(30)
     assert task_of(6, 81) == Maze(9)
-    with pytest.raises(InputError, match="vocabulary 6 with 80 tokens"):
-        task_of(6, 80)
+    for length in (80, 1025**2, 2**70):
+        with pytest.raises(InputError, match=f"vocabulary 6 with {length} tokens"):
+            task_of(6, length)
+    with pytest.raises(InputError, match="maze of size 1025 is too large; choose at most 1024"):
+        Maze(1025)

@@ -245,6 +245,11 @@ def test_build_set_groups_originals_with_their_augmentations_and_avoids_the_test
     assert Sudoku(4).solves(arrays["inputs"], arrays["labels"]).all()
 
 
+def test_more_augmentations_than_memory_holds_are_refused_at_once():
+    with pytest.raises(InputError, match=r"5 puzzles with 100000000000 equivalent ones each would take 14901 GB, .*;"):
+        build_set(FOUR, 10**11, np.random.default_rng(0))
+
+
 def test_task_of_picks_by_shape_or_name():
     assert [task_of(*shape) for shape in ((11, 81), (6, 16), (8, 36))] == [Sudoku(9), Sudoku(4), Sudoku(6)]
     assert task_of(11, 81, "sudoku") == Sudoku(9)
