@@ -156,7 +156,7 @@ def open_dataset(folder: Path | str, split: str) -> PuzzleDataset:
         raise InputError(f"{folder} has no split '{split}' ({found}); expected {directory / 'dataset.json'}")
     _require_inside(folder, directory / "dataset.json")
     values = read_json(directory / "dataset.json")
-    if isinstance(values, dict) and "grid_size" in values and "pad_id" not in values:
+    if isinstance(values, dict) and "max_grid_size" in values and "pad_id" not in values:
         raise InputError(
             f"{folder} is a data folder of nano-trm, whose tokens and index files are others; make one of the same "
             "puzzles: hrm data sudoku --hub sapientinc/sudoku-extreme, or maze --hub sapientinc/maze-30x30-hard-1k"

@@ -107,7 +107,7 @@ def read(path: Path) -> Table:
         TuningError: it is damaged.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
         block, cuda = content["block"], content.get("cuda", [])
         for name, limits in block.items():
             _check(name, limits)
