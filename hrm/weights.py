@@ -263,6 +263,11 @@ def _read_published(path: Path, seq_len: int | None) -> _Read:
     # both families of published models have a two-level configuration, one of them a single level of weights
     config_type = HRMConfig if any(name.startswith("inner.H_level.") for name in state) else TRMConfig
     values = {str(key): value for key, value in arch.items() if key in config_type.model_fields}
+    for name in ("inner.embed_tokens.embedding_weight", PUZZLE_EMB, *_SAY_THE_LENGTH):
+        if name in state and state[name].ndim != 2:
+            raise InputError(
+                f"{file} holds no HRM or TRM: {name} is {list(state[name].shape)}, expected two dimensions"
+            )
     try:
         values["vocab_size"] = state["inner.embed_tokens.embedding_weight"].shape[0]
         rows = state[PUZZLE_EMB].shape[0] if PUZZLE_EMB in state else 1
@@ -318,8 +323,10 @@ def _load_pickle(file: Path) -> dict[str, torch.Tensor]:
             ) from None
         reason = type(error).__name__ if isinstance(error, pickle.UnpicklingError | LookupError) else _first_line(error)
         raise InputError(f"{file} is damaged, incomplete or no checkpoint ({reason}); use another one") from None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"{file} holds {type(state).__name__}, expected a state dict of tensors")
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
+        raise InputError(f"{file} holds {type(state).__name__}, expected a state dict of tensors by name")
     return state
 
 

@@ -194,12 +194,16 @@ def read_puzzles(path: Path, task: CsvTask, bad: BadRows, progress: Callable[[in
     rows: list[tuple[int, str, str, int]] = []
     done = 0
 
+    def cells(text: str) -> str:
+        plain = len(text) == task.seq_len and "\n" not in text and "\r" not in text  # as published: all is said
+        return text if plain else task.one_line(text)
+
     def flush() -> None:
         nonlocal done
         done += len(rows)
         fit = []
         for line, question, answer, rating in rows:
-            row = line, task.one_line(question), task.one_line(answer), rating
+            row = line, cells(question), cells(answer), rating
             lengths = {"question": len(row[1]), "answer": len(row[2])}
             wrong = next((name for name, length in lengths.items() if length != task.seq_len), None)
             if wrong:
@@ -244,17 +248,22 @@ def _rows(path: Path, bad: BadRows) -> Iterator[tuple[int, str, str, int]]:
         with gzip.open(path, "rb") if zipped else open(path, "rb") as file:
             text = io.TextIOWrapper(file, encoding_of(file.peek(2)), newline="")  # type: ignore[arg-type]
             table = Table(_lines(text), str(path), ("question", "answer"))
+            question, answer, rating = (table.columns.get(name) for name in _COLUMNS)
+            assert question is not None and answer is not None
             for line, row in table:
                 if len(row) != table.width:
                     bad.report(path, line, f"{len(row)} fields, expected {table.width}")
                     continue
-                question, answer, difficulty = (table.field(row, name) for name in _COLUMNS)
+                difficulty = "" if rating is None else row[rating]
+                number: int | None
                 try:
-                    number = int(np.int64(math.floor(float(difficulty or 0))))
+                    number = math.floor(float(difficulty or 0))
                 except (ValueError, OverflowError):
+                    number = None
+                if number is None or not -(2**63) <= number < 2**63:
                     bad.report(path, line, f"rating is {difficulty[:40]!r}, expected a number")
                     continue
-                yield line, question, answer, number
+                yield line, row[question], row[answer], number
     except FileNotFoundError:
         raise InputError(f"{path} is missing; expected a CSV file") from None
     except (OSError, EOFError, zlib.error, csv.Error, UnicodeError) as error:
@@ -274,6 +283,7 @@ class Table:
     Fields are separated by commas, or where the header's are, by semicolons or tabs.
 
     Attributes:
+        columns: where ``question``, ``answer`` and ``rating`` are, as far as they are there.
         width: number of fields that a row should have.
 
     Raises:
@@ -288,20 +298,16 @@ class Table:
         self._reader = csv.reader(chain([first], lines), delimiter=delimiter)
         header = next(self._reader, [])
         self.width = len(header)
-        self._where = {name: _column(header, name) for name in _COLUMNS}
+        where = {name: _column(header, name) for name in _COLUMNS}
+        self.columns = {name: column for name, column in where.items() if column is not None}
         for name in needed:
-            if self._where[name] is None:
+            if name not in self.columns:
                 found = ",".join(header)[:200] or "an empty file"
                 raise InputError(f"{place}:1: no column '{name}' in {found}; expected source,question,answer,rating")
 
-    def field(self, row: list[str], name: str) -> str:
-        """The ``question``, ``answer`` or ``rating`` of a row; empty where it has none."""
-        where = self._where[name]
-        return row[where] if where is not None and where < len(row) else ""
-
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
         for row in self._reader:
-            if any(field.strip() for field in row):
+            if row and (row[0].strip() or any(field.strip() for field in row)):
                 yield self._reader.line_num, row
 
 
@@ -318,7 +324,8 @@ def questions(place: str, text: str) -> list[tuple[str, str]]:
     """
     try:
         table = Table(_lines(io.StringIO(text, newline="")), place, ["question"])
-        found = [(f"{place}:{line}", table.field(row, "question")) for line, row in table]
+        column = table.columns["question"]
+        found = [(f"{place}:{line}", row[column] if column < len(row) else "") for line, row in table]
     except csv.Error as error:
         raise InputError(f"{place} cannot be read as CSV: {error}") from None
     if not found:

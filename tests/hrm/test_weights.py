@@ -262,6 +262,27 @@ def test_an_absurd_configuration_is_refused_before_anything_is_built(model, tmp_
         hrm.load(tmp_path / "model")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: {number: value for number, value in enumerate(state.values())}, "holds dict, expected a state"),
+        (
+            lambda state: state | {"inner.embed_tokens.embedding_weight": torch.zeros(())},
+            "holds no HRM or TRM: inner.em",
+        ),
+        (
+            lambda state: state | {"inner.puzzle_emb.weights": torch.zeros(32)},
+            r"puzzle_emb.weights is \[32\], expected two",
+        ),
+        (lambda state: state | {"inner.H_init": torch.zeros(())}, r"inner.H_init is \[\], expected \[32\]"),
+    ],
+)
+def test_published_weights_of_odd_shapes(published, model, change, message):
+    torch.save(change(dict(model.state_dict())), published / "step_104160")
+    with pytest.raises(hrm.InputError, match=message):
+        hrm.load(published, seq_len=6)
+
+
 def test_a_number_of_thousands_of_digits_is_no_traceback(model, published, tmp_path):
     hrm.save(model, tmp_path / "model")
     file = tmp_path / "model" / "config.json"
