@@ -80,7 +80,10 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave malformed rows out and count them.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the data folder if it exists.")]
 
-DATA_FOLDER = ("data folder", ("identifiers.json", "test_puzzles.json", "*/dataset.json", "*/*__*.npy"))
+DATA_FOLDER = (
+    "data folder",
+    ("identifiers.json", "test_puzzles.json", "*/dataset.json", "*/*__*.npy", "**/.DS_Store"),  # (the Mac adds those)
+)
 """What ``--force`` replaces, for :func:`hrm.files.require_new`."""
 
 

@@ -265,7 +265,7 @@ def test_an_absurd_configuration_is_refused_before_anything_is_built(model, tmp_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: {number: value for number, value in enumerate(state.values())}, "holds dict, expected a state"),
+        (lambda state: dict(enumerate(state.values())), "holds dict, expected a state"),
         (
             lambda state: state | {"inner.embed_tokens.embedding_weight": torch.zeros(())},
             "holds no HRM or TRM: inner.em",

@@ -222,6 +222,8 @@ def test_force_replaces_data_folders_alone(tmp_path, hrm_data):
     assert [path.read_text() for path in (tmp_path / "file", tmp_path / "home" / "thesis.txt")] == ["precious"] * 2
     data = tmp_path / "data"
     assert hrm_data(*arguments, data).returncode == hrm_data(*arguments, data).returncode == 0
+    (data / "train" / ".DS_Store").write_bytes(b"left by the Mac")
+    assert hrm_data(*arguments, data).returncode == 0
     (data / "train" / "thesis.txt").write_text("precious")
     assert_one_line(hrm_data(*arguments, data), "data is no data folder (it holds train/thesis.txt), and --force")
     assert (data / "train" / "thesis.txt").read_text() == "precious"

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hrm.data.arc import Arc
 from hrm.data.maze import Maze
@@ -114,3 +116,39 @@ def test_a_long_file_of_rubbish_is_refused_soon():
         split_text(NINE, "p", "1\n" * 20_000)
     with pytest.raises(InputError, match="has no puzzle"):
         split_text(FOUR, "p", SMALL[0][:-1] + "\n" + "a" * 1_000_000)
+
+
+PIECES = [
+    "\n",
+    "\n\n",
+    "\r\n",
+    " ",
+    "1",
+    "..",
+    "x",
+    "#####",
+    "S",
+    "G",
+    "Grid 1",
+    "[",
+    "]",
+    "[[1,2]]",
+    "é",
+    "\0",
+    "\u2028",
+]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from([FOUR, Maze(5), Arc()]), st.lists(st.sampled_from([*PIECES, *SMALL]), max_size=30))
+def test_any_text_is_split_or_refused_in_one_line(task, pieces):
+    text = "".join(pieces)
+    try:
+        found = split_text(task, "p", text)
+    except InputError as error:
+        assert str(error).startswith("p ") and "\n" not in str(error)
+    else:
+        lines = text.splitlines()
+        for place, puzzle in found:  # each is a part of the text, as it stands there
+            start = 0 if place == "p" else int(place.removeprefix("p:")) - 1
+            assert puzzle == text or "\n".join(lines[start:]).startswith(puzzle)
