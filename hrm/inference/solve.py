@@ -1,6 +1,7 @@
 """Solving puzzles: the model's answer, segment by segment, until it halts."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -90,8 +91,10 @@ def solve(
     Raises:
         InputError: task, puzzles or identifiers don't fit the model.
     """
-    puzzles = np.asarray(puzzles)
-    identifiers = np.zeros(len(puzzles), np.int64) if puzzle_identifiers is None else np.asarray(puzzle_identifiers)
+    puzzles = _integers("puzzles", puzzles, f"[n, seq_len] = [n, {model.config.seq_len}]", 2)
+    identifiers = np.zeros(len(puzzles), np.int64)
+    if puzzle_identifiers is not None:
+        identifiers = _integers("puzzle_identifiers", puzzle_identifiers, f"[n] = [{len(puzzles)}]", 1)
     max_steps = model.config.halt_max_steps if max_steps is None else max_steps
     require_positive(max_steps=max_steps, batch_size=batch_size)
     halting = parse_halting(halt)
@@ -106,6 +109,16 @@ def solve(
     return solutions
 
 
+def _integers(name: str, value: Any, expected: str, dimensions: int) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:  # rows of different lengths
+        raise InputError(f"{name} is no array ({error}), expected integers {expected}") from None
+    if array.dtype.kind not in "iu" or array.ndim != dimensions:
+        raise InputError(f"{name} is {array.dtype} of shape {list(array.shape)}, expected integers {expected}")
+    return array
+
+
 def _check_fits(model: HRM, task: PuzzleTask, puzzles: np.ndarray, identifiers: np.ndarray) -> None:
     config = model.config
     if (task.vocab_size, task.seq_len) != (config.vocab_size, config.seq_len):
@@ -113,7 +126,7 @@ def _check_fits(model: HRM, task: PuzzleTask, puzzles: np.ndarray, identifiers: 
             f"the task {task.name} has vocab_size {task.vocab_size} and seq_len {task.seq_len}, the model "
             f"{config.vocab_size} and {config.seq_len}; take a model trained on this task"
         )
-    if puzzles.ndim != 2 or puzzles.shape[1] != config.seq_len or not np.issubdtype(puzzles.dtype, np.integer):
+    if puzzles.shape[1] != config.seq_len:
         raise InputError(
             f"puzzles is {puzzles.dtype} of shape {list(puzzles.shape)}, expected integers "
             f"[n, seq_len] = [n, {config.seq_len}]"
