@@ -26,6 +26,7 @@ _COLUMNS = {
     "answer": ("answer", "answers", "solution", "solutions"),
     "rating": ("rating", "difficulty"),
 }
+_DELIMITERS = ",;\t"
 _LONGEST = 1 << 20  # characters of a line; a file of a few kilobytes can unpack to a line of gigabytes
 _BLOCK = 16384  # rows encoded at once: the text of millions of rows never lies in memory as Python strings
 _SHOWN = 5  # skipped rows whose reason is kept
@@ -294,7 +295,7 @@ class Table:
     def __init__(self, lines: Iterable[str], place: str, needed: Iterable[str]):
         lines = iter(lines)
         first = next(lines, "")
-        delimiter = next((one for one in ",;\t" if _column(first.split(one), "question") is not None), ",")
+        delimiter = next((one for one in _DELIMITERS if _column(first.split(one), "question") is not None), ",")
         self._reader = csv.reader(chain([first], lines), delimiter=delimiter)
         header = next(self._reader, [])
         self.width = len(header)
@@ -334,6 +335,9 @@ def questions(place: str, text: str) -> list[tuple[str, str]]:
 
 
 def has_header(text: str) -> bool:
-    """Whether the first line of ``text`` is the header of such a CSV file."""
-    first = text[:1000].partition("\n")[0]
-    return any(_column(first.split(one), "question") is not None for one in ",;\t")
+    """Whether the first line of ``text`` is the header of such a CSV file, of two columns or more.
+
+    (One word alone may be a title.)
+    """
+    columns = [text[:1000].partition("\n")[0].split(delimiter) for delimiter in _DELIMITERS]
+    return any(len(names) > 1 and _column(names, "question") is not None for names in columns)

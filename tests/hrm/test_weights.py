@@ -316,4 +316,6 @@ def test_more_rows_than_this_machine_holds_are_refused(model, monkeypatch):
 )
 def test_shapes_are_those_of_the_model(config):
     built = {name: tensor.shape for name, tensor in build(config).state_dict().items()}
+    random = torch.get_rng_state()
     assert weight_shapes(config) == built
+    assert torch.equal(torch.get_rng_state(), random)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hrm.data.arc import Arc
 from hrm.data.maze import Maze
 from hrm.data.maze import generate as mazes
+from hrm.data.puzzle_csv import has_header
 from hrm.data.puzzle_text import split_text
 from hrm.data.sudoku import Sudoku
 from hrm.data.sudoku import generate as sudokus
@@ -68,6 +69,13 @@ def test_one_board_may_be_written_in_any_way():
     for text in (BOARDS[0], block(BOARDS[0]), "\n\n".join(rows(BOARDS[0], 27)), "\n".join(rows(BOARDS[0], 27))):
         assert read(NINE, text) == [("p", BOARDS[0])]
     assert read(NINE, "Monday\n" + block(BOARDS[0])) == [("p:2", BOARDS[0])]
+
+
+def test_what_is_taken_for_the_header_of_a_csv():
+    for header in ("question,answer", "id\tPuzzle\tsolution", "quizzes;x"):
+        assert has_header(f"{header}\r\n1,2\n")
+    for first in ("Puzzle", "puzzle 1, easy", BOARDS[0], "[[0,1],[2,3]]", ""):
+        assert not has_header(f"{first}\n{block(BOARDS[0])}")
 
 
 def test_a_damaged_puzzle_is_told_and_costs_no_other():
