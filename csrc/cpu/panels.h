@@ -145,9 +145,19 @@ inline void pack_for_outputs(const T* weights, Columns outputs, Columns inputs, 
   }
   for (int64_t p = 0; p < inputs.panels(); ++p, packed += kWidth * kWidth) {
     const int64_t first = inputs.whole(p);
+    if (first >= 0) {
+      for (int quarter = 0; quarter < 4; ++quarter) {  // kLanes inputs of kLanes outputs
+        const int k = quarter / 2 * kLanes, lane = quarter % 2 * kLanes;
+        Vec square[kLanes];
+        for (int i = 0; i < kLanes; ++i) square[i] = rows[lane + i] ? load(rows[lane + i] + first + k) : Vec{};
+        transpose(square);
+        for (int i = 0; i < kLanes; ++i) store(packed + (k + i) * kWidth + lane, square[i]);
+      }
+      continue;
+    }
     for (int lane = 0; lane < kWidth; ++lane) {
       for (int k = 0; k < kWidth; ++k) {
-        const int64_t input = first < 0 ? inputs.column(p, k) : first + k;
+        const int64_t input = inputs.column(p, k);
         packed[k * kWidth + lane] = rows[lane] && input >= 0 ? to_float(rows[lane][input]) : 0.0f;
       }
     }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #define HRM_ALWAYS __attribute__((always_inline))  // after a lambda's parameters
 #define HRM_INLINE inline HRM_ALWAYS
@@ -45,6 +46,35 @@ HRM_INLINE float largest(Vec v) {
   return most;
 }
 HRM_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
+
+// Lanes of two registers in the order of indices, those of b counted on from those of a.
+template <int... Indices>
+HRM_INLINE Vec shuffle(Vec a, Vec b) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, Indices...);
+#else
+  return __builtin_shuffle(a, b, IntVec{Indices...});
+#endif
+}
+
+// Exchanges the off-diagonal quarters of every square of 2 * Half rows and lanes.
+template <int Half, size_t... Lane>
+HRM_INLINE void exchange(Vec (&rows)[kLanes], std::index_sequence<Lane...>) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if (i & Half) continue;
+    const Vec a = rows[i], b = rows[i + Half];
+    rows[i] = shuffle<(Lane & Half ? kLanes - Half : 0) + static_cast<int>(Lane)...>(a, b);
+    rows[i + Half] = shuffle<(Lane & Half ? kLanes : Half) + static_cast<int>(Lane)...>(a, b);
+  }
+}
+HRM_INLINE void transpose(Vec (&rows)[kLanes]) {
+  constexpr auto lanes = std::make_index_sequence<kLanes>{};
+  if constexpr (kLanes > 8) exchange<8>(rows, lanes);
+  if constexpr (kLanes > 4) exchange<4>(rows, lanes);
+  exchange<2>(rows, lanes);
+  exchange<1>(rows, lanes);
+}
 
 // e^x to 2 ulp; 0 below -87.3 (where float32 ends) but for NaN, which stays, and at most 2.4e38.
 HRM_INLINE Vec exp(Vec x) {

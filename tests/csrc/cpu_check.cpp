@@ -424,6 +424,51 @@ void check_swiglu(const hrm_cpu_kernels& kernels, int dtype, int64_t rows, int64
   }
 }
 
+void check_linear(const hrm_cpu_kernels& kernels, int dtype, int64_t rows, int64_t outputs, int64_t inputs) {
+  const Elements x(dtype, random(rows, inputs)), bias(dtype, random(1, outputs));
+  const Elements weights(dtype, random(outputs, inputs, 1 / std::sqrt(inputs)));
+  const Elements packed(HRM_FLOAT32, kernels.linear_packed_size(outputs, inputs), 64);
+  const Matrix product = times_transposed(x.matrix(rows, inputs), weights.matrix(outputs, inputs));
+  Matrix sum = product;
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t column = 0; column < outputs; ++column) sum(row, column) += bias[column];
+  }
+  for (int threads : kThreads) {
+    const Elements out(dtype, rows * outputs), plain(dtype, rows * outputs), alone(dtype, outputs);
+    kernels.pack_linear(outputs, inputs, weights.data(), dtype, packed.floats(), threads);
+    poison_workspace();
+    kernels.linear(rows, outputs, inputs, x.data(), packed.floats(), bias.data(), out.data(), dtype, threads);
+    poison_workspace();
+    kernels.linear(rows, outputs, inputs, x.data(), packed.floats(), nullptr, plain.data(), dtype, threads);
+    check.about = described("linear", dtype, {rows, outputs, inputs});
+    check("out", out, sum, kTolerance);
+    check("without bias", plain, product, kTolerance);
+    const size_t size = dtype == HRM_FLOAT32 ? 4 : 2;  // the last row by itself: the same to the bit
+    const char* last = static_cast<char*>(x.data()) + (rows - 1) * inputs * size;
+    kernels.linear(1, outputs, inputs, last, packed.floats(), bias.data(), alone.data(), dtype, threads);
+    if (std::memcmp(alone.data(), static_cast<char*>(out.data()) + (rows - 1) * outputs * size, outputs * size)) {
+      check.fail(check.about, "a row depends on its place");
+    }
+  }
+}
+
+// Any change of any byte changes it; the number of threads does not.
+void check_checksum(const hrm_cpu_kernels& kernels, int64_t count) {
+  const Elements first(HRM_BFLOAT16, random(1, count)), second(HRM_FLOAT32, random(1, 3));
+  const void* arrays[] = {first.data(), second.data()};
+  const int64_t bytes[] = {2 * count, 12};
+  const auto checksum = [&](int threads) { return kernels.checksum(arrays, bytes, 2, threads); };
+  const uint64_t want = checksum(1);
+  bool right = want == checksum(3);
+  char* data = static_cast<char*>(first.data());
+  for (int64_t at = 0; at < 2 * count; at += 1 + count / 50) {
+    data[at] ^= 0x80;
+    right = right && checksum(2) != want;
+    data[at] ^= 0x80;
+  }
+  if (!right || checksum(2) != want) check.fail(described("checksum", HRM_BFLOAT16, {count}), "it misses a change");
+}
+
 void check_token_mixing(const hrm_cpu_kernels& kernels, int dtype, int64_t batch, int64_t positions, int64_t dim,
                         int64_t inner) {
   const float eps = 1e-5f;
@@ -821,6 +866,10 @@ int main(int count, char** arguments) {
       {1, 13, 272, 1, 64, 264, 1e-5f},  // more than a piece of 256 of the inner dimension, in each product
   };
   for (int dtype : kDtypes) {
+    check_linear(*kernels, dtype, 1, 1, 1);
+    check_linear(*kernels, dtype, 7, 33, 20);
+    check_linear(*kernels, dtype, 48, 64, 96);     // everything whole
+    check_linear(*kernels, dtype, 100, 530, 300);  // more than a block of rows, a group of panels, a piece of the depth
     check_token_mixing(*kernels, dtype, 1, 1, 3, 1);
     check_token_mixing(*kernels, dtype, 2, 5, 20, 10);
     check_token_mixing(*kernels, dtype, 3, 48, 64, 96);   // everything whole
@@ -841,6 +890,7 @@ int main(int count, char** arguments) {
       check_updates(*kernels, dtype, shape);
     }
   }
+  for (int64_t elements : {1, 7, 64, 70'000}) check_checksum(*kernels, elements);
   check_adam_atan2(*kernels, false);
   check_adam_atan2(*kernels, true);
   check_the_rest();
