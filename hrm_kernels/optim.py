@@ -147,7 +147,7 @@ def _state_dtype(p: torch.Tensor) -> torch.dtype:
 
 
 def _joined(parts: Sequence[Any]) -> torch.Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class SparseSignSGD(Optimizer):

@@ -45,6 +45,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
     Raises:
         TypeError, ValueError: a dtype, device or shape does not fit.
+
+    Source: :func:`torch.nn.functional.linear`.
     """
     check_tensor("linear", "x", x)
     check_like("linear", "weight", weight, "x", x)
