@@ -5,16 +5,23 @@ their answer, and waiting puzzles take their slots.
 """
 
 import asyncio
+import atexit
+import logging
 import math
+import os
 import threading
+import traceback
+import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import CancelledError, Future
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
+from itertools import count, islice
 from numbers import Integral, Real
+from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -32,9 +39,14 @@ from hrm_kernels.backends import use_backend
 from hrm_kernels.casts import FrozenWeights, refresh
 from hrm_kernels.graphs import capturable
 
+_LOGGER = logging.getLogger(__name__)
+_MOST_STEPS = 2**31 - 1  # a carry counts in 32 bits
+_FAILED = "the engine's worker has failed; what failed it is the cause of this error"
+
 
 class EngineError(RuntimeError):
-    """The engine takes no more puzzles: it is closed, or its worker has failed (``__cause__`` says of what)."""
+    """The engine takes no more puzzles: it is closed, its worker has failed (``__cause__`` says of what), or this is
+    a forked child of the process that it runs in."""
 
 
 class Puzzle(NamedTuple):
@@ -126,7 +138,8 @@ class Engine:
     (``HRM_KERNELS_GRAPHS=0`` in the environment: launch by launch).
 
     :meth:`submit` may be called from any thread. Until the ``with`` ends (or :meth:`close`) the model is in evaluation
-    mode and belongs to the engine.
+    mode and belongs to the engine. An engine that nobody holds any more finishes what was brought and ends; one that
+    is open when the program ends is cancelled. A forked child has no worker: an engine refuses puzzles there.
 
     Args:
         model: an :class:`hrm.HRM` or :class:`hrm.TRM`, on any device.
@@ -141,14 +154,11 @@ class Engine:
         queue_size: puzzles that may wait for a slot; None is four for each slot. Whoever brings more has to wait.
 
     Raises:
-        InputError: a number or ``halt`` is impossible, or a running engine has asked for another backend.
+        InputError: a number or ``halt`` is impossible, memory cannot hold so many slots, or a running engine has asked
+            for another backend.
         ValueError: there is no such backend.
+        EngineError: the program is ending.
     """
-
-    _running: ClassVar[list["Engine"]] = []  # guarded by _starting
-    _starting: ClassVar[threading.Lock] = threading.Lock()
-    _was_training: bool
-    _asked: AbstractContextManager[None]  # the backend's, shared by all that asked for one
 
     def __init__(
         self,
@@ -163,21 +173,19 @@ class Engine:
         require_positive(slots=slots, max_steps=max_steps, min_steps=min_steps, queue_size=queue_size)
         if min_steps > max_steps:
             raise InputError(f"min_steps is {min_steps}, more than max_steps {max_steps}")
-        self.model, self.slots, self.max_steps, self.min_steps = model, slots, max_steps, min_steps
+        if max_steps > _MOST_STEPS:
+            raise InputError(f"max_steps is {max_steps}, expected at most {_MOST_STEPS}")
+        self.model, self.slots, self.max_steps, self.min_steps = model, int(slots), int(max_steps), int(min_steps)
+        _check_memory(model, self.slots)
         self.halting = parse_halting(halt)
-        self.queue_size = 4 * slots if queue_size is None else queue_size
+        self.queue_size = 4 * self.slots if queue_size is None else int(queue_size)
         self.backend = backend
-        # One lock over the queue and the flags; the worker is told of every change.
-        self._changed = threading.Condition()
-        self._waiting: deque[_Job] = deque()
-        self._turns: deque[_Turn] = deque()  # those that wait for room among them
-        self._submitted = 0
-        self._closing = self._cancelling = self._ended = False
-        self._failure: BaseException | None = None
-        self._begin()
-        threads = torch.get_num_threads()
-        release_threads()  # from here on the worker computes
-        self._worker = threading.Thread(target=self._run, args=(threads,), name="hrm-engine", daemon=True)
+        self._numbers = count()
+        self._worker = _Worker(
+            model, self.slots, self.max_steps, self.min_steps, self.halting, backend, self.queue_size
+        )
+        # The worker does not hold the engine, so that one which is dropped is collected.
+        weakref.finalize(self, self._worker.drop).atexit = False
         self._worker.start()
 
     # What callers do
@@ -186,9 +194,9 @@ class Engine:
         """Bring one puzzle; waits while the queue is full, for its turn among all who do.
 
         The future can be cancelled until it is done: a puzzle that already thinks then leaves its slot after the
-        current segment. It raises :class:`hrm.InputError` for a puzzle that does not fit the model, and
-        :class:`EngineError` where the worker has failed. Its callbacks run in the worker: they should be quick, and
-        what they submit is queued at once.
+        current segment. It raises :class:`hrm.InputError` for a puzzle that does not fit the model or cannot be read,
+        and :class:`EngineError` where the worker has failed. Its callbacks run in the worker, one after another: they
+        should be quick, what they submit is queued at once, and what they raise is logged.
 
         Args:
             puzzle: ``[seq_len]`` integers, or a :class:`Puzzle`.
@@ -196,7 +204,7 @@ class Engine:
             trace: keep the answer after each segment.
 
         Raises:
-            EngineError: the engine is closed or has failed.
+            EngineError: the engine is closed, has failed, or runs in the process that this one was forked from.
         """
         job = self._numbered(puzzle, identifier, trace)
         self._bring([] if job.future.done() else [job])
@@ -212,38 +220,57 @@ class Engine:
         """The results of ``puzzles`` (each as in :meth:`submit`), one by one.
 
         Puzzles are taken from the iterable as results are taken from the iterator, twice as many ahead as slots and
-        queue hold. One that does not fit the model gives a result with ``error`` set. Leaving the iterator early
-        cancels what is under way.
+        queue hold. One that does not fit the model or cannot be read gives a result with ``error`` set. Leaving the
+        iterator early cancels what is under way. Where ``puzzles`` raises, the results of those before come first.
 
         Args:
-            puzzles: finite or not.
+            puzzles: ``[n, seq_len]`` integers, or any iterable, finite or not.
             ordered: results in the order of the puzzles, or as they come (``index`` tells which).
             trace: keep the answers after each segment.
 
         Raises:
-            EngineError: the engine is closed or has failed.
+            InputError: ``puzzles`` is a single one.
+            EngineError: as for :meth:`submit`.
             concurrent.futures.CancelledError: it was closed with ``cancel`` meanwhile.
         """
+        _check_several(puzzles)
         release_threads()
-        inbox = _Inbox(ordered)
+        inbox = _Inbox(ordered, self._worker)
         source, index = iter(puzzles), 0
-        first = later = 1
+        size = later = 1
         if isinstance(puzzles, Sized):  # they are there already: they start together, and come in bulk
-            first, later = min(self.slots, self.queue_size), max(1, min(self.slots, self.queue_size // 4))
+            size, later = min(self.slots, self.queue_size), max(1, min(self.slots, self.queue_size // 4))
+        failure: Exception | None = None
         try:
-            while given := list(islice(source, first)):
+            while failure is None:
+                given = []
+                try:
+                    for one in islice(source, size):
+                        given.append(one)
+                except Exception as error:
+                    failure = error
+                if not given:
+                    break
                 some = [_Streamed(number, inbox, trace) for number in range(index, index + len(given))]
                 index += len(given)
                 self._give(some, given)
-                inbox.expect(some)
-                self._bring([job for job in some if job.outcome is None])
+                refused = [job for job in some if job.outcome is not None]
+                try:
+                    self._bring([job for job in some if job.outcome is None])
+                except EngineError as error:
+                    failure = error
+                    break
+                inbox.expect(some, refused)
                 while inbox.expected and (inbox.expected >= self._ahead or inbox.is_ready()):
                     yield inbox.take()
-                first = later
+                size = later
             while inbox.expected:
                 yield inbox.take()
+            if failure is not None:
+                raise failure
         finally:
             inbox.closed = True
+            failure = None  # its traceback holds this frame, and with it the engine
 
     async def asolve(
         self, puzzles: Iterable[Any] | AsyncIterable[Any], *, trace: bool = False
@@ -251,8 +278,12 @@ class Engine:
         """:meth:`solve` for ``async for``, in order, each as soon as it is there, whatever ``puzzles`` waits for.
 
         ``puzzles`` may be an asynchronous iterable.
+
+        Raises:
+            InputError, EngineError, CancelledError: as for :meth:`solve`.
         """
-        source, count = _each(puzzles), 0
+        _check_several(puzzles)
+        source, index = _each(puzzles), 0
         pending: deque[asyncio.Task[Result]] = deque()
 
         async def bring() -> "asyncio.Task[Result] | None":
@@ -260,12 +291,13 @@ class Engine:
                 one = await anext(source)
             except StopAsyncIteration:
                 return None
-            job = self._job(_Submitted(count, trace), one)
+            job = self._job(_Submitted(index, trace), one)
             await self._abring(job)
             return asyncio.ensure_future(job.aresult())
 
         coming: asyncio.Task[asyncio.Task[Result] | None] | None = None
         more = True
+        failure: Exception | None = None
         try:
             while more or pending:
                 if more and not coming and len(pending) < self._ahead:
@@ -273,29 +305,33 @@ class Engine:
                 first = [pending[0]] if pending else []
                 await asyncio.wait([*first, *([coming] if coming else [])], return_when=asyncio.FIRST_COMPLETED)
                 if coming and coming.done():
-                    brought, coming = await coming, None
+                    try:
+                        brought = coming.result()
+                    except Exception as error:
+                        brought, failure = None, error
+                    coming = None
                     if brought:
                         pending.append(brought)
-                        count += 1
+                        index += 1
                     else:
                         more = False
                 while pending and pending[0].done():
                     yield await pending.popleft()
+            if failure is not None:
+                raise failure
         finally:
+            failure = None  # as in solve
             under_way = [*pending, *([coming] if coming else [])]
             for task in under_way:
                 task.cancel()
             await asyncio.gather(*under_way, return_exceptions=True)
 
     def close(self, cancel: bool = False) -> None:
-        """Take no more puzzles, finish those that were brought (or ``cancel`` them), and end the worker."""
-        with self._changed:
-            self._closing = True
-            self._cancelling |= cancel
-            self._changed.notify_all()
-            self._refuse_turns()
-        self._worker.join()
-        self._end()
+        """Take no more puzzles, finish those that were brought (or ``cancel`` them), and end the worker.
+
+        Where it is interrupted (Ctrl-C), what is left is cancelled.
+        """
+        self._worker.close(cancel)
 
     def __enter__(self) -> "Engine":
         return self
@@ -305,46 +341,14 @@ class Engine:
     ) -> None:
         self.close(cancel=kind is not None)
 
-    # What engines share: a model may serve several, and the backend is everybody's
-
-    def _begin(self) -> None:
-        with self._starting:
-            asking = [one for one in self._running if one.backend is not None]
-            if self.backend is not None and asking and asking[0].backend != self.backend:
-                raise InputError(
-                    f"backend is {self.backend!r}, and an engine that asked for {asking[0].backend!r} runs in this "
-                    "process, for which there is one; close that first, or ask for the same"
-                )
-            self._was_training = next(
-                (one._was_training for one in self._running if one.model is self.model), self.model.training
-            )
-            if self.backend is not None:
-                self._asked = asking[0]._asked if asking else use_backend(self.backend)
-                if not asking:
-                    self._asked.__enter__()
-            self.model.eval()
-            self._running.append(self)
-
-    def _end(self) -> None:
-        with self._starting:
-            if self not in self._running:
-                return
-            self._running.remove(self)
-            if not any(one.model is self.model for one in self._running):
-                self.model.train(self._was_training)
-            if self.backend is not None and all(one.backend is None for one in self._running):
-                self._asked.__exit__(None, None, None)
-
-    # The queue
+    # Puzzles become jobs
 
     @property
     def _ahead(self) -> int:
         return 2 * (self.slots + self.queue_size)
 
     def _numbered(self, puzzle: Any, identifier: int, trace: bool) -> "_Submitted":
-        with self._changed:
-            index, self._submitted = self._submitted, self._submitted + 1
-        return self._job(_Submitted(index, trace), puzzle, identifier)
+        return self._job(_Submitted(next(self._numbers), trace), puzzle, identifier)
 
     def _job(self, job: "_AnyJob", puzzle: Any, identifier: int = 0) -> "_AnyJob":
         """``job`` with its puzzle, checked: a bad one is settled already."""
@@ -352,6 +356,13 @@ class Engine:
             job.puzzle = self._checked(puzzle if isinstance(puzzle, Puzzle) else Puzzle(puzzle, identifier))
         except InputError as error:
             job.settle(error)
+        except Exception as error:  # a puzzle may be any object
+            (reason,) = traceback.format_exception_only(type(error), error)[-1:]
+            unreadable = InputError(
+                f"the puzzle cannot be read ({reason.strip()}); expected {self.model.config.seq_len} integers"
+            )
+            unreadable.__cause__ = error
+            job.settle(unreadable)
         return job
 
     def _give(self, jobs: "Sequence[_Job]", puzzles: Sequence[Any]) -> None:
@@ -372,10 +383,7 @@ class Engine:
 
     def _checked(self, puzzle: Puzzle) -> Puzzle:
         config = self.model.config
-        try:
-            inputs = np.asarray(puzzle.inputs)
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise InputError(f"the puzzle is no array ({error}); expected {config.seq_len} integers") from None
+        inputs = np.asarray(puzzle.inputs)
         if inputs.shape != (config.seq_len,) or inputs.dtype.kind not in "iu":
             raise InputError(
                 f"the puzzle is {inputs.dtype} of shape {list(inputs.shape)}, expected integers "
@@ -400,27 +408,164 @@ class Engine:
             raise InputError(f"seed is {puzzle.seed!r}, expected an integer from 0 to 2**63 - 1")
         return Puzzle(tokens, int(identifier), float(puzzle.noise), int(puzzle.seed))
 
-    def _offer(self, jobs: "Sequence[_Job]") -> "_Turn | None":
-        """Queue ``jobs``, all or none; where there is no room, their turn."""
-        with self._changed:
+    def _bring(self, jobs: "Sequence[_Job]") -> None:
+        if jobs and (turn := self._worker.offer(jobs)):
+            try:
+                turn.queued.result()
+            except BaseException:
+                turn.queued.cancel()
+                raise
+
+    async def _abring(self, job: "_Submitted") -> None:
+        if not job.future.done() and (turn := self._worker.offer([job])):
+            await asyncio.wrap_future(turn.queued)
+
+
+class _Worker:
+    """The thread of an engine, and the queue that it takes puzzles from."""
+
+    _starting: ClassVar[threading.Lock] = threading.Lock()  # over the next three
+    _running: ClassVar[list["_Worker"]] = []
+    _started: ClassVar[weakref.WeakSet["_Worker"]] = weakref.WeakSet()  # those with a thread, running or not
+    _exiting: ClassVar[bool] = False
+    _was_training: bool
+    _asked: ExitStack  # holds the backend, for all that asked for it
+
+    def __init__(
+        self,
+        model: HRM,
+        slots: int,
+        max_steps: int,
+        min_steps: int,
+        halting: Halting,
+        backend: str | None,
+        queue_size: int,
+    ) -> None:
+        self.model, self.slots, self.max_steps, self.min_steps = model, slots, max_steps, min_steps
+        self.halting, self.backend, self.queue_size = halting, backend, queue_size
+        self._lock = threading.RLock()  # over the queue and the flags
+        self._waiting: deque[_Job] = deque()
+        self._turns: deque[_Turn] = deque()  # those that wait for room among them
+        self._closing = self._cancelling = self._ended = self.forked = False
+        self._failure: BaseException | None = None
+        self._idle = False
+        self._wake: SimpleQueue[None] = SimpleQueue()  # the worker waits here; unlike a lock it is safe in a finalizer
+        self._thread = threading.Thread(target=self._work, name="hrm-engine", daemon=True)
+        self._left = threading.Event()  # an interrupted join takes a thread for ended (Python 3.11)
+
+    def start(self) -> None:
+        """Take the model and the backend, and begin."""
+        self._threads = torch.get_num_threads()
+        try:
+            self._begin()
+            release_threads()  # from here on the worker computes
+            self._thread.start()
+        except BaseException:
+            self._stop(cancel=True)
+            self._end()
+            raise
+
+    def close(self, cancel: bool) -> None:
+        """End after what was brought, or at once with ``cancel``, and wait for that."""
+        try:
+            self._stop(cancel)
+            self._join()
+        except BaseException:
+            self._stop(cancel=True)
+            self._join()
+            raise
+
+    def drop(self) -> None:
+        """The engine is gone. Any thread may collect it, whatever it holds: this takes no lock."""
+        self._closing = True
+        self._wake.put(None)
+
+    def _join(self) -> None:
+        if self._thread.ident is not None and self._thread is not threading.current_thread():  # a callback may close
+            self._left.wait()
+            self._thread.join()
+
+    def _stop(self, cancel: bool) -> None:
+        with self._lock:
+            self._closing = True
+            self._cancelling |= cancel
+            self._refuse_turns()
+        self._wake.put(None)
+
+    # What engines share: a model may serve several, and the backend is everybody's
+
+    def _begin(self) -> None:
+        with self._starting:
+            if self._exiting:
+                raise EngineError("the program is ending, and no engine starts any more")
+            asking = [one for one in self._running if one.backend is not None]
+            if self.backend is not None and asking and asking[0].backend != self.backend:
+                raise InputError(
+                    f"backend is {self.backend!r}, and an engine that asked for {asking[0].backend!r} runs in this "
+                    "process, for which there is one; close that first, or ask for the same"
+                )
+            self._was_training = next(
+                (one._was_training for one in self._running if one.model is self.model), self.model.training
+            )
+            self._asked = asking[0]._asked if asking and self.backend is not None else ExitStack()
+            self._running.append(self)
+            self._started.add(self)
+            if self.backend is not None and not asking:
+                self._asked.enter_context(use_backend(self.backend))
+            self.model.eval()
+
+    def _end(self) -> None:
+        with self._starting:
+            if self not in self._running:
+                return
+            self._running.remove(self)
+            if not any(one.model is self.model for one in self._running):
+                self.model.train(self._was_training)
+            if self.backend is not None and all(one.backend is None for one in self._running):
+                self._asked.close()
+
+    @classmethod
+    def end_all(cls) -> None:
+        """Cancel all that run and wait for them: a thread inside torch would abort an interpreter that ends."""
+        with cls._starting:
+            cls._exiting = True
+            started = list(cls._started)
+        for one in started:
+            one._stop(cancel=True)
+        for one in started:
+            one._join()
+
+    @classmethod
+    def leave_behind(cls) -> None:
+        """In a forked child: none of the threads came along, and their locks may be held for ever."""
+        cls._starting = threading.Lock()
+        for one in list(cls._running):
+            one._lock = threading.RLock()
+            one._left.set()
+            one.forked = one._ended = one._closing = one._cancelling = True
+            one._end()
+
+    # The queue
+
+    def offer(self, jobs: "Sequence[_Job]") -> "_Turn | None":
+        """Queue ``jobs``, all or none; where there is no room, their turn.
+
+        Raises:
+            EngineError: no more are taken.
+        """
+        with self._lock:
             if self._closing or self._ended:
-                raise self._refusal()
+                raise self.refusal()
             # what the worker waits for only the worker could bring about
-            if threading.current_thread() is self._worker or not self._turns and self._has_room(jobs):
+            if threading.current_thread() is self._thread or not self._turns and self._has_room(jobs):
                 self._waiting.extend(jobs)
-                self._changed.notify_all()
+                if self._idle:
+                    self._idle = False
+                    self._wake.put(None)
                 return None
             turn = _Turn(jobs)
             self._turns.append(turn)
             return turn
-
-    def _bring(self, jobs: "Sequence[_Job]") -> None:
-        if jobs and (turn := self._offer(jobs)):
-            turn.queued.result()
-
-    async def _abring(self, job: "_Submitted") -> None:
-        if not job.future.done() and (turn := self._offer([job])):
-            await asyncio.wrap_future(turn.queued)
 
     def _has_room(self, jobs: "Sequence[_Job]") -> bool:
         return len(self._waiting) + len(jobs) <= self.queue_size
@@ -437,37 +582,52 @@ class Engine:
         while self._turns:
             turn = self._turns.popleft()
             if turn.queued.set_running_or_notify_cancel():
-                turn.queued.set_exception(self._refusal())
+                turn.queued.set_exception(self.refusal())
 
-    def _refusal(self) -> EngineError:
+    def refusal(self) -> EngineError:
+        """Why no more are taken."""
+        if self.forked:
+            return EngineError(
+                f"the engine runs in the process that this one ({os.getpid()}) was forked from; make an engine here"
+            )
         error = EngineError("the engine is closed" if self._failure is None else _FAILED)
         error.__cause__ = self._failure
         return error
 
-    # The worker
+    # The thread
 
-    def _run(self, threads: int) -> None:
-        seated: list[_Job | None] = [None] * self.slots
+    def _work(self) -> None:
         try:
-            torch.set_num_threads(threads)  # each thread has its own number, and another one may round otherwise
+            self._run()
+        finally:
+            self._left.set()
+
+    def _run(self) -> None:
+        seated: list[_Job | None] = []
+        try:
+            torch.set_num_threads(self._threads)  # each thread has its own number; another one may round otherwise
             # not inference mode: what a model caches must still serve a later training step
             with torch.cuda.device_of(next(self.model.parameters())), torch.no_grad():
+                seated += [None] * self.slots
                 slots = _Slots(self, seated)
                 while self._fill(slots):
                     slots.segment()
         except BaseException as error:  # whatever it is, those who wait must hear of it
             self._failure = error
-        with self._changed:
+        with self._lock:
             self._ended = True
             left = [*filter(None, seated), *self._waiting]
             self._waiting.clear()
             self._refuse_turns()
-        _deliver([(job, CancelledError() if self._failure is None else self._refusal()) for job in left])
+        try:
+            self._end()
+        finally:
+            _deliver([(job, CancelledError() if self._failure is None else self.refusal()) for job in left])
 
     def _fill(self, slots: "_Slots") -> bool:
         """Give free slots to waiting puzzles; wait for one if all are free. False: there is nothing more to do."""
-        with self._changed:
-            while True:
+        while True:
+            with self._lock:
                 if self._closing and self._cancelling:
                     return False
                 free = slots.free
@@ -482,10 +642,13 @@ class Engine:
                     return True
                 if self._closing:
                     return False
-                self._changed.wait()
+                self._idle = True
+            self._wake.get()
 
 
-_FAILED = "the engine's worker has failed; what failed it is the cause of this error"
+atexit.register(_Worker.end_all)  # after threads that the program waits for, before the interpreter ends
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Worker.leave_behind)
 
 
 class _Job(ABC):
@@ -494,7 +657,7 @@ class _Job(ABC):
     puzzle: Puzzle
 
     def __init__(self, index: int, wants_trace: bool) -> None:
-        self.index, self.wants_trace = index, wants_trace
+        self.index, self.wants_trace = index, bool(wants_trace)
         self.frames: list[Frame] = []
 
     @abstractmethod
@@ -526,7 +689,7 @@ class _Submitted(_Job):
 
     def __init__(self, index: int, wants_trace: bool) -> None:
         super().__init__(index, wants_trace)
-        self.future: Future[Result] = Future()
+        self.future = _Future()
 
     def is_cancelled(self) -> bool:
         return self.future.cancelled()
@@ -572,9 +735,9 @@ class _Inbox:
         closed: set by the caller: it takes no more.
     """
 
-    def __init__(self, ordered: bool) -> None:
+    def __init__(self, ordered: bool, worker: _Worker) -> None:
         self.expected, self.closed = 0, False
-        self._ordered = ordered
+        self._ordered, self._worker = ordered, worker
         self._brought: SimpleQueue[list[_Streamed]] = SimpleQueue()
         self._next: deque[_Streamed] = deque()  # ordered: all that are expected; else those that are settled
 
@@ -582,10 +745,10 @@ class _Inbox:
         """These are settled."""
         self._brought.put(jobs)
 
-    def expect(self, jobs: list[_Streamed]) -> None:
-        """These come, or are settled already."""
+    def expect(self, jobs: list[_Streamed], refused: list[_Streamed]) -> None:
+        """These come, but for those among them that were ``refused``: they are there."""
         self.expected += len(jobs)
-        self._next.extend(jobs if self._ordered else [job for job in jobs if job.outcome is not None])
+        self._next.extend(jobs if self._ordered else refused)
 
     def is_ready(self) -> bool:
         """Whether :meth:`take` need not wait."""
@@ -608,13 +771,59 @@ class _Inbox:
         return bool(self._next) and self._next[0].outcome is not None
 
     def _receive(self) -> None:
+        if self._worker.forked:
+            raise self._worker.refusal()
         jobs = self._brought.get()
         if not self._ordered:
             self._next.extend(jobs)
 
 
+class _Future(Future[Result]):
+    """A future whose callbacks run one after another in their thread, however they nest."""
+
+    def add_done_callback(self, fn: Callable[[Future[Result]], object]) -> None:
+        super().add_done_callback(partial(_call_back, fn))
+
+
+class _Callbacks(threading.local):
+    """What is due in this thread; None where no callback runs."""
+
+    due: "deque[tuple[Callable[[Future[Result]], object], Future[Result]]] | None" = None
+
+
+_callbacks = _Callbacks()
+
+
+def _call_back(callback: Callable[[Future[Result]], object], future: Future[Result]) -> None:
+    """``callback(future)``, after those that are due."""
+    if _callbacks.due is not None:
+        _callbacks.due.append((callback, future))
+        return
+    _callbacks.due = deque([(callback, future)])
+    if (interrupt := _call_all()) is not None:
+        raise interrupt
+
+
+def _call_all() -> BaseException | None:
+    """Run callbacks until none is due. Returns what asks the thread to end, of the first that did."""
+    due, interrupt = _callbacks.due, None
+    try:
+        while due:
+            callback, future = due.popleft()
+            try:
+                callback(future)
+            except BaseException as error:  # those after it must hear of their futures
+                _LOGGER.exception("exception calling callback for %r", future)
+                if not isinstance(error, Exception):
+                    interrupt = interrupt or error
+    finally:
+        _callbacks.due = None
+    return interrupt
+
+
 def _deliver(outcomes: "Sequence[tuple[_Job, Result | BaseException]]") -> None:
-    """Settle jobs, and tell those who wait for them."""
+    """Settle jobs, and tell those who wait for them; what callbacks raise does not end the worker."""
+    _callbacks.due = deque()
     streamed: dict[_Inbox, list[_Streamed]] = {}
     for job, outcome in outcomes:
         job.settle(outcome)
@@ -622,6 +831,7 @@ def _deliver(outcomes: "Sequence[tuple[_Job, Result | BaseException]]") -> None:
             streamed.setdefault(job.inbox, []).append(job)
     for inbox, jobs in streamed.items():
         inbox.bring(jobs)
+    _call_all()
 
 
 class _Slots:
@@ -631,10 +841,10 @@ class _Slots:
     out of the caches, and a first call costs some 30 us, half a percent of a small model's segment.
     """
 
-    def __init__(self, engine: Engine, jobs: list[_Job | None]) -> None:
-        self.engine, self.jobs = engine, jobs
-        config, slots = engine.model.config, engine.slots
-        self.device = next(engine.model.parameters()).device
+    def __init__(self, worker: _Worker, jobs: list[_Job | None]) -> None:
+        self.worker, self.jobs = worker, jobs
+        config, slots = worker.model.config, worker.slots
+        self.device = next(worker.model.parameters()).device
         self.new: list[int] = []
         self.steps = [0] * slots
         self.unchanged = np.zeros(slots, np.int64)
@@ -650,7 +860,7 @@ class _Slots:
         self.inputs, self.identifiers, self.starts = (values.numpy() for values in self.host.values())
         batch = {name: values.to(self.device) for name, values in self.host.items() if name != "halted"}
         self.starting = False  # whether any is
-        self.carry = engine.model.initial_carry(batch)
+        self.carry = worker.model.initial_carry(batch)
         self.answers = torch.zeros(slots, config.seq_len + 2, dtype=torch.int32, device=self.device)
         self.graph = _graph(self.answers, self._think_in_place)
         self.weights = FrozenWeights()
@@ -699,7 +909,7 @@ class _Slots:
 
     def _ends(self, answers: "_Answers") -> list[bool]:
         """The rows that are done, by the rule and within the engine's limits."""
-        rule, least, most = self.engine.halting, self.engine.min_steps, self.engine.max_steps
+        rule, least, most = self.worker.halting, self.worker.min_steps, self.worker.max_steps
         if rule is halts_at_the_end:
             return [step >= most for step in self.steps]
         if not ignores_answers(rule):
@@ -745,7 +955,7 @@ class _Slots:
     def _call(self, carry: Carry, inputs: dict[str, torch.Tensor]) -> tuple[Carry, dict[str, torch.Tensor]]:
         batch = {name: values for name, values in inputs.items() if name != "halted"}
         with self.weights:
-            return self.engine.model(replace(carry, halted=inputs["halted"]), batch)
+            return self.worker.model(replace(carry, halted=inputs["halted"]), batch)
 
     def _start_new_rows(self) -> None:
         if self.starting:
@@ -760,11 +970,11 @@ class _Slots:
             self.new = []
             if self.graph is not None:
                 self.weights.refresh()
-                refresh(self.engine.model.parameters())
+                refresh(self.worker.model.parameters())
 
     def _start_with_noise(self, row: int) -> None:
         """What the model does for a halted row, but from other states."""
-        job, inner = self.jobs[row], self.engine.model.inner
+        job, inner = self.jobs[row], self.worker.model.inner
         assert job is not None
         self.starts[row] = False
         generator = torch.Generator().manual_seed(job.puzzle.seed)
@@ -787,6 +997,52 @@ class _Answers(NamedTuple):
     tokens: Callable[[list[int] | slice], np.ndarray]
     q_halt: torch.Tensor
     q_continue: torch.Tensor
+
+
+def _check_memory(model: HRM, slots: int) -> None:
+    """
+    Raises:
+        InputError: what a segment reads and writes for ``slots`` puzzles is more than all memory.
+    """
+    config, device = model.config, next(model.parameters()).device
+    words = 4 * config.positions * config.hidden_size + config.seq_len * config.vocab_size  # both states, twice; logits
+    each = words * config.dtype.itemsize
+    memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else _host_memory()
+    if memory is not None and slots * each > memory:
+        raise InputError(
+            f"slots is {slots}: their states and logits alone take {slots * each / 2**30:.1f} GiB, and {device} has "
+            f"{memory / 2**30:.1f}; at most {memory // each} fit"
+        )
+
+
+def _host_memory() -> int | None:
+    """Bytes that this process may have; None where the system does not say."""
+    try:
+        sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    except (AttributeError, ValueError, OSError):
+        return None
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # a container's
+        try:
+            sizes.append(int(Path(file).read_text()))
+        except (OSError, ValueError):  # "max" is no limit
+            pass
+    return min(sizes)
+
+
+def _check_several(puzzles: object) -> None:
+    """
+    Raises:
+        InputError: ``puzzles`` is a single one, whose tokens would be taken for puzzles.
+    """
+    if isinstance(puzzles, np.ndarray | torch.Tensor):
+        if puzzles.ndim >= 2 or puzzles.ndim == 1 and puzzles.dtype == np.object_:
+            return
+        what = f"an array of shape {list(puzzles.shape)}"
+    elif isinstance(puzzles, Puzzle | str | bytes):
+        what = f"a {type(puzzles).__name__}"
+    else:
+        return
+    raise InputError(f"puzzles is {what}, expected several, such as [n, seq_len]; give [puzzle] for a single one")
 
 
 def _graph(answers: torch.Tensor, step: Callable[[dict[str, torch.Tensor]], None]) -> StepGraph | None:

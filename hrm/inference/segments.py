@@ -68,7 +68,7 @@ def require_positive(**values: int | None) -> None:
         InputError: one of the values that are given is no integer, or below 1.
     """
     for name, value in values.items():
-        if value is not None and not isinstance(value, Integral):
+        if isinstance(value, bool) or value is not None and not isinstance(value, Integral):
             raise InputError(f"{name} is {value!r}, expected an integer, 1 or more")
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}, expected 1 or more")

@@ -67,12 +67,12 @@ def test_two_callers_do_not_take_each_others_results(model, inputs):
 
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("end", ["cancel", "crash"])
-def test_whoever_iterates_hears_of_the_end(model, inputs, ordered, end):
+def test_whoever_iterates_hears_of_the_end(model, inputs, until, ordered, end):
     started, stop = threading.Event(), threading.Event()
 
     def rule(moment):
         started.set()
-        assert stop.wait(20)
+        assert stop.wait(60)
         if end == "crash":
             raise ZeroDivisionError
         return np.zeros(len(moment.steps), bool)
@@ -88,11 +88,12 @@ def test_whoever_iterates_hears_of_the_end(model, inputs, ordered, end):
     with Engine(model, slots=2, max_steps=10**6, halt=rule) as engine:
         caller = threading.Thread(target=iterate)
         caller.start()
-        assert started.wait(20)
-        threading.Timer(0.1, stop.set).start()
+        assert started.wait(60)
         if end == "cancel":
+            threading.Thread(target=lambda: (until(lambda: engine._worker._cancelling), stop.set())).start()
             engine.close(cancel=True)
-        caller.join(20)
+        stop.set()
+        caller.join(60)
     assert not caller.is_alive()
     (error,) = heard
     assert isinstance(error, CancelledError | EngineError)

@@ -1,0 +1,65 @@
+"""A model whose segments a test permits one by one."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from hrm import HRMConfig
+from hrm.model import Carry
+
+SIZES = {"seq_len": 16, "vocab_size": 6, "hidden_size": 32, "num_heads": 2, "expansion": 1, "forward_dtype": "float32"}
+
+
+class Gate(torch.nn.Module):
+    """Waits for permission before each segment; the answer is the puzzle, and no puzzle halts before the last segment.
+
+    Attributes:
+        permits: released by the test.
+        entered: released by the model when a segment waits.
+        calls: segments so far.
+        served: the first token of row 0 in each of them.
+    """
+
+    def __init__(self, permits=0, fails_at=None):
+        super().__init__()
+        self.config = HRMConfig(**SIZES)
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.permits, self.entered = threading.Semaphore(permits), threading.Semaphore(0)
+        self.fails_at, self.calls, self.served = fails_at, 0, []
+
+    def initial_carry(self, batch):
+        rows = len(batch["inputs"])
+        nothing = torch.zeros(rows)
+        return Carry(nothing, nothing, nothing.int(), torch.ones(rows, dtype=torch.bool), batch)
+
+    def forward(self, carry, batch):
+        self.entered.release()
+        assert self.permits.acquire(timeout=60)
+        self.calls += 1
+        self.served.append(batch["inputs"][0, 0].item())
+        if self.calls == self.fails_at:
+            raise ZeroDivisionError("the model is broken")
+        logits = torch.nn.functional.one_hot(batch["inputs"].long(), 6).float()
+        q = torch.zeros(len(logits))
+        return carry, {"logits": logits, "q_halt_logits": q, "q_continue_logits": q}
+
+
+@pytest.fixture
+def gate():
+    """The class of such models."""
+    return Gate
+
+
+@pytest.fixture
+def until():
+    """A function that waits for another thread to bring something about."""
+
+    def wait(holds):
+        deadline = time.monotonic() + 60
+        while not holds():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+    return wait
