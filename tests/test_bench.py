@@ -117,15 +117,28 @@ def test_a_process_that_broke_off_and_failures_stay_in_the_table(tmp_path):
     assert "| rope_attention |  | all | failed: its process ended" in text
 
 
-def test_what_a_command_starts_ends_with_its_time(tmp_path):
+def test_what_a_command_starts_ends_with_its_time(tmp_path, monkeypatch):
     one = gpu.Run(tmp_path, gpu.argparse.Namespace(minutes=1, dry_run=True, quick=True), "cpu")
     program = (
         "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print('child', p.pid, flush=True); p.wait()"
     )
-    code, output = one.call("log", [sys.executable, "-c", program], 3, {})
+
+    class Process(subprocess.Popen):
+        """Its time is over when it has said what it started."""
+
+        def wait(self, timeout=None):
+            while timeout is not None:
+                if (tmp_path / "log").read_text().count("\n") == 2:  # the command, and what it says
+                    raise subprocess.TimeoutExpired(self.args, timeout)
+                assert self.poll() is None
+                time.sleep(0.01)
+            return super().wait()
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    code, output = one.call("log", [sys.executable, "-c", program], 60, {})
     assert code is None
     stat = Path(f"/proc/{output.split()[-1]}/stat")
-    deadline = time.monotonic() + 10  # it has been killed; that it is gone shows a moment later
+    deadline = time.monotonic() + 60  # it has been killed; that it is gone shows a moment later
 
     def runs():
         try:

@@ -22,4 +22,4 @@ def test_multiply_adds_are_as_many_as_asked_for(monkeypatch):
     one = done.pop(0)  # asked for how many operations an iteration has
     rate = sum(done) / (time.perf_counter() - start)
     assert len(done) == 10 and sum(done) == pytest.approx(1e9, abs=10 * one)
-    assert 1e8 < rate < 1e13 * torch.get_num_threads()  # they were not optimised away
+    assert rate < 1e13 * torch.get_num_threads()  # they were not optimised away

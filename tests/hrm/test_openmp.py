@@ -47,7 +47,7 @@ def new_team():
 
 def ends(thread):
     """A thread that has been told to end is seen for a moment longer."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while thread in threads() and time.monotonic() < deadline:
         time.sleep(0.001)
     return thread not in threads()

@@ -73,7 +73,8 @@ def test_a_missing_logger_is_named(tmp_path, monkeypatch, kind):
         Loggers(tmp_path, kind, {}, 0)
 
 
-def test_the_reporter_writes_lines_where_nobody_watches(capsys):
+def test_the_reporter_writes_lines_where_nobody_watches(capsys, monkeypatch):
+    monkeypatch.setattr("hrm.training.loggers.time.monotonic", lambda: 100.0)
     row = {"step": 10, "loss": 1.5, "exact_accuracy": 0.25, "steps": None, "puzzles_per_second": 120.0}
     reporter = Reporter(total=20, done=0, quiet=False)
     reporter.show(row)
@@ -82,7 +83,7 @@ def test_the_reporter_writes_lines_where_nobody_watches(capsys):
     reporter.close()
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
-    assert lines[0].startswith("step 10/20  loss 1.5000 exact 25.0% steps - 120 puzzles/s ETA 0:00:0")
+    assert lines[0].startswith("step 10/20  loss 1.5000 exact 25.0% steps - 120 puzzles/s ETA 0:00:00")
     assert lines[1].startswith("step 20/20")
     quiet = Reporter(total=20, done=0, quiet=True)
     quiet.show(row, last=True)
