@@ -541,6 +541,8 @@ class _Worker:
         cls._starting = threading.Lock()
         for one in list(cls._running):
             one._lock = threading.RLock()
+            one._turns.clear()
+            one._left = threading.Event()
             one._left.set()
             one.forked = one._ended = one._closing = one._cancelling = True
             one._end()
