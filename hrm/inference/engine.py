@@ -31,7 +31,7 @@ import torch
 
 from hrm.errors import InputError
 from hrm.inference.halting import Halting, Moment, halts_at_the_end, ignores_answers, parse_halting
-from hrm.inference.segments import require_positive
+from hrm.inference.segments import Modes, modes_of, require_positive, restore_modes
 from hrm.model import HRM, Carry
 from hrm.openmp import release_threads
 from hrm.step_graph import CudaCapture, StepGraph
@@ -428,7 +428,7 @@ class _Worker:
     _running: ClassVar[list["_Worker"]] = []
     _started: ClassVar[weakref.WeakSet["_Worker"]] = weakref.WeakSet()  # those with a thread, running or not
     _exiting: ClassVar[bool] = False
-    _was_training: bool
+    _modes: Modes  # before any engine had the model
     _asked: ExitStack  # holds the backend, for all that asked for it
 
     def __init__(
@@ -504,9 +504,8 @@ class _Worker:
                     f"backend is {self.backend!r}, and an engine that asked for {asking[0].backend!r} runs in this "
                     "process, for which there is one; close that first, or ask for the same"
                 )
-            self._was_training = next(
-                (one._was_training for one in self._running if one.model is self.model), self.model.training
-            )
+            others = [one._modes for one in self._running if one.model is self.model]
+            self._modes = others[0] if others else modes_of(self.model)
             self._asked = asking[0]._asked if asking and self.backend is not None else ExitStack()
             self._running.append(self)
             self._started.add(self)
@@ -520,7 +519,7 @@ class _Worker:
                 return
             self._running.remove(self)
             if not any(one.model is self.model for one in self._running):
-                self.model.train(self._was_training)
+                restore_modes(self._modes)
             if self.backend is not None and all(one.backend is None for one in self._running):
                 self._asked.close()
 

@@ -51,15 +51,30 @@ def segments(model: HRM, batch: Batch, max_steps: int) -> Iterator[Segment]:
         yield Segment(step, carry, outputs, outputs["logits"].argmax(-1), halts)
 
 
+Modes = list[tuple[nn.Module, bool]]
+"""Which modules of a model are in training mode: some may be kept from it."""
+
+
+def modes_of(model: nn.Module) -> Modes:
+    """The modes of a model, for :func:`restore_modes`."""
+    return [(module, module.training) for module in model.modules()]
+
+
+def restore_modes(modes: Modes) -> None:
+    """Put each module back into its mode."""
+    for module, training in modes:
+        module.training = training
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put ``model`` in evaluation mode, and back as it was."""
-    training = model.training
+    modes = modes_of(model)
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        restore_modes(modes)
 
 
 def require_positive(**values: int | None) -> None:

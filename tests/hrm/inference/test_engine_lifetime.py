@@ -15,6 +15,7 @@ import torch
 
 from hrm import Engine, InputError
 from hrm.inference.engine import EngineError, Puzzle
+from hrm.inference.segments import evaluating
 from hrm_kernels import explain
 
 ONES = np.ones(16, int)
@@ -225,6 +226,18 @@ def test_what_was_raised_does_not_keep_an_engine(gate):
         assert alive() is None
     finally:
         gc.enable()
+
+
+def test_a_part_that_was_kept_from_training_stays_so(gate):
+    model = gate(permits=1)
+    model.frozen, model.trained = torch.nn.Dropout().eval(), torch.nn.Dropout()
+    with Engine(model, slots=1) as first, Engine(model, slots=1):
+        first.close()
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == [True, False, True]
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == [True, False, True]
 
 
 def test_a_worker_that_fails_gives_the_model_back(gate):
