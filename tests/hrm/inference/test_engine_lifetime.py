@@ -132,39 +132,68 @@ class Process:
         return self.model.training, explain("swiglu", self.x)
 
 
-@pytest.mark.parametrize("way", ["close", "with"])
-def test_ctrl_c_while_an_engine_closes(gate, until, way):
-    """The signal comes while the engine waits for a segment; what is left is cancelled."""
-    model, heard = gate(permits=1000), threading.Event()
-    process = Process(model.train())
+@pytest.fixture
+def ctrl_c(until):
+    """A function for another thread: the main thread gets one KeyboardInterrupt, wherever it is."""
+    heard = threading.Event()
 
     def interrupt(*_):
         if not heard.is_set():
             heard.set()
             raise KeyboardInterrupt
 
-    def send(*_):
-        if not heard.is_set():
-            until(lambda: engine._worker._closing)
-            # again and again: one that comes just before the main thread waits for a lock does not wake it
-            until(lambda: heard.is_set() or signal.pthread_kill(threading.main_thread().ident, signal.SIGINT))
-            until(lambda: engine._worker._cancelling)
+    def send():
+        # again and again: a signal that comes just before the main thread waits for a lock does not wake it
+        until(lambda: heard.is_set() or signal.pthread_kill(threading.main_thread().ident, signal.SIGINT))
 
-    model.register_forward_pre_hook(send)
     before = signal.signal(signal.SIGINT, interrupt)
+    yield send
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("way", ["close", "with"])
+def test_ctrl_c_while_an_engine_closes(gate, until, ctrl_c, way):
+    """The signal comes while the engine waits for a segment; what is left is cancelled."""
+    model = gate(permits=1000)
+    process = Process(model.train())
+
+    def during_the_first_segment(*_):
+        until(lambda: engine._worker._closing)
+        ctrl_c()
+        until(lambda: engine._worker._cancelling)
+
+    model.register_forward_pre_hook(during_the_first_segment)
     futures = []
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            engine = Engine(model, slots=1, max_steps=50, backend="reference")
-            with engine if way == "with" else contextlib.nullcontext():
-                assert process.state() == (False, "reference") != process.before
-                futures += [engine.submit(ONES) for _ in range(3)]
-            engine.close()
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        engine = Engine(model, slots=1, max_steps=50, backend="reference")
+        with engine if way == "with" else contextlib.nullcontext():
+            assert process.state() == (False, "reference") != process.before
+            futures += [engine.submit(ONES) for _ in range(3)]
+        engine.close()
     assert process.state() == process.before
     assert all(future.cancelled() for future in futures) and model.calls == 1
     assert not engine._worker._thread.is_alive()
+
+
+@pytest.mark.parametrize("way", ["submit", "solve"])
+def test_ctrl_c_while_the_queue_is_full(gate, until, ctrl_c, way):
+    """Nobody will hear of what was to be queued: it does not think."""
+    model = gate()
+    with Engine(model, slots=1, max_steps=1, queue_size=1) as engine:
+        futures = [engine.submit(ONES)]
+        assert model.entered.acquire(timeout=60)
+        futures.append(engine.submit(ONES))
+        sender = threading.Thread(target=lambda: (until(lambda: engine._worker._turns), ctrl_c()))
+        sender.start()
+        with pytest.raises(KeyboardInterrupt):
+            if way == "submit":
+                engine.submit(0 * ONES)
+            else:
+                list(engine.solve([0 * ONES] * 9))
+        sender.join(60)
+        model.permits.release(1000)
+        futures.append(engine.submit(ONES))
+    assert [future.result().steps for future in futures] == [1, 1, 1] and model.served == [1, 1, 1]
 
 
 def test_a_thread_that_cannot_start_leaves_nothing_behind(gate, monkeypatch):
