@@ -144,7 +144,7 @@ class Engine:
     Args:
         model: an :class:`hrm.HRM` or :class:`hrm.TRM`, on any device.
         slots: puzzles side by side.
-        max_steps: the most segments for a puzzle; it may exceed the model's ``halt_max_steps``.
+        max_steps: the most segments for a puzzle, below 2**31; it may exceed the model's ``halt_max_steps``.
         min_steps: the least.
         halt: ``"q"`` as soon as q_halt > q_continue (q_halt > 0 of a TRM, whose q_continue is 0), ``"fixed"`` after
             ``max_steps`` as published, ``"stable:K"`` when the answer has not changed for K segments, ``"margin:X"``
