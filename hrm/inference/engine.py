@@ -1011,8 +1011,8 @@ def _check_memory(model: HRM, slots: int) -> None:
     memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else _host_memory()
     if memory is not None and slots * each > memory:
         raise InputError(
-            f"slots is {slots}: their states and logits alone take {slots * each / 2**30:.1f} GiB, and {device} has "
-            f"{memory / 2**30:.1f}; at most {memory // each} fit"
+            f"slots is {slots}: their states and logits alone take {slots * each >> 20} MiB, and {device} has "
+            f"{memory >> 20}; at most {memory // each} fit"
         )
 
 
