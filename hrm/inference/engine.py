@@ -121,9 +121,9 @@ class Result:
 class Engine:
     """Runs a model on puzzles that come and go, in a thread of its own.
 
-    Rows do not influence each other: on a CPU a puzzle's answer and Q values are the same to the bit in any slot, at
-    any time and beside any other puzzles (as long as ``slots`` and torch's number of threads are the same: products
-    of matrices with another number of rows may round otherwise, and so no slot is ever left out of the batch).
+    Rows do not influence each other: on the ``cpu`` backend a puzzle's answer and Q values are the same to the bit in
+    any slot, beside any other puzzles, and with any number of slots and threads. On the ``reference`` backend they are
+    close: PyTorch's products on a CPU may round a row differently by its place and by how many there are.
 
     ::
 
