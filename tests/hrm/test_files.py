@@ -1,9 +1,15 @@
 import os
+import resource
+import stat
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 
 from hrm.errors import InputError
-from hrm.files import folder_written_beside, require_file, require_new, require_writable
+from hrm.files import folder_written_beside, require_file, require_new, require_writable, write_json
 
 
 def write(folder, text="new", **how):
@@ -32,10 +38,146 @@ def test_a_folder_that_cannot_be_replaced_is_as_before(tmp_path, monkeypatch, fa
             raise OSError(16, "busy")
         replace(*paths)
 
+    monkeypatch.setattr("hrm.files.sys.platform", "another")  # where two names are exchanged in two steps
     monkeypatch.setattr("hrm.files.os.replace", fails)
     with pytest.raises(OSError, match="busy"):
         write(folder, overwrite=True)
     assert (folder / "a").read_text() == "old" and [one.name for one in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("platform", [sys.platform, "another"])
+def test_a_folder_is_replaced_and_what_killed_processes_left_is_cleaned(tmp_path, monkeypatch, platform):
+    monkeypatch.setattr("hrm.files.sys.platform", platform)
+    folder = tmp_path / "folder"
+    write(folder, "old")
+    for name in (".folder.abcdefgh.part", ".folder.abcdefgh.old", ".other.abcdefgh.part", ".folder.mine.part"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a").write_text("left")
+    (tmp_path / ".file.abc_efg1.part").write_text("left")
+    with folder_written_beside(folder, overwrite=True) as part, folder_written_beside(folder, overwrite=True) as other:
+        for one in (part, other):  # the second has found the first one's lock, and let it be
+            (one / "a").write_text(one.name)
+    assert (folder / "a").read_text() == part.name
+    write_json(tmp_path / "file", 1)
+    assert sorted(one.name for one in tmp_path.iterdir()) == [
+        ".folder.mine.part", ".other.abcdefgh.part", "file", "folder",
+    ]  # fmt: skip
+
+
+def test_what_others_left_is_not_ours_to_remove(tmp_path, monkeypatch):
+    left, real = tmp_path / ".file.abcdefgh.part", os.open
+    left.write_text("")
+
+    def guarded(path, *how):
+        if path == left:
+            raise PermissionError(13, "denied", str(path))
+        return real(path, *how)
+
+    monkeypatch.setattr("hrm.files.os.open", guarded)
+    write_json(tmp_path / "file", 1)
+    assert sorted(one.name for one in tmp_path.iterdir()) == [".file.abcdefgh.part", "file"]
+
+
+REPLACE_FOREVER = """
+import sys
+from hrm.files import folder_written_beside
+while True:
+    with folder_written_beside(sys.argv[1], overwrite=True) as part:
+        for name in "abc":
+            (part / name).write_text("x")
+    print(flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a folder is replaced in two steps")
+def test_a_kill_leaves_one_whole_folder_under_the_name(tmp_path):
+    folder = tmp_path / "folder"
+    write(folder, "x")
+    for kill in range(12):
+        process = subprocess.Popen([sys.executable, "-c", REPLACE_FOREVER, folder], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(0.0007 * kill)
+        process.kill()
+        process.communicate()
+        assert sorted(one.name for one in folder.iterdir()) == ["a", "b", "c"]
+    write(folder, "x", overwrite=True)
+    assert [one.name for one in tmp_path.iterdir()] == ["folder"]
+
+
+def test_what_is_no_regular_file_is_never_replaced(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def careful(part, path):  # so that a failure of this test costs nobody a device
+        assert not os.path.lexists(path) or stat.S_ISREG(os.lstat(path).st_mode)
+        replace(part, path)
+
+    monkeypatch.setattr("hrm.files.os.replace", careful)
+    write_json(os.devnull, 1)
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_text("old")
+    for name, target in (("link", "there/file"), ("dangling", "there/new"), ("null", os.devnull)):
+        (tmp_path / name).symlink_to(target)
+        write_json(tmp_path / name, "new")
+        assert os.readlink(tmp_path / name) == target
+    assert [(tmp_path / "there" / name).read_text() for name in ("file", "new")] == ['"new"\n'] * 2
+
+    os.mkfifo(tmp_path / "pipe")
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    write_json(tmp_path / "pipe", "through")
+    reader.join()
+    assert read == ['"through"\n'] and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["dangling", "link", "null", "pipe", "there"]
+
+
+def test_names_of_open_files_and_sockets_are_refused(tmp_path, capfd):
+    with (tmp_path / "file").open("w+") as file:
+        file.write("precious")
+        file.flush()
+        (tmp_path / "link").symlink_to(f"/dev/fd/{file.fileno()}")
+        for path in (f"/dev/fd/{file.fileno()}", tmp_path / "link"):
+            with pytest.raises(InputError, match="is a file that is open already, .*; give its own name"):
+                write_json(path, 1)
+        file.seek(0)
+        assert file.read() == "precious"
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(tmp_path / "socket"))
+        with pytest.raises(InputError, match="is a socket or a block device"):
+            require_file(tmp_path / "socket")
+    write = "from hrm.files import write_json; write_json('/dev/stdout', 'piped')"
+    assert subprocess.run([sys.executable, "-c", write], capture_output=True).stdout == b'"piped"\n'
+
+
+@pytest.fixture
+def little_room():
+    """Files of this process end after 10,000 bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_told_with_the_name_and_costs_nothing(tmp_path, little_room):
+    write_json(tmp_path / "file", "old")
+    write(tmp_path / "folder", "old")
+    with pytest.raises(OSError, match=f"File too large: '{tmp_path / 'file'}'"):
+        write_json(tmp_path / "file", "x" * 20_000)
+    import numpy as np
+
+    with (
+        pytest.raises(OSError, match=f"not written whole .* is the disk full\\?: '{tmp_path / 'folder'}'"),
+        folder_written_beside(tmp_path / "folder", overwrite=True) as part,
+    ):
+        np.save(part / "array.npy", np.zeros(9_000))
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        write_json("/dev/full", 1)
+    assert (tmp_path / "file").read_text() == '"old"\n' and (tmp_path / "folder" / "a").read_text() == "old"
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "folder"]
 
 
 def test_folders_that_cannot_be_replaced_are_refused_before_the_work(tmp_path, monkeypatch):
