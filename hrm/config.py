@@ -1,8 +1,11 @@
 """The model's configuration, in the field names of the published code."""
 
+import re
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+import yaml
+from omegaconf import OmegaConf
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -26,6 +29,9 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+
+
+_MOST_VALUES = 100_000  # of a configuration file
 
 
 class ModelConfig(BaseModel):
@@ -206,3 +212,45 @@ class TRMConfig(ModelConfig):
 
 FAMILIES: dict[str, type[ModelConfig]] = {config.family: config for config in (HRMConfig, TRMConfig)}
 """The families' configurations by name."""
+
+
+def parse_yaml(text: str) -> Any:
+    """The plain values of a configuration file; :func:`inert`, and ``${key}`` not yet filled in.
+
+    Raises:
+        YAMLError, OmegaConfBaseException, ValueError: it is no YAML, is nested too deep, its aliases make it too large,
+            or a number has thousands of digits.
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and not isinstance(root, yaml.CollectionNode):
+            raise yaml.YAMLError("it is a single word, expected lines such as 'key: value'")
+        if _expanded(root, {}) > _MOST_VALUES:
+            raise yaml.YAMLError(f"with its aliases it has more than {_MOST_VALUES:,} values")
+        return inert(OmegaConf.to_container(OmegaConf.create(text)))
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deep") from None
+
+
+def _expanded(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """The number of values below ``node``, each alias counted as what it stands for."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        below = node.value if isinstance(node, yaml.SequenceNode) else [one for pair in node.value for one in pair]
+        known[id(node)] = 1 + sum(_expanded(one, known) for one in below)
+    return known[id(node)]
+
+
+def inert(values: Any) -> Any:
+    """Values read from a configuration file, such that OmegaConf fills in ``${key}`` but calls no resolver.
+
+    ``${oc.env:HOME}`` and its like stay text: a file that may come from anywhere does not read the environment.
+    """
+    if isinstance(values, dict):
+        return {key: inert(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [inert(value) for value in values]
+    if isinstance(values, str) and re.search(r"\$\{[^}]*:", values):
+        return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + "\\${", values)  # escaped, with what escaped before
+    return values

@@ -9,8 +9,17 @@ if TYPE_CHECKING:
 class InputError(ValueError):
     """Something the user gave does not fit: the message says what came, what was expected and the way out.
 
-    The command line prints the message alone and exits with 2; a traceback comes only with ``--debug``.
+    The command line prints the message alone and exits with 2; a traceback comes only with ``--debug``. Messages quote
+    files that may come from anywhere, so they are made :func:`printable`.
     """
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """``text`` in one line that a terminal shows and does not act on: control characters are written as ``\\x1b``."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def describe(error: "ValidationError") -> str:

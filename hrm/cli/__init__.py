@@ -11,7 +11,8 @@ import sys
 
 import typer
 
-from hrm.errors import InputError
+from hrm.errors import InputError, printable
+from hrm.files import discard
 
 app = typer.Typer(
     name="hrm",
@@ -31,7 +32,9 @@ def main() -> None:
     from hrm.cli import commands  # noqa: F401  (registers the subcommands on app)
 
     try:
-        sys.exit(app(arguments, prog_name="hrm", standalone_mode=False) or 0)
+        code = app(arguments, prog_name="hrm", standalone_mode=False) or 0
+        _flush()
+        sys.exit(code)
     except typer.Abort:  # Ctrl-C, in some versions of typer
         sys.exit(130)
     except Exception as error:
@@ -39,8 +42,20 @@ def main() -> None:
         if message is None:
             raise
         if message and _is_told_here(message):
-            sys.stderr.write(f"hrm: {message}\n")  # in one piece: other processes may write as well
+            sys.stderr.write(f"hrm: {printable(message)}\n")  # in one piece: other processes may write as well
         sys.exit(2)
+
+
+def _flush() -> None:
+    """Write what has been printed, in whose place an error can still be told."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        discard(sys.stdout)
+        if error.errno == errno.EPIPE:  # its reader wants no more: typer's exit code for that
+            sys.exit(1)
+        raise OSError(error.errno, error.strerror, "standard output") from None
 
 
 def _one_line(error: Exception) -> str | None:

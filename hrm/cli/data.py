@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
 import typer
 
 from hrm.cli import app
-from hrm.errors import InputError
+from hrm.errors import InputError, printable
 from hrm.files import require_new
 
 if TYPE_CHECKING:
@@ -313,7 +313,7 @@ def finish(out: Path, task: "CsvTask", sets: "dict[str, SetBuilder]", bad: "BadR
         task=task.name,
     )
     if bad.count:
-        print(f"hrm: {bad.count} malformed rows left out:", *bad.reasons, sep="\n  ", file=sys.stderr)
+        print(f"hrm: {bad.count} malformed rows left out:", *map(printable, bad.reasons), sep="\n  ", file=sys.stderr)
         if bad.count > len(bad.reasons):
             print(f"  and {bad.count - len(bad.reasons)} more", file=sys.stderr)
     train, test = (np.unique(row_keys(sets[split].arrays(task.seq_len)["inputs"])) for split in ("train", "test"))

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hrm.cli.data import DATA_FOLDER, Force, Out, Seed, data_app, progress_bar
-from hrm.errors import InputError
+from hrm.errors import InputError, printable
 from hrm.files import require_new
 
 SHOWN = 20
@@ -97,7 +97,7 @@ def arc(
 
 
 def _tell(what: str, lines: list[str]) -> None:
-    print(f"hrm: {what}:", *lines[:SHOWN], sep="\n  ", file=sys.stderr)
+    print(f"hrm: {what}:", *map(printable, lines[:SHOWN]), sep="\n  ", file=sys.stderr)
     if len(lines) > SHOWN:
         print(f"  and {len(lines) - SHOWN} more", file=sys.stderr)
 

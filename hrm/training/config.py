@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
 from yaml import YAMLError
 
-from hrm.config import FAMILIES, ModelConfig
+from hrm.config import FAMILIES, ModelConfig, inert, parse_yaml
 from hrm.data.format import Metadata
 from hrm.errors import InputError, describe
 from hrm.losses import LossType
@@ -30,8 +30,8 @@ class TrainConfig(BaseModel):
         resume: go on from the newest checkpoint in ``out``.
         init: start from the weights of another model of the same ``arch``, anything :func:`hrm.load` reads (of a run
             that averaged its weights the averages); optimisers and schedule start anew.
-        puzzle_emb: with ``init``, what becomes of its puzzle embedding where it has another number of rows
-            (:data:`hrm.weights.PuzzleEmb`).
+        puzzle_emb: with ``init``, what becomes of its puzzle embedding where it has another number of rows, or was
+            trained on other puzzle identifiers (:data:`hrm.weights.PuzzleEmb`).
         epochs: how often each group of the data is visited; sets the number of steps.
         global_batch_size: rows of all processes together.
         lr, lr_min_ratio, lr_warmup_steps: see :func:`hrm.training.schedule.learning_rate`.
@@ -59,7 +59,8 @@ class TrainConfig(BaseModel):
         cuda_graph: on one GPU, without ``compile`` and ``puzzle_emb_sharded``, replay the whole training step as one
             CUDA graph.
         max_steps, max_minutes: stop earlier than ``epochs`` say, after so many steps (of the run) or minutes (of this
-            start of it); the schedule stays that of ``epochs``.
+            start of it, with the evaluation at its end, which is to take as long as the last one has); the schedule
+            stays that of ``epochs``.
         early_stop_exact_accuracy: stop when the last ten rows of the training log reach this exact accuracy.
     """
 
@@ -135,7 +136,9 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> TrainConfig:
         if "=" not in override:
             raise InputError(f"{override!r} is no override; expected key=value, such as lr=1e-4 or arch.H_cycles=3")
     try:
-        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(
+            merged, OmegaConf.create(inert(OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))))
+        )
         container = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError) as error:
         raise InputError(f"overrides {' '.join(overrides)}: {str(error).splitlines()[0]}") from None
@@ -184,8 +187,8 @@ def _read(recipe: str, above: tuple[str, ...]) -> DictConfig:
     if recipe in above:
         raise InputError(f"recipe {recipe} is its own base ({' -> '.join((*above, recipe))}); remove one 'base'")
     try:
-        loaded = OmegaConf.create(path.read_text())
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
+        loaded = OmegaConf.create(parse_yaml(path.read_text()))
+    except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         raise InputError(f"recipe {recipe} cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(loaded, DictConfig):
         raise InputError(f"recipe {recipe} holds no mapping; expected lines such as 'lr: 1e-4'")

@@ -1,6 +1,8 @@
 """What all subcommands share: how errors are told."""
 
 import io
+import os
+import subprocess
 import sys
 
 import pytest
@@ -78,3 +80,35 @@ def test_errors_of_ours_are_not_hidden(monkeypatch):
     monkeypatch.setattr("sys.argv", ["hrm", "doctor"])
     with pytest.raises(KeyError, match="ours"):
         main()
+
+
+def test_no_message_acts_on_the_terminal(call, tmp_path):
+    """Wherever the words come from: a name that was typed, a key of a file, a path the system complains about."""
+    evil, shown = "\x1b]0;evil\x07\n", r"\x1b]0;evil\x07\n"
+    (tmp_path / "recipe.yaml").write_text('"\\e]0;evil\\a\\n": 1\ndata: x\n')
+    (tmp_path / "file").write_text("")
+    for arguments in (
+        ("train", tmp_path / "recipe.yaml"),
+        ("solve", "sudoku4", evil),
+        (evil,),
+        ("data", "sudoku", "--size", "4", "--out", tmp_path / "file" / evil),
+        ("eval", evil, f"data={evil}"),
+    ):
+        code, out, err = call(*arguments)
+        assert code == 2 and err.startswith("hrm: ") and err.endswith("\n") and err[:-1].isprintable(), err
+        assert shown in err or "file: a file, where a folder" in err
+
+
+@pytest.mark.parametrize(
+    ("stdout", "code", "said"),
+    [("closed pipe", 1, ""), ("/dev/full", 2, "No space left on device")],
+)
+def test_an_output_that_takes_no_more(tmp_path, stdout, code, said):
+    reader, writer = os.pipe() if stdout == "closed pipe" else (None, os.open(stdout, os.O_WRONLY))
+    if reader is not None:
+        os.close(reader)
+    arguments = ["data", "sudoku", "--size", "4", "--train", "3", "--test", "2", "--out", tmp_path / "data"]
+    done = subprocess.run([sys.executable, "-m", "hrm", *arguments], stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert done.returncode == code and said in done.stderr.decode(), done.stderr
+    assert done.stderr.startswith(b"hrm: ") == bool(said) and done.stderr.count(b"\n") == bool(said)

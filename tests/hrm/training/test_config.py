@@ -145,3 +145,42 @@ def test_impossible_models_are_named(data):
     metadata = open_dataset(data, "train").metadata
     with pytest.raises(InputError, match="hidden_size 512 is not a multiple of num_heads 7"):
         load_config("arc-1", ["data=x", "arch.num_heads=7"]).model(metadata, torch.device("cpu"))
+
+
+def test_recipes_do_not_read_the_environment(tmp_path, monkeypatch):
+    """A key of the same file is filled in; what a resolver of OmegaConf would fetch stays as it is written."""
+    monkeypatch.setenv("HRM_SECRET", "7")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: ${oc.env:HRM_SECRET}\nepochs: 5\nseed: ${epochs}\nout: runs/${seed}\n")
+    config = load_config(str(recipe))
+    assert (str(config.data), config.seed, str(config.out)) == ("${oc.env:HRM_SECRET}", 5, "runs/5")
+    assert str(load_config(str(recipe), ["out=\\${oc.env:HRM_SECRET}"]).out) == "\\${oc.env:HRM_SECRET}"
+    with pytest.raises(InputError, match=r"lr: Input should be a valid number.*got '\$\{oc.env:HRM_SECRET\}'"):
+        load_config(str(recipe), ["lr=${oc.env:HRM_SECRET}"])
+    recipe.write_text("base: ${oc.env:HRM_SECRET}\n")
+    with pytest.raises(InputError, match=r"no recipe '\$\{oc.env:HRM_SECRET\}'"):
+        load_config(str(recipe))
+
+
+BOMB = "a: &a [1, 2]\n" + "".join(
+    f"{y}: &{y} [{', '.join([f'*{x}'] * 9)}]\n" for x, y in zip("abcdefghij", "bcdefghijk")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "with its aliases it has more than 100,000 values"),
+        ("a: &a [*a]", "it is nested too deep"),
+        ("[" * 5000, "it is nested too deep"),
+        ("3", "it is a single word, expected lines such as 'key: value'"),
+        ("lr: " + "9" * 5000, "Exceeds the limit"),
+        ("lr: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+    ],
+    ids=["aliases", "cycle", "deep", "word", "digits", "code"],
+)
+def test_recipes_that_ask_for_too_much(tmp_path, text, message):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    with pytest.raises(InputError, match=f"recipe .*recipe.yaml cannot be read: {message}"):
+        load_config(str(recipe))
