@@ -201,8 +201,13 @@ class HRM(nn.Module):
 
     With ``sharded`` the rows of the puzzle embedding are divided among the processes of ``torch.distributed``
     (:class:`hrm_kernels.sharded_embedding.ShardedEmbedding`).
+
+    Attributes:
+        identifiers: which puzzle identifiers the rows of the puzzle embedding were trained on
+            (:func:`hrm.data.fingerprint.names_fingerprint`); None where that is not known.
     """
 
+    identifiers: str | None = None
     _configured_by: ClassVar[type[ModelConfig]] = HRMConfig
 
     def __init__(self, config: HRMConfig, sharded: bool = False) -> None:

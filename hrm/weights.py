@@ -1,9 +1,11 @@
 """Models on disk: our folders, published checkpoints, hub names."""
 
 import json
+import os
 import pickle
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from yaml import YAMLError  # OmegaConf lets it through
 
 from hrm import models
-from hrm.config import FAMILIES, HRMConfig, ModelConfig, TRMConfig
+from hrm.config import FAMILIES, HRMConfig, ModelConfig, TRMConfig, parse_yaml
 from hrm.errors import InputError
-from hrm.files import folder_written_beside, read_json
+from hrm.files import checksum, folder_written_beside, read_json, require_unchanged
 from hrm.model import HRM
 from hrm.trm import build, weight_shapes
 from hrm_kernels.sharded_embedding import ShardedEmbedding
@@ -33,6 +35,9 @@ _PUBLISHED_SEQ_LEN = {11: 81, 12: 900, 6: 900}  # by vocabulary: Sudoku, ARC, Ma
 _SAY_THE_LENGTH = ("inner.embed_pos.embedding_weight", "inner.L_level.layers.0.mlp_t.down_proj.weight")
 PUZZLE_EMB = "inner.puzzle_emb.weights"
 """The puzzle embedding's name in a state dict."""
+STATE_FILE = "state.json"
+"""What else a training run needs to go on, with every file's checksum, beside the weights."""
+_FILES, _IDENTIFIERS = "files", "identifiers"  # of config.json; the first of state.json too
 PUZZLE_EMB_FILE = "puzzle_emb.safetensors"
 """Where a training run keeps the puzzle embedding whose rows are divided among processes, beside the other weights."""
 
@@ -40,14 +45,18 @@ PUZZLE_EMB_FILE = "puzzle_emb.safetensors"
 def save(model: HRM, folder: Path | str, overwrite: bool = False, **extra: Any) -> None:
     """Write ``model.safetensors`` and ``config.json`` into a new ``folder``, complete or not at all.
 
+    ``config.json`` has the weights' checksum, and which puzzle identifiers the model knows (``model.identifiers``).
+
     Args:
-        model: the model; weights are stored in their own dtype under the published names.
+        model: the model; weights are stored in their own dtype under the published names. Tied ones are stored each,
+            and no longer tied in the model that is loaded.
         folder: must be new or empty unless ``overwrite``.
         overwrite: replace a folder that exists.
         extra: more JSON values for ``config.json`` (such as ``task``).
 
     Raises:
         InputError: the folder exists, or the model's puzzle embedding is divided among processes.
+        OSError: it cannot be written, such as on a full disk.
     """
     if isinstance(model.puzzle_emb, ShardedEmbedding):
         raise InputError("no process has all rows of a sharded puzzle embedding to save; load a checkpoint of its run")
@@ -57,10 +66,35 @@ def save(model: HRM, folder: Path | str, overwrite: bool = False, **extra: Any) 
 
 def write_model(model: HRM, folder: Path, **extra: Any) -> None:
     """The files of :func:`save` in a folder that exists."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors")
-    config = {"family": model.config.family, "model": model.config.model_dump(), **extra}
+    file = folder / "model.safetensors"
+    write_tensors(file, model.state_dict())
+    own: dict[str, Any] = {"family": model.config.family, "model": model.config.model_dump()}
+    if model.identifiers is not None:
+        own[_IDENTIFIERS] = model.identifiers
+    config = own | extra | {_FILES: {file.name: checksum(file)}}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors of any device as safetensors; those that share memory are written each.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    on_cpu: dict[str, torch.Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        on_cpu[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    try:
+        save_file(on_cpu, file)
+    except SafetensorError as error:  # it has the system's error as text only
+        code = re.search(r"\(os error (\d+)\)", str(error))
+        if code is None:
+            raise OSError(None, f"cannot be written ({_first_line(error)})", str(file)) from error
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(file)) from error
 
 
 def from_published(state_dict: dict[str, torch.Tensor], config: ModelConfig, puzzle_emb: PuzzleEmb = "strict") -> HRM:
@@ -140,6 +174,19 @@ def _fill_puzzle_emb(own: torch.Tensor, given: torch.Tensor, choice: PuzzleEmb) 
         own[:] = given.float().mean(0)
 
 
+def _for_others(given: torch.Tensor, choice: PuzzleEmb) -> torch.Tensor:
+    """The rows of a puzzle embedding for other puzzles than those it was trained on."""
+    if choice == "strict":
+        raise InputError(
+            "the checkpoint was trained on other puzzle identifiers than those of the data (their names differ), and "
+            "its puzzle_emb on those; choose puzzle_emb=mean (all rows the mean), puzzle_emb=zero (start anew) or "
+            "puzzle_emb=keep (by number all the same)"
+        )
+    if choice == "keep":
+        return given
+    return torch.zeros_like(given) if choice == "zero" else given.float().mean(0).expand_as(given)
+
+
 def load(
     path: Path | str,
     device: torch.device | str = "cpu",
@@ -148,6 +195,7 @@ def load(
     seq_len: int | None = None,
     forward_dtype: str | None = None,
     weights: Weights = "auto",
+    identifiers: str | None = None,
 ) -> HRM:
     """Load a model, in evaluation mode.
 
@@ -156,12 +204,15 @@ def load(
             its folder with ``all_config.yaml``), a hub name such as ``sapientinc/HRM-checkpoint-sudoku-extreme``, or
             the name of a model that comes with the package, such as ``sudoku4`` (``hrm models`` lists them).
         device: where the model goes.
-        puzzle_emb: what to do with a puzzle embedding of another number of rows than ``num_puzzle_identifiers``.
+        puzzle_emb: what to do with a puzzle embedding of another number of rows than ``num_puzzle_identifiers``, or of
+            other puzzles than ``identifiers`` (``"keep"`` then keeps the rows by their number).
         num_puzzle_identifiers: rows the model's puzzle embedding is to have; None keeps the checkpoint's.
         seq_len: tokens of a puzzle, for published checkpoints with RoPE of other tasks than the published ones.
         forward_dtype: another dtype to compute in; None keeps the checkpoint's, but float32 on a CPU.
         weights: ``"ema"`` loads the averaged weights of a training checkpoint, ``"model"`` those that were trained,
             ``"auto"`` the averaged ones where there are any.
+        identifiers: which puzzle identifiers the model is to know
+            (:func:`hrm.data.fingerprint.names_fingerprint`); None leaves those of the checkpoint.
 
     Raises:
         InputError: nothing is there, or it is damaged, refused (a pickle with code in it) or does not fit; or
@@ -169,14 +220,20 @@ def load(
     """
     _check_choice("weights", weights, Weights)
     _check_choice("puzzle_emb", puzzle_emb, PuzzleEmb)
-    config_type, state, values = _read(Path(path), str(path), seq_len, weights)
+    config_type, state, values, known = _read(Path(path), str(path), seq_len, weights)
+    rows = values.get("num_puzzle_identifiers")
     if num_puzzle_identifiers is not None:
         values["num_puzzle_identifiers"] = num_puzzle_identifiers
     if forward_dtype is not None:
         values["forward_dtype"] = forward_dtype
     elif torch.device(device).type == "cpu":
         values["forward_dtype"] = "float32"  # a CPU gains nothing from bfloat16 activations
-    return from_published(state, config_type.parse(values), puzzle_emb).to(device).eval()
+    others = identifiers is not None and known not in (None, identifiers)
+    if others and PUZZLE_EMB in state:
+        state[PUZZLE_EMB] = _for_others(state[PUZZLE_EMB], puzzle_emb)
+    model = from_published(state, config_type.parse(values), puzzle_emb).to(device).eval()
+    model.identifiers = identifiers if others or rows != model.config.num_puzzle_identifiers else known
+    return model
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -209,11 +266,12 @@ def locate(path: Path | str) -> Path:
 def read_extra(path: Path | str) -> dict[str, Any]:
     """What ``config.json`` of a saved model holds beside the model's configuration; empty for other checkpoints."""
     file = locate(path) / "config.json"
-    return {k: v for k, v in read_json(file).items() if k not in ("family", "model")} if file.is_file() else {}
+    own = ("family", "model", _FILES, _IDENTIFIERS)
+    return {k: v for k, v in read_json(file).items() if k not in own} if file.is_file() else {}
 
 
-_Read = tuple[type[ModelConfig], dict[str, torch.Tensor], dict[str, Any]]
-"""The family's configuration, the state dict and the configuration's values."""
+_Read = tuple[type[ModelConfig], dict[str, torch.Tensor], dict[str, Any], str | None]
+"""The family's configuration, the state dict, the configuration's values and the puzzle identifiers it knows."""
 
 
 def _read(path: Path, name: str, seq_len: int | None, weights: str) -> _Read:
@@ -236,10 +294,20 @@ def _read_saved(folder: Path, weights: str) -> _Read:
     file = averaged if weights == "ema" or (weights == "auto" and averaged.is_file()) else folder / "model.safetensors"
     if not file.is_file():
         raise InputError(f"{file} is missing; the checkpoint was not written by this training, or is not complete")
-    state, table = _load_safetensors(file), folder / PUZZLE_EMB_FILE
+    sums, table = _checksums(folder, config), folder / PUZZLE_EMB_FILE
+    state = _load_safetensors(file, sums)
     if table.is_file():
-        state |= _load_safetensors(table)
-    return FAMILIES[family], state, config["model"]
+        state |= _load_safetensors(table, sums)
+    return FAMILIES[family], state, config["model"], config.get(_IDENTIFIERS)
+
+
+def _checksums(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Of the files of a checkpoint, by name; none where it was written before there were any."""
+    state = folder / STATE_FILE
+    sums = [
+        some.get(_FILES) for some in (config, read_json(state) if state.is_file() else {}) if isinstance(some, dict)
+    ]
+    return {name: one for some in sums if isinstance(some, dict) for name, one in some.items()}
 
 
 def _read_published(path: Path, seq_len: int | None) -> _Read:
@@ -253,7 +321,7 @@ def _read_published(path: Path, seq_len: int | None) -> _Read:
     file = path if path.is_file() else _checkpoint_file(folder)
     state = {_without_prefixes(key): tensor for key, tensor in _load_pickle(file).items()}
     try:
-        loaded = OmegaConf.load(config_file)
+        loaded = OmegaConf.create(parse_yaml(config_file.read_text(encoding="utf-8-sig")))
         training = OmegaConf.to_container(loaded, resolve=True)
     except (OmegaConfBaseException, YAMLError, ValueError) as error:  # ValueError: no text, thousands of digits
         raise InputError(f"{config_file} is not a training configuration: {_first_line(error)}") from None
@@ -275,7 +343,7 @@ def _read_published(path: Path, seq_len: int | None) -> _Read:
         raise InputError(f"{file} holds no HRM or TRM: it lacks {error}") from None
     values["num_puzzle_identifiers"] = rows
     values["seq_len"] = _seq_len(state, config_type.parse(values | {"seq_len": 1}), seq_len)
-    return config_type, state, values
+    return config_type, state, values, None
 
 
 def _seq_len(state: dict[str, torch.Tensor], config: ModelConfig, given: int | None) -> int:
@@ -303,10 +371,12 @@ def _checkpoint_file(folder: Path) -> Path:
     return max(files, key=lambda p: (len(p.stem), p.stem))
 
 
-def _load_safetensors(file: Path) -> dict[str, torch.Tensor]:
+def _load_safetensors(file: Path, sums: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     try:
+        if file.name in sums:
+            require_unchanged(file, sums[file.name])
         return load_file(file)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, InputError, LookupError, TypeError) as error:
         raise InputError(f"{file} is damaged or incomplete ({error}); use another checkpoint") from None
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hrm.model import HRM
 
 PuzzleEmb = Annotated[
-    str, typer.Option(help="A puzzle embedding of another number of rows: strict, keep, mean or zero.")
+    str, typer.Option(help="A puzzle embedding of other puzzles, or of another number: strict, keep, mean or zero.")
 ]
 
 
@@ -105,12 +105,15 @@ def load_for(dataset: "PuzzleDataset", checkpoint: str, device: "torch.device", 
 
     if puzzle_emb not in ("strict", "keep", "mean", "zero"):
         raise InputError(f"--puzzle-emb is {puzzle_emb!r}, expected strict, keep, mean or zero")
-    metadata = dataset.metadata
+    from hrm.data.fingerprint import names_fingerprint
+
+    metadata, fits = dataset.metadata, puzzle_emb != "strict"
     return load(
         checkpoint,
         device,
         puzzle_emb=puzzle_emb,  # type: ignore[arg-type]
         # Without a choice the checkpoint keeps its rows, and what measures it says how they differ from the data's.
-        num_puzzle_identifiers=None if puzzle_emb == "strict" else metadata.num_puzzle_identifiers,
+        num_puzzle_identifiers=metadata.num_puzzle_identifiers if fits else None,
         seq_len=metadata.seq_len,
+        identifiers=names_fingerprint(dataset) if fits else None,
     )

@@ -1,11 +1,13 @@
 """``hrm train``: train a recipe."""
 
 import shlex
+import sys
 from typing import Annotated
 
 import typer
 
 from hrm.cli import app
+from hrm.files import discard
 
 
 @app.command()
@@ -17,7 +19,7 @@ def train(
 ) -> None:
     """Train a model: hrm train demo data=data/sudoku-4x4 out=runs/demo (several GPUs: torchrun ... -m hrm train ...).
 
-    Exit code 130 after Ctrl-C or SIGTERM, when the state has been saved.
+    Exit code 130 after Ctrl-C, SIGTERM, a closed terminal or a closed standard output, when the state has been saved.
     """
     from hrm.training.config import load_config
     from hrm.training.distributed import joined
@@ -33,8 +35,12 @@ def train(
         if world.is_main:
             how = {"solved": "training puzzles solved", "limit": "limit reached"}.get(result.reason, result.reason)
             again = [] if any(one.startswith("resume=") for one in overrides or []) else ["resume=true"]
-            print(f"{how} at step {result.step}; checkpoint {result.checkpoint}")
+            lines = [f"{how} at step {result.step}; checkpoint {result.checkpoint}"]
             if result.reason == "interrupted":
-                print(f"to go on: hrm train {shlex.join([recipe, *(overrides or []), *again])}")
+                lines.append(f"to go on: hrm train {shlex.join([recipe, *(overrides or []), *again])}")
+            try:
+                print(*lines, sep="\n", flush=True)
+            except OSError:  # as after a closed terminal
+                discard(sys.stdout)
     if result.reason == "interrupted":
         raise typer.Exit(130)

@@ -8,6 +8,7 @@ import torch
 
 from hrm.act import draw_min_steps
 from hrm.data.batches import TrainingSampler
+from hrm.data.fingerprint import names_fingerprint
 from hrm.data.format import PuzzleDataset
 from hrm.errors import InputError
 from hrm.inference.evaluate import check_fits
@@ -45,6 +46,8 @@ def adapt(
 ) -> Adaptation:
     """Fit ``model.puzzle_emb`` to ``dataset`` with SparseSignSGD, as in training; no other weight changes.
 
+    Afterwards the model knows the puzzle identifiers of ``dataset`` (``model.identifiers``), and no others.
+
     Args:
         model: with as many rows in its puzzle embedding as the data have identifiers (:func:`hrm.load` makes them).
         dataset: the demonstrations: the train split of the new puzzles.
@@ -68,7 +71,7 @@ def adapt(
         raise InputError(f"init is {init!r}, expected 'mean' or 'zero'")
     if not (lr > 0 and weight_decay >= 0):
         raise InputError(f"lr is {lr} and weight_decay {weight_decay}, expected above 0, and 0 or more")
-    check_fits(model, dataset)
+    check_fits(model, dataset, known=False)
     config, device = model.config, table.weights.device
     sampler = TrainingSampler(dataset, batch_size, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -78,6 +81,7 @@ def adapt(
     try:
         model.train().requires_grad_(False)  # the table's rows become leaves of their own
         blank = table.weights[dataset.metadata.blank_identifier_id].clone()
+        model.identifiers = names_fingerprint(dataset)
         table.weights.copy_(table.weights.mean(0).expand_as(table.weights) if init == "mean" else 0 * table.weights)
         table.weights[dataset.metadata.blank_identifier_id] = blank
         carry = None

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hrm.data.arc import SEQ_LEN, VOCAB_SIZE
 from hrm.data.batches import evaluation_batches
+from hrm.data.fingerprint import names_fingerprint
 from hrm.data.format import IGNORE_LABEL, PuzzleDataset
 from hrm.errors import InputError
 from hrm.files import read_json, write_json, written_beside
@@ -121,8 +122,11 @@ def evaluate(
     return result
 
 
-def check_fits(model: HRM, dataset: PuzzleDataset) -> None:
+def check_fits(model: HRM, dataset: PuzzleDataset, known: bool = True) -> None:
     """Check that ``model`` can be evaluated on ``dataset``.
+
+    Args:
+        known: the puzzle identifiers have to be those that the model was trained on.
 
     Raises:
         InputError: sequence length, vocabulary or puzzle identifiers differ; the message has both numbers.
@@ -142,6 +146,15 @@ def check_fits(model: HRM, dataset: PuzzleDataset) -> None:
             "with --puzzle-emb keep (the rows both have), mean (all rows the mean) or zero (all rows 0), "
             "or evaluate on the data folder it was trained with"
         )
+    if known and config.puzzle_emb_ndim and model.identifiers is not None:
+        names = names_fingerprint(dataset)
+        if names not in (None, model.identifiers):
+            raise InputError(
+                f"{dataset.folder} names other puzzle identifiers (identifiers.json) than the checkpoint was trained "
+                "with, so the rows of its puzzle_emb are of other puzzles; evaluate on the data folder it was trained "
+                "with, or load it with --puzzle-emb mean (all rows the mean), zero (all rows 0) or keep (by number "
+                "all the same)"
+            )
 
 
 def _evaluate_batch(

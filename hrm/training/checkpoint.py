@@ -2,7 +2,7 @@
 
 A checkpoint is a folder that :func:`hrm.load` reads (``model.safetensors``, ``config.json``, ``ema.safetensors``, and
 ``puzzle_emb.safetensors`` where the puzzle embedding's rows are divided among processes) with what training needs
-besides: further safetensors files, and ``state.json``, which has every file's size and CRC-32.
+besides: further safetensors files, and ``state.json``, which has every file's size and CRC-32, and its own.
 """
 
 import json
@@ -16,18 +16,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
 from hrm.errors import InputError
-from hrm.files import folder_written_beside, read_json, write_json
+from hrm.files import checksum, folder_written_beside, read_json, require_unchanged, write_json
 from hrm.model import HRM
 from hrm.training.distributed import World
-from hrm.weights import PUZZLE_EMB, PUZZLE_EMB_FILE, checkpoints, write_model
+from hrm.weights import PUZZLE_EMB, PUZZLE_EMB_FILE, STATE_FILE, checkpoints, write_model, write_tensors
 from hrm_kernels.sharded_embedding import ShardedEmbedding
 
-_STATE = "state.json"
 _TABLE_PART = f".{PUZZLE_EMB_FILE}.part"
 _ROWS_AT_ONCE = 1 << 14  # that leave a GPU together: 32 MiB of 512 columns
 
@@ -63,12 +61,11 @@ def write_checkpoint(
     with folder_written_beside(path, overwrite=True) as part:
         write_model(model, part, **extra)
         for file, named in tensors.items():
-            on_cpu = {name: one.detach().cpu().contiguous() for name, one in named.items()}
-            save_file(on_cpu, part / f"{file}.safetensors")
+            write_tensors(part / f"{file}.safetensors", named)
         if table is not None:
             table.replace(part / PUZZLE_EMB_FILE)
-        sums = {file.name: {"bytes": file.stat().st_size, "crc32": _crc32(file)} for file in sorted(part.iterdir())}
-        write_json(part / _STATE, {"step": step, **state, "files": sums})
+        values = {"step": step, **state, "files": {file.name: checksum(file) for file in sorted(part.iterdir())}}
+        write_json(part / STATE_FILE, values | {"crc32": _crc32(values)})
     for old in checkpoints(run)[:-keep]:
         # Renamed first: a folder half removed must not look like a checkpoint.
         gone = old.with_name(f".{old.name}.old")
@@ -148,17 +145,14 @@ def open_newest(run: Path) -> Checkpoint:
         raise InputError(f"{run} holds no checkpoint to resume from; leave resume=true away and choose a new out=")
     newest = found[-1]
     try:
-        state = read_json(newest / _STATE)
+        state = read_json(newest / STATE_FILE)
+        if state.pop("crc32", _crc32(state)) != _crc32(state):  # those of earlier versions have none
+            raise InputError(f"the contents of {STATE_FILE} have changed since it was written")
         for name, expected in state["files"].items():
-            size = (newest / name).stat().st_size if (newest / name).is_file() else None
-            if size != expected["bytes"]:
-                came = "is missing" if size is None else f"has {size} bytes"
-                raise InputError(f"{name} {came}, expected {expected['bytes']}")
-            if _crc32(newest / name) != expected["crc32"]:
-                raise InputError(f"the contents of {name} have changed since it was written")
+            require_unchanged(newest / name, expected)
         return Checkpoint(newest, state, read_json(newest / "config.json"))
     except (InputError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
-        reason = error if isinstance(error, InputError) else f"{_STATE} is not one of ours"
+        reason = error if isinstance(error, InputError) else f"{STATE_FILE} is not one of ours"
         way_out = (
             f"remove it to resume from the one before, {found[-2].name}"
             if len(found) > 1
@@ -182,12 +176,9 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) 
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _crc32(path: Path) -> int:
-    total = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            total = zlib.crc32(block, total)
-    return total
+def _crc32(values: Mapping[str, Any]) -> int:
+    """Of JSON values, whatever the layout of their file."""
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 def copy_into(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor], what: str) -> None:

@@ -1,18 +1,21 @@
 """Where a run's numbers go: CSV files always, TensorBoard or Weights & Biases on request, and the terminal."""
 
 import csv
+import os
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
-from hrm.errors import InputError
-from hrm.files import written_beside
+from hrm.errors import InputError, printable
+from hrm.files import discard, written_beside
 
 Row = Mapping[str, float | int | None]
 
@@ -21,14 +24,16 @@ class CsvLog:
     """A CSV file with a ``step`` column, one row at a time.
 
     Opening it for a run that goes on after ``last_step`` drops the rows beyond, which that run will write again, and
-    all but the first of a step.
+    all but the first of a step. Rows after ``whole_until`` have a part of what the next one will have, and go when it
+    comes.
 
     Attributes:
         step: of the last row; 0 without one.
     """
 
-    def __init__(self, path: Path, last_step: int = 0):
+    def __init__(self, path: Path, last_step: int = 0, whole_until: int | None = None):
         self.path = path
+        self._whole_until = whole_until
         self.columns: list[str] = []
         self.step = 0
         if path.exists():
@@ -43,6 +48,9 @@ class CsvLog:
 
     def append(self, row: Row) -> None:
         """Add a row; None is left blank, and a new column is blank in the rows before."""
+        if self._whole_until is not None and self.step > self._whole_until:
+            self._write([one for one in self._read() if int(one["step"]) <= self._whole_until])
+        self._whole_until = None
         if not self.columns or not row.keys() <= set(self.columns):
             rows = self._read() if self.path.exists() else []
             self.columns += [name for name in row if name not in self.columns]
@@ -74,14 +82,17 @@ class Loggers:
         kind: ``csv``, ``tensorboard`` or ``wandb``.
         config: the run's configuration, for the loggers that show it.
         last_step: the step from which the run goes on, 0 for a new one.
+        summed_from: the step after which the row of ``train`` begins that the run goes on with.
 
     Raises:
         InputError: the logger's package is not installed.
     """
 
-    def __init__(self, folder: Path, kind: str, config: dict[str, Any], last_step: int):
-        files = {"train": "metrics.csv", "eval": "evaluation.csv"}
-        self._csv = {kind: CsvLog(folder / name, last_step) for kind, name in files.items()}
+    def __init__(self, folder: Path, kind: str, config: dict[str, Any], last_step: int, summed_from: int | None = None):
+        self._csv = {
+            "train": CsvLog(folder / "metrics.csv", last_step, summed_from),
+            "eval": CsvLog(folder / "evaluation.csv", last_step),
+        }
         self._board: Any = None
         self._wandb: Any = None
         try:
@@ -128,14 +139,17 @@ class Reporter:
     """Progress on the terminal: a bar that a person watches, or a line every few seconds where the output is a file.
 
     Args:
-        total: steps of the run.
-        done: steps made already.
         quiet: say nothing (all processes but the first).
+
+    Attributes:
+        lost: what has happened to the output, if something has: its reader has gone, its terminal was closed, its disk
+            is full. Nothing more is written then.
     """
 
-    def __init__(self, total: int, done: int, quiet: bool):
-        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
-        self._total, self._first, self._started, self._last_line = total, done, time.monotonic(), 0.0
+    def __init__(self, quiet: bool):
+        self.console = _Console(quiet=quiet, highlight=False, soft_wrap=True)
+        self.lost: OSError | None = None
+        self._total, self._first, self._started, self._last_line = 0, 0, time.monotonic(), 0.0
         self._progress = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}", table_column=Column(no_wrap=True)),
             BarColumn(bar_width=None, table_column=Column(ratio=1)),  # what room is left
@@ -146,8 +160,13 @@ class Reporter:
             transient=True,
             auto_refresh=False,  # no thread beside those that train
         )
+
+    def begin(self, total: int, done: int) -> None:
+        """Show progress from now on: of ``total`` steps of the run ``done`` are made already."""
+        self._total, self._first, self._started = total, done, time.monotonic()
         self._task = self._progress.add_task("", total=total, completed=done)
-        self._progress.start()
+        with self._writing():
+            self._progress.start()
 
     def show(self, row: Row, last: bool = False) -> None:
         """Show a row of the training log; between lines in a file some are left out, ``last`` is not."""
@@ -162,18 +181,37 @@ class Reporter:
                 f"ETA {timedelta(seconds=round(left))}",
             )
         )
-        self._progress.update(self._task, completed=step, description=text, refresh=True)
+        with self._writing():
+            self._progress.update(self._task, completed=step, description=text, refresh=True)
         if not self.console.is_terminal and (last or time.monotonic() - self._last_line >= 5):
             self._last_line = time.monotonic()
             self.say(f"step {step}/{self._total}  {text}")
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, markup=False)
+        with self._writing():
+            self.console.print(printable(text), markup=False)
 
     def close(self) -> None:
         """Take the bar away."""
-        self._progress.stop()
+        with self._writing():
+            self._progress.stop()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.lost = error
+            self.console.quiet = True
+            discard(sys.stdout)
+            with suppress(OSError):
+                os.write(2, f"standard output takes no more ({error.strerror}); the run stops and is saved\n".encode())
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> NoReturn:
+        raise  # noqa: PLE0704  (the error that is being handled; rich would end the program)
 
 
 def _number(value: float | int | None, form: str) -> str:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from hrm import act
-from hrm.data.batches import TrainingSampler
+from hrm.data.batches import TrainingSampler, rows_per_rank
+from hrm.data.fingerprint import fingerprint, names_fingerprint
 from hrm.data.format import PuzzleDataset, open_dataset
 from hrm.errors import InputError
 from hrm.files import write_json
@@ -39,6 +40,7 @@ from hrm.training.config import TrainConfig
 from hrm.training.distributed import FlatGradients, World
 from hrm.training.ema import EMA
 from hrm.training.loggers import Loggers, Reporter
+from hrm.training.run_lock import LOCK_FILE, RunLock
 from hrm.training.schedule import learning_rate, total_steps
 from hrm.trm import build
 from hrm.weights import PUZZLE_EMB, checkpoints, load
@@ -56,6 +58,7 @@ _NEVER = 2**31 - 1
 _EARLY_STOP_ROWS = 10
 _FIXED = ("family", "global_batch_size", "ema")  # what a resumed run cannot change, beside the model and the data
 _FREE = ("gradient", "recompute")  # of the model, what it can
+_PUZZLES, _NAMES = "puzzles", "identifiers"  # fingerprints among what a checkpoint keeps about its data
 _UNREMARKABLE = {"arch", "resume", "data", "out"}  # changes that need no note
 
 
@@ -85,10 +88,11 @@ def train(config: TrainConfig, world: World) -> Result:
 
     Writes into ``config.out``: ``training.json`` (the configuration), ``metrics.csv``, ``evaluation.csv`` and
     ``checkpoints/``. A run that was stopped and resumed computes what it would have computed without the stop, on a CPU
-    bit for bit. SIGINT (Ctrl-C) and SIGTERM finish the step and save.
+    bit for bit. SIGINT (Ctrl-C), SIGTERM, SIGHUP (a closed terminal, unless it is ignored as under ``nohup``) and a
+    standard output that takes no more finish the step and save.
 
     Raises:
-        InputError: data, folder, checkpoint or number of processes don't fit.
+        InputError: data, folder, checkpoint or number of processes don't fit, or another run is in the folder.
         TrainingError: a loss, gradient or weight is not finite.
     """
     trainer = Trainer(config, world)
@@ -107,10 +111,23 @@ class Trainer:
     """
 
     def __init__(self, config: TrainConfig, world: World):
+        self._lock = RunLock(config.out)
+        try:
+            self._set_up(config, world)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _set_up(self, config: TrainConfig, world: World) -> None:
+        self._opened = time.monotonic()
         dataset = open_dataset(config.data, "train")
         self._test = _test_split(config)
+        rows_per_rank(config.global_batch_size, world.size)
+        _require_free(config)
+        self._reporter = Reporter(quiet=not world.is_main)
+        self._reporter.say(f"data {config.data} ({dataset.num_examples:,} examples), run {config.out}")
         self._sampler = TrainingSampler(dataset, config.global_batch_size, config.seed, world.rank, world.size)
-        saved = _open_run(config, world)
+        saved = _open_run(config, world, self._lock)
         if saved and config.arch.get("forward_dtype", "auto") == "auto":  # a run keeps its dtype on another device
             arch = config.arch | {"forward_dtype": saved.config["model"]["forward_dtype"]}
             config = config.model_copy(update={"arch": arch})
@@ -125,6 +142,9 @@ class Trainer:
 
         torch.manual_seed(config.seed)
         self.model = build(config.model(metadata, world.device), config.puzzle_emb_sharded).to(world.device).train()
+        if self.model.puzzle_emb is not None:
+            self.model.identifiers = names_fingerprint(dataset)
+        self._data |= {_PUZZLES: fingerprint(dataset), _NAMES: self.model.identifiers}
         if self._test:
             check_fits(self.model, self._test)
         notes = [self._begin(config.init)] if config.init is not None and not saved else []
@@ -151,7 +171,7 @@ class Trainer:
         self._summed_from = 0
         self._recent: deque[list[float]] = deque(maxlen=_EARLY_STOP_ROWS)  # [finished, exactly right] of the last rows
         self._evaluated_at = -1
-        self._seconds = 0.0
+        self._seconds, self._row_seconds, self._evaluation_seconds = 0.0, 0.0, 0.0
         if saved:
             notes = self._resume(saved)
         self._saved = saved.path if saved else None
@@ -172,16 +192,20 @@ class Trainer:
         self._extra = {"task": metadata.task, "training": settings}
         if world.is_main:
             config.out.mkdir(parents=True, exist_ok=True)
-            self._loggers = Loggers(config.out, config.logger, settings, self.step)
+        self._lock.take(world)
+        if world.is_main:
+            _require_free(config)  # another run may have been here since
+            self._loggers = Loggers(config.out, config.logger, settings, self.step, self._summed_from)
             write_json(config.out / "training.json", settings | {"model": self.model.config.model_dump()})
-        self._reporter = Reporter(self.last_step, self.step, quiet=not world.is_main)
+        self._reporter.begin(self.last_step, self.step)
         self._reporter.say(
             f"{sum(p.numel() for p in parameters):,} parameters, {self._sampler.num_groups:,} groups of puzzles, "
             f"{self.total_steps:,} steps of {config.global_batch_size} rows on {world.size} x {world.device.type}"
         )
         for note in notes:
             self._reporter.say(note)
-        self._started = self._row_started = time.monotonic()
+        self._started = time.monotonic()
+        self._row_started = self._started - self._row_seconds
 
     def run(self) -> Result:
         """Train to the end, or to a reason to stop before; save; return how it ended."""
@@ -200,11 +224,14 @@ class Trainer:
         self._reporter.close()
         if self._loggers:
             self._loggers.close()
+        self._lock.release()
 
     def _loop(self) -> Reason:
-        config = self.config
+        config, first = self.config, self.step + 1
         while self.step < self.last_step:
             self._train_step()
+            if self.step == first:
+                self._say_if_slow(time.monotonic() - self._started)
             if self.step % config.log_every == 0:
                 self._log(last=self.step == self.last_step)
                 if self._is_solved():
@@ -213,10 +240,21 @@ class Trainer:
                 self._evaluate()
             if config.checkpoint_every and self.step % config.checkpoint_every == 0:
                 self._save()
-            out_of_time = bool(config.max_minutes) and time.monotonic() - self._started > 60 * (config.max_minutes or 0)
-            if stop := self.world.highest(2 if self._interrupted else int(out_of_time)):
+            interrupted = self._interrupted or self._reporter.lost is not None
+            if stop := self.world.highest(2 if interrupted else int(self._is_out_of_time())):
                 return "interrupted" if stop == 2 else "limit"
         return "done" if self.step >= self.total_steps else "limit"
+
+    def _is_out_of_time(self) -> bool:
+        """Whether max_minutes are over but for an evaluation at the end, which is to take as long as the last one."""
+        limit = self.config.max_minutes
+        return limit is not None and time.monotonic() - self._opened + self._evaluation_seconds > 60 * limit
+
+    def _say_if_slow(self, seconds: float) -> None:
+        """Where the first row of the log is far, say after the first step how far."""
+        steps = min(self.config.log_every - self.step % self.config.log_every, self.last_step - self.step)
+        if seconds * steps > 5:
+            self._reporter.say(f"first step: {seconds:.1f} s; the next line comes after {steps} more (log_every)")
 
     def _train_step(self) -> None:
         config = self.config
@@ -355,7 +393,8 @@ class Trainer:
         }
         self._recent.append([finished, sums["exact_accuracy"]])
         if self._loggers:
-            self._loggers.log("train", row)
+            with self._room("the log"):
+                self._loggers.log("train", row)
         self._reporter.show(row, last)
         self._sums.zero_()
         self._summed_from, self._row_started = self.step, now
@@ -368,6 +407,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         assert self._test is not None
+        started = time.monotonic()
         with self._aside(), self._ema.applied() if self._ema else nullcontext():
             self._evaluation = evaluate(
                 self.model,
@@ -376,9 +416,10 @@ class Trainer:
                 max_examples=self.config.eval_max_examples,
                 loss_type=self.config.loss,
             )
-        self._evaluated_at = self.step
+        self._evaluated_at, self._evaluation_seconds = self.step, time.monotonic() - started
         if self._loggers:
-            self._loggers.log("eval", {"step": self.step, **self._evaluation})
+            with self._room("the log"):
+                self._loggers.log("eval", {"step": self.step, **self._evaluation})
         named = ("exact_accuracy", "accuracy", "lm_loss")
         text = ", ".join(f"{name} {self._evaluation[name]:.4f}" for name in named)
         self._reporter.say(f"step {self.step}: test {text} ({int(self._evaluation['count'])} puzzles)")
@@ -394,18 +435,17 @@ class Trainer:
                 floating.append(table.weights)
             self._note_unless(torch.stack([tensor.isfinite().all() for tensor in floating]).all())
             self._check_finite()
-            self.world.sum_(self._sums)
-            if not self.world.is_main:
-                self._sums.zero_()
+            sums = self.world.gather_rows(self._sums[None])
             carry = {name: self.world.gather_rows(tensor) for name, tensor in _carry_tensors(self._carry).items()}
             rows = None
             if isinstance(table, ShardedEmbedding):
-                with self._room():
+                with self._room(f"the checkpoint of step {self.step}"):
                     rows = write_table(self.config.out, table, self.world)
             if self.world.is_main:
                 tensors = {f"optimizer_{name}": optimizer_tensors(one) for name, (one, _) in self._optimizers.items()}
                 tensors["carry"] = {name: tensor for name, tensor in carry.items() if tensor is not None}
-                tensors["log"] = {"sums": self._sums}
+                assert sums is not None
+                tensors["log"] = {"sums": sums}
                 if self._ema:
                     tensors["ema"] = state | self._ema.averages
                 self._write(tensors, rows)
@@ -420,27 +460,32 @@ class Trainer:
             "recent": list(self._recent),
             "evaluated_at": self._evaluated_at,
             "seconds": self._seconds + time.monotonic() - self._started,
+            "row_seconds": time.monotonic() - self._row_started,
         }
         config = self.config
-        with self._room():
+        with self._room(f"the checkpoint of step {self.step}"):
             write_checkpoint(config.out, self.step, self.model, tensors, values, self._extra, config.keep, table)
 
     @contextmanager
-    def _room(self) -> Iterator[None]:
+    def _room(self, what: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
+            way_out = (
+                f"the last good checkpoint is {self._saved}; make room and resume from it with resume=true"
+                if self._saved
+                else "there is no checkpoint yet; make room and start again"
+            )
             raise InputError(
-                f"the checkpoint of step {self.step} cannot be written in {self.config.out} "
-                f"({error.strerror or error}); the last good one is {self._saved}; make room and resume from it with "
-                "resume=true"
+                f"{what} cannot be written in {self.config.out} ({error.strerror or error}); {way_out}"
             ) from error
 
     def _begin(self, init: str) -> str:
         """Take over the weights that a new run begins with; a note for the user."""
         config = self.model.config
         rows, length = config.num_puzzle_identifiers, config.seq_len
-        weights = load(init, "cpu", self.config.puzzle_emb, rows, length).state_dict()
+        names = self.model.identifiers
+        weights = load(init, "cpu", self.config.puzzle_emb, rows, length, identifiers=names).state_dict()
         if PUZZLE_EMB in weights:
             weights[PUZZLE_EMB] = weights[PUZZLE_EMB][self._own_rows()]
         self._take_over(weights, f"init={init}")
@@ -477,12 +522,15 @@ class Trainer:
         carry = {name: tensor.to(device) for name, tensor in saved.tensors("carry", mine).items()}
         data = {name.removeprefix(_DATA): carry.pop(name) for name in list(carry) if name.startswith(_DATA)}
         self._carry = Carry(**carry, current_data=data)
-        if self.world.is_main:
-            self._sums.copy_(saved.tensors("log")["sums"])
+        sums = saved.tensors("log")["sums"].view(-1, len(_SUMS))  # of each process that there was
+        if len(sums) == self.world.size:
+            self._sums.copy_(sums[self.world.rank])
+        elif self.world.is_main:
+            self._sums.copy_(sums.sum(0))
         self._sampler.state = state["sampler"]
         self.step, self._summed_from, self._evaluated_at = state["step"], state["summed_from"], state["evaluated_at"]
         self._recent.extend(state["recent"])
-        self._seconds = state["seconds"]
+        self._seconds, self._row_seconds = state["seconds"], state.get("row_seconds", 0.0)
         return [f"resumed from {saved.path}, step {self.step}", *changed]
 
     @contextmanager
@@ -496,7 +544,7 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM ask the loop to stop; a second SIGINT stops at once."""
+        """SIGINT, SIGTERM and SIGHUP ask the loop to stop; a second SIGINT stops at once."""
         if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
             yield
             return
@@ -506,9 +554,14 @@ class Trainer:
             if number == signal.SIGINT:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
             if self.world.is_main:
-                os.write(2, b"\nstopping: this step is finished and saved; Ctrl-C again stops without saving\n")
+                with suppress(OSError):  # the terminal may be gone
+                    os.write(2, b"\nstopping: this step is finished and saved; Ctrl-C again stops without saving\n")
 
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+        if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # as nohup wants it
+            numbers.append(hangup)
+        before = {number: signal.signal(number, ask) for number in numbers}
         try:
             yield
         finally:
@@ -539,17 +592,27 @@ def _test_split(config: TrainConfig) -> PuzzleDataset | None:
     return open_dataset(config.data, "test")
 
 
-def _open_run(config: TrainConfig, world: World) -> Checkpoint | None:
-    """The checkpoint to resume from, or None for a new run; the run's folder is not touched before all have seen it."""
+def _require_free(config: TrainConfig) -> None:
+    """Refuse a folder that is no new run's."""
     out = config.out
     if out.exists() and not out.is_dir():
         raise InputError(f"out={out} is a file; give a folder")
-    if not config.resume and out.is_dir() and any(out.iterdir()):
+    if not config.resume and out.is_dir() and any(one.name != LOCK_FILE for one in out.iterdir()):
         way_out = "add resume=true to go on with that run, or choose" if checkpoints(out) else "choose"
         raise InputError(f"out={out} is not empty; {way_out} another out=")
-    saved = open_newest(out) if config.resume else None
+
+
+def _open_run(config: TrainConfig, world: World, lock: RunLock) -> Checkpoint | None:
+    """The checkpoint to resume from, or None for a new run; the run's folder is not touched before all have seen it."""
+    out = config.out
+    if not config.resume:
+        world.barrier()
+        return None
+    if checkpoints(out) or (out / LOCK_FILE).exists():
+        lock.take(world)
+    saved = open_newest(out)
     world.barrier()
-    if saved and world.is_main:
+    if world.is_main:
         remove_leftovers(out)
     return saved
 
@@ -562,7 +625,14 @@ def _check_same_run(saved: Checkpoint, model: HRM, config: TrainConfig, data: di
     """
     before = saved.config["training"]
     now = config.model_dump(mode="json")
-    fixed = [(f"data {name}", saved.state["data"].get(name), value) for name, value in data.items()]
+    known = saved.state["data"]
+    for name, what in ((_PUZZLES, "the puzzles"), (_NAMES, "the names of the puzzle identifiers")):
+        if name in known and known[name] != data[name]:  # earlier versions did not note them
+            raise InputError(
+                f"checkpoint {saved.path} does not fit this run: {what} of data={config.data} are not those it was "
+                "trained on; give that folder, or start a new run in another out= with init="
+            )
+    fixed = [(f"data {name}", known.get(name), value) for name, value in data.items() if name not in (_PUZZLES, _NAMES)]
     trained = type(model.config).parse(saved.config["model"]) if saved.config["family"] == now["family"] else None
     architecture = [name for name in type(model.config).model_fields if trained and name not in _FREE]
     before.setdefault("family", "hrm")

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import resource
 
 import pytest
 import torch
@@ -79,6 +80,60 @@ def test_a_failed_save_leaves_what_was_there(model, tmp_path, monkeypatch):
         hrm.save(hrm.HRM(CONFIG), tmp_path / "model", overwrite=True)
     assert same(hrm.load(tmp_path / "model"), model)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_disk_that_is_full_under_safetensors_is_told(model, tmp_path):
+    hrm.save(model, tmp_path / "model")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large: .*model.safetensors"):
+            hrm.save(hrm.HRM(CONFIG), tmp_path / "model", overwrite=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert same(hrm.load(tmp_path / "model"), model)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+
+def test_tied_weights_are_saved_each(model, tmp_path):
+    model.inner.lm_head.weight = model.inner.embed_tokens.embedding_weight
+    model.inner.L_level = model.inner.H_level = hrm.HRM(CONFIG.model_copy(update={"H_layers": 2})).inner.H_level
+    model.config = CONFIG.model_copy(update={"H_layers": 2})
+    hrm.save(model, tmp_path / "model")
+    assert same(hrm.load(tmp_path / "model"), model)
+
+
+def test_weights_that_have_changed_are_noticed(model, tmp_path):
+    hrm.save(model, tmp_path / "model")
+    file, config = tmp_path / "model" / "model.safetensors", tmp_path / "model" / "config.json"
+    raw = file.read_bytes()
+    file.write_bytes(raw[:-20] + bytes([raw[-20] ^ 1]) + raw[-19:])
+    with pytest.raises(
+        hrm.InputError, match="model.safetensors is damaged or incomplete .the contents of .* have changed since"
+    ):
+        hrm.load(tmp_path / "model")
+    values = json.loads(config.read_text())
+    for files in (7, {"model.safetensors": 7}, {"model.safetensors": {}}):
+        config.write_text(json.dumps(values | {"files": files}))
+        if files == 7:
+            hrm.load(tmp_path / "model")
+        else:
+            with pytest.raises(hrm.InputError, match="model.safetensors is damaged"):
+                hrm.load(tmp_path / "model")
+    del values["files"]  # as written by earlier versions
+    config.write_text(json.dumps(values))
+    hrm.load(tmp_path / "model")
+
+
+def test_a_published_configuration_does_not_read_the_environment(published, model, monkeypatch):
+    monkeypatch.setenv("HRM_SECRET", "32")
+    file = published / "all_config.yaml"
+    text = file.read_text()
+    file.write_text(text + "checkpoint_path: ${oc.env:HRM_SECRET}/${now:%Y}\n")
+    assert same(hrm.load(published, seq_len=6), model)  # of no interest
+    file.write_text(text.replace("hidden_size: 32", "hidden_size: ${oc.env:HRM_SECRET}"))
+    with pytest.raises(hrm.InputError, match=r"hidden_size: .*got '\$\{oc.env:HRM_SECRET\}'"):
+        hrm.load(published, seq_len=6)
 
 
 @pytest.mark.parametrize("name", ["", "step_104160"])

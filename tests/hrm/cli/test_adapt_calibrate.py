@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -50,6 +51,28 @@ def test_adapt_calibrate_eval(folder, call, tmp_path):
     code, text, err = call("eval", out, data, "scale=segments:1,2", "rollouts=1,2", "--json", "--out", tmp_path / "s")
     assert code == 0 and len(json.loads(text)["cells"]) == 4, err
     assert {path.name for path in (tmp_path / "s").iterdir()} == {"scaling.json", "scaling.md", "scaling.png"}
+
+
+def test_an_adapted_model_knows_its_puzzles_and_no_others(folder, call, tmp_path):
+    ours, others = folder / "data", tmp_path / "others"
+    shutil.copytree(ours, others)
+    (others / "identifiers.json").write_text('["a", "b", "other"]')
+    code, _, err = call("adapt", folder / "model", f"data={ours}", f"out={tmp_path / 'adapted'}", "steps=1")
+    assert code == 0, err
+    code, _, err = call("eval", tmp_path / "adapted", f"data={others}")
+    assert code == 2 and f"{others} names other puzzle identifiers (identifiers.json) than the checkpoint" in err
+    found = []
+    for data, puzzle_emb in ((ours, "strict"), (others, "keep"), (others, "mean"), (others, "zero")):
+        code, text, err = call(
+            "eval", tmp_path / "adapted", f"data={data}", "--json", "--batch-size", "8", "--puzzle-emb", puzzle_emb
+        )
+        assert code == 0, err
+        found.append(json.loads(text)["lm_loss"])
+    assert found[0] == found[1] and len(set(found)) == 3
+    code, _, err = call("adapt", tmp_path / "adapted", f"data={others}", f"out={tmp_path / 'again'}", "steps=1")
+    assert code == 0, err
+    assert call("eval", tmp_path / "again", f"data={others}")[0] == 0
+    assert call("eval", tmp_path / "again", f"data={ours}")[0] == 2
 
 
 def test_a_threshold_elsewhere_is_used_by_its_value(folder, call, tmp_path):

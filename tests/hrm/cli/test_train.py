@@ -100,7 +100,8 @@ def test_it_trains_evaluates_and_says_so(data, tmp_path, run):
     printed, err = process.communicate(timeout=120)
     assert process.returncode == 0 and err == "", err
     lines = printed.splitlines()
-    assert "16 groups of puzzles, 20 steps of 8 rows on 1 x cpu" in lines[0]
+    assert lines[0] == f"data {data} (16 examples), run {out}"
+    assert "16 groups of puzzles, 20 steps of 8 rows on 1 x cpu" in lines[1]
     assert any(line.startswith("step 20/20  loss ") for line in lines)
     assert sum(line.startswith(("step 10: test exact_accuracy", "step 20: test exact_accuracy")) for line in lines) == 2
     assert lines[-1] == f"done at step 20; checkpoint {out}/checkpoints/step_00000020"

@@ -76,7 +76,8 @@ def test_a_missing_logger_is_named(tmp_path, monkeypatch, kind):
 def test_the_reporter_writes_lines_where_nobody_watches(capsys, monkeypatch):
     monkeypatch.setattr("hrm.training.loggers.time.monotonic", lambda: 100.0)
     row = {"step": 10, "loss": 1.5, "exact_accuracy": 0.25, "steps": None, "puzzles_per_second": 120.0}
-    reporter = Reporter(total=20, done=0, quiet=False)
+    reporter = Reporter(quiet=False)
+    reporter.begin(total=20, done=0)
     reporter.show(row)
     reporter.show(row | {"step": 11})  # too soon after
     reporter.show(row | {"step": 20}, last=True)
@@ -85,7 +86,8 @@ def test_the_reporter_writes_lines_where_nobody_watches(capsys, monkeypatch):
     assert len(lines) == 2
     assert lines[0].startswith("step 10/20  loss 1.5000 exact 25.0% steps - 120 puzzles/s ETA 0:00:00")
     assert lines[1].startswith("step 20/20")
-    quiet = Reporter(total=20, done=0, quiet=True)
+    quiet = Reporter(quiet=True)
+    quiet.begin(total=20, done=0)
     quiet.show(row, last=True)
     quiet.say("nothing")
     quiet.close()

@@ -1,10 +1,15 @@
 """The training loop: what it computes, that a stopped run goes on as if never stopped, and how it refuses."""
 
 import csv
+import fcntl
 import json
+import os
 import shutil
+import signal
+import sys
 import zlib
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -33,7 +38,7 @@ def contents(checkpoint) -> dict[str, object]:
         if path.suffix == ".safetensors":
             found |= {f"{path.name}/{name}": tensor for name, tensor in load_file(path).items()}
     state = json.loads((checkpoint / "state.json").read_text())
-    return found | {k: v for k, v in state.items() if k not in ("files", "seconds")}
+    return found | {k: v for k, v in state.items() if k not in ("files", "crc32", "seconds", "row_seconds")}
 
 
 def assert_same(a: dict[str, object], b: dict[str, object]) -> None:
@@ -159,7 +164,9 @@ def test_resuming_is_bit_for_bit(configure, cpu, changes):
     for name in ("metrics.csv", "evaluation.csv"):
         a, b = ((run.checkpoint.parents[1] / name) for run in (whole, resumed))
         assert a.exists() == b.exists() == (name == "metrics.csv" or "eval_interval" in changes)
-        if a.exists():  # the stopped run has written what it had at its stop: at most one row more
+        if name == "metrics.csv":
+            assert rows(a) == rows(b)
+        elif a.exists():  # the stopped run was evaluated at its end: one row more
             steps = [row["step"] for row in rows(a)]
             assert rows(a) == [row for row in rows(b) if row["step"] in steps]
             assert len(rows(b)) == len(set(steps) | {"3"})
@@ -202,7 +209,7 @@ def test_resuming_with_nothing_left_to_do_adds_no_row(configure, cpu):
         train(config.model_copy(update={"resume": True}), cpu)
         assert {name: (config.out / name).read_text() for name in before} == before
     train(config.model_copy(update={"resume": True, "max_steps": 8}), cpu)
-    assert [row["step"] for row in rows(config.out / "metrics.csv")] == ["4", "6", "8"]
+    assert [row["step"] for row in rows(config.out / "metrics.csv")] == ["4", "8"]  # (the last covers the steps of 6)
 
 
 def test_last_checkpoints_are_kept_and_load(configure, cpu):
@@ -303,6 +310,9 @@ def test_a_checkpoint_from_before_there_were_families_is_resumed(configure, cpu)
     for name in ("family", "gradient_warmup", "puzzle_emb_sharded"):
         del values["training"][name]
     file.write_text(json.dumps(values))
+    for name in ("puzzles", "identifiers"):
+        del state["data"][name]
+    del state["crc32"], state["row_seconds"]
     state["files"]["config.json"] = {"bytes": file.stat().st_size, "crc32": zlib.crc32(file.read_bytes())}
     (result.checkpoint / "state.json").write_text(json.dumps(state))
     assert train(configure(max_steps=3, resume=True), cpu).step == 3
@@ -371,6 +381,16 @@ def test_a_number_that_is_not_finite_stops_the_run(configure, cpu, monkeypatch, 
     assert all(tensor.isfinite().all() for tensor in load_file(good / "model.safetensors").values())
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_full_disk_under_the_log_is_named(configure, cpu, monkeypatch, saved):
+    run = Trainer(configure(max_steps=3, log_every=2, checkpoint_every=1 if saved else None), cpu)
+    monkeypatch.setattr("hrm.training.loggers.CsvLog.append", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    way_out = "last good checkpoint is .*step_00000001; make room and resume" if saved else "there is no checkpoint yet"
+    with pytest.raises(InputError, match=f"the log cannot be written in {run.config.out} .full.; .*{way_out}"):
+        run.run()
+    run.close()
+
+
 def test_weights_that_are_not_finite_are_not_saved(configure, cpu):
     run = Trainer(configure(max_steps=1), cpu)
     run._train_step()
@@ -400,6 +420,202 @@ def test_a_damaged_checkpoint_is_named_with_the_one_before(configure, cpu, tmp_p
     assert "\n" not in str(error.value)
     shutil.rmtree(newest)
     assert train(again, cpu).step == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("step", 1), ("sampler", {"epoch": 0, "position": 1}), ("summed_from", 1), ("recent", [[9, 9]]),
+     ("evaluated_at", 1), ("seconds", 0.5), ("puzzles", "0"), ("files", {})],
+)  # fmt: skip
+def test_a_changed_value_of_the_state_is_noticed(configure, cpu, key, value):
+    result = train(configure(max_steps=2), cpu)
+    state = json.loads((result.checkpoint / "state.json").read_text())
+    state = state | {key: value} if key != "puzzles" else state | {"data": state["data"] | {key: value}}
+    (result.checkpoint / "state.json").write_text(json.dumps(state))
+    with pytest.raises(InputError, match="is damaged .the contents of state.json have changed since it was written"):
+        train(configure(max_steps=3, resume=True), cpu)
+
+
+@pytest.mark.parametrize("name", ["model", "ema", "puzzle_emb"])
+def test_changed_weights_of_a_checkpoint_are_noticed_by_load(configure, cpu, name):
+    result = train(configure(max_steps=1, ema=name == "ema", puzzle_emb_sharded=name == "puzzle_emb"), cpu)
+    file = result.checkpoint / f"{name}.safetensors"
+    raw = file.read_bytes()
+    file.write_bytes(raw[:-20] + bytes([raw[-20] ^ 1]) + raw[-19:])
+    with pytest.raises(
+        InputError, match=f"{name}.safetensors is damaged or incomplete .*have changed since it was written"
+    ):
+        hrm.load(result.checkpoint)
+    if name == "ema":
+        hrm.load(result.checkpoint, weights="model")
+
+
+def test_a_run_does_not_go_on_with_other_puzzles_of_the_same_shape(configure, cpu, tmp_path):
+    config = configure(max_steps=2)
+    train(config, cpu)
+    again = config.model_copy(update={"max_steps": 3, "resume": True, "data": tmp_path / "other"})
+    shutil.copytree(config.data, tmp_path / "other")
+    labels = np.load(tmp_path / "other/train/all__labels.npy")
+    np.save(tmp_path / "other/train/all__labels.npy", np.flip(labels, 1))
+    with pytest.raises(InputError, match=f"the puzzles of data={tmp_path / 'other'} are not those it was trained on"):
+        train(again, cpu)
+    np.save(tmp_path / "other/train/all__labels.npy", labels.astype(np.int32))  # the same puzzles
+    (tmp_path / "other/identifiers.json").write_text('["<blank>", "a", "c", "b"]')
+    with pytest.raises(InputError, match="the names of the puzzle identifiers of data=.* are not those"):
+        train(again, cpu)
+    shutil.copy(config.data / "identifiers.json", tmp_path / "other")
+    assert train(again, cpu).step == 3
+
+
+def test_a_model_knows_its_puzzle_identifiers(configure, cpu, tmp_path):
+    config = configure(max_steps=2)
+    result = train(config, cpu)
+    model = hrm.load(config.out)
+    hrm.save(model, tmp_path / "saved")
+    shutil.copytree(config.data, tmp_path / "other")
+    (tmp_path / "other/identifiers.json").write_text('["<blank>", "a", "b", "d"]')
+    ours, other = (open_dataset(folder, "test") for folder in (config.data, tmp_path / "other"))
+    message = "other names other puzzle identifiers .* than the checkpoint was trained with.* --puzzle-emb mean"
+    for one in (model, hrm.load(tmp_path / "saved")):
+        evaluate(one, ours, batch_size=8)
+        with pytest.raises(InputError, match=message):
+            evaluate(one, other, batch_size=8)
+    plain = train(configure("plain", max_steps=1, arch={"puzzle_emb_ndim": 0}), cpu)
+    evaluate(hrm.load(plain.checkpoint), other, batch_size=8)
+
+    begun = configure("begun", max_steps=1, init=str(result.checkpoint), data=tmp_path / "other", puzzle_emb_lr=0.0)
+    with pytest.raises(InputError, match="trained on other puzzle identifiers .*; choose puzzle_emb=mean"):
+        train(begun, cpu)
+    rows = model.puzzle_emb.weights
+    for choice, wanted in {"mean": rows.mean(0).expand_as(rows), "zero": 0 * rows, "keep": rows}.items():
+        changed = begun.model_copy(update={"puzzle_emb": choice, "out": tmp_path / choice})
+        found = hrm.load(train(changed, cpu).checkpoint)
+        torch.testing.assert_close(found.puzzle_emb.weights, wanted)
+        evaluate(found, other, batch_size=8)
+        with pytest.raises(InputError, match="names other puzzle identifiers"):
+            evaluate(found, ours, batch_size=8)
+
+
+def test_two_runs_do_not_share_a_folder(configure, cpu):
+    """Nor after the first has been killed: only a process that lives holds the lock."""
+    config = configure(max_steps=2)
+    run = Trainer(config, cpu)
+    with pytest.raises(InputError, match="is not empty"):
+        Trainer(config, cpu)
+    again = config.model_copy(update={"resume": True})
+    for _ in range(2):  # before its first checkpoint, and after it
+        with pytest.raises(InputError, match=f"another run is training in out={config.out}; wait for its end"):
+            train(again, cpu)
+        run._train_step()
+        run._save()
+    os.close(run._lock._descriptor)  # as the system does when a process is gone
+    assert train(again.model_copy(update={"max_steps": 3}), cpu).step == 3
+    with (config.out / ".lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back
+
+
+def test_a_folder_that_holds_only_a_lock_is_free(configure, cpu, monkeypatch):
+    """And a run that is started at the same moment is refused, though the folder was free when both looked."""
+    config = configure(max_steps=1)
+    config.out.mkdir()
+    (config.out / ".lock").touch()
+    real, second = trainer_module.build, []
+
+    def build(*arguments):
+        if not second:
+            second.append(None)
+            second[0] = Trainer(config, cpu)
+        return real(*arguments)
+
+    monkeypatch.setattr(trainer_module, "build", build)
+    with pytest.raises(InputError, match="another run is training in"):
+        Trainer(config, cpu)
+    assert second[0].run().step == 1
+    second[0].close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_signal_ends_the_run_with_a_checkpoint(configure, cpu, monkeypatch, number, ignored):
+    """With ``ignored`` it came before the program ignoring SIGHUP, as nohup starts it."""
+    before = signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    real = Trainer._train_step
+
+    def step(self):
+        real(self)
+        if self.step == 2:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Trainer, "_train_step", step)
+    try:
+        result = train(configure(max_steps=4), cpu)
+    finally:
+        signal.signal(number, before)
+    if ignored and number == signal.SIGHUP:
+        assert (result.reason, result.step) == ("limit", 4)
+    else:
+        assert (result.reason, result.step, result.checkpoint.name) == ("interrupted", 2, "step_00000002")
+
+
+@pytest.mark.parametrize("when", ["first line", "third step"])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_closed_standard_output_ends_the_run_with_a_checkpoint(configure, cpu, monkeypatch, when, terminal):
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    reader, writer = os.pipe()
+    real = Trainer._train_step
+
+    def step(self):
+        real(self)
+        if self.step == 3 and when == "third step":
+            os.close(reader)
+
+    if when == "first line":
+        os.close(reader)
+    monkeypatch.setattr(Trainer, "_train_step", step)
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        result = train(configure(max_steps=9, log_every=1), cpu)
+        print("this goes nowhere, and fails nobody", flush=True)
+        monkeypatch.undo()
+    first = 1 if when == "first line" else 3
+    last = first if terminal or when == "first line" else 9  # lines in a file are five seconds apart
+    assert first <= result.step <= last and result.reason == "interrupted"
+    assert int(result.checkpoint.name[5:]) == result.step and (result.checkpoint / "state.json").is_file()
+
+
+def test_max_minutes_have_room_for_the_last_evaluation(configure, cpu, monkeypatch):
+    """A step takes a minute, an evaluation ten; the first comes unexpected, after that there is room for one."""
+    clock = [0.0]
+    monkeypatch.setattr(trainer_module.time, "monotonic", lambda: clock[0])
+    real = Trainer._train_step
+
+    def step(self):
+        real(self)
+        clock[0] += 60
+
+    def evaluate(*_, **__):
+        clock[0] += 600
+        return {"exact_accuracy": 0.5, "accuracy": 0.75, "lm_loss": 1.0, "count": 3}
+
+    monkeypatch.setattr(Trainer, "_train_step", step)
+    monkeypatch.setattr(trainer_module, "evaluate", evaluate)
+    config = configure(eval_interval=1, max_minutes=30)  # an epoch is four steps
+    result = train(config, cpu)
+    assert result.reason == "limit" and clock[0] / 60 <= 31
+    # 4 + 10 (an epoch), 4 + 10, 1, and ten for the end would be too many
+    assert [row["step"] for row in rows(config.out / "evaluation.csv")] == ["4", "8"] and result.step == 8
+
+
+def test_a_slow_first_step_is_told(configure, cpu, monkeypatch, capsys):
+    run = Trainer(configure(max_steps=3, log_every=10), cpu)
+    run.step = 1
+    run._say_if_slow(2.0)
+    assert "first step" not in capsys.readouterr().out
+    run._say_if_slow(2.6)
+    assert "first step: 2.6 s; the next line comes after 2 more (log_every)" in capsys.readouterr().out
+    run.close()
 
 
 def test_what_does_not_fit_is_refused_and_nothing_is_touched(configure, cpu, tmp_path):
@@ -452,8 +668,8 @@ def test_a_full_disk_is_named(configure, cpu, monkeypatch):
     run = Trainer(configure(max_steps=3, checkpoint_every=1), cpu)
     run._train_step()
     run._save()
-    monkeypatch.setattr("hrm.training.checkpoint.save_file", full)
-    with pytest.raises(InputError, match="step 2 cannot be written .*No space left.*last good one is .*step_00000001"):
+    monkeypatch.setattr("hrm.weights.save_file", full)
+    with pytest.raises(InputError, match="step 2 cannot be .*No space left.*last good checkpoint is .*step_00000001"):
         run._train_step()
         run._save()
     run.close()
