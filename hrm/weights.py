@@ -295,6 +295,7 @@ def _read_saved(folder: Path, weights: str) -> _Read:
     if not file.is_file():
         raise InputError(f"{file} is missing; the checkpoint was not written by this training, or is not complete")
     sums, table = _checksums(folder, config), folder / PUZZLE_EMB_FILE
+    _require_unchanged(folder / "config.json", sums)
     state = _load_safetensors(file, sums)
     if table.is_file():
         state |= _load_safetensors(table, sums)
@@ -371,12 +372,19 @@ def _checkpoint_file(folder: Path) -> Path:
     return max(files, key=lambda p: (len(p.stem), p.stem))
 
 
-def _load_safetensors(file: Path, sums: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def _require_unchanged(file: Path, sums: Mapping[str, Any]) -> None:
     try:
         if file.name in sums:
             require_unchanged(file, sums[file.name])
+    except (OSError, InputError, LookupError, TypeError) as error:
+        raise InputError(f"{file} is damaged or incomplete ({error}); use another checkpoint") from None
+
+
+def _load_safetensors(file: Path, sums: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    _require_unchanged(file, sums)
+    try:
         return load_file(file)
-    except (SafetensorError, OSError, InputError, LookupError, TypeError) as error:
+    except (SafetensorError, OSError) as error:
         raise InputError(f"{file} is damaged or incomplete ({error}); use another checkpoint") from None
 
 

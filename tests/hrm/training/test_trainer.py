@@ -436,17 +436,18 @@ def test_a_changed_value_of_the_state_is_noticed(configure, cpu, key, value):
         train(configure(max_steps=3, resume=True), cpu)
 
 
-@pytest.mark.parametrize("name", ["model", "ema", "puzzle_emb"])
-def test_changed_weights_of_a_checkpoint_are_noticed_by_load(configure, cpu, name):
-    result = train(configure(max_steps=1, ema=name == "ema", puzzle_emb_sharded=name == "puzzle_emb"), cpu)
-    file = result.checkpoint / f"{name}.safetensors"
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "puzzle_emb.safetensors", "config.json"])
+def test_what_has_changed_in_a_checkpoint_is_noticed_by_load(configure, cpu, name):
+    result = train(configure(max_steps=1, ema="ema" in name, puzzle_emb_sharded="puzzle_emb" in name), cpu)
+    file = result.checkpoint / name
     raw = file.read_bytes()
-    file.write_bytes(raw[:-20] + bytes([raw[-20] ^ 1]) + raw[-19:])
-    with pytest.raises(
-        InputError, match=f"{name}.safetensors is damaged or incomplete .*have changed since it was written"
-    ):
+    if name == "config.json":
+        file.write_bytes(raw.replace(b'"L_cycles": 1', b'"L_cycles": 2'))
+    else:
+        file.write_bytes(raw[:-20] + bytes([raw[-20] ^ 1]) + raw[-19:])
+    with pytest.raises(InputError, match=f"{name} is damaged or incomplete .*have changed since it was written"):
         hrm.load(result.checkpoint)
-    if name == "ema":
+    if "ema" in name:
         hrm.load(result.checkpoint, weights="model")
 
 
