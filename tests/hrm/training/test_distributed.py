@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 
 import hrm
 from hrm.errors import InputError
+from hrm.training import trainer as trainer_module
 from hrm.training.distributed import FlatGradients, World, is_first_to_say, joined
 from hrm.training.trainer import train
+from hrm.trm import build
 
 
 def torchrun(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -37,7 +39,9 @@ RUNS = {
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-def test_two_processes_equal_one_and_each_goes_on_from_the_other(configure, cpu, tmp_path, run):
+def test_two_processes_equal_one_and_each_goes_on_from_the_other(configure, cpu, tmp_path, run, jittered, monkeypatch):
+    """But for rounding: two processes add gradients in another order. How far that may go, runs of one process say
+    whose first weights are off by a unit in the last place."""
     changes = {"log_every": 4, "checkpoint_every": 3, "ema": True, "eval_interval": 1, **run}
     changes["arch"] = {"halt_exploration_prob": 0.3} | changes.get("arch", {})
     one = train(configure("one", max_steps=9, **changes), cpu)
@@ -61,12 +65,20 @@ def test_two_processes_equal_one_and_each_goes_on_from_the_other(configure, cpu,
             assert list(a) == [4, 8, 9] and list(b) == ([4, 8, 9] if file == "metrics.csv" else [2, 4, 6, 8, 9])
             assert a == pytest.approx({step: b[step] for step in a}, rel=1e-5, abs=1e-7, nan_ok=True), name
             assert name != "finished" or a[8] > 4
+    rounded = []
+    for index in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer_module, "build", lambda *how, index=index: [*jittered(build(*how), 3)][index])
+            rounded.append(train(configure(f"rounded-{index}", max_steps=9, **changes), cpu))
     names = ("model", "ema", "carry", "puzzle_emb")[: 4 if "puzzle_emb_sharded" in run else 3]
     for name in names:
-        whole, parts = (load_file(run.checkpoint / f"{name}.safetensors") for run in (one, resumed))
+        whole, parts, *others = (load_file(run.checkpoint / f"{name}.safetensors") for run in (one, resumed, *rounded))
         assert whole.keys() == parts.keys()
         for key, tensor in whole.items():
-            torch.testing.assert_close(parts[key], tensor, rtol=1e-4, atol=2e-5, msg=f"{name} {key} differs")
+            drift = max((other[key].double() - tensor.double()).abs().max().item() for other in others)
+            error = (parts[key].double() - tensor.double()).abs().max().item()
+            # (rounding may also make a row halt a segment later, from where on its states are others altogether)
+            assert error <= max(2e-5, min(2 * drift, 1e-3)), f"{name} {key}: off by {error}, by rounding {drift}"
 
 
 INTERRUPTED = """
