@@ -1,4 +1,4 @@
-"""What runs in the place of a module's own ``forward``."""
+"""Modules of other projects on our ops, with their own parameters."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -10,7 +10,7 @@ from torch import nn
 
 from hrm_kernels.backends import use_backend
 from hrm_kernels.casts import cast
-from hrm_kernels.integrations.structure import Part
+from hrm_kernels.integrations.structure import Bound, Part
 from hrm_kernels.ops.add_rms_norm import add_rms_norm
 from hrm_kernels.ops.reasoning_module import reasoning_module
 from hrm_kernels.ops.rope_attention import rope_attention
@@ -32,31 +32,40 @@ OPS = {
 Tables = torch.Tensor | None
 
 
-def forward_of(part: Part, backend: str | None) -> Callable[..., Any]:
+def ours_of(part: Part, backend: str | None) -> Callable[..., torch.Tensor]:
     """A ``forward(self, ...)`` with the signature of the module's own, on our ops.
 
-    A call that has arguments beyond those known, that runs under autocast, or whose state is of another dtype than an
-    ``nn.Linear`` in the module can take, goes to the module's own ``forward``.
+    Raises:
+        TypeError, ValueError: (from it) the arguments are not what the ops compute with.
     """
-    run = _RUN[part.kind]
 
-    def forward(self: nn.Module, *arguments: Any, **named: Any) -> Any:
+    def forward(self: nn.Module, *arguments: Any, **named: Any) -> torch.Tensor:
         bound = part.signature.bind(arguments, named)
-        if bound is None or not _can_serve(self, part, bound[0]):
-            return type(self).forward(self, *arguments, **named)
-        with nullcontext() if backend is None else use_backend(backend):
-            return run(self, part, *bound)
+        if bound is None:
+            raise TypeError(f"the call has arguments beside {', '.join(part.signature.known)}")
+        return run(self, part, backend, bound)
 
-    forward.hrm_kernels_part = part  # type: ignore[attr-defined]  # by this unpatch knows it
     return forward
 
 
-def _can_serve(module: nn.Module, part: Part, x: torch.Tensor) -> bool:
+def run(module: nn.Module, part: Part, backend: str | None, bound: Bound) -> torch.Tensor:
+    """Our result of a call."""
+    with nullcontext() if backend is None else use_backend(backend):
+        return _RUN[part.kind](module, part, *bound)
+
+
+def can_serve(part: Part, bound: Bound) -> bool:
+    """Whether this is a call as the ops are for it, by its arguments; others are for the module's own forward."""
+    x, injection, *_ = bound
     if torch.is_autocast_enabled(x.device.type):
         return False
     if part.kind not in ("linear", "swiglu") and x.ndim != 3:
         return False
-    return all(type(one) is not nn.Linear or one.weight.dtype == x.dtype for one in module.modules())
+    if part.signature.injection is None:
+        return True
+    if not isinstance(injection, torch.Tensor) or injection.dtype != x.dtype or injection.ndim > x.ndim:
+        return False
+    return all(a in (1, b) for a, b in zip(injection.shape[::-1], x.shape[::-1]))
 
 
 def _weight(module: nn.Module, name: str, dtype: torch.dtype) -> torch.Tensor:
@@ -100,8 +109,7 @@ def _module(
     module: nn.Module, part: Part, z: torch.Tensor, injection: torch.Tensor, cos: Tables, sin: Tables
 ) -> torch.Tensor:
     layers = [_weights(layer, inner, z.dtype) for layer, inner in zip(module.layers, part.inner, strict=True)]  # type: ignore[arg-type]
-    injection = injection.expand_as(z).to(z.dtype)
-    return reasoning_module(z, injection, layers, cos, sin, part.num_heads, part.eps)
+    return reasoning_module(z, injection.expand_as(z), layers, cos, sin, part.num_heads, part.eps)
 
 
 def _mixing_module(module: nn.Module, part: Part, z: torch.Tensor, injection: torch.Tensor, *_: Any) -> torch.Tensor:

@@ -1,17 +1,17 @@
 """Replace the forward of modules that our ops can compute, in models of other projects."""
 
 from dataclasses import dataclass, field
-from types import MethodType
 
 from torch import nn
 
 import hrm_kernels.nn
 from hrm_kernels.backends import NAMES, BackendUnavailable, backends
-from hrm_kernels.integrations.forward import OPS, forward_of
+from hrm_kernels.integrations.forward import OPS
+from hrm_kernels.integrations.near_misses import is_linear
 from hrm_kernels.integrations.probe import difference
+from hrm_kernels.integrations.replacement import is_replaced, left_alone, replace, restore
 from hrm_kernels.integrations.structure import Unfit, recognise
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _OURS = tuple(getattr(hrm_kernels.nn, name) for name in hrm_kernels.nn.__all__ if name[0].isupper())
 
 
@@ -70,14 +70,16 @@ def patch(model: nn.Module, backend: str | None = None) -> PatchReport:
 
 def unpatch(model: nn.Module) -> int:
     """Give the modules of ``model`` that :func:`patch` has changed their own ``forward`` back; how many they were."""
-    patched = [module for module in model.modules() if _is_patched(module)]
-    for module in patched:
-        del module.__dict__["forward"]
-    return len(patched)
+    return sum(restore(module) for module in model.modules())
 
 
-def _visit(module: nn.Module, name: str, backend: str | None, report: PatchReport, seen: set[nn.Module]) -> None:
-    """Replace ``module``, or what lies inside it; a module that occurs twice is dealt with once."""
+def _visit(
+    module: nn.Module, name: str, backend: str | None, report: PatchReport, seen: set[nn.Module], around: str = ""
+) -> None:
+    """Replace ``module``, or what lies inside it; a module that occurs twice is dealt with once.
+
+    ``around``: why the module around it was kept; linear layers that this names are not reported again.
+    """
     if module in seen:
         return
     seen.add(module)
@@ -85,35 +87,22 @@ def _visit(module: nn.Module, name: str, backend: str | None, report: PatchRepor
         if next(module.parameters(), None) is not None:
             report.kept[name] = "it runs on these ops already"
         return
-    if _is_patched(module):
+    if is_replaced(module):
         report.kept[name] = "it was patched before; unpatch first to choose anew"
         return
     try:
         part = recognise(module)
         if part is not None:
-            reason = _left_alone(module) or difference(module, part, backend)
+            reason = left_alone(module) or difference(module, part, backend)
             if reason is None:
-                module.__dict__["forward"] = MethodType(forward_of(part, backend), module)
+                replace(module, part, backend, name)
                 report.replaced[name] = OPS[part.kind]
                 seen.update(module.modules())
                 return
             report.kept[name] = reason
     except Unfit as unfit:
-        report.kept[name] = str(unfit)
+        if not (is_linear(module) and name.rpartition(".")[2] in around):
+            report.kept[name] = str(unfit)
     for child_name, child in module.named_children():
-        _visit(child, f"{name}.{child_name}" if name else child_name, backend, report, seen)
-
-
-def _is_patched(module: nn.Module) -> bool:
-    return hasattr(getattr(module.__dict__.get("forward"), "__func__", None), "hrm_kernels_part")
-
-
-def _left_alone(module: nn.Module) -> str | None:
-    """Why replacing ``module`` would take something away from other code, if it would."""
-    for inner_name, inner in module.named_modules():
-        where = f"{inner_name} inside it" if inner_name else "it"
-        if any(getattr(inner, hooks) for hooks in _HOOKS):
-            return f"{where} has hooks, which would no longer see what they see now; remove them and patch again"
-        if "forward" in inner.__dict__:
-            return f"the forward of {where} has been replaced by other code"
-    return None
+        inner = f"{name}.{child_name}" if name else child_name
+        _visit(child, inner, backend, report, seen, report.kept.get(name, ""))

@@ -11,11 +11,20 @@ from typing import Any
 import torch
 from torch import nn
 
-_QKV = ("qkv_proj", "qkv", "Wqkv")
-_OUT = ("o_proj", "out_proj", "proj")
-_GATE_UP = ("gate_up_proj", "gate_up")
-_DOWN = ("down_proj", "down")
-_HEADS = ("num_heads", "n_heads", "n_head", "nhead", "heads")
+from hrm_kernels.integrations.near_misses import (
+    expected_heads,
+    grouped,
+    is_linear,
+    keeps_it_transposed,
+    misfit,
+    near_miss,
+    number_of_heads,
+)
+
+_QKV = ("qkv_proj", "qkv", "Wqkv", "to_qkv", "c_attn", "query_key_value")
+_OUT = ("o_proj", "out_proj", "proj", "Wo", "to_out", "c_proj", "dense")
+_GATE_UP = ("gate_up_proj", "gate_up", "Wi", "w12")
+_DOWN = ("down_proj", "down", "Wo", "w3")
 _EPS = ("norm_eps", "rms_norm_eps", "eps", "variance_epsilon")
 
 _HIDDEN = ("hidden_states", "x", "z", "h", "input", "inputs", "src")
@@ -24,6 +33,10 @@ _TABLES = ("cos_sin", "position_embeddings", "rope", "rotary")
 
 PUBLISHED_EPS = 1e-5
 """Where a module does not say; a wrong guess shows in the probe."""
+
+
+Bound = tuple[torch.Tensor, Any, torch.Tensor | None, torch.Tensor | None]
+"""The state, the injection, cos and sin of a call."""
 
 
 class Unfit(Exception):
@@ -35,22 +48,34 @@ class Signature:
     """How a module is called: names of the arguments of its ``forward``.
 
     Attributes:
-        names: of all of them in order.
+        names: of those that go by position, in order.
+        required: of those without a default.
+        defaults: of the others.
         hidden: the state.
         injection: what a reasoning module adds to it; None for others.
         tables: the pair ``(cos, sin)``; or ``("cos", "sin")`` apart; or None where there are none.
     """
 
     names: tuple[str, ...]
+    required: tuple[str, ...]
+    defaults: dict[str, Any]
     hidden: str
     injection: str | None
     tables: str | tuple[str, str] | None
 
-    def bind(
-        self, arguments: tuple[Any, ...], named: dict[str, Any]
-    ) -> tuple[torch.Tensor, Any, torch.Tensor | None, torch.Tensor | None] | None:
-        """``(state, injection, cos, sin)`` of a call; None where it has something else that we know nothing of."""
-        given = dict(zip(self.names, arguments)) | named
+    @property
+    def known(self) -> tuple[str, ...]:
+        tables = self.tables if isinstance(self.tables, tuple) else (self.tables,)
+        return tuple(name for name in (self.hidden, self.injection, *tables) if name is not None)
+
+    def bind(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> Bound | None:
+        """``(state, injection, cos, sin)`` of a call; None where it is wrong, or has something unknown to the ops."""
+        given = dict(zip(self.names, arguments))
+        if len(arguments) > len(self.names) or given.keys() & named.keys():
+            return None
+        given |= named
+        if any(name not in given for name in self.required):
+            return None
         hidden = given.pop(self.hidden, None)
         injection = given.pop(self.injection, None) if self.injection else None
         cos = sin = None
@@ -62,9 +87,9 @@ class Signature:
                 if not isinstance(pair, tuple | list) or len(pair) != 2:
                     return None
                 cos, sin = pair
-        if any(value is not None for value in given.values()) or not isinstance(hidden, torch.Tensor):
+        if any(value is not self.defaults.get(name) for name, value in given.items()):
             return None
-        return hidden, injection, cos, sin
+        return (hidden, injection, cos, sin) if isinstance(hidden, torch.Tensor) else None
 
 
 @dataclass(frozen=True)
@@ -104,51 +129,50 @@ def recognise(module: nn.Module) -> Part | None:
                 + (", LayerNorm with weight and bias, and an MLP without gate" if "Layer" in name else "")
                 + "; the ops have none of it (see docs/patch.md for a block that can be replaced)"
             )
-    if _first(module, ("gate_proj",)) and _first(module, ("up_proj",)) and _first(module, _DOWN):
-        raise Unfit("gate_proj and up_proj are apart; pack their weights into one gate_up_proj, the gate first")
+    reason = near_miss(module, _OUT, _DOWN)
+    if reason is not None:
+        raise Unfit(reason)
     return None
-
-
-def is_linear(module: Any) -> bool:
-    """A leaf with a matrix ``weight`` and perhaps a vector ``bias``."""
-    if not isinstance(module, nn.Module) or isinstance(module, nn.Embedding):
-        return False
-    leaf = next(module.children(), None) is None and not module._buffers
-    weight = module._parameters.get("weight")
-    return leaf and set(module._parameters) <= {"weight", "bias"} and type(weight) is nn.Parameter and weight.ndim == 2
 
 
 def _linear(module: nn.Module) -> Part | None:
     if not is_linear(module) or type(module).forward is nn.Linear.forward:  # that one computes what we would
         return None
     signature = _signature(module)
-    return None if signature is None or signature.tables else Part("linear", signature)
+    if signature is None or signature.tables:
+        return None
+    if keeps_it_transposed(module):
+        raise Unfit(f"it is a linear layer that keeps its weight as [in, out] ({type(module).__name__}), not [out, in]")
+    return Part("linear", signature)
 
 
 def _swiglu(module: nn.Module) -> Part | None:
     names = _first(module, _GATE_UP), _first(module, _DOWN)
     if names[0] is None or names[1] is None:
         return None
-    gate_up, down = _matrices(module, names)
+    gate_up, down = _matrices("SwiGLU", module, names)
     if gate_up.shape[0] != 2 * down.shape[1] or gate_up.shape[1] != down.shape[0]:
-        raise Unfit(f"{names[0]} is {list(gate_up.shape)} and {names[1]} {list(down.shape)}, expected [2 I, D], [D, I]")
-    return Part("swiglu", _needed_signature(module), names)  # type: ignore[arg-type]
+        shapes = f"{names[0]} is {list(gate_up.shape)} and {names[1]} {list(down.shape)}"
+        if gate_up.shape[::-1] == down.shape:
+            raise Unfit(f"it is an MLP without gate ({shapes}), which no op computes")
+        raise Unfit(f"it looks like SwiGLU, but {shapes}, expected [2 I, D] and [D, I]")
+    return Part("swiglu", _needed_signature("SwiGLU", module), names)  # type: ignore[arg-type]
 
 
 def _attention(module: nn.Module) -> Part | None:
     names = _first(module, _QKV), _first(module, _OUT)
     if names[0] is None or names[1] is None:
         return None
-    qkv, out = _matrices(module, names)
-    heads = next((getattr(module, name) for name in _HEADS if isinstance(getattr(module, name, None), int)), None)
+    qkv, out = _matrices("attention", module, names)
+    heads = number_of_heads(module)
     if heads is None:
-        raise Unfit(f"it does not say how many heads it has; expected an attribute {' or '.join(_HEADS)}")
-    if qkv.shape[0] != 3 * out.shape[1] or out.shape[1] % heads:
         raise Unfit(
-            f"{names[0]} has {qkv.shape[0]} rows and {names[1]} {out.shape[1]} columns, expected 3 x as many and a "
-            f"multiple of {heads} heads; grouped key and value heads have no place in rope_attention"
+            f"it looks like attention ({', '.join(map(str, names))}), but it does not say how many heads it has; "
+            f"expected an attribute {expected_heads()}"
         )
-    return Part("attention", _needed_signature(module), names, num_heads=heads)  # type: ignore[arg-type]
+    if qkv.shape[0] != 3 * out.shape[1] or out.shape[1] % heads:
+        raise Unfit(f"it looks like attention, but {grouped(module, names[0], qkv.shape[0], out.shape[1], heads)}")
+    return Part("attention", _needed_signature("attention", module), names, num_heads=heads)  # type: ignore[arg-type]
 
 
 def _block(module: nn.Module) -> Part | None:
@@ -159,27 +183,32 @@ def _block(module: nn.Module) -> Part | None:
     for name, child in module.named_children():
         try:
             part = _swiglu(child) or _attention(child)
-        except Unfit as reason:
-            unfit.append(f"{name}: {reason}")
-            continue
+        except Unfit:
+            part = None
+            unfit.append(name)
         if part is not None:
             parts[name] = part
+        elif name not in unfit and near_miss(child, _OUT, _DOWN) is not None:
+            unfit.append(name)
     if len(parts) + len(unfit) != 2:
         return None
-    if unfit:
-        raise Unfit(unfit[0])
     kinds = [part.kind for part in parts.values()]
     if kinds == ["attention", "attention"]:
         return None
-    rest = [name for name, child in module.named_children() if name not in parts and _has_parameters(child)]
-    if rest or module._parameters:
-        extra = rest[0] if rest else next(iter(module._parameters))
-        raise Unfit(f"{extra} has parameters; add_rms_norm has neither weight nor bias")
+    known = (*parts, *unfit)
+    rest = [name for name, child in module.named_children() if name not in known and _has_parameters(child)]
+    rest += module._parameters
+    reasons = [f"{name} does not fit (the reason is with {name})" for name in unfit]
+    if rest:
+        have = f"{rest[0]} has" if len(rest) == 1 else f"{', '.join(rest)} have"
+        reasons.append(f"{have} parameters; add_rms_norm has neither weight nor bias")
+    if reasons:
+        raise Unfit(f"it looks like a block ({', '.join(known)}), but {'; '.join(reasons)}")
     mixing = sorted(kinds) == ["swiglu", "swiglu"]
     names = tuple(parts) if mixing else tuple(sorted(parts, key=lambda name: parts[name].kind))
     return Part(
         "mixing_block" if mixing else "block",
-        _needed_signature(module),
+        _needed_signature("a block", module),
         names,
         tuple(parts[name] for name in names),
         num_heads=max(part.num_heads for part in parts.values()),
@@ -217,20 +246,13 @@ def _first(module: nn.Module, names: tuple[str, ...]) -> str | None:
     return next((name for name in names if isinstance(getattr(module, name, None), nn.Module)), None)
 
 
-def _matrices(module: nn.Module, names: tuple[str | None, ...]) -> list[torch.Tensor]:
+def _matrices(what: str, module: nn.Module, names: tuple[str | None, ...]) -> list[torch.Tensor]:
     """The weights of projections without bias."""
-    found = []
-    for name in names:
-        assert name is not None
-        linear = getattr(module, name)
-        if not is_linear(linear):
-            raise Unfit(
-                f"{name} is {type(linear).__name__}, expected a layer with a parameter 'weight' [out, in] alone"
-            )
-        if getattr(linear, "bias", None) is not None:
-            raise Unfit(f"{name} has a bias, and the ops have none; make it without (bias=False)")
-        found.append(linear.weight)
-    return found
+    linears = [(name, getattr(module, name)) for name in names if name is not None]
+    reasons = [reason for name, linear in linears if (reason := misfit(name, linear)) is not None]
+    if reasons:
+        raise Unfit(f"it looks like {what}, but {'; '.join(reasons)}")
+    return [linear.weight for _, linear in linears]
 
 
 def _has_parameters(module: nn.Module) -> bool:
@@ -248,11 +270,11 @@ def _eps(module: nn.Module) -> float:
     return PUBLISHED_EPS
 
 
-def _needed_signature(module: nn.Module) -> Signature:
+def _needed_signature(what: str, module: nn.Module) -> Signature:
     signature = _signature(module)
     if signature is None:
-        names = ", ".join(inspect.signature(type(module).forward).parameters)
-        raise Unfit(f"its forward takes ({names}), and none of it has a name of states: {', '.join(_HIDDEN)}")
+        names = ", ".join(list(inspect.signature(type(module).forward).parameters)[1:])
+        raise Unfit(f"it looks like {what}, but its forward takes ({names}), no states: {', '.join(_HIDDEN)}")
     return signature
 
 
@@ -261,6 +283,7 @@ def _signature(module: nn.Module, inner: nn.Module | None = None) -> Signature |
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = tuple(one.name for one in parameters if one.kind in positional)
+    single = [one for one in parameters if one.kind in (*positional, inspect.Parameter.KEYWORD_ONLY)]
     known = [one.name for one in parameters]
     if inner is not None and any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters):
         known += inspect.signature(type(inner).forward).parameters
@@ -270,4 +293,11 @@ def _signature(module: nn.Module, inner: nn.Module | None = None) -> Signature |
     tables: str | tuple[str, str] | None = next((name for name in _TABLES if name in known), None)
     if tables is None and {"cos", "sin"} <= set(known):
         tables = ("cos", "sin")
-    return Signature(names, hidden, next((name for name in _INJECTION if name in names), None), tables)
+    return Signature(
+        names,
+        tuple(one.name for one in single if one.default is inspect.Parameter.empty),
+        {one.name: one.default for one in single if one.default is not inspect.Parameter.empty},
+        hidden,
+        next((name for name in _INJECTION if name in names), None),
+        tables,
+    )

@@ -1,0 +1,202 @@
+"""What keeps a module from being one of ours, in words: it is named otherwise, packed otherwise, or has more."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+_LETTER_FORMS = ("{}_proj", "to_{}", "{}", "W{}", "w{}", "W_{}", "w_{}", "{}_lin", "linear_{}", "{}_linear", "fc_{}")
+_APART = (
+    *(tuple(form.format(letter) for letter in "qkv") for form in _LETTER_FORMS),
+    *((form.format("q"), form.format("kv")) for form in _LETTER_FORMS),
+    *(tuple(form.format(word) for word in ("query", "key", "value")) for form in ("{}", "{}_proj", "{}_projection")),
+)
+"""Names of projections of queries, keys and values, where these are apart."""
+_GATE_AND_UP = (
+    *(("gate_proj", "up_proj"), ("w1", "w3"), ("wi_0", "wi_1"), ("gate", "up"), ("fc1_g", "fc1_x")),
+    *(("w_gate", "w_up"), ("linear_gate", "linear_up"), ("fc_gate", "fc_up"), ("W_gate", "W_up")),
+)
+_WITHOUT_GATE = (
+    *(("c_fc", "c_proj"), ("fc1", "fc2"), ("linear1", "linear2"), ("lin1", "lin2"), ("up_proj", "down_proj")),
+    *(("dense_h_to_4h", "dense_4h_to_h"), ("fc_in", "fc_out"), ("wi", "wo"), ("Wi", "Wo"), ("w1", "w2")),
+)
+
+_HEADS = ("num_heads", "n_heads", "n_head", "nhead", "heads", "num_attention_heads")
+_GROUPS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")
+
+_TELLING = (
+    *("window", "window_size", "sliding_window", "local_attention", "attention_window", "chunk_size"),
+    *("causal", "is_causal", "softcap", "logit_cap", "attn_logit_softcapping", "clip", "clip_qkv", "limit"),
+    *("alibi", "alibi_slopes", "relative_bias", "dropout", "dropout_p", "attention_dropout", "attn_dropout"),
+    *("scale", "scaling", "act", "act_fn", "activation", "activation_fn", "hidden_act"),
+)
+
+
+def number_of_heads(module: nn.Module) -> int | None:
+    return _number(module, _HEADS)
+
+
+def expected_heads() -> str:
+    return " or ".join(_HEADS)
+
+
+def is_linear(module: Any) -> bool:
+    """A leaf with a matrix ``weight`` of floating dtype and perhaps a vector ``bias``."""
+    if not isinstance(module, nn.Module) or isinstance(module, nn.Embedding):
+        return False
+    leaf = next(module.children(), None) is None and not module._buffers
+    weight = module._parameters.get("weight")
+    if not leaf or type(weight) is not nn.Parameter or not set(module._parameters) <= {"weight", "bias"}:
+        return False
+    return weight.ndim == 2 and weight.is_floating_point()
+
+
+def keeps_it_transposed(module: nn.Module) -> bool:
+    """Whether a linear layer has its weight as ``[in, out]``: by its bias, or by its name where that says nothing."""
+    weight, bias = module._parameters["weight"], module._parameters.get("bias")
+    assert weight is not None
+    rows, columns = weight.shape
+    named = type(module).__name__ == "Conv1D"
+    return named or (bias is not None and rows != columns and bias.shape == (columns,))
+
+
+def misfit(name: str, linear: nn.Module) -> str | None:
+    """Why projection ``name`` cannot be one that the ops compute with, or None."""
+    if not is_linear(linear):
+        kind = f"{type(linear).__module__}.{type(linear).__name__}"
+        inside = [*dict(linear.named_children()), *linear._parameters, *linear._buffers]
+        has = f" (with {', '.join(inside[:4])})" if inside else ""
+        return f"{name} is {kind}{has}, expected a layer with a floating parameter 'weight' [out, in] and nothing else"
+    if keeps_it_transposed(linear):
+        bias = " and has a bias" if linear._parameters.get("bias") is not None else ""
+        return f"{name} ({type(linear).__name__}) keeps its weight as [in, out]{bias}, expected [out, in] and no bias"
+    if getattr(linear, "bias", None) is not None:
+        return f"{name} has a bias, and the ops have none; make it without (bias=False)"
+    return None
+
+
+def grouped(module: nn.Module, qkv: str, rows: int, columns: int, heads: int) -> str:
+    """Why a packed projection of so many rows does not fit ``heads`` heads whose outputs are ``columns`` together."""
+    groups = _number(module, _GROUPS)
+    width = columns // heads
+    if groups is None and width and (rows - columns) % (2 * width) == 0:
+        groups = (rows - columns) // (2 * width)
+    if groups and groups != heads and rows == columns + 2 * groups * width:
+        return (
+            f"{qkv} has {rows} rows: {heads} query heads share {groups} key and value heads (grouped-query attention), "
+            f"which rope_attention has not; repeat the rows of each for its queries, so that there are {3 * columns}"
+        )
+    return (
+        f"{qkv} has {rows} rows, and the output projection {columns} columns; expected 3 x as many rows, "
+        f"and columns that are a multiple of the {heads} heads"
+    )
+
+
+def near_miss(module: nn.Module, out: tuple[str, ...], down: tuple[str, ...]) -> str | None:
+    """What ``module`` looks like though its parts are not named or packed as ours; or None where it is something else.
+
+    ``out``, ``down``: known names of output projections.
+    """
+    children = dict(module.named_children())
+    apart = next((names for names in _APART if all(_projects(children.get(name)) for name in names)), None)
+    if apart is not None:
+        return _attention_apart(module, apart, out)
+    pair = next((pair for pair in _GATE_AND_UP if all(_projects(children.get(name)) for name in pair)), None)
+    known = (*down, "w2", "wo", "w_down", "linear_down", "W_down")
+    last = next((name for name in known if name in children and pair is not None and name not in pair), None)
+    if pair is not None and last is not None:
+        reasons = [one for name in (*pair, last) if (one := misfit(name, children[name]))]
+        return (
+            f"it looks like SwiGLU, but {pair[0]} and {pair[1]} are apart; "
+            f"pack their weights into one gate_up_proj, the gate first, and name {last} down_proj"
+            + "".join(f"; {reason}" for reason in reasons)
+        )
+    named = _by_shape(module, children)
+    if named is not None:
+        return named
+    pair = next((pair for pair in _WITHOUT_GATE if all(_projects(children.get(name)) for name in pair)), None)
+    if pair is not None:
+        reasons = [one for name in pair if (one := misfit(name, children[name]))]
+        return f"it looks like an MLP without gate ({', '.join(pair)}), which no op computes" + "".join(
+            f"; {reason}" for reason in reasons
+        )
+    return None
+
+
+def suspects(module: nn.Module) -> str:
+    """What in the module may be why it computes something else: ``"; it has window=8"``, or nothing."""
+    found: dict[str, str] = {}
+    for one in module.modules():
+        if isinstance(one, nn.Dropout) and one.p > 0:
+            found["Dropout"] = f"{one.p:g}"
+        for name in _TELLING:
+            value = getattr(one, name, None)
+            if value is None or value is False or isinstance(value, torch.Tensor) or value == 0:
+                continue
+            shown = getattr(value, "__name__", None) or (
+                type(value).__name__ if isinstance(value, nn.Module) else repr(value)
+            )
+            if shown.lower() not in ("silu", "swish", "'silu'", "'swish'"):
+                found.setdefault(name, shown[:40])
+    return f"; it has {', '.join(f'{name}={value}' for name, value in found.items())}" if found else ""
+
+
+def _attention_apart(module: nn.Module, names: tuple[str, ...], out: tuple[str, ...]) -> str:
+    children = dict(module.named_children())
+    what = ", ".join(names)
+    reasons = [f"it looks like attention, but its projections are apart ({what})"]
+    last = next((name for name in (*out, "to_out", "wo", "w_o", "out_lin", "fc_out") if name in children), None)
+    rename = "" if last in (None, "o_proj") else f", and name {last} o_proj"
+    reasons.append(f"pack their weights into one qkv_proj [3 D, D], q first, then k, then v{rename}")
+    reasons += [one for name in (*names, *([last] if last else [])) if (one := misfit(name, children[name]))]
+    if last is None:
+        reasons.append("it has no output projection beside them; expected o_proj")
+    rows = [children[name].weight.shape[0] for name in names if is_linear(children[name])]  # type: ignore[index, union-attr]
+    if len(rows) == 3 and rows[1] < rows[0]:
+        reasons.append(
+            f"{names[1]} has {rows[1]} rows and {names[0]} {rows[0]}: query heads share key and value heads "
+            "(grouped-query attention), which rope_attention has not; repeat the rows of each for its queries"
+        )
+    if number_of_heads(module) is None:
+        reasons.append(f"it does not say how many heads it has; expected an attribute {expected_heads()}")
+    return "; ".join(reasons)
+
+
+def _by_shape(module: nn.Module, children: dict[str, nn.Module]) -> str | None:
+    """Two projections under names of their own."""
+    linears = {name: child for name, child in children.items() if is_linear(child)}
+    if len(linears) != 2:
+        return None
+    (first, a), (second, b) = linears.items()
+    (rows, width), (back, inner) = (
+        one.weight.shape[:: -1 if keeps_it_transposed(one) else 1]  # type: ignore[index, union-attr]
+        for one in (a, b)
+    )
+    if width != back:
+        return None
+    if rows == 3 * inner and number_of_heads(module):
+        what, names = "attention", "qkv_proj and o_proj"
+    elif rows == 2 * inner:
+        what, names = "SwiGLU", "gate_up_proj and down_proj"
+    else:
+        return None
+    reasons = [one for name, child in linears.items() if (one := misfit(name, child))]
+    return f"it looks like {what} with projections {first} and {second}; name them {names}" + "".join(
+        f"; {reason}" for reason in reasons
+    )
+
+
+def _projects(child: Any) -> bool:
+    """Whether this is a linear layer of any kind: with adapters, quantised, transposed."""
+    if not isinstance(child, nn.Module) or isinstance(child, nn.Embedding):
+        return False
+    return is_linear(child) or all(hasattr(child, name) for name in ("in_features", "out_features"))
+
+
+def _number(module: nn.Module, names: tuple[str, ...]) -> int | None:
+    for owner in (module, getattr(module, "config", None)):
+        for name in names:
+            value = getattr(owner, name, None)
+            if type(value) is int and value > 0:
+                return value
+    return None
