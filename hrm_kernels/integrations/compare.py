@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from hrm_kernels.backends import BackendUnavailable
+
 _TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 4e-2}
 _TOLERANCE_OF_FLOAT32 = 2e-5  # of float64 too: norms and softmax are often computed in float32 there
 """Largest difference relative to the largest element. float32: the order of sums; another eps, activation or scale, a
@@ -81,6 +83,10 @@ def _compare(twin: nn.Module, ours: Callable[..., Any], given: Any, device: torc
         return Outcome("unclear", line(error))
     except (TypeError, ValueError) as error:  # what our ops say of wrong arguments
         return Outcome("refused", line(error))
+    except BackendUnavailable:
+        raise
+    except Exception as error:
+        return Outcome("different", f"ours failed ({type(error).__name__}: {line(error)})")
     assert not isinstance(got, Outcome)
     output = own["output"]
     assert output is not None

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import nn
 
 _LETTER_FORMS = ("{}_proj", "to_{}", "{}", "W{}", "w{}", "W_{}", "w_{}", "{}_lin", "linear_{}", "{}_linear", "fc_{}")
@@ -129,16 +128,21 @@ def suspects(module: nn.Module) -> str:
     for one in module.modules():
         if isinstance(one, nn.Dropout) and one.p > 0:
             found["Dropout"] = f"{one.p:g}"
-        for name in _TELLING:
-            value = getattr(one, name, None)
-            if value is None or value is False or isinstance(value, torch.Tensor) or value == 0:
-                continue
-            shown = getattr(value, "__name__", None) or (
-                type(value).__name__ if isinstance(value, nn.Module) else repr(value)
-            )
-            if shown.lower() not in ("silu", "swish", "'silu'", "'swish'"):
-                found.setdefault(name, shown[:40])
+        for name, value in ({name: one.__dict__.get(name) for name in _TELLING} | one._modules).items():
+            if name in _TELLING and (shown := _shown(value)):
+                found.setdefault(name, shown)
     return f"; it has {', '.join(f'{name}={value}' for name, value in found.items())}" if found else ""
+
+
+def _shown(value: Any) -> str:
+    """An attribute in a message; nothing for those that change nothing."""
+    if isinstance(value, nn.Module):
+        shown = type(value).__name__
+    elif isinstance(value, bool | int | float | str | tuple):
+        shown = repr(value)[:40] if value else ""
+    else:
+        shown = getattr(value, "__name__", "")  # of a function
+    return "" if shown.strip("'").lower() in ("silu", "swish") else shown
 
 
 def _attention_apart(module: nn.Module, names: tuple[str, ...], out: tuple[str, ...]) -> str:

@@ -21,7 +21,8 @@ class PatchReport:
 
     Attributes:
         replaced: names of modules in the model, and the ops that compute them now. What lies inside is not listed.
-        kept: names of modules that look as if the ops could compute them, and the reasons why they do not.
+        kept: names of modules that look as if the ops could compute them, and the reasons why they do not: what they
+            look like, what does not fit, and what would.
     """
 
     replaced: dict[str, str] = field(default_factory=dict)
@@ -38,9 +39,16 @@ def patch(model: nn.Module, backend: str | None = None) -> PatchReport:
 
     Whole reasoning modules, else whole post-norm blocks, else attention, SwiGLU and layers that cast their weight are
     recognised by structure and by the names of their parameters, those of the published HRM and TRM code. Each one is
-    tried on a small copy first, and replaced only where output and gradients agree with its own. Parameters, state
-    dict, ``.to(...)``, ``torch.compile`` and DistributedDataParallel go on as before. A module with hooks, or with such
-    modules inside, is left alone; a replaced one runs as a whole, so hooks that are put inside it later are not called.
+    tried on a copy first: short and long, small and large states, training and evaluation. It is replaced only where
+    output and gradients agree with its own. What no probe can see is found in the first call of each kind (shapes,
+    dtypes, device, modes): both forwards run on a copy, and where they differ a warning says so, the module's own is
+    back for good and computes the call. The comparison draws no random numbers and changes neither gradients nor
+    buffers. There is none under ``torch.compile`` or in the capture of a CUDA graph: run the model once before.
+
+    Parameters, state dict, ``.to(...)``, ``torch.compile`` and DistributedDataParallel go on as before. A module with
+    hooks, or with such modules inside, is left alone. While there are hooks inside a replaced one, or adapters or
+    parametrizations that came later, its own forward runs. So it does for calls with arguments beyond those that the
+    ops know (masks, caches), under autocast, and in transforms (``torch.func``, forward mode).
 
     Args:
         model: changed in place, only in the ``forward`` of instances. Weights must be in memory (not on ``meta``).

@@ -56,6 +56,11 @@ def difference(module: nn.Module, part: Part, backend: str | None) -> str | None
     device = next(module.parameters()).device
     if device.type == "meta":
         return "its weights are on the meta device, where nothing can be tried; patch after they are in memory"
+    with torch.inference_mode(False):
+        return _difference(module, part, backend, device)
+
+
+def _difference(module: nn.Module, part: Part, backend: str | None, device: torch.device) -> str | None:
     try:
         twin = copy.deepcopy(module).float()
     except Exception as error:  # of any kind: the code is not ours

@@ -21,6 +21,7 @@ from hrm_kernels.integrations.near_misses import suspects
 from hrm_kernels.integrations.structure import Bound, Part
 
 _STATE = "_hrm_kernels_patch"
+_DIFFERED = "_hrm_kernels_differed"  # the reason why a module has its own forward back
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _CHANGES = 8  # in a row, of attributes of a module, after which it is left alone
 
@@ -30,8 +31,8 @@ class _Look:
     """What a module consists of; two of the same hold as long as nobody has changed anything in it.
 
     Attributes:
-        dictionaries: attributes of each module inside, its children too, and copies of them; values are compared by
-            identity first, so this takes little.
+        dictionaries: attributes of each module inside and of its configuration, its children too, and copies of them;
+            values are compared by identity first, so this takes little.
         hooks: of the modules inside.
         parameters: where they are, how many, their names and shapes (None for none), and whether an ``nn.Linear`` has
             them, which takes states of their dtype only.
@@ -48,8 +49,12 @@ class _Look:
     @classmethod
     def at(cls, module: nn.Module) -> "_Look":
         modules = list(module.modules())
+        here = [here for one in modules for here in (one.__dict__, one._modules)]
+        here += [
+            vars(one) for one in {id(one): one for one in map(_configuration, modules)}.values() if one is not None
+        ]
         return cls(
-            [(here, dict(here)) for one in modules for here in (one.__dict__, one._modules)],
+            [(now, dict(now)) for now in here],
             [getattr(one, hooks) for one in modules for hooks in _HOOKS if one is not module],
             [
                 (one._parameters, len(one._parameters), name, getattr(value, "shape", None), type(one) is nn.Linear)
@@ -116,11 +121,13 @@ def replace(module: nn.Module, part: Part, backend: str | None, name: str) -> No
 
 
 def restore(module: nn.Module) -> bool:
-    """Give ``module`` its own forward back; whether it had another from here."""
-    patched = module.__dict__.pop(_STATE, None)
-    if patched is not None:
+    """Give ``module`` its own forward back, and forget what is known of it; whether it had another from here."""
+    module.__dict__.pop(_DIFFERED, None)
+    replaced = _STATE in module.__dict__
+    if replaced:
         module.__dict__.pop("forward", None)
-    return patched is not None
+        module.__dict__.pop(_STATE, None)
+    return replaced
 
 
 def is_replaced(module: nn.Module) -> bool:
@@ -128,7 +135,9 @@ def is_replaced(module: nn.Module) -> bool:
 
 
 def left_alone(module: nn.Module) -> str | None:
-    """Why replacing ``module`` would take something away from other code, if it would."""
+    """Why ``module`` stays as it is: a call has shown a difference, or other code would lose something."""
+    if _DIFFERED in module.__dict__:
+        return f"a call has shown: {module.__dict__[_DIFFERED]}"
     for inner_name, inner in module.named_modules():
         where = f"{inner_name} inside it" if inner_name else "it"
         if any(getattr(inner, hooks) for hooks in _HOOKS):
@@ -175,7 +184,9 @@ def _agrees(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
         or not all(one is None or type(one) in (torch.Tensor, nn.Parameter) for one in bound)
     ):
         return False
-    patched: _Patched = module.__dict__[_STATE]
+    patched: _Patched | None = module.__dict__.get(_STATE)
+    if patched is None:  # another thread has just put the own forward back
+        return False
     look = patched.looks.get(tuple(one["training"] for one in patched.inside))
     same = look is not None and look.holds()
     if look is None or not same:
@@ -192,7 +203,7 @@ def _agrees(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
         modes = tuple(one["training"] for one in patched.inside)
         patched.changes += modes in patched.looks
         if patched.changes > _CHANGES:
-            return _put_back(module, "its attributes change from call to call, and so may what it computes")
+            return _put_back(module, patched, "its attributes change from call to call, and so may what it computes")
         patched.looks[modes] = look
     kind = _kind(bound)
     agreed = look.agreed.get(kind)
@@ -215,11 +226,10 @@ def _check(
     First on this call; then, with gradients, on states drawn anew, because those of a first call may be all alike.
     """
     try:
-        twin = _twin(module)
+        twin = _twin(module, patched)
     except Exception as error:  # of any kind: the code is not ours
-        return _put_back(
-            module, f"it cannot be copied any more, and so not tried ({type(error).__name__}: {line(error)})"
-        )
+        reason = f"it cannot be copied any more, and so not tried ({type(error).__name__}: {line(error)})"
+        return _put_back(module, patched, reason)
     ours = ours_of(patched.part, patched.backend)
     known = False
     for drawn in (False, True):
@@ -227,10 +237,10 @@ def _check(
         outcome = compare(twin, ours, *given, gradients=drawn and torch.is_grad_enabled())
         if outcome.kind == "different":
             if not outcome.reason.startswith(ELSE):
-                return _put_back(module, outcome.reason)
+                return _put_back(module, patched, outcome.reason)
             what = f"{list(bound[0].shape)} {bound[0].dtype}{' drawn for a trial' if drawn else ''}"
             mode = "training" if module.training else "evaluation"
-            return _put_back(module, f"{outcome.reason} (states {what}, {mode} mode){suspects(module)}")
+            return _put_back(module, patched, f"{outcome.reason} (states {what}, {mode} mode){suspects(module)}")
         if outcome.kind == "refused":
             look.agreed[kind] = False
             return False
@@ -242,9 +252,9 @@ def _check(
     return known
 
 
-def _put_back(module: nn.Module, reason: str) -> bool:
-    patched: _Patched = module.__dict__[_STATE]
+def _put_back(module: nn.Module, patched: _Patched, reason: str) -> bool:
     restore(module)
+    module.__dict__[_DIFFERED] = reason
     name = f"module {patched.name!r}" if patched.name else f"the model ({type(module).__name__})"
     warnings.warn(f"hrm_kernels.patch: {name} has its own forward back for good: {reason}", stacklevel=5)
     return False
@@ -258,13 +268,18 @@ def _kind(bound: Bound) -> Hashable:
     return tensors, torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
 
+def _configuration(module: nn.Module) -> Any:
+    given = (module.__dict__.get(name) for name in ("config", "cfg", "args"))
+    return next((one for one in given if hasattr(one, "__dict__") and not isinstance(one, type)), None)
+
+
 def _version(buffer: torch.Tensor | None) -> int:
     return -1 if buffer is None or buffer.is_inference() else buffer._version
 
 
-def _twin(module: nn.Module) -> nn.Module:
+def _twin(module: nn.Module, patched: _Patched) -> nn.Module:
     """A copy that reads the weights where they are, but has drawn some for those near 0, which hide things."""
-    memo: dict[int, Any] = {id(module.__dict__[_STATE]): None}
+    memo: dict[int, Any] = {id(patched): None}
     for parameter in module.parameters():
         values = parameter.detach()
         size = values.shape[-1] ** -0.5 if values.ndim > 1 else 1.0
@@ -273,7 +288,7 @@ def _twin(module: nn.Module) -> nn.Module:
             values = torch.empty_like(values).normal_(std=size, generator=generator)
         memo[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)
     twin = copy.deepcopy(module, memo)
-    del twin.__dict__["forward"], twin.__dict__[_STATE]
+    restore(twin)
     return twin
 
 

@@ -7,6 +7,7 @@ import random
 import re
 import threading
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -51,7 +52,8 @@ def distances(scores):
 
 class Window(Attention):
     def scores(self, scores):
-        return scores.masked_fill(distances(scores).abs() >= self.window, float("-inf"))
+        window = min(self.window, self.config.window if hasattr(self, "config") else self.window)
+        return scores.masked_fill(distances(scores).abs() >= window, float("-inf"))
 
 
 class WindowIn16Bits(Window):
@@ -343,7 +345,9 @@ def test_the_name_in_the_warning():
         UserWarning, match=r"module '1' has its own forward back .*\[2, 450, 64\] torch.float32.*window=400"
     ):
         model(states(450))
+    assert "a call has shown: it computes something else: output differs" in hrm_kernels.patch(model).kept["1"]
     assert hrm_kernels.unpatch(model) == 1
+    assert hrm_kernels.patch(model).replaced == dict.fromkeys("01", "rope_attention")
 
 
 @pytest.mark.parametrize("hidden", ["equal positions", "output weights at 0", "zeros"])
@@ -444,6 +448,7 @@ CHANGES = {
     "pruned": lambda one: prune.random_unstructured(one.o_proj, "weight", 0.5),
     "bias": lambda one: setattr(one, "o_proj", nn.Linear(DIM, DIM)),
     "attribute": lambda one: setattr(one, "window", 3),
+    "configuration": lambda one: setattr(one.config, "window", 3),
     "attribute of its child": lambda one: one.o_proj.__dict__.update(forward=lambda x: x),
 }
 
@@ -451,7 +456,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.filterwarnings("ignore:hrm_kernels.patch")
 def test_a_module_that_is_changed_later(change):
-    module, _ = made(lambda: Window(window=10**9))
+    module, _ = made(lambda: Window(window=10**9, config=SimpleNamespace(window=10**9)))
     assert hrm_kernels.patch(module).replaced
     module(states(5))
     torch.manual_seed(2)
