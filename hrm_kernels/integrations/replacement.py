@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
+from hrm_kernels.backends import BackendUnavailable
 from hrm_kernels.integrations.compare import ELSE, compare, line
 from hrm_kernels.integrations.forward import can_serve, ours_of, run
 from hrm_kernels.integrations.near_misses import suspects
@@ -223,7 +225,8 @@ def _check(
 ) -> bool:
     """Run both forwards on a copy.
 
-    First on this call; then, with gradients, on states drawn anew, because those of a first call may be all alike.
+    First on this call; then, with gradients, on states drawn anew, because those of a first call may be all alike. A
+    call in 16 bits is tried in float32 too, if the module takes it, where little is hidden by rounding.
     """
     try:
         twin = _twin(module, patched)
@@ -231,20 +234,28 @@ def _check(
         reason = f"it cannot be copied any more, and so not tried ({type(error).__name__}: {line(error)})"
         return _put_back(module, patched, reason)
     ours = ours_of(patched.part, patched.backend)
+    trials = ["", " drawn for a trial", *([" in float32"] if bound[0].dtype in (torch.bfloat16, torch.float16) else [])]
     known = False
-    for drawn in (False, True):
-        given = _drawn(arguments, named, bound) if drawn else (arguments, named)
-        outcome = compare(twin, ours, *given, gradients=drawn and torch.is_grad_enabled())
+    for trial in trials:
+        given = _drawn(arguments, named, bound) if trial == " drawn for a trial" else (arguments, named)
+        if trial == " in float32":
+            twin, given = twin.float(), tree_map(_wide, given)
+        try:
+            outcome = compare(twin, ours, *given, gradients=trial != "" and torch.is_grad_enabled())
+        except BackendUnavailable:
+            if trial == " in float32":
+                continue
+            raise
         if outcome.kind == "different":
             if not outcome.reason.startswith(ELSE):
                 return _put_back(module, patched, outcome.reason)
-            what = f"{list(bound[0].shape)} {bound[0].dtype}{' drawn for a trial' if drawn else ''}"
+            what = f"{list(bound[0].shape)} {bound[0].dtype}{trial}"
             mode = "training" if module.training else "evaluation"
             return _put_back(module, patched, f"{outcome.reason} (states {what}, {mode} mode){suspects(module)}")
         if outcome.kind == "refused":
             look.agreed[kind] = False
             return False
-        if outcome.kind == "failed" and not drawn:
+        if outcome.kind == "failed" and trial == "":
             return False
         known = known or outcome.kind == "same"
     if known:
@@ -290,6 +301,12 @@ def _twin(module: nn.Module, patched: _Patched) -> nn.Module:
     twin = copy.deepcopy(module, memo)
     restore(twin)
     return twin
+
+
+def _wide(one: Any) -> Any:
+    if not isinstance(one, torch.Tensor) or not one.is_floating_point():
+        return one
+    return one.detach().float().requires_grad_(one.requires_grad)
 
 
 def _drawn(arguments: tuple[Any, ...], named: dict[str, Any], bound: Bound) -> tuple[tuple[Any, ...], dict[str, Any]]:
