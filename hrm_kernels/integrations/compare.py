@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hrm_kernels.backends import BackendUnavailable
+from hrm_kernels.casts import FrozenWeights
 
 _TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 4e-2}
 _TOLERANCE_OF_FLOAT32 = 2e-5  # of float64 too: norms and softmax are often computed in float32 there
@@ -201,6 +202,7 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
         with (
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
             torch.autograd.graph.saved_tensors_hooks(lambda one: one, lambda one: one),
+            FrozenWeights(),  # its own: one around would keep what was made of the copy's weights
         ):
             yield
     finally:

@@ -19,7 +19,7 @@ from hrm_kernels.ops.token_mixing import token_mixing
 from hrm_kernels.ops.transformer_block import BlockWeights, transformer_block
 
 OPS = {
-    "linear": "a cast of its weight that is kept",
+    "linear": "a cast of its weight that frozen_weights keeps",
     "swiglu": "swiglu",
     "attention": "rope_attention",
     "block": "transformer_block",

@@ -57,7 +57,7 @@ def test_a_published_model(kind):
     levels = ["L_level"] if KINDS[kind].get("single") else ["L_level", "H_level"]
     ops = "token_mixing, swiglu, add_rms_norm" if "mixing" in KINDS[kind] else "reasoning_module"
     assert report.replaced == dict.fromkeys(levels, ops) | dict.fromkeys(
-        ("lm_head", "q_head"), "a cast of its weight that is kept"
+        ("lm_head", "q_head"), "a cast of its weight that frozen_weights keeps"
     )
     assert report.kept == {}
     assert_same(results(model), want)

@@ -17,6 +17,7 @@ from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 import hrm_kernels
+from hrm_kernels.casts import FrozenWeights
 
 DIM, HEADS = 64, 2
 OWN = []  # a line for each call of a module's own forward
@@ -601,6 +602,16 @@ def test_torch_compile_compares_nothing():
         nn.init.normal_(one.qkv_proj.b.weight)
         nn.init.ones_(one.qkv_proj.a.weight)
     assert_same([compiled(states(20))], [before(states(20))])
+
+
+def test_the_first_call_leaves_nothing_behind_in_frozen_weights():
+    module, _ = made(lambda: Block(rms))
+    hrm_kernels.patch(module)
+    weights = {id(one) for one in module.parameters()}
+    with FrozenWeights() as frozen, torch.no_grad():
+        module(states(5))
+        held = [one for used, *_ in frozen._packed.values() for one in used]
+    assert {id(one) for one in held} <= weights and not frozen._copies
 
 
 @pytest.mark.parametrize("window", [10**9, 400])
