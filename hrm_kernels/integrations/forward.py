@@ -56,10 +56,12 @@ def run(module: nn.Module, part: Part, backend: str | None, bound: Bound) -> tor
 
 def can_serve(part: Part, bound: Bound) -> bool:
     """Whether this is a call as the ops are for it, by its arguments; others are for the module's own forward."""
-    x, injection, *_ = bound
+    x, injection, *tables = bound
     if torch.is_autocast_enabled(x.device.type):
         return False
     if part.kind not in ("linear", "swiglu") and x.ndim != 3:
+        return False
+    if not all(one is None or (isinstance(one, torch.Tensor) and one.ndim == 2) for one in tables):
         return False
     if part.signature.injection is None:
         return True

@@ -169,7 +169,10 @@ def _forward_of(part: Part, backend: str | None, types: tuple[type, ...]) -> Cal
 
 def _is_as_patched(module: nn.Module, types: tuple[type, ...], dtype: torch.dtype) -> bool:
     """What can be looked at while torch.compile traces; there is nothing to compare then."""
-    for one, was in zip(module.modules(), types):
+    modules = list(module.modules())
+    if len(modules) != len(types):
+        return False
+    for one, was in zip(modules, types):
         if type(one) is not was or (was is nn.Linear and one.weight.dtype != dtype):
             return False
         if one is not module and (one._forward_hooks or one._forward_pre_hooks):
@@ -196,8 +199,10 @@ def _agrees(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
     x = bound[0]
     if not look.serves(x.dtype):
         return False
+    kind = _kind(bound)
+    agreed = look.agreed.get(kind)
     if torch._C._len_torch_dispatch_stack() or x.is_cuda and torch.cuda.is_current_stream_capturing():
-        return True  # nothing can be compared there
+        return agreed is not False  # nothing can be compared there
     if same:
         patched.changes = 0
     else:
@@ -207,8 +212,6 @@ def _agrees(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
         if patched.changes > _CHANGES:
             return _put_back(module, patched, "its attributes change from call to call, and so may what it computes")
         patched.looks[modes] = look
-    kind = _kind(bound)
-    agreed = look.agreed.get(kind)
     if agreed is None:
         agreed = _check(module, patched, look, kind, arguments, named, bound)
     return agreed

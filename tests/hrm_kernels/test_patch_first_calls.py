@@ -556,6 +556,40 @@ def test_injections_of_other_kinds():
     assert hrm_kernels.unpatch(module) == 1
 
 
+class Turned(Attention):
+    """RoPE by tables of any dimension."""
+
+    def qkv(self, x):
+        q, k, v = super().qkv(x)
+        if self.tables is not None:
+            cos, sin = self.tables
+            q, k = (one * cos + torch.cat((-one[..., 16:], one[..., :16]), -1) * sin for one in (q, k))
+        return q, k, v
+
+    def forward(self, x, cos=None, sin=None):
+        tables, self.tables = self.tables, None if cos is None else (cos, sin)
+        try:
+            return super().forward(x)
+        finally:
+            self.tables = tables
+
+
+def test_tables_that_the_op_does_not_take():
+    module, before = made(lambda: Turned(tables=None))
+    assert hrm_kernels.patch(module).replaced == {"": "rope_attention"}
+    cos, sin = hrm_kernels.nn.rope_tables(5, DIM // HEADS)
+    wrong = (cos[:, :16], sin[:, :16]), (cos, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for one in ((cos, sin), (cos[None], sin[None]), (cos.expand(2, 1, -1, -1), sin), (cos[:1], sin[:1])):
+            assert_same([module(states(5), *one)], [before(states(5), *one)])
+    for one in wrong:
+        for either in (module, before):
+            with pytest.raises((RuntimeError, TypeError)):
+                either(states(5), *one)
+    assert hrm_kernels.unpatch(module) == 1
+
+
 def test_transforms_run_the_own_forward():
     module, before = made(SwiGLU)
     hrm_kernels.patch(module)
