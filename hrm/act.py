@@ -15,10 +15,13 @@ def draw_min_steps(
     Returns:
         ``[batch_size]`` int32, 0 for rows without a minimum.
     """
-    explores = torch.rand(batch_size, generator=generator, device=device) < exploration_prob
+    if device is None and generator is not None:
+        device = generator.device
+    explores = torch.rand(batch_size, generator=generator, dtype=torch.float32, device=device) < exploration_prob
     # a uniform number of [0, 1) can round up to 1 after scaling, hence the clamp
     low, high = 2, max(2, halt_max_steps)
-    steps = low + (torch.rand(batch_size, generator=generator, device=device) * (high - low + 1)).int()
+    share = torch.rand(batch_size, generator=generator, dtype=torch.float32, device=device)
+    steps = low + (share * (high - low + 1)).int()
     return torch.where(explores, steps.clamp(max=high), 0).int()
 
 

@@ -86,7 +86,7 @@ def act_loss(
         counted = carry.halted & (counts > 0)
         metrics |= {
             "count": counted.sum(),
-            "accuracy": torch.where(counted, right.sum(-1) / counts.clamp(min=1), 0).sum(),
+            "accuracy": torch.where(counted, right.sum(-1).float() / counts.clamp(min=1), 0).sum(),
             "exact_accuracy": (counted & exact).sum(),
             "q_halt_accuracy": (counted & ((q_halt >= 0) == exact)).sum(),
             "steps": torch.where(counted, carry.steps, 0).sum(),

@@ -12,6 +12,7 @@ import hrm_kernels
 from hrm import act
 from hrm.config import HRMConfig, ModelConfig
 from hrm.errors import InputError
+from hrm_kernels.autodiff import without_tangents
 from hrm_kernels.casts import cast, with_frozen_weights
 from hrm_kernels.fixed_point import Gradient, fixed_point, gradient_steps
 from hrm_kernels.nn import (
@@ -85,8 +86,8 @@ class HRMInner(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self._make_levels(config)
-        self.register_buffer("H_init", truncated_normal_(torch.empty(dim), 1))
-        self.register_buffer("L_init", truncated_normal_(torch.empty(dim), 1))
+        self.register_buffer("H_init", truncated_normal_(torch.empty(dim, dtype=torch.float32), 1))
+        self.register_buffer("L_init", truncated_normal_(torch.empty(dim, dtype=torch.float32), 1))
         with torch.no_grad():  # training starts with "don't halt": q far below 0, whatever the state
             self.q_head.weight.zero_()
             self.q_head.bias.fill_(-5)
@@ -165,8 +166,9 @@ class HRMInner(nn.Module):
         config = self.config
         with torch.no_grad():
             H_layers, L_layers = H_level.weights(config.dtype), L_level.weights(config.dtype)
+            given = without_tangents((z_H, z_L, x, H_layers, L_layers))
             sizes = (config.num_heads, cycles, config.L_cycles, config.rms_norm_eps)
-            return hrm_kernels.recurrent_cycles(z_H, z_L, x, H_layers, L_layers, self.cos, self.sin, *sizes)
+            return hrm_kernels.recurrent_cycles(*given, self.cos, self.sin, *sizes)
 
     def logits(self, z_H: torch.Tensor) -> torch.Tensor:
         """``[B, seq_len, vocab_size]`` in the forward dtype."""
@@ -290,7 +292,7 @@ class HRM(nn.Module):
         outputs = {"logits": inner.logits(z_H), "q_halt_logits": q_halt, "q_continue_logits": q_continue}
 
         with torch.no_grad():
-            z_H, z_L = z_H.detach(), z_L.detach()
+            z_H, z_L = z_H.detach().to(config.dtype), z_L.detach().to(config.dtype)  # which autocast may change
             if not self.training:
                 halted = steps >= config.halt_max_steps
             else:

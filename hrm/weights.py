@@ -231,7 +231,9 @@ def load(
     others = identifiers is not None and known not in (None, identifiers)
     if others and PUZZLE_EMB in state:
         state[PUZZLE_EMB] = _for_others(state[PUZZLE_EMB], puzzle_emb)
-    model = from_published(state, config_type.parse(values), puzzle_emb).to(device).eval()
+    with torch.device("cpu"):  # where the weights are, whatever torch.set_default_device says
+        model = from_published(state, config_type.parse(values), puzzle_emb)
+    model = model.to(device).eval()
     model.identifiers = identifiers if others or rows != model.config.num_puzzle_identifiers else known
     return model
 

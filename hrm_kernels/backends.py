@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from hrm_kernels import native
+from hrm_kernels.autodiff import each, is_negated, kernels_cannot_serve, tensors
 from hrm_kernels.checks import check_tensor
 
 PREFERENCE = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
@@ -85,6 +86,9 @@ class Op:
 
     Creating it registers ``torch.ops.hrm_kernels.<name>``, which goes the same way as the public function:
     it decomposes into its backend, so it differentiates, traces and exports with it.
+
+    What no kernel does goes to the reference: transforms of ``torch.func``, forward-mode differentiation, second-order
+    gradients (:mod:`hrm_kernels.autodiff`). Every backend runs with ``torch.autocast`` off.
     """
 
     def __init__(
@@ -93,12 +97,18 @@ class Op:
         schema: str | None,
         backends: Mapping[str, Backend],
         unflatten: Callable[..., Any] | None = None,
+        *,
+        lowered: int = 0,
+        promoted: int = 0,
     ):
         """``unflatten`` turns the schema's arguments (lists of tensors) into the op's (named tuples).
 
         Without a schema nothing is registered: for optimisers, whose step changes tensors in place and is not traced.
+        Under ``torch.autocast`` the first ``lowered`` arguments are cast to its dtype, as PyTorch does for products and
+        attention; or the first ``promoted`` to the widest dtype among them, as for a sum. Others stay as they are.
         """
-        self.name = name
+        self.name, self._in_place = name, schema is None
+        self._lowered, self._promoted = lowered, promoted
         self.backends = dict(backends)
         _ops[name] = self
         if schema is None:
@@ -109,6 +119,16 @@ class Op:
         _library.impl(name, registered, "CompositeImplicitAutograd")
 
     def __call__(self, *arguments: Any) -> Any:
+        if torch._C._is_any_autocast_enabled():
+            arguments = self.under_autocast(*arguments)
+            if torch.compiler.is_compiling():  # which cannot trace the other one
+                with torch.autocast(_first(arguments).device.type, enabled=False):
+                    return self._run(arguments)
+            with torch._C._DisableAutocast():
+                return self._run(arguments)
+        return self._run(arguments)
+
+    def _run(self, arguments: tuple[Any, ...]) -> Any:
         name, skipped = self.select(*arguments)
         if skipped and not torch.compiler.is_compiling():
             _say_once(f"{self.name} runs on backend {name!r}; {'; '.join(skipped)}")
@@ -116,6 +136,23 @@ class Op:
             with torch.cuda.device_of(_first(arguments)):
                 return self.backends[name].run(*arguments)
         return self.backends[name].run(*arguments)
+
+    def under_autocast(self, *arguments: Any) -> tuple[Any, ...]:
+        """The op's first arguments, or all, with dtypes as ``torch.autocast`` wants them; as they are where it is off.
+
+        float64 stays float64, as in PyTorch.
+        """
+        count = self._lowered or self._promoted
+        if not (count and torch._C._is_any_autocast_enabled()):
+            return arguments
+        cast, rest = arguments[:count], arguments[count:]
+        dtypes = {one.dtype: one.device.type for one in tensors(cast) if _is_cast(one)}
+        device = next(iter(dtypes.values()), "")
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+            return arguments
+        widest = functools.reduce(torch.promote_types, dtypes)
+        dtype = torch.get_autocast_dtype(device) if self._lowered else widest
+        return *each(lambda one: one.to(dtype) if _is_cast(one) else one, cast), *rest
 
     def select(self, *arguments: Any) -> tuple[str, list[str]]:
         """The backend that runs a call with these arguments, and the reasons why preferred ones do not.
@@ -128,6 +165,9 @@ class Op:
             if reason is not None:
                 raise BackendUnavailable(f"{self.name}: backend {_requested!r} cannot serve this call: {reason}")
             return _requested, []
+        reason = self._only_reference(arguments)
+        if reason is not None:
+            return "reference", [reason]
         skipped: list[str] = []
         for name in self._order(arguments):
             reason = self.backends[name].unsupported(*arguments)
@@ -149,7 +189,21 @@ class Op:
         """None where backend ``name`` can serve the call, else why not."""
         if name not in self.backends:
             return f"{self.name} has no {name} kernels in this version"
-        return self.backends[name].unsupported(*arguments)
+        only_reference = None if name == "reference" else self._only_reference(arguments)
+        return only_reference or self.backends[name].unsupported(*arguments)
+
+    def _only_reference(self, arguments: tuple[Any, ...]) -> str | None:
+        """Why no kernels can serve the call, on any backend; None where they may."""
+        if torch.compiler.is_compiling():  # it traces no forward mode, and transforms of torch.func by itself
+            return None
+        if self._in_place and is_negated(arguments):  # what a launcher reads, it resolves; what is written cannot be
+            return "kernels write plain memory, and a tensor is lazily negated; pass tensor.resolve_neg()"
+        return kernels_cannot_serve(arguments)
+
+
+def _is_cast(tensor: torch.Tensor) -> bool:
+    """Whether torch.autocast changes the dtype of ``tensor``."""
+    return tensor.is_floating_point() and tensor.dtype is not torch.float64
 
 
 def _first(arguments: tuple[Any, ...]) -> torch.Tensor:
@@ -163,9 +217,9 @@ def _preference(arguments: tuple[Any, ...]) -> tuple[str, ...]:
 def launcher(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a function that launches kernels: registers it, and goes through the registration under torch.compile.
 
-    Called directly it costs nothing more (the dispatcher takes longer than a small kernel); while torch.compile traces,
+    Called directly it does without the dispatcher (which takes longer than a small kernel); while torch.compile traces,
     it is the opaque op ``torch.ops.hrm_kernels.<name>``, and so it is under a dispatch mode (make_fx, FakeTensorMode).
-    It has no gradient of its own: an autograd.Function calls it.
+    It has no gradient of its own: an autograd.Function calls it. Arguments that are lazily negated are resolved first.
 
     Args:
         schema: ``name(arguments) -> results`` as in ``torch.library.define``. Results are new tensors.
@@ -174,14 +228,19 @@ def launcher(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
     name = schema.partition("(")[0]
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        def launch(*arguments: Any) -> Any:
+            if is_negated(arguments):
+                arguments = each(torch.Tensor.resolve_neg, arguments)
+            return function(*arguments)
+
         _library.define(schema)
-        _library.impl(name, function, "CompositeExplicitAutograd")
+        _library.impl(name, launch, "CompositeExplicitAutograd")
         torch.library.register_fake(f"hrm_kernels::{name}", fake, lib=_library)
         registered = getattr(torch.ops.hrm_kernels, name).default
 
         @functools.wraps(function)
         def call(*arguments: Any) -> Any:
-            return registered(*arguments) if is_traced() else function(*arguments)
+            return registered(*arguments) if is_traced() else launch(*arguments)
 
         return call
 
@@ -204,6 +263,8 @@ def triton_cannot_run(tensor: torch.Tensor) -> str | None:
         return "Triton is not installed; pip install triton (Linux)"
     if tensor.dtype is torch.float64:
         return "Triton kernels are for float32, bfloat16 and float16, not float64"
+    if INTERPRETING and tensor.dtype is torch.bfloat16:
+        return "Triton's interpreter computes bfloat16 wrongly; use float32 or float16, or unset TRITON_INTERPRET"
     if INTERPRETING:
         return None if tensor.device.type == "cpu" else "TRITON_INTERPRET=1 is set, which is for CPU tensors; unset it"
     return None if tensor.device.type == "cuda" else f"Triton kernels are for GPU tensors, not {tensor.device.type}"
@@ -264,7 +325,7 @@ def _ask_cuda_library(index: int) -> str | None:
 def _say_once(message: str) -> None:
     if message not in _said:
         _said.add(message)
-        warnings.warn(message, stacklevel=4)
+        warnings.warn(message, stacklevel=5)
 
 
 def backends() -> dict[str, str | None]:
@@ -314,7 +375,7 @@ def explain(op: str, *arguments: Any) -> str:
     except TypeError as error:
         raise TypeError(f"explain: {error}; {op} takes ({', '.join(signature.parameters)})") from None
     given.apply_defaults()
-    arguments = given.args
+    arguments = table.under_autocast(*given.args)
     some = isinstance(arguments[0], list | tuple) and len(arguments[0]) > 0
     check_tensor("explain", f"{op}'s {next(iter(given.arguments))}", arguments[0][0] if some else arguments[0])
     chosen, _ = table.select(*arguments)

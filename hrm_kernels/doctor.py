@@ -118,8 +118,8 @@ def _test_backend(name: str) -> str | None:
     device = "cuda" if name in ("cuda", "triton") and torch.cuda.is_available() else "cpu"
     if name == "cuda":
         return _test_module(name, device)
-    generator = torch.Generator().manual_seed(0)
-    x, residual = torch.randn(2, 5, 128, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    x, residual = torch.randn(2, 5, 128, generator=generator, dtype=torch.float32, device="cpu")
     total = x.double() + residual.double()
     expected = total * (total.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
     try:
@@ -134,10 +134,10 @@ def _test_backend(name: str) -> str | None:
 
 def _test_module(name: str, device: str) -> str | None:
     """As :func:`_test_backend`, of an update of one block in bfloat16, the largest of the cuda kernels."""
-    generator = torch.Generator().manual_seed(0)
+    options = {"generator": torch.Generator("cpu").manual_seed(0), "dtype": torch.float32, "device": "cpu"}
     shapes = ((384, 128), (128, 128), (256, 128), (128, 128))
-    weights = [torch.randn(shape, generator=generator) * shape[1] ** -0.5 for shape in shapes]
-    states = torch.randn(2, 1, 17, 128, generator=generator)
+    weights = [torch.randn(shape, **options) * shape[1] ** -0.5 for shape in shapes]
+    states = torch.randn(2, 1, 17, 128, **options)
 
     def run(backend: str, dtype: torch.dtype) -> torch.Tensor:
         block = hrm_kernels.BlockWeights(*(weight.to(device, torch.bfloat16).to(dtype) for weight in weights))

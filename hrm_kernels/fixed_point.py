@@ -86,7 +86,7 @@ def fixed_point(
 
     if first:
         with torch.no_grad():
-            tensors = run(0, first, *tensors)
+            tensors = tuple(one.detach() for one in run(0, first, *tensors))  # of forward-mode tangents too
     if recompute and torch.is_grad_enabled():
         tensors = checkpoint(run_by_halves, first, steps, *tensors, use_reentrant=False)
     else:

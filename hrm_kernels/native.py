@@ -102,8 +102,8 @@ def self_test(name: str) -> str | None:
         return reason
     if name == "cuda" and not torch.cuda.is_available():
         return "there is no GPU that torch can use"
-    x = torch.arange(1000, dtype=torch.float32)
-    y = torch.ones(1000)
+    x = torch.arange(1000, dtype=torch.float32, device="cpu")
+    y = torch.ones_like(x)
     expected = 2 * x + 1  # whole numbers below 2**24: exact in float32, in any order
     try:
         x, y = x.to(name), y.to(name)

@@ -65,7 +65,7 @@ class Linear(nn.Linear):
     """:func:`hrm_kernels.linear` with the parameters of ``nn.Linear``, float32, cast to the dtype of the input."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
-        super().__init__(in_features, out_features, bias)
+        super().__init__(in_features, out_features, bias, dtype=torch.float32)
 
     def reset_parameters(self) -> None:
         truncated_normal_(self.weight, 1 / math.sqrt(self.in_features))
@@ -83,7 +83,8 @@ class Embedding(nn.Module):
     def __init__(self, num_embeddings: int, embedding_dim: int, std: float, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
-        self.embedding_weight = nn.Parameter(truncated_normal_(torch.empty(num_embeddings, embedding_dim), std))
+        table = torch.empty(num_embeddings, embedding_dim, dtype=torch.float32)
+        self.embedding_weight = nn.Parameter(truncated_normal_(table, std))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return F.embedding(ids, cast(self.embedding_weight, self.dtype))
@@ -118,7 +119,7 @@ class SparseEmbedding(nn.Module):
 
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
         super().__init__()
-        self.register_buffer("weights", torch.zeros(num_embeddings, embedding_dim))
+        self.register_buffer("weights", torch.zeros(num_embeddings, embedding_dim, dtype=torch.float32))
         self.forget()
 
     @property

@@ -22,10 +22,10 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """``torch.empty`` on the CPU, on memory that an earlier tensor of this size no longer needs, where there is any."""
     size = torch.Size(shape).numel() * dtype.itemsize
     if size == 0:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     owner = _take(size)
     if owner is None:
-        owner = torch.empty(size, dtype=torch.uint8)
+        owner = torch.empty(size, dtype=torch.uint8, device="cpu")
     # the array is what the new tensor's storage holds on to: once it is gone, nothing uses the memory any more
     array = owner.numpy()[:]
     weakref.finalize(array, _give_back, owner).atexit = False

@@ -61,7 +61,7 @@ class ShardedEmbedding(SparseEmbedding):
         self._rows_each = -(-num_embeddings // self._processes)
         self.first_row = min(rank * self._rows_each, num_embeddings)
         rows = min(self._rows_each, num_embeddings - self.first_row)
-        self.register_buffer("weights", torch.zeros(rows, embedding_dim), persistent=False)
+        self.register_buffer("weights", torch.zeros(rows, embedding_dim, dtype=torch.float32), persistent=False)
         self.forget()
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class ShardedEmbedding(SparseEmbedding):
         """
         with torch.no_grad():
             route = self._find(ids)
-            rows = torch.empty(len(ids), self.weights.shape[1], device=ids.device)
+            rows = self.weights.new_empty(len(ids), self.weights.shape[1])
             rows[route.order] = self._exchange(self.weights[route.asked], route.receive, route.send)
         if self.training and torch.is_grad_enabled():
             self.keep(LookUp(ids, rows.requires_grad_(), route))

@@ -74,7 +74,7 @@ def adapt(
     check_fits(model, dataset, known=False)
     config, device = model.config, table.weights.device
     sampler = TrainingSampler(dataset, batch_size, seed)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     optimizer = SparseSignSGD([table], lr=lr, weight_decay=weight_decay)
     losses: list[float] = []
     was_training, trained = model.training, [one for one in model.parameters() if one.requires_grad]

@@ -853,9 +853,9 @@ class _Slots:
         self.dtype = np.uint8 if config.vocab_size <= 256 else np.int32
         on_gpu = self.device.type == "cuda"
         self.host = {
-            "inputs": torch.zeros(slots, config.seq_len, dtype=torch.int32, pin_memory=on_gpu),
-            "puzzle_identifiers": torch.zeros(slots, dtype=torch.int32, pin_memory=on_gpu),
-            "halted": torch.zeros(slots, dtype=torch.bool, pin_memory=on_gpu),
+            "inputs": torch.zeros(slots, config.seq_len, dtype=torch.int32, device="cpu", pin_memory=on_gpu),
+            "puzzle_identifiers": torch.zeros(slots, dtype=torch.int32, device="cpu", pin_memory=on_gpu),
+            "halted": torch.zeros(slots, dtype=torch.bool, device="cpu", pin_memory=on_gpu),
         }
         # the same memory as arrays; `starts`: the rows that take new data, whatever the model's own limit says
         self.inputs, self.identifiers, self.starts = (values.numpy() for values in self.host.values())
@@ -978,9 +978,9 @@ class _Slots:
         job, inner = self.jobs[row], self.worker.model.inner
         assert job is not None
         self.starts[row] = False
-        generator = torch.Generator().manual_seed(job.puzzle.seed)
+        options = {"generator": torch.Generator("cpu").manual_seed(job.puzzle.seed), "device": "cpu"}
         for state, start in ((self.carry.z_H, inner.H_init), (self.carry.z_L, inner.L_init)):
-            noise = torch.randn(state.shape[1:], generator=generator) * job.puzzle.noise
+            noise = torch.randn(state.shape[1:], dtype=torch.float32, **options) * job.puzzle.noise
             state[row] = start + noise.to(start)
         self.carry.steps[row] = 0
         for name, values in self.carry.current_data.items():

@@ -240,9 +240,10 @@ class _Rows:
     """What the model said to each example, by example number."""
 
     def __init__(self, total: int, seq_len: int, vocab_size: int) -> None:
-        self.predictions = torch.zeros(total, seq_len, dtype=torch.uint8 if vocab_size <= 256 else torch.int32)
-        self.q_halt = torch.zeros(total)
-        self.early_steps = torch.zeros(total, dtype=torch.int32)
+        dtype = torch.uint8 if vocab_size <= 256 else torch.int32
+        self.predictions = torch.zeros(total, seq_len, dtype=dtype, device="cpu")
+        self.q_halt = torch.zeros(total, dtype=torch.float32, device="cpu")
+        self.early_steps = torch.zeros(total, dtype=torch.int32, device="cpu")
 
     def set(self, numbers: np.ndarray, *values: torch.Tensor) -> None:
         """Note the rows ``numbers``; ``values`` may go on with padding."""

@@ -37,7 +37,7 @@ class World:
         """The highest ``value`` of all processes, the same answer in each."""
         if self.size == 1:
             return value
-        values = torch.tensor([value], dtype=torch.int32)
+        values = torch.tensor([value], dtype=torch.int32, device="cpu")
         dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.control)
         return int(values.item())
 

@@ -178,7 +178,7 @@ class Trainer:
         self._saved_at = self.step if saved else -1
         self._bad_step = torch.tensor(_NEVER, dtype=torch.int32, device=world.device)
         self._number = torch.tensor(self.step, dtype=torch.int32, device=world.device)  # self.step, on the device
-        self._grad_norm = torch.zeros((), device=world.device)
+        self._grad_norm = torch.zeros((), dtype=torch.float32, device=world.device)
         self._evaluation: dict[str, float] | None = None
         self._interrupted = False
         if config.compile:
@@ -263,14 +263,14 @@ class Trainer:
         self._lr = config.lr * factor
         self._set_gradient(self._gradient_at(self.step))
         inputs = self._sampler.next() | {"min_steps": self._min_steps()}
-        inputs["step"] = torch.tensor(self.step, dtype=torch.int32)
+        inputs["step"] = torch.tensor(self.step, dtype=torch.int32, device="cpu")
         if self._graph is None:
             for optimizer, lr in self._optimizers.values():
                 for group in optimizer.param_groups:
                     group["lr"] = lr * factor
             self._compute(self._to_device(inputs))
             return
-        inputs["factor"] = torch.tensor(factor, dtype=torch.float64)
+        inputs["factor"] = torch.tensor(factor, dtype=torch.float64, device="cpu")
         refresh(self.model.parameters())  # where an evaluation has exchanged the weights in between
         if self._graph(self._pinned(inputs)):
             self._count_writes()
@@ -330,7 +330,7 @@ class Trainer:
 
     def _learning_rate(self, lr: float) -> float | Tensor:
         """How an optimiser is given it: a graph finds it by address."""
-        return lr if self._graph is None else torch.tensor(lr, device=self.world.device)
+        return lr if self._graph is None else torch.tensor(lr, dtype=torch.float32, device=self.world.device)
 
     def _pinned(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.world.device.type != "cuda":
@@ -345,7 +345,7 @@ class Trainer:
         """Exploration of this process's rows, ``[rows]``, on the CPU."""
         config, world, model = self.config, self.world, self.model.config
         seed = int(np.random.SeedSequence([config.seed, self.step]).generate_state(1, np.uint64)[0])
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         drawn = act.draw_min_steps(
             config.global_batch_size, model.halt_max_steps, model.halt_exploration_prob, generator=generator
         )

@@ -50,7 +50,7 @@ def measure(
     generator = torch.Generator(device).manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator, device=device).to(dtype)
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device=device).to(dtype)
 
     shapes = ((3 * dim, dim), (dim, dim), (2 * inner, dim), (dim, inner))
     weights = [random(*shape) * shape[1] ** -0.5 for _ in range(layers) for shape in shapes]
@@ -85,7 +85,9 @@ def problems(op: str, device: torch.device, dtype: torch.dtype) -> Iterator[tupl
     from hrm_kernels.ops.stablemax_cross_entropy import stablemax_cross_entropy
 
     def random(*shape: int, seed: int = 0) -> Tensor:
-        return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed), device=device)
+        return torch.randn(
+            shape, generator=torch.Generator(device).manual_seed(seed), dtype=torch.float32, device=device
+        )
 
     def integers(high: int, *shape: int) -> Tensor:
         return torch.randint(high, shape, generator=torch.Generator(device).manual_seed(0), device=device)
@@ -115,7 +117,7 @@ def problems(op: str, device: torch.device, dtype: torch.dtype) -> Iterator[tupl
         shapes = ((3 * D, D), (D, D), (2 * INNER, D), (D, INNER)) * (2 * LAYERS)
         params, grads, means = ([random(*shape, seed=seed) for shape in shapes] for seed in range(3))
         squares, copies = [mean.square() for mean in means], [p.to(dtype) for p in params]
-        counts = [torch.ones((), device=device) for _ in shapes]
+        counts = [torch.ones((), dtype=torch.float32, device=device) for _ in shapes]
         tables: dict = {}
 
         def call() -> Sequence[Tensor]:

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from hrm_kernels import native
+from hrm_kernels.autodiff import first_order
 from hrm_kernels.backends import launcher
+from hrm_kernels.ops.add_rms_norm import reference
 
 
 @launcher(
@@ -15,7 +17,7 @@ from hrm_kernels.backends import launcher
 )
 def forward(x: Tensor, residual: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """``out [M, D]`` and ``1 / rms [M]``."""
-    out, rstd = torch.empty_like(x), torch.empty(x.shape[0])
+    out, rstd = torch.empty_like(x), x.new_empty(x.shape[0], dtype=torch.float32)
     native.load("cpu").module.add_rms_norm_forward(
         x.detach(), residual.detach(), eps, out, rstd, torch.get_num_threads()
     )
@@ -39,9 +41,11 @@ class _AddRMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, residual: Tensor, eps: float) -> Tensor:  # type: ignore[override]
         out, rstd = forward(x, residual, eps)
         ctx.save_for_backward(x, residual, rstd)
+        ctx.eps = eps
         return out
 
     @staticmethod
+    @first_order(lambda ctx: (reference.add_rms_norm, (*ctx.saved_tensors[:2], ctx.eps)))
     def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
         du = backward(dout.contiguous(), *ctx.saved_tensors)
         return du, du, None

@@ -59,6 +59,7 @@ _op = Op(
         "cuda": Backend(cuda_kernels.reasoning_module, cuda_kernels.unsupported, cuda_kernels.passed_over),
     },
     unflatten=lambda z, injection, layers, *rest: (z, injection, blocks(layers), *rest),
+    lowered=3,
 )
 
 
@@ -73,6 +74,8 @@ def reasoning_module(
     recompute: bool = False,
 ) -> torch.Tensor:
     """One update of a recurrent module (H-level or L-level): add the injection, run the blocks in turn.
+
+    Under ``torch.autocast`` it runs in the dtype of that, as products do.
 
     Args:
         z: ``[B, S, D]`` state of the module, float32, bfloat16 or float16.
@@ -91,6 +94,7 @@ def reasoning_module(
 
     Source: HRM (arXiv 2506.21734), section 2.
     """
+    z, injection, layers = _op.under_autocast(z, injection, layers)
     check_state("reasoning_module", "z", z)
     check_like("reasoning_module", "injection", injection, "z", z)
     check_shape("reasoning_module", "injection", injection, tuple(z.shape), "the shape of z")

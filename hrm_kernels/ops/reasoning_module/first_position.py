@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from hrm_kernels.autodiff import attention
 from hrm_kernels.ops.add_rms_norm import add_rms_norm
 from hrm_kernels.ops.reasoning_module import reasoning_module
 from hrm_kernels.ops.rope_attention.reference import apply_rope
@@ -44,6 +45,6 @@ def first_position(
     k, v = F.linear(x, last.qkv[width:]).view(batch, positions, 2, *head).unbind(2)
     if cos is not None and sin is not None:
         q, k = apply_rope(q, cos[:1, None], sin[:1, None]), apply_rope(k, cos[:positions, None], sin[:positions, None])
-    attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    attended = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     first = add_rms_norm(first, F.linear(attended.reshape(batch, width), last.o), eps)
     return add_rms_norm(first, F.linear(swiglu(F.linear(first, last.gate_up)), last.down), eps)

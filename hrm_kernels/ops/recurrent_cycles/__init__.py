@@ -3,6 +3,7 @@ from typing import Any
 
 import torch
 
+from hrm_kernels.autodiff import has_tangent
 from hrm_kernels.backends import Backend, Op
 from hrm_kernels.checks import check_count, check_eps, check_layers, check_like, check_shape, check_state
 from hrm_kernels.graphs import Graphs, capturable
@@ -91,6 +92,7 @@ _op = Op(
         "cuda": Backend(cuda_kernels.recurrent_cycles, cuda_kernels.unsupported, passed_over),
     },
     unflatten=lambda z_H, z_L, x, H_layers, L_layers, *rest: (z_H, z_L, x, blocks(H_layers), blocks(L_layers), *rest),
+    lowered=5,
 )
 
 
@@ -114,7 +116,7 @@ def recurrent_cycles(
 
     On a GPU the triton backend runs it as one CUDA graph from the second call with the same shapes and weights (at the
     same addresses) on. The graph's memory is bounded by keeping few; ``HRM_KERNELS_GRAPHS=0`` in the environment does
-    without.
+    without. Under ``torch.autocast`` it runs in the dtype of that, as products do.
 
     Args:
         z_H, z_L: ``[B, S, D]`` states, float32, bfloat16 or float16; they are not written to.
@@ -130,10 +132,12 @@ def recurrent_cycles(
 
     Raises:
         TypeError, ValueError: a dtype, device, shape or number of cycles does not fit.
+        NotImplementedError: an argument carries a tangent of forward-mode differentiation.
 
     Source: HRM (arXiv 2506.21734), section 2, "Approximate gradient".
     """
     op = "recurrent_cycles"
+    z_H, z_L, x, H_layers, L_layers = given = _op.under_autocast(z_H, z_L, x, H_layers, L_layers)
     check_state(op, "z_H", z_H)
     for name, value in (("z_L", z_L), ("x", x)):
         check_like(op, name, value, "z_H", z_H)
@@ -143,6 +147,11 @@ def recurrent_cycles(
     for name, cycles in (("H_cycles", H_cycles), ("L_cycles", L_cycles)):
         check_count(op, name, cycles)
     check_eps(op, eps)
+    if not torch.compiler.is_compiling() and has_tangent(given):
+        raise NotImplementedError(
+            f"{op}: an argument carries a forward-mode tangent, which would be lost here as gradients are; "
+            "detach it (.detach()), or call reasoning_module for each update"
+        )
     with torch.no_grad():
         sizes = (int(num_heads), int(H_cycles), int(L_cycles))
         z_H, z_L = _op(z_H, z_L, x, H_layers, L_layers, cos, sin, *sizes, eps)

@@ -2,6 +2,7 @@ from typing import Any
 
 import torch
 
+from hrm_kernels.autodiff import first_order
 from hrm_kernels.backends import Backend, Op, cpu_cannot_run, triton_cannot_run
 from hrm_kernels.checks import check_heads, check_shape, check_tables, check_tensor
 from hrm_kernels.ops.rope_attention import cpu_kernels, cuda_kernels, reference
@@ -22,6 +23,7 @@ class _Triton(torch.autograd.Function):
         return out
 
     @staticmethod
+    @first_order(lambda ctx: (reference.rope_attention, (*ctx.saved_tensors[:3], ctx.num_heads)))
     def backward(ctx: Any, dout: torch.Tensor) -> Any:  # type: ignore[override]
         from hrm_kernels.ops.rope_attention import triton_kernels
 
@@ -85,6 +87,7 @@ _op = Op(
             lambda qkv, cos, sin, num_heads: tables_differentiate(cos, sin) or cpu_cannot_run(qkv),
         ),
     },
+    lowered=1,
 )
 
 
@@ -94,7 +97,8 @@ def rope_attention(
     """Full (not causal) self-attention over packed projections, with rotary positions on q and k.
 
     RoPE is the "rotate half" form, computed in the dtype of the tables (float32): element i < d/2 of a head is
-    paired with i + d/2. The scores are scaled by 1/sqrt(d).
+    paired with i + d/2. The scores are scaled by 1/sqrt(d). Under ``torch.autocast`` it runs in the
+    dtype of that, as ``scaled_dot_product_attention`` does.
 
     Args:
         qkv: ``[B, S, 3 H d]``, float32, bfloat16 or float16; columns are ``[q heads | k heads | v heads]``.
@@ -110,6 +114,7 @@ def rope_attention(
 
     Source: RoPE, arXiv 2104.09864; HRM (arXiv 2506.21734), section 2.
     """
+    (qkv,) = _op.under_autocast(qkv)
     check_tensor("rope_attention", "qkv", qkv)
     check_shape("rope_attention", "qkv", qkv, (None, None, None), "[B, S, 3 H d]")
     check_heads("rope_attention", "qkv", qkv.shape[-1], num_heads, 3)

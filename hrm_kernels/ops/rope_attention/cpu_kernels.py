@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from hrm_kernels import native
+from hrm_kernels.autodiff import first_order
 from hrm_kernels.backends import launcher
+from hrm_kernels.ops.rope_attention import reference
 
 
 def table(values: Tensor | None) -> Tensor | None:
@@ -24,7 +26,8 @@ def table(values: Tensor | None) -> Tensor | None:
 def forward(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, num_heads: int) -> tuple[Tensor, Tensor]:
     """``out [B, S, H d]`` and the log-sum-exp of the scores ``[B, H, S]``."""
     batch, positions, columns = qkv.shape
-    out, lse = qkv.new_empty(batch, positions, columns // 3), torch.empty(batch, num_heads, positions)
+    out = qkv.new_empty(batch, positions, columns // 3)
+    lse = qkv.new_empty(batch, num_heads, positions, dtype=torch.float32)
     native.load("cpu").module.rope_attention_forward(
         qkv.detach(), table(cos), table(sin), out, lse, num_heads, torch.get_num_threads()
     )
@@ -60,13 +63,15 @@ class _RoPEAttention(torch.autograd.Function):
         ctx: Any, qkv: Tensor, cos: Tensor | None, sin: Tensor | None, num_heads: int
     ) -> Tensor:
         out, lse = forward(qkv, cos, sin, num_heads)
-        ctx.save_for_backward(qkv, out, lse, cos, sin)
+        ctx.save_for_backward(qkv, cos, sin, out, lse)
         ctx.num_heads = num_heads
         return out
 
     @staticmethod
+    @first_order(lambda ctx: (reference.rope_attention, (*ctx.saved_tensors[:3], ctx.num_heads)))
     def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
-        return backward(dout.contiguous(), *ctx.saved_tensors, ctx.num_heads), None, None, None
+        qkv, cos, sin, out, lse = ctx.saved_tensors
+        return backward(dout.contiguous(), qkv, out, lse, cos, sin, ctx.num_heads), None, None, None
 
 
 def rope_attention(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, num_heads: int) -> Tensor:

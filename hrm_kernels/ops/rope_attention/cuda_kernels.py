@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from hrm_kernels import native
+from hrm_kernels.autodiff import first_order
 from hrm_kernels.backends import cuda_cannot_run, launcher
+from hrm_kernels.ops.rope_attention import reference
 
 HEAD_DIMS = (32, 64, 128)
 MOST_POSITIONS = 128
@@ -81,13 +83,15 @@ class _RoPEAttention(torch.autograd.Function):
         ctx: Any, qkv: Tensor, cos: Tensor | None, sin: Tensor | None, num_heads: int, save: bool
     ) -> Tensor:
         out, lse = forward(qkv, cos, sin, num_heads, save)
-        ctx.save_for_backward(qkv, lse, cos, sin)
+        ctx.save_for_backward(qkv, cos, sin, lse)
         ctx.num_heads = num_heads
         return out
 
     @staticmethod
+    @first_order(lambda ctx: (reference.rope_attention, (*ctx.saved_tensors[:3], ctx.num_heads)))
     def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
-        return backward(dout, *ctx.saved_tensors, ctx.num_heads), None, None, None, None
+        qkv, cos, sin, lse = ctx.saved_tensors
+        return backward(dout, qkv, lse, cos, sin, ctx.num_heads), None, None, None, None
 
 
 def rope_attention(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, num_heads: int) -> Tensor:

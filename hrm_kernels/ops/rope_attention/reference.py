@@ -1,5 +1,6 @@
 import torch
-import torch.nn.functional as F
+
+from hrm_kernels.autodiff import attention
 
 
 def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -17,5 +18,5 @@ def rope_attention(
     if cos is not None and sin is not None:
         cos, sin = cos[:positions, None], sin[:positions, None]
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    out = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return out.transpose(1, 2).reshape(batch, positions, columns // 3)

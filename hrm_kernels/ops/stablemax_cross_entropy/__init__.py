@@ -2,6 +2,7 @@ from typing import Any
 
 import torch
 
+from hrm_kernels.autodiff import first_order
 from hrm_kernels.backends import Backend, Op, cpu_cannot_run, cuda_cannot_run, triton_cannot_run
 from hrm_kernels.checks import check_shape, check_tensor
 from hrm_kernels.ops.stablemax_cross_entropy import cpu_kernels, cuda_kernels, reference
@@ -22,6 +23,7 @@ class _Triton(torch.autograd.Function):
         return loss, largest
 
     @staticmethod
+    @first_order(lambda ctx: (reference.with_argmax, (*ctx.saved_tensors[:2], ctx.ignore_index)))
     def backward(ctx: Any, dloss: torch.Tensor, _: Any) -> Any:  # type: ignore[override]
         from hrm_kernels.ops.stablemax_cross_entropy import triton_kernels
 

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from hrm_kernels import native
+from hrm_kernels.autodiff import first_order
 from hrm_kernels.backends import launcher
+from hrm_kernels.ops.stablemax_cross_entropy import reference
 
 
 @launcher(
@@ -19,7 +21,7 @@ from hrm_kernels.backends import launcher
 )
 def forward(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
     """``[N, V], [N]`` int64 -> loss, sum of s over all but the label, argmax, ``[N]`` each."""
-    loss, others = torch.empty(len(labels)), torch.empty(len(labels), dtype=torch.float64)
+    loss, others = (logits.new_empty(len(labels), dtype=dtype) for dtype in (torch.float32, torch.float64))
     argmax = torch.empty_like(labels)
     native.load("cpu").module.stablemax_forward(
         logits.detach(), labels, ignore_index, loss, others, argmax, torch.get_num_threads()
@@ -51,6 +53,7 @@ class _Stablemax(torch.autograd.Function):
         return loss, argmax
 
     @staticmethod
+    @first_order(lambda ctx: (reference.with_argmax, (*ctx.saved_tensors[:2], ctx.ignore_index)))
     def backward(ctx: Any, dloss: Tensor, _: Any) -> Any:  # type: ignore[override]
         return backward(dloss.contiguous(), *ctx.saved_tensors, ctx.ignore_index), None, None
 

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from hrm_kernels import native
+from hrm_kernels.autodiff import first_order
 from hrm_kernels.backends import launcher
+from hrm_kernels.ops.stablemax_cross_entropy import reference
 
 
 def _outputs(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -50,6 +52,7 @@ class _Stablemax(torch.autograd.Function):
         return loss, argmax
 
     @staticmethod
+    @first_order(lambda ctx: (reference.with_argmax, (*ctx.saved_tensors[:2], ctx.ignore_index)))
     def backward(ctx: Any, dloss: Tensor, _: Any) -> Any:  # type: ignore[override]
         return backward(dloss.contiguous(), *ctx.saved_tensors, ctx.ignore_index), None, None
 

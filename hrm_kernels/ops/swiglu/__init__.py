@@ -2,6 +2,7 @@ from typing import Any
 
 import torch
 
+from hrm_kernels.autodiff import first_order
 from hrm_kernels.backends import Backend, Op, cpu_cannot_run, triton_cannot_run
 from hrm_kernels.checks import check_tensor
 from hrm_kernels.ops.swiglu import cpu_kernels, reference
@@ -16,6 +17,7 @@ class _Triton(torch.autograd.Function):
         return triton_kernels.forward(gate_up)
 
     @staticmethod
+    @first_order(lambda ctx: (reference.swiglu, ctx.saved_tensors))
     def backward(ctx: Any, dout: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         from hrm_kernels.ops.swiglu import triton_kernels
 

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 from hrm_kernels import native
+from hrm_kernels.autodiff import first_order
 from hrm_kernels.backends import launcher
+from hrm_kernels.ops.swiglu import reference
 
 
 @launcher(
@@ -35,6 +37,7 @@ class _SwiGLU(torch.autograd.Function):
         return forward(gate_up)
 
     @staticmethod
+    @first_order(lambda ctx: (reference.swiglu, ctx.saved_tensors))
     def backward(ctx: Any, dout: Tensor) -> Tensor:  # type: ignore[override]
         return backward(dout.contiguous(), *ctx.saved_tensors)
 

@@ -19,6 +19,7 @@ _op = Op(
         "triton": Backend(_triton, lambda x, *rest: triton_cannot_run(x)),
         "cpu": Backend(cpu_kernels.token_mixing, lambda x, *rest: cpu_cannot_run(x)),
     },
+    lowered=3,
 )
 
 
@@ -26,7 +27,8 @@ def token_mixing(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, eps
     """A SwiGLU across the positions of each channel, added to its input and normed: TRM's ``mlp_t``.
 
     With ``t = x`` transposed to ``[B, D, S]``: ``t = rms_norm(t + down(swiglu(gate_up(t))))``, transposed back. The
-    norm too is over the positions: the mean square of each channel becomes 1.
+    norm too is over the positions: the mean square of each channel becomes 1. Under ``torch.autocast`` it runs in
+    the dtype of that, as products do.
 
     Args:
         x: ``[B, S, D]``, float32, bfloat16 or float16.
@@ -43,6 +45,7 @@ def token_mixing(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, eps
     Source: TRM (arXiv 2510.04871), section 4, "Attention-free architecture"; MLP-Mixer, arXiv 2105.01601.
     """
     op = "token_mixing"
+    x, gate_up, down = _op.under_autocast(x, gate_up, down)
     check_state(op, "x", x)
     for name, weight in (("gate_up", gate_up), ("down", down)):
         check_like(op, name, weight, "x", x)

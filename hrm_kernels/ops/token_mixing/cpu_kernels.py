@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from hrm_kernels import native
+from hrm_kernels.autodiff import first_order
 from hrm_kernels.backends import launcher
+from hrm_kernels.ops.token_mixing import reference
 
 
 @launcher(
@@ -53,6 +55,7 @@ class _TokenMixing(torch.autograd.Function):
         return forward(x, gate_up, down, eps)
 
     @staticmethod
+    @first_order(lambda ctx: (reference.token_mixing, (*ctx.saved_tensors, ctx.eps)))
     def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
         return *backward(dout.contiguous(), *ctx.saved_tensors, ctx.eps), None
 

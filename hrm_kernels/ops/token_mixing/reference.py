@@ -6,5 +6,9 @@ from hrm_kernels.ops.swiglu.reference import swiglu
 
 
 def token_mixing(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
-    across = x.transpose(1, 2)  # a row per channel, over the positions
-    return add_rms_norm(across, F.linear(swiglu(F.linear(across, gate_up)), down), eps).transpose(1, 2).contiguous()
+    return mix(x.transpose(1, 2), gate_up, down, eps).transpose(1, 2).contiguous()
+
+
+def mix(across: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, eps: float) -> torch.Tensor:
+    """``[..., S]``, a row per channel, over the positions."""
+    return add_rms_norm(across, F.linear(swiglu(F.linear(across, gate_up)), down), eps)

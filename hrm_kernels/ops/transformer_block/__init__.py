@@ -84,6 +84,7 @@ _op = Op(
         "cpu": Backend(_cpu, lambda x, weights, cos, sin, *rest: cpu_cannot_run_blocks(x, [weights], cos, sin)),
     },
     unflatten=lambda x, weights, *rest: (x, BlockWeights(*weights), *rest),
+    lowered=2,
 )
 
 
@@ -99,6 +100,7 @@ def transformer_block(
     """One post-norm block: attention, then SwiGLU, each added to its input and normed.
 
     ``x = rms_norm(x + o(attention(qkv(x))))``, then ``x = rms_norm(x + down(swiglu(gate_up(x))))``.
+    Under ``torch.autocast`` it runs in the dtype of that, as products do.
 
     Args:
         x: ``[B, S, D]``, float32, bfloat16 or float16.
@@ -116,6 +118,7 @@ def transformer_block(
 
     Source: HRM (arXiv 2506.21734), section 2.
     """
+    x, weights = _op.under_autocast(x, weights)
     check_state("transformer_block", "x", x)
     check_layers("transformer_block", "weights", [weights], "x", x, num_heads, cos, sin)
     check_eps("transformer_block", eps)

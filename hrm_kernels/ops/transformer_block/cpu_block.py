@@ -2,7 +2,7 @@
 
 With gradients a block keeps, per token and in float32, x, attention, x1 (D each), qkv (3 D), gate_up (2 I) and three
 more numbers, two of them per token and one per head: 25 KB for D = 512, I = 1536. With ``recompute`` it keeps x alone
-(2 KB), and runs forward again in the backward.
+(2 KB), and runs forward again in the backward. The inputs of a call are kept too, for second-order gradients.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from hrm_kernels import native
+from hrm_kernels.autodiff import each, first_order, is_negated
 from hrm_kernels.backends import is_traced, launcher
 from hrm_kernels.ops.rope_attention.cpu_kernels import table
 from hrm_kernels.ops.transformer_block.packing import Packed, pack
+from hrm_kernels.ops.transformer_block.reference import run_blocks
 from hrm_kernels.recycling import empty
 
 
@@ -176,6 +178,14 @@ def _backward(
     return [dx, *dweights]
 
 
+def _again(ctx: Any) -> tuple[Any, tuple[Any, ...]]:
+    def function(x, injection, cos, sin, num_heads, eps, recompute, *weights):  # type: ignore
+        return run_blocks(x if injection is None else x + injection, weights, cos, sin, num_heads, eps)
+
+    _, x, injection, *weights = ctx.saved_tensors
+    return function, (x, injection, *ctx.constants, *weights)
+
+
 class Blocks(torch.autograd.Function):
     """``apply(x, injection or None, cos, sin, num_heads, eps, recompute, *weights)``: all blocks, one node."""
 
@@ -188,15 +198,16 @@ class Blocks(torch.autograd.Function):
         else:  # packed once for both directions
             ctx.packed = pack(weights, num_heads)
             out, saved = _forward(ctx.packed, *arguments)
-        ctx.save_for_backward(saved, *weights)
+        ctx.save_for_backward(saved, x, injection, *weights)  # x for second-order gradients only
         ctx.constants = cos, sin, num_heads, eps, recompute
         ctx.injected = injection is not None
         return out
 
     @staticmethod
+    @first_order(_again)
     def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
-        saved, *weights = ctx.saved_tensors
-        wanted, dout = list(ctx.needs_input_grad[7:]), dout.contiguous()
+        saved, _, _, *weights = ctx.saved_tensors
+        wanted, dout = list(ctx.needs_input_grad[7:]), dout.resolve_neg().contiguous()
         if ctx.packed is None or is_traced():
             dx, *dweights = backward(dout, saved, weights, *ctx.constants, wanted)
         else:

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import torch
 
 from hrm_kernels import tuning
+from hrm_kernels.autodiff import first_order
 from hrm_kernels.ops.add_rms_norm import triton_kernels as norm
 from hrm_kernels.ops.rope_attention import triton_kernels as attention
 from hrm_kernels.ops.swiglu import triton_kernels as swiglu
 from hrm_kernels.ops.transformer_block import triton_kernels as fused
+from hrm_kernels.ops.transformer_block.reference import run_blocks
 
 Weights = Sequence[torch.Tensor]
 """qkv, o, gate_up, down of each block in turn."""
@@ -64,6 +66,15 @@ def backward_block(
     return dx, (dqkv.t() @ x, du1.t() @ attended, dgate_up.t() @ x1, ddown)
 
 
+def _again(ctx: Any) -> tuple[Any, tuple[Any, ...]]:
+    def function(x: torch.Tensor, shared: Shared, recompute: bool, *weights: torch.Tensor) -> torch.Tensor:
+        rows = x.view(shared.batch, -1, x.shape[1])
+        return run_blocks(rows, weights, shared.cos, shared.sin, shared.num_heads, shared.eps).view(x.shape)
+
+    x, weights = ctx.saved_tensors[0], ctx.saved_tensors[-ctx.count :]
+    return function, (x, ctx.shared, ctx.recompute, *weights)
+
+
 class Blocks(torch.autograd.Function):
     """``apply(x [M, D], shared, recompute, *weights)``: all blocks of a pass in turn, one node of the graph."""
 
@@ -79,6 +90,7 @@ class Blocks(torch.autograd.Function):
         return x
 
     @staticmethod
+    @first_order(_again)
     def backward(ctx: Any, dout: torch.Tensor) -> Any:  # type: ignore[override]
         tensors, shared = ctx.saved_tensors, ctx.shared
         saved, weights = tensors[: len(tensors) - ctx.count], tensors[len(tensors) - ctx.count :]

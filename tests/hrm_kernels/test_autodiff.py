@@ -1,0 +1,158 @@
+"""Ops under every mode of differentiation: the values of plain PyTorch in float64, or a refusal that says why."""
+
+import pytest
+import torch
+import torch.autograd.forward_ad as forward_mode
+
+import hrm_kernels as k
+from hrm_kernels.nn import rope_tables
+
+HEADS = 2
+LABELS = torch.tensor([[1, -100, 7, 3, 2], [0, 3, 2, 5, 6]])
+
+
+def random(*shape, seed=0, scale=1.0):
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def block(dim, inner, seed):
+    shapes = ((3 * dim, dim), (dim, dim), (2 * inner, dim), (dim, inner))
+    return [random(*shape, seed=seed + i, scale=shape[1] ** -0.5) for i, shape in enumerate(shapes)]
+
+
+def as_blocks(flat):
+    return [k.BlockWeights(*flat[at : at + 4]) for at in range(0, len(flat), 4)]
+
+
+COS, SIN = rope_tables(5, 32)
+X, Y = random(2, 5, 64, seed=1), random(2, 5, 64, seed=2)
+CASES = {
+    # op: (function of its differentiable tensors, those tensors in float64)
+    "swiglu": (k.swiglu, [X]),
+    "add_rms_norm": (k.add_rms_norm, [X, Y]),
+    "add_rms_norm of one tensor twice": (lambda x: k.add_rms_norm(x, x), [X]),
+    "rope_attention": (lambda qkv: k.rope_attention(qkv, COS, SIN, HEADS), [random(2, 5, 192, seed=3)]),
+    "stablemax_cross_entropy": (lambda x: k.stablemax_cross_entropy(x, LABELS), [X]),
+    "token_mixing": (k.token_mixing, [X, random(24, 5, seed=4, scale=0.4), random(5, 12, seed=5, scale=0.3)]),
+    "transformer_block": (
+        lambda x, *weights: k.transformer_block(x, k.BlockWeights(*weights), COS, SIN, HEADS),
+        [X, *block(64, 48, 6)],
+    ),
+    "transformer_block, recomputed": (
+        lambda x, *weights: k.transformer_block(x, k.BlockWeights(*weights), COS, SIN, HEADS, 1e-5, True),
+        [X, *block(64, 48, 6)],
+    ),
+    "reasoning_module": (
+        lambda z, injection, *flat: k.reasoning_module(z, injection, as_blocks(flat), COS, SIN, HEADS),
+        [X, Y, *block(64, 48, 6), *block(64, 48, 16)],
+    ),
+    "reasoning_module, tied": (
+        lambda z, *flat: k.reasoning_module(z, z, as_blocks([*flat, *flat]), None, None, HEADS),
+        [X, *block(64, 48, 6)],
+    ),
+}
+
+
+def leaves(case, dtype):
+    return [tensor.to(dtype, copy=True).requires_grad_() for tensor in CASES[case][1]]
+
+
+def exact(function, case):
+    """``function(op, its tensors)`` in float64, by plain PyTorch."""
+    with k.use_backend("reference"), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        return function(CASES[case][0], leaves(case, torch.float64))
+
+
+def plain(function, case, backend):
+    with k.use_backend(backend):
+        return function(CASES[case][0], leaves(case, torch.float32))
+
+
+def assert_near(got, want, allowed=2e-5):
+    """Within ``allowed`` of the largest element."""
+    assert len(got) == len(want)
+    for one, exact in zip(got, want, strict=True):
+        assert one.shape == exact.shape
+        error = (one.double() - exact).abs().max() / exact.abs().max()
+        assert error < allowed, f"error {error:.2e}"
+
+
+def penalised(op, given):
+    """The gradient of a loss that has a gradient in it."""
+    out = op(*given)
+    gradients = torch.autograd.grad(out.sin().sum(), given, create_graph=True)
+    return torch.autograd.grad(out.square().mean() + sum(g.square().sum() for g in gradients), given)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("case", CASES)
+def test_second_order_gradients(case, backend):
+    assert_near(plain(penalised, case, backend), exact(penalised, case))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("case", CASES)
+def test_many_gradients_at_once(case, backend):
+    """vmap over a backward of kernels: jacobian(vectorize=True)."""
+
+    def batched(op, given):
+        out = op(*given)
+        rows = torch.stack([random(*out.shape, seed=seed).to(out.dtype) for seed in range(3)])
+        return torch.autograd.grad(out, given, rows, is_grads_batched=True)
+
+    assert_near(plain(batched, case, backend), exact(batched, case))
+
+
+def tangent(op, given):
+    with forward_mode.dual_level():
+        duals = [forward_mode.make_dual(one.detach(), random(*one.shape, seed=9).to(one.dtype)) for one in given]
+        return (forward_mode.unpack_dual(op(*duals)).tangent.clone(),)
+
+
+@pytest.mark.filterwarnings("ignore:.*runs on backend 'reference'")
+@pytest.mark.parametrize("case", CASES)
+def test_forward_mode(case):
+    def pushed(op, given):
+        """The same by two backwards: the derivative of v J along v."""
+        out = op(*given)
+        v = torch.zeros_like(out, requires_grad=True)
+        pulled = torch.autograd.grad(out, given, v, create_graph=True)
+        along = [random(*one.shape, seed=9).to(one.dtype) for one in given]
+        return torch.autograd.grad(pulled, v, along)
+
+    assert_near(plain(tangent, case, None), exact(pushed, case))
+
+
+@pytest.mark.filterwarnings("ignore:.*runs on backend 'reference'")
+@pytest.mark.parametrize("case", CASES)
+def test_transforms_of_torch_func(case):
+    def loss(op):
+        return lambda *given: op(*given).sin().sum()
+
+    def gradients(op, given):
+        return torch.func.grad(loss(op), tuple(range(len(given))))(*(one.detach() for one in given))
+
+    def by_autograd(op, given):
+        return torch.autograd.grad(loss(op)(*given), given)
+
+    def mapped(op, given):
+        first = given[0].detach()
+        return (torch.func.vmap(lambda x: op(x, *given[1:]))(torch.stack([first, 2 * first])),)
+
+    def by_hand(op, given):
+        return (torch.stack([op(given[0], *given[1:]), op(2 * given[0], *given[1:])]),)
+
+    def jacobian(op, given):
+        # of a few elements: the gradient's own Jacobian, forward over reverse, along one direction
+        first, *rest = (one.detach() for one in given)
+        gradient = torch.func.grad(lambda x: loss(op)(x, *rest))
+        return torch.func.jvp(gradient, (first,), (random(*first.shape, seed=9).to(first.dtype),))
+
+    def twice(op, given):
+        (gradient,) = torch.autograd.grad(loss(op)(*given), given[:1], create_graph=True)
+        along = random(*given[0].shape, seed=9).to(given[0].dtype)
+        return gradient, torch.autograd.grad(gradient, given[0], along)[0]
+
+    assert_near(plain(gradients, case, None), exact(by_autograd, case))
+    assert_near(plain(mapped, case, None), exact(by_hand, case))
+    assert_near(plain(jacobian, case, None), exact(twice, case))
