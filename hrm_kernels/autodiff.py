@@ -22,6 +22,7 @@ __all__ = [
     "is_negated",
     "kernels_cannot_serve",
     "tensors",
+    "traced_as_constant",
     "without_tangents",
 ]
 
@@ -50,6 +51,15 @@ def each(function: Callable[[torch.Tensor], Any], value: Any) -> Any:
     return value
 
 
+def traced_as_constant(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a function of plain values: torch.compile takes its answer as it finds it, and does not look inside.
+
+    ``torch.compiler.assume_constant_result`` does the same, but it imports torch._dynamo, and Triton with it, at once.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 class _OfThread(threading.local):
     differentiates = False
 
@@ -62,17 +72,14 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor
 
     PyTorch's fused kernels have neither second-order gradients nor forward mode.
     """
-    if torch.compiler.is_compiling():
-        return F.scaled_dot_product_attention(q, k, v)
-    if _of_thread.differentiates or in_transform() or forward_mode._current_level >= 0:
+    if _of_thread.differentiates or in_transform() or _level() >= 0:
         return torch.ops.aten._scaled_dot_product_attention_math(q, k, v)[0]
     return F.scaled_dot_product_attention(q, k, v)
 
 
+@traced_as_constant
 def in_transform() -> bool:
-    """Whether a transform of torch.func is under way."""
-    if torch.compiler.is_compiling():  # its own affair
-        return False
+    """Whether a transform of torch.func is under way (while torch.compile traces one, too)."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
@@ -90,10 +97,18 @@ def kernels_cannot_serve(arguments: Sequence[Any]) -> str | None:
     return None
 
 
+@traced_as_constant
+def _level() -> int:
+    """Of forward-mode differentiation; below 0 where none is under way."""
+    return forward_mode._current_level
+
+
 def has_tangent(arguments: Sequence[Any]) -> bool:
     """Whether forward-mode differentiation follows one of ``arguments``."""
-    if forward_mode._current_level < 0:  # no dual_level is open: the usual case, without looking at any tensor
+    if _level() < 0:  # the usual case, without looking at any tensor
         return False
+    if torch.compiler.is_compiling():  # it does not show tangents
+        return True
     return any(forward_mode.unpack_dual(one).tangent is not None for one in tensors(arguments))
 
 
@@ -102,7 +117,7 @@ def without_tangents(value: T) -> T:
 
     Else it is the same object, so that whatever is kept for a weight is found again.
     """
-    if torch.compiler.is_compiling() or forward_mode._current_level < 0:
+    if _level() < 0:
         return value
     return each(torch.Tensor.detach, value)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from hrm_kernels import native
-from hrm_kernels.autodiff import each, is_negated, kernels_cannot_serve, tensors
+from hrm_kernels.autodiff import each, has_tangent, is_negated, kernels_cannot_serve, tensors, traced_as_constant
 from hrm_kernels.checks import check_tensor
 
 PREFERENCE = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
@@ -194,8 +194,6 @@ class Op:
 
     def _only_reference(self, arguments: tuple[Any, ...]) -> str | None:
         """Why no kernels can serve the call, on any backend; None where they may."""
-        if torch.compiler.is_compiling():  # it traces no forward mode, and transforms of torch.func by itself
-            return None
         if self._in_place and is_negated(arguments):  # what a launcher reads, it resolves; what is written cannot be
             return "kernels write plain memory, and a tensor is lazily negated; pass tensor.resolve_neg()"
         return kernels_cannot_serve(arguments)
@@ -233,8 +231,13 @@ def launcher(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
                 arguments = each(torch.Tensor.resolve_neg, arguments)
             return function(*arguments)
 
+        def launch_registered(*arguments: Any) -> Any:
+            if has_tangent(arguments):  # of a function that was compiled before
+                raise NotImplementedError(f"{name}: kernels have no forward-mode gradients; don't compile the call")
+            return launch(*arguments)
+
         _library.define(schema)
-        _library.impl(name, launch, "CompositeExplicitAutograd")
+        _library.impl(name, launch_registered, "CompositeExplicitAutograd")
         torch.library.register_fake(f"hrm_kernels::{name}", fake, lib=_library)
         registered = getattr(torch.ops.hrm_kernels, name).default
 
@@ -268,15 +271,6 @@ def triton_cannot_run(tensor: torch.Tensor) -> str | None:
     if INTERPRETING:
         return None if tensor.device.type == "cpu" else "TRITON_INTERPRET=1 is set, which is for CPU tensors; unset it"
     return None if tensor.device.type == "cuda" else f"Triton kernels are for GPU tensors, not {tensor.device.type}"
-
-
-def traced_as_constant(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a function of plain values: torch.compile takes its answer as it finds it, and does not look inside.
-
-    ``torch.compiler.assume_constant_result`` does the same, but it imports torch._dynamo, and Triton with it, at once.
-    """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
 
 
 @traced_as_constant

@@ -156,3 +156,142 @@ def test_transforms_of_torch_func(case):
     assert_near(plain(gradients, case, None), exact(by_autograd, case))
     assert_near(plain(mapped, case, None), exact(by_hand, case))
     assert_near(plain(jacobian, case, None), exact(twice, case))
+
+
+def recurrent(x, y, *flat):
+    return torch.stack(k.recurrent_cycles(x, y, x - y, as_blocks(flat), as_blocks(flat), COS, SIN, HEADS, 2, 2))
+
+
+def test_recurrent_cycles_refuses_tangents():
+    x, y, *flat = (one.float() for one in [X, Y, *block(64, 48, 6)])
+    with forward_mode.dual_level(), pytest.raises(NotImplementedError, match="recurrent_cycles: .* tangent, which"):
+        recurrent(forward_mode.make_dual(x, y), y, *flat)
+    with forward_mode.dual_level(), pytest.raises(NotImplementedError, match="recurrent_cycles: .* tangent, which"):
+        recurrent(x, y, *flat[:3], forward_mode.make_dual(flat[3], flat[3]))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_a_backend_that_was_asked_for_refuses(backend):
+    x = X.float()
+    with k.use_backend(backend):
+        with pytest.raises(k.BackendUnavailable, match="swiglu.*inside a transform of torch.func"):
+            torch.func.grad(lambda x: k.swiglu(x).sum())(x)
+        with forward_mode.dual_level(), pytest.raises(k.BackendUnavailable, match="swiglu.*carries a tangent"):
+            k.swiglu(forward_mode.make_dual(x, x))
+
+
+def test_explain_says_why_the_reference_runs(capsys):
+    with forward_mode.dual_level():
+        assert k.explain("swiglu", forward_mode.make_dual(X.float(), X.float())) == "reference"
+    assert "kernels have no forward-mode gradients, and an argument carries a tangent" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("transform", ["grad", "jvp", "vmap"])
+def test_transforms_of_torch_func_compile(transform):
+    torch._dynamo.reset()
+    x = X.float()
+    function = {
+        "grad": torch.func.grad(lambda x: k.swiglu(x).sin().sum()),
+        "jvp": lambda x: torch.func.jvp(k.swiglu, (x,), (x,))[1],
+        "vmap": torch.func.vmap(k.swiglu),
+    }[transform]
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), function(x))
+    torch.testing.assert_close(torch.compile(k.swiglu, backend="aot_eager")(x), k.swiglu(x))  # not remembered
+
+
+def test_compiled_kernels_refuse_tangents():
+    torch._dynamo.reset()
+    compiled, x = torch.compile(k.swiglu, backend="aot_eager"), X.float()
+    compiled(x)
+    with forward_mode.dual_level(), pytest.raises(NotImplementedError, match="no forward-mode gradients"):
+        compiled(forward_mode.make_dual(x, x))
+
+
+# ---- lazy negation
+
+
+def negated(tensor):
+    """``tensor``, whose memory holds its negative."""
+    lazy = torch._neg_view(-tensor.detach())
+    assert lazy.is_neg() and torch.equal(lazy, tensor)
+    return lazy
+
+
+class NegateGradient(torch.autograd.Function):
+    """What came in; its gradient is lazily negated."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch._neg_view(-gradient)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("case", [*CASES, "recurrent_cycles"])
+def test_lazy_negation(case, backend):
+    op, given = CASES.get(case, (recurrent, [X, Y, *block(64, 48, 6)]))
+    plain = [one.float().requires_grad_() for one in given]
+    lazy = [negated(one.float()).requires_grad_() for one in given]
+    with k.use_backend(backend):
+        want, got = op(*plain), op(*lazy)
+        assert torch.equal(got, want)
+        if case != "recurrent_cycles":
+            want = torch.autograd.grad(want.sin().sum(), plain)
+            got = torch.autograd.grad(NegateGradient.apply(got).sin().sum(), lazy)
+            assert all(map(torch.equal, got, want))
+
+
+def test_lazy_negation_of_an_imaginary_part():
+    x = torch.view_as_complex(random(5, 64, 2, seed=3).float())
+    lazy = x.conj().imag
+    assert lazy.is_neg()
+    for backend in ("cpu", "triton"):
+        with k.use_backend(backend):
+            assert torch.equal(k.swiglu(lazy), k.swiglu(-x.imag.contiguous()))
+
+
+def test_compiled_kernels_resolve_lazy_negation():
+    torch._dynamo.reset()
+    x = X.float()
+    assert torch.equal(torch.compile(k.swiglu, fullgraph=True, backend="aot_eager")(negated(x)), k.swiglu(x))
+
+
+# ---- nothing in it
+
+
+def empty_cases():
+    for batch, positions in ((0, 5), (2, 0), (0, 0)):
+        x, y = torch.zeros(batch, positions, 64), torch.zeros(batch, positions, 64)
+        mixing = [torch.randn(24, positions), torch.randn(positions, 12)]
+        flat = [one.float() for one in block(64, 48, 6)]
+        labels = torch.zeros(batch, positions, dtype=torch.long)
+        yield "swiglu", k.swiglu, [x]
+        yield "add_rms_norm", k.add_rms_norm, [x, y]
+        yield "rope_attention", lambda qkv: k.rope_attention(qkv, COS, SIN, HEADS), [torch.cat([x, x, y], -1)]
+        yield (
+            "stablemax_cross_entropy",
+            lambda x, labels=labels: k.stablemax_cross_entropy(x, labels),
+            [x],
+        )
+        yield "token_mixing", k.token_mixing, [x, *mixing]
+        yield "transformer_block", CASES["transformer_block"][0], [x, *flat]
+        yield "transformer_block, recomputed", CASES["transformer_block, recomputed"][0], [x, *flat]
+        yield "reasoning_module", CASES["reasoning_module"][0], [x, y, *flat, *flat]
+        yield "recurrent_cycles", recurrent, [x, y, *flat]
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("backend", [None, "cpu", "triton", "reference"])
+@pytest.mark.parametrize(("case", "op", "given"), [pytest.param(*one, id=one[0]) for one in empty_cases()])
+def test_empty_batches_and_sequences(case, op, given, backend):
+    leaves = [one.clone().requires_grad_() for one in given]
+    with k.use_backend(backend):
+        out = op(*leaves)
+        assert out.shape[-3:-1] == given[0].shape[:2] or out.shape == given[0].shape[:2]
+        if case != "recurrent_cycles":
+            out.sum().backward()
+            assert all(torch.equal(one.grad, torch.zeros_like(one)) for one in leaves)

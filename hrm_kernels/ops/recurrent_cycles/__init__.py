@@ -147,7 +147,7 @@ def recurrent_cycles(
     for name, cycles in (("H_cycles", H_cycles), ("L_cycles", L_cycles)):
         check_count(op, name, cycles)
     check_eps(op, eps)
-    if not torch.compiler.is_compiling() and has_tangent(given):
+    if has_tangent(given):
         raise NotImplementedError(
             f"{op}: an argument carries a forward-mode tangent, which would be lost here as gradients are; "
             "detach it (.detach()), or call reasoning_module for each update"

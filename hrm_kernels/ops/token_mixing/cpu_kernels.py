@@ -62,4 +62,6 @@ class _TokenMixing(torch.autograd.Function):
 
 def token_mixing(x: Tensor, gate_up: Tensor, down: Tensor, eps: float) -> Tensor:
     """``[B, S, D]`` -> ``[B, S, D]``."""
+    if x.shape[1] == 0:  # nothing to compute
+        return reference.token_mixing(x, gate_up, down, eps)
     return _TokenMixing.apply(x.contiguous(), gate_up.contiguous(), down.contiguous(), eps)

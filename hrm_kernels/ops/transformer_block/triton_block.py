@@ -32,11 +32,14 @@ class Shared(NamedTuple):
     eps: float
 
 
+def _by_row(tokens: torch.Tensor, shared: Shared) -> torch.Tensor:
+    """``[M, C] -> [B, S, C]``; without tokens S is 0."""
+    return tokens.view(shared.batch, -1 if tokens.shape[0] else 0, tokens.shape[1])
+
+
 def _attend(qkv: torch.Tensor, shared: Shared, save: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    out, lse = attention.forward(
-        qkv.view(shared.batch, -1, qkv.shape[1]), shared.cos, shared.sin, shared.num_heads, save
-    )
-    return out.view(qkv.shape[0], -1), lse
+    out, lse = attention.forward(_by_row(qkv, shared), shared.cos, shared.sin, shared.num_heads, save)
+    return out.view(qkv.shape[0], qkv.shape[1] // 3), lse
 
 
 def forward_block(x: torch.Tensor, weights: Weights, shared: Shared) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
@@ -60,7 +63,7 @@ def backward_block(
     dgate_up = swiglu.backward(du2 @ down, gate_up)
     ddown = du2.t() @ swiglu.forward(gate_up)
     du1 = norm.backward(torch.addmm(du2, dgate_up, gate_up_weight), u1, rstd1)
-    out, dout, packed = (t.view(shared.batch, -1, t.shape[1]) for t in (attended, du1 @ o, qkv))
+    out, dout, packed = (_by_row(tokens, shared) for tokens in (attended, du1 @ o, qkv))
     dqkv = attention.backward(dout, packed, shared.cos, shared.sin, lse, out, shared.num_heads).view(qkv.shape)
     dx = torch.addmm(du1, dqkv, qkv_weight)
     return dx, (dqkv.t() @ x, du1.t() @ attended, dgate_up.t() @ x1, ddown)
@@ -68,8 +71,9 @@ def backward_block(
 
 def _again(ctx: Any) -> tuple[Any, tuple[Any, ...]]:
     def function(x: torch.Tensor, shared: Shared, recompute: bool, *weights: torch.Tensor) -> torch.Tensor:
-        rows = x.view(shared.batch, -1, x.shape[1])
-        return run_blocks(rows, weights, shared.cos, shared.sin, shared.num_heads, shared.eps).view(x.shape)
+        return run_blocks(_by_row(x, shared), weights, shared.cos, shared.sin, shared.num_heads, shared.eps).view(
+            x.shape
+        )
 
     x, weights = ctx.saved_tensors[0], ctx.saved_tensors[-ctx.count :]
     return function, (x, ctx.shared, ctx.recompute, *weights)
