@@ -147,7 +147,9 @@ class Op:
             return arguments
         cast, rest = arguments[:count], arguments[count:]
         dtypes = {one.dtype: one.device.type for one in tensors(cast) if _is_cast(one)}
-        device = next(iter(dtypes.values()), "")
+        if not dtypes:
+            return arguments
+        device = next(iter(dtypes.values()))
         if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
             return arguments
         widest = functools.reduce(torch.promote_types, dtypes)
