@@ -1,6 +1,7 @@
 #include "cpu/team.h"
 
 #include <dlfcn.h>
+#include <pthread.h>
 #include <sched.h>
 
 #include <cstdlib>
@@ -49,6 +50,10 @@ const OpenMP* openmp() {
   return found.parallel && found.rank && found.size ? &found : nullptr;
 }
 
+// A child of fork() has none of the threads of its parent's OpenMP runtime, which would wait for them for ever.
+std::atomic<bool> forked{false};
+const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+
 // How many members a team has is known only once they are there: they wait for it.
 struct Region {
   void (*body)(void*, Team&, int);
@@ -74,7 +79,7 @@ void parallel_region(int threads, void (*body)(void* context, Team& team, int ra
     return;
   }
   Region region(body, context);
-  if (const OpenMP* omp = openmp()) {
+  if (const OpenMP* omp = forked ? nullptr : openmp()) {
     omp->parallel(
         [](void* data) {
           Region& r = *static_cast<Region*>(data);

@@ -50,7 +50,8 @@ class Team {
 };
 
 // Runs body(context, team, rank) on `threads` threads: on the OpenMP runtime that torch has loaded, so that its threads
-// and ours are the same, else on threads made for the call. There may be fewer than asked for; team.size() says.
+// and ours are the same, else (and in a child of fork) on threads made for the call. There may be fewer than asked for;
+// team.size() says.
 void parallel_region(int threads, void (*body)(void* context, Team& team, int rank), void* context);
 
 template <class Body>
