@@ -134,7 +134,7 @@ def _test_backend(name: str) -> str | None:
 
 def _test_module(name: str, device: str) -> str | None:
     """As :func:`_test_backend`, of an update of one block in bfloat16, the largest of the cuda kernels."""
-    options = {"generator": torch.Generator("cpu").manual_seed(0), "dtype": torch.float32, "device": "cpu"}
+    options: Any = {"generator": torch.Generator("cpu").manual_seed(0), "dtype": torch.float32, "device": "cpu"}
     shapes = ((384, 128), (128, 128), (256, 128), (128, 128))
     weights = [torch.randn(shape, **options) * shape[1] ** -0.5 for shape in shapes]
     states = torch.randn(2, 1, 17, 128, **options)

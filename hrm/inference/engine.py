@@ -978,7 +978,7 @@ class _Slots:
         job, inner = self.jobs[row], self.worker.model.inner
         assert job is not None
         self.starts[row] = False
-        options = {"generator": torch.Generator("cpu").manual_seed(job.puzzle.seed), "device": "cpu"}
+        options: Any = {"generator": torch.Generator("cpu").manual_seed(job.puzzle.seed), "device": "cpu"}
         for state, start in ((self.carry.z_H, inner.H_init), (self.carry.z_L, inner.L_init)):
             noise = torch.randn(state.shape[1:], dtype=torch.float32, **options) * job.puzzle.noise
             state[row] = start + noise.to(start)

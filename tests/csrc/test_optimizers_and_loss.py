@@ -723,3 +723,16 @@ def test_a_mistake_is_found(broken, mistake):
         except (AssertionError, RuntimeError):
             return
     pytest.fail("the checks pass, in every order of threads")
+
+
+def test_second_order_gradients_of_the_loss(device):
+    def penalty(logits, backend):
+        logits = logits.detach().requires_grad_()
+        with k.use_backend(backend):
+            loss = k.stablemax_cross_entropy(logits, torch.tensor([3, -100, 0], device=device)).sum()
+        (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), logits)[0]
+
+    logits = random((3, 11), device, torch.float32, 0)
+    got, exact = penalty(logits, "cuda"), penalty(logits.double(), "reference")
+    assert (got.double() - exact).abs().max() <= 1e-6 * exact.abs().max()

@@ -67,6 +67,26 @@ def check(qkv, cos, sin, dout, heads):
         assert error <= 2 * allowed + epsilon, f"{error:.2e} against {allowed:.2e}"
 
 
+def test_second_order_gradients_and_lazy_negation(device):
+    """The reference gives them; of memory that holds a tensor's negative the kernels read the tensor."""
+
+    def penalty(qkv, cos, sin, backend):
+        qkv = qkv.detach().requires_grad_()
+        with k.use_backend(backend), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            out = k.rope_attention(qkv, cos, sin, 2)
+            (gradient,) = torch.autograd.grad(out.float().sin().sum(), qkv, create_graph=True)
+            return torch.autograd.grad(gradient.float().square().sum(), qkv)[0]
+
+    qkv, cos, sin, dout = make((1, 17, 2, 64), F16, device=device)
+    exact = penalty(qkv.double(), cos.double(), sin.double(), "reference")
+    ours, plain = (penalty(qkv, cos, sin, backend) for backend in ("cuda", "reference"))
+    error, allowed = ((one.double() - exact).abs().max() for one in (ours, plain))
+    assert error <= 2 * allowed + torch.finfo(F16).eps * exact.abs().max()
+
+    lazy = run(torch._neg_view(-qkv), cos, sin, torch._neg_view(-dout), 2)
+    assert all(map(torch.equal, lazy, run(qkv, cos, sin, dout, 2)))
+
+
 @pytest.mark.parametrize("dtype", [BF16, F16])
 @pytest.mark.parametrize(("shape", "rope"), [(s, True) for s in FEW] + [(s, False) for s in FEW[1::2]])
 def test_against_float64(device, shape, dtype, rope):

@@ -1,11 +1,15 @@
 """Ops under every mode of differentiation: the values of plain PyTorch in float64, or a refusal that says why."""
 
+import sys
+
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_mode
 
 import hrm_kernels as k
 from hrm_kernels.nn import rope_tables
+from hrm_kernels.ops.adam_atan2 import adam_atan2
+from hrm_kernels.ops.sparse_sign_sgd import sparse_sign_sgd
 
 HEADS = 2
 LABELS = torch.tensor([[1, -100, 7, 3, 2], [0, 3, 2, 5, 6]])
@@ -29,6 +33,7 @@ X, Y = random(2, 5, 64, seed=1), random(2, 5, 64, seed=2)
 CASES = {
     # op: (function of its differentiable tensors, those tensors in float64)
     "swiglu": (k.swiglu, [X]),
+    "linear": (k.linear, [X, random(48, 64, seed=7, scale=0.1), random(48, seed=8)]),
     "add_rms_norm": (k.add_rms_norm, [X, Y]),
     "add_rms_norm of one tensor twice": (lambda x: k.add_rms_norm(x, x), [X]),
     "rope_attention": (lambda qkv: k.rope_attention(qkv, COS, SIN, HEADS), [random(2, 5, 192, seed=3)]),
@@ -260,6 +265,32 @@ def test_compiled_kernels_resolve_lazy_negation():
     assert torch.equal(torch.compile(k.swiglu, fullgraph=True, backend="aot_eager")(negated(x)), k.swiglu(x))
 
 
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("optimizer", ["adam", "sparse"])
+def test_optimisers_leave_lazily_negated_tensors_to_the_reference(optimizer, backend, monkeypatch):
+    monkeypatch.setattr(sys.modules["hrm_kernels.backends"], "_said", set())  # the function hides the module
+    start, gradient = random(4, 8).float(), random(4, 8, seed=1).float()
+
+    def step(weights, gradient):
+        if optimizer == "adam":
+            state = [[torch.zeros_like(weights)], [torch.zeros_like(weights)], [torch.zeros(())]]
+            adam_atan2([weights], [gradient], *state, None, 0.1, (0.9, 0.9), 0.1, False, {})
+        else:
+            sparse_sign_sgd(weights, torch.arange(4), gradient, 0.1, 0.1)
+        return weights
+
+    with k.use_backend(backend), pytest.raises(k.BackendUnavailable, match="a tensor is lazily negated"):
+        step(start.clone(), negated(gradient))
+    with pytest.warns(UserWarning, match="runs on backend 'reference'; .* lazily negated"):
+        got = step(start.clone(), negated(gradient))
+    with k.use_backend("reference"):
+        assert torch.equal(got, step(start.clone(), gradient))
+    with k.use_backend(backend), pytest.raises(k.BackendUnavailable, match="a tensor is lazily negated"):
+        step(negated(start), gradient)  # kernels would write the negative of the new value
+    if optimizer == "sparse":  # (PyTorch's lists of tensors refuse it)
+        assert torch.equal(step(negated(start), gradient), got)
+
+
 # ---- nothing in it
 
 
@@ -270,6 +301,7 @@ def empty_cases():
         flat = [one.float() for one in block(64, 48, 6)]
         labels = torch.zeros(batch, positions, dtype=torch.long)
         yield "swiglu", k.swiglu, [x]
+        yield "linear", k.linear, [x, flat[0], torch.randn(192)]
         yield "add_rms_norm", k.add_rms_norm, [x, y]
         yield "rope_attention", lambda qkv: k.rope_attention(qkv, COS, SIN, HEADS), [torch.cat([x, x, y], -1)]
         yield (

@@ -182,3 +182,16 @@ def test_environment_variable(value, says, monkeypatch):
     code = "import torch, hrm_kernels as k; print(k.swiglu(torch.ones(2)).item() > 0)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert says in run.stdout + run.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the GPU")
+def test_the_interpreter_refuses_bfloat16(capsys):
+    """Its products and sums of bfloat16 are wrong by orders of magnitude."""
+    x = torch.ones(2, 3, 64, dtype=torch.bfloat16)
+    with (
+        k.use_backend("triton"),
+        pytest.raises(k.BackendUnavailable, match="Triton's interpreter computes bfloat16 wrongly; use float32 or"),
+    ):
+        k.swiglu(x)
+    k.explain("swiglu", x)
+    assert "interpreter computes bfloat16 wrongly" in capsys.readouterr().out

@@ -21,6 +21,7 @@ BLOCK = k.BlockWeights(
 )
 OPS = {
     "swiglu": k.swiglu,
+    "linear": lambda x: k.linear(x, BLOCK.gate_up, BLOCK.qkv[:96, 0]),
     "add_rms_norm": lambda x: k.add_rms_norm(x, 2 * x),
     "rope_attention": lambda x: k.rope_attention(torch.cat([x, x, 2 * x], -1), COS, SIN, 2),
     "stablemax_cross_entropy": lambda x: k.stablemax_cross_entropy(x, LABELS),

@@ -26,6 +26,7 @@ _op = Op(
         "cuda": Backend(reference.linear, _cuda_cannot_run),
         "cpu": Backend(cpu_kernels.linear, _cpu_cannot_run),
     },
+    lowered=3,
 )
 
 
@@ -33,7 +34,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     """``x @ weight.T + bias``, as :func:`torch.nn.functional.linear`.
 
     On the ``cpu`` backend a row's result is the same to the bit wherever it stands in x and however many rows there
-    are. PyTorch's own products on a CPU do not promise that.
+    are. PyTorch's own products on a CPU do not promise that. Under ``torch.autocast`` it runs in the dtype of that,
+    as ``torch.nn.functional.linear`` does.
 
     Args:
         x: ``[..., in]``, float32, bfloat16 or float16.
@@ -48,6 +50,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
     Source: :func:`torch.nn.functional.linear`.
     """
+    x, weight, bias = _op.under_autocast(x, weight, bias)
     check_tensor("linear", "x", x)
     check_like("linear", "weight", weight, "x", x)
     if x.ndim < 1:

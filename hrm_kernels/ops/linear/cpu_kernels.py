@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from hrm_kernels import native, packing
+from hrm_kernels.autodiff import first_order
 from hrm_kernels.backends import launcher
+from hrm_kernels.ops.linear import reference
 from hrm_kernels.recycling import empty
 
 
@@ -34,12 +36,13 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x, weight, bias)
         return forward(x, weight, bias)
 
     @staticmethod
+    @first_order(lambda ctx: (reference.linear, ctx.saved_tensors))
     def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
-        x, weight = ctx.saved_tensors
+        x, weight, _ = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
         return (
             dout @ weight if of_x else None,

@@ -232,6 +232,8 @@ def blocks(
     recompute: bool,
 ) -> Tensor:
     """All blocks over ``x + injection``, with gradients where something asks for them."""
+    if not is_traced() and is_negated((x, injection, weights)):  # as a launcher does
+        x, injection, weights = each(torch.Tensor.resolve_neg, (x, injection, weights))
     x = x.contiguous()
     injection = None if injection is None else injection.contiguous()
     if torch.compiler.is_compiling():  # which refuses a tensor that comes twice
