@@ -144,15 +144,20 @@ def first_order(again: Again) -> Callable[[Callable[..., Any]], Callable[..., An
     """
 
     def decorate(kernels: Callable[..., Any]) -> Callable[..., Any]:
+        def either(ctx: Any, *gradients: Any) -> Any:
+            if torch.is_grad_enabled() or in_transform() or any(map(_is_batched, gradients)):
+                found = _differentiate(*again(ctx), gradients)
+                return *found, *(None,) * (len(ctx.needs_input_grad) - len(found))
+            return kernels(ctx, *gradients)
+
         @functools.wraps(kernels)
         def backward(ctx: Any, *gradients: Any) -> Any:
             if torch.compiler.is_compiling():  # it refuses second-order gradients itself
                 return kernels(ctx, *gradients)
-            with torch._C._DisableAutocast():  # dtypes are those of the forward
-                if torch.is_grad_enabled() or in_transform() or any(map(_is_batched, gradients)):
-                    found = _differentiate(*again(ctx), gradients)
-                    return *found, *(None,) * (len(ctx.needs_input_grad) - len(found))
-                return kernels(ctx, *gradients)
+            if torch._C._is_any_autocast_enabled():  # dtypes are those of the forward
+                with torch._C._DisableAutocast():
+                    return either(ctx, *gradients)
+            return either(ctx, *gradients)
 
         return backward
 
