@@ -46,7 +46,7 @@ def fixed_point(
 
     Returns:
         The last state, a tensor or a tuple as ``state`` is. It is detached from ``state`` where fewer than all updates
-        carry gradients.
+        carry gradients, in forward mode too.
 
     Raises:
         TypeError: ``state`` is neither a tensor nor a tuple of tensors, or a cell returns another kind or number.

@@ -86,7 +86,8 @@ def stablemax_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore_i
         ignore_index: tokens with this label have loss and gradient 0.
 
     Returns:
-        ``[...]`` float32 (float64 for float64 logits), as exact as float64 to 1e-6 relative.
+        ``[...]`` float32 (float64 for float64 logits), as exact as float64 to 1e-6 relative; logits are
+        read in their own dtype under ``torch.autocast`` too.
 
     Raises:
         TypeError, ValueError: a dtype, device or shape does not fit.

@@ -42,7 +42,7 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
         gate_up: ``[..., 2 I]``, float32, bfloat16 or float16; the gate is the first half.
 
     Returns:
-        ``[..., I]`` in the same dtype.
+        ``[..., I]`` in the same dtype, under ``torch.autocast`` too.
 
     Raises:
         TypeError, ValueError: the dtype does not fit, or the last dimension is odd.
