@@ -25,14 +25,14 @@ OPS = {
     "add_rms_norm": lambda x: k.add_rms_norm(x, 2 * x),
     "rope_attention": lambda x: k.rope_attention(torch.cat([x, x, 2 * x], -1), COS, SIN, 2),
     "stablemax_cross_entropy": lambda x: k.stablemax_cross_entropy(x, LABELS),
-    "token_mixing": lambda x: k.token_mixing(x, BLOCK.gate_up[:24, :5], BLOCK.down[:5, :12]),
+    "token_mixing": lambda x: k.token_mixing(x[:1, :, :8], BLOCK.gate_up[:24, :5], BLOCK.down[:5, :12]),
     "transformer_block": lambda x: k.transformer_block(x, BLOCK, COS, SIN, 2),
     "reasoning_module": lambda x: k.reasoning_module(x, x, [BLOCK], COS, SIN, 2),
     "recurrent_cycles": lambda x: torch.stack(k.recurrent_cycles(x, x, x, [BLOCK], [BLOCK], COS, SIN, 2, 2, 2)),
 }
 
 
-@pytest.fixture(params=[torch.bfloat16, torch.float64, "meta"])
+@pytest.fixture(params=[torch.bfloat16, "meta"], ids=str)
 def other_default(request):
     """Sets another dtype, or another device (as ``"cuda"`` on a machine with a GPU), on a call."""
 
