@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_LISTS = (list, tuple)  # (every launch asks)
 Again = Callable[[Any], tuple[Callable[..., Any], Sequence[Any]]]
 """``again(ctx) -> (function, arguments)``: in PyTorch what forward did, and its first arguments as ctx kept them."""
 
@@ -128,7 +129,7 @@ def is_negated(arguments: Sequence[Any]) -> bool:
         if isinstance(value, torch.Tensor):
             if value.is_neg():
                 return True
-        elif isinstance(value, list | tuple) and is_negated(value):
+        elif isinstance(value, _LISTS) and is_negated(value):
             return True
     return False
 

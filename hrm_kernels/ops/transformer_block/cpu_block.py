@@ -232,13 +232,13 @@ def blocks(
     recompute: bool,
 ) -> Tensor:
     """All blocks over ``x + injection``, with gradients where something asks for them."""
-    if not is_traced() and is_negated((x, injection, weights)):  # as a launcher does
-        x, injection, weights = each(torch.Tensor.resolve_neg, (x, injection, weights))
     x = x.contiguous()
     injection = None if injection is None else injection.contiguous()
     if torch.compiler.is_compiling():  # which refuses a tensor that comes twice
         weights = [w.view_as(w) if any(w is v for v in weights[:i]) else w for i, w in enumerate(weights)]
     inputs = (x, *weights) if injection is None else (x, injection, *weights)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+        if not is_traced() and is_negated(inputs):  # as a launcher does
+            x, injection, weights = each(torch.Tensor.resolve_neg, (x, injection, weights))
         return Blocks.apply(x, injection, cos, sin, num_heads, eps, recompute, *weights)
     return infer(x, injection, weights, cos, sin, num_heads, eps)
