@@ -76,14 +76,16 @@ sanitize: $(STAMP)
 		$(BIN)/python -m pytest -p no:cacheprovider tests/hrm_kernels/test_cpu.py tests/hrm_kernels/test_cpu_properties.py \
 		tests/csrc/test_cpu_boundary.py
 
-# On a machine with a GPU, with what its python has (torch, triton, pytest, hypothesis): nothing is installed.
+# On a machine with a GPU, with what its python has (torch, triton, pytest, hypothesis): nothing is installed or built.
+# The CUDA library comes from `make install` there, or from HRM_KERNELS_NATIVE=cuda make install where there is no GPU.
 # GPU_ARGS=--quick, or see $(PYTHON) -m bench.gpu --help. Writes bench/results/.
 gpu:
 	$(PYTHON) -m bench.gpu $(GPU_ARGS)
 
 # API pages of the public names, from their docstrings: build/docs/index.html
 docs: $(STAMP)
-	$(PIP) -e '.[docs]'
+	@# of the hrm that is installed, so that nothing is built
+	$(PIP) 'hrm[docs]'
 	$(BIN)/python docs/api.py build/docs
 
 lint: $(STAMP)
@@ -103,9 +105,16 @@ $(TORCH_STAMP):
 	$(PIP) $(TORCH)
 	@echo "$(TORCH)" > $@
 
+# Another choice of libraries than that of the last time, where one is named.
+ifneq ($(HRM_KERNELS_NATIVE),)
+ifneq ($(HRM_KERNELS_NATIVE),$(shell cat $(STAMP) 2>/dev/null))
+.PHONY: $(STAMP)
+endif
+endif
 $(STAMP): $(TORCH_STAMP) pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
+	@echo "installing hrm; its native libraries are built: a minute or two, with a GPU and nvcc several more (HRM_KERNELS_NATIVE=cpu: not for CUDA)"
 	$(PIP) -e '.[test]'
-	@touch $@
+	@echo "$(HRM_KERNELS_NATIVE)" > $@
 
 clean:
 	rm -rf $(VENV) $(VENV_TRITON) build dist *.egg-info hrm_kernels/lib .mypy_cache .pytest_cache .ruff_cache

@@ -1,8 +1,8 @@
-"""Builds csrc/ with CMake where compilers are found: a library for the CPU, and one for CUDA where there is nvcc too.
+"""Builds csrc/ with CMake where compilers are found: a library for the CPU, and one for CUDA where there is a GPU too.
 
-Without a C++ compiler the Python part is installed alone. Nothing is recorded about it: ``hrm_kernels.native`` looks
-for the libraries at run time. ``HRM_KERNELS_NATIVE=0 pip install ...`` leaves csrc/ out where a compiler is found but
-cannot build it, ``HRM_KERNELS_NATIVE=cpu`` the CUDA library alone. ``HRM_CUDA_ARCHS="80;90a"`` names its targets.
+Without a C++ compiler only the Python part is installed. Nothing is recorded about it: ``hrm_kernels.native`` looks
+for the libraries at run time. ``HRM_KERNELS_NATIVE`` says what to build: ``0`` nothing, ``cpu`` the CPU library,
+``cuda`` (or ``all``) both, with a GPU or without. ``HRM_CUDA_ARCHS="80;90a"`` names CUDA's targets, and asks for it.
 """
 
 import os
@@ -19,13 +19,21 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 LIBRARIES = Path("hrm_kernels", "lib")
-WANTED = os.environ.get("HRM_KERNELS_NATIVE", "all")
+WANTED = os.environ.get("HRM_KERNELS_NATIVE", "")
+CHOICES = {
+    "0": "no native library",
+    "cpu": "none for CUDA",
+    "cuda": "both, the one for CUDA without a GPU too",
+    "all": "the same as cuda",
+    "": "unset: the one for CUDA where there is a GPU",
+}
 
 
 def why_not_native() -> str | None:
     """The reason to install without csrc/, or None to build it."""
-    if WANTED not in ("0", "cpu", "all"):
-        sys.exit(f"hrm: HRM_KERNELS_NATIVE is {WANTED!r}; expected 0 (no native library), cpu (none for CUDA) or all")
+    if WANTED not in CHOICES:
+        choices = ", ".join(f"{name or chr(39) * 2} ({what})" for name, what in CHOICES.items())
+        sys.exit(f"hrm: HRM_KERNELS_NATIVE is {WANTED!r}; expected {choices}")
     if WANTED == "0":
         return "HRM_KERNELS_NATIVE=0"
     # The names CMake tries; CXX may carry arguments or a wrapper ("ccache g++").
@@ -37,11 +45,26 @@ def why_not_native() -> str | None:
 
 
 def why_not_cuda() -> str | None:
-    """The reason to leave the CUDA library out, or None to build it too."""
+    """The reason to leave the CUDA library out, or None to build it too. It takes minutes, so a GPU or a wish does."""
     if WANTED == "cpu":
         return "HRM_KERNELS_NATIVE=cpu"
     compiler = (shlex.split(os.environ.get("CUDACXX", "")) or ["nvcc"])[0]  # as CMake looks for it
-    return None if shutil.which(compiler) else f"no {compiler} found"
+    if not shutil.which(compiler):
+        return f"no {compiler} found"
+    if WANTED in ("cuda", "all") or os.environ.get("HRM_CUDA_ARCHS") or has_gpu():
+        return None
+    return "no NVIDIA GPU found (HRM_KERNELS_NATIVE=cuda builds it without one)"
+
+
+def has_gpu() -> bool:
+    """Whether the driver knows an NVIDIA GPU."""
+    if any(Path("/proc/driver/nvidia/gpus").glob("*")):
+        return True
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return listed.returncode == 0 and "GPU" in listed.stdout
 
 
 class BuildWithCMake(build_ext):
@@ -53,6 +76,8 @@ class BuildWithCMake(build_ext):
 
     def build_extensions(self) -> None:
         names = [extension.name.rpartition("_")[2] for extension in self.extensions]
+        times = {"cpu": "CPU (a minute or two)", "cuda": "CUDA (several minutes; HRM_KERNELS_NATIVE=cpu leaves it out)"}
+        print(f"hrm: building for {' and '.join(times[name] for name in names)}", file=sys.stderr, flush=True)
         # A directory of its own: CMake's cache would name tools of an isolated build environment that is gone.
         with tempfile.TemporaryDirectory() as build:
             for command in (
@@ -85,6 +110,8 @@ names = []
 for name, reason in (("cpu", why_not_native()), ("cuda", why_not_native() or why_not_cuda())):
     if reason is None:
         names.append(name)
+    elif name == "cuda" and WANTED in ("cuda", "all"):
+        sys.exit(f"hrm: HRM_KERNELS_NATIVE={WANTED} asks for the native cuda library, and it cannot be built: {reason}")
     else:
         left_out = f"hrm: {reason}, so the native {name} library is left out; `hrm doctor` says what that means"
         print(left_out, file=sys.stderr)

@@ -1,11 +1,12 @@
 """Finds and loads the libraries built from csrc/, on the first call that needs one.
 
 There are two, ``cpu`` and ``cuda``. Whether they are there is found out here, at run time: an installation without a
-compiler has neither, one without nvcc has no ``cuda``, and both say so.
+compiler has neither, one without nvcc or without a GPU has no ``cuda`` (unless it was asked for), and all say so.
 """
 
 import functools
 import os
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,11 +50,7 @@ def load(name: str) -> Native:
     """Load library ``name`` (``"cpu"`` or ``"cuda"``) once in the life of the process. Never raises, never compiles."""
     path = library(name)
     if not path.exists():
-        return Native(
-            None,
-            f"the {name} library is not built: install {COMPILERS[name]} "
-            "and install hrm again (from its source tree: pip install -e .)",
-        )
+        return Native(None, f"the {name} library is not built: {_way_to(name)}")
     if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
         # torch 2.9: importing tvm_ffi would compile an extension that passes tensors faster. It works without.
         os.environ.setdefault("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")
@@ -114,6 +111,14 @@ def self_test(name: str) -> str | None:
     if not torch.equal(y, expected):
         return f"axpy is off by up to {(y - expected).abs().max().item()}: install hrm again to rebuild the library"
     return None
+
+
+def _way_to(name: str) -> str:
+    """How to build library ``name``."""
+    if name == "cpu":
+        return f"install {COMPILERS[name]} and install hrm again (from its source tree: pip install -e .)"
+    first = "nvcc is there:" if shutil.which("nvcc") else f"install {COMPILERS[name]}, then"
+    return f"{first} run HRM_KERNELS_NATIVE=cuda pip install -e . in hrm's source tree (several minutes)"
 
 
 def _line(error: Exception) -> str:

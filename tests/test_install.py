@@ -99,7 +99,7 @@ def test_installs_without_a_compiler(tree, python, without_compiler, tmp_path):
     file, reason, self_test, cuda = run(python, "-c", REPORT, cwd=tmp_path, env=without_compiler).splitlines()
     assert Path(file).is_relative_to(tmp_path / "venv")
     assert "not built: install a C++ compiler" in reason and self_test == reason
-    assert "not built: install nvcc" in cuda
+    assert "not built: install nvcc" in cuda and "HRM_KERNELS_NATIVE=cuda pip install -e ." in cuda
     doctor = run(python, "-m", "hrm_kernels.doctor", cwd=tmp_path, env=without_compiler)
     assert "  cpu             no: the cpu library is not built" in doctor
     assert "  cuda            no: the cuda library is not built" in doctor
@@ -124,7 +124,7 @@ def test_editable_installation_builds_into_the_tree(tree, python, tmp_path):
     assert (tree / LIBRARY).exists()
     file, reason, self_test, cuda = run(python, "-c", REPORT, cwd=tmp_path).splitlines()
     assert Path(file).is_relative_to(tree)
-    assert (reason, self_test) == ("None", "None") and "not built: install nvcc" in cuda
+    assert (reason, self_test) == ("None", "None") and "HRM_KERNELS_NATIVE=cuda pip install -e ." in cuda
     # again over what is there, as `make` does when csrc changes
     before = (tree / LIBRARY).stat().st_mtime_ns
     assert pip(python, "install", "-e", str(tree)).returncode == 0
@@ -155,7 +155,7 @@ def test_wheel_carries_the_library_and_the_data(tree, python, tmp_path):
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
-def test_cuda_library_is_built_where_nvcc_is(tree, python, tmp_path):
+def test_cuda_library_is_built_where_it_is_asked_for(tree, python, tmp_path):
     env = {**os.environ, "HRM_CUDA_ARCHS": "80"}
     result = pip(python, "install", "-v", "-e", str(tree), env=env)
     assert result.returncode == 0, result.stderr
@@ -164,16 +164,64 @@ def test_cuda_library_is_built_where_nvcc_is(tree, python, tmp_path):
     # it loads without a GPU, and without a driver
     assert run(python, "-c", REPORT, cwd=tmp_path).splitlines()[1:] == ["None", "None", "None"]
     # without nvcc now: the old library must not stay
-    result = pip(python, "install", "-v", "-e", str(tree), env={**os.environ, "CUDACXX": "no-such-nvcc"})
+    result = pip(python, "install", "-v", "-e", str(tree), env={**env, "CUDACXX": "no-such-nvcc"})
     assert result.returncode == 0, result.stderr
     assert "no no-such-nvcc found, so the native cuda library is left out" in result.stdout + result.stderr
     assert (tree / LIBRARY).exists() and not (tree / CUDA_LIBRARY).exists()
 
 
+def plan(tree, tools, **variables):
+    """What setup.py says of the libraries it would leave out; the exit code."""
+    known = ("HRM_KERNELS_NATIVE", "HRM_CUDA_ARCHS", "CXX", "CUDACXX")
+    env = {key: value for key, value in os.environ.items() if key not in known} | {"PATH": str(tools)} | variables
+    command = [sys.executable, "setup.py", "--name"]
+    result = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
+    return result.returncode, result.stderr.splitlines()[-1] if result.stderr else ""
+
+
+@pytest.mark.skipif(any(Path("/proc/driver/nvidia/gpus").glob("*")), reason="there is a GPU")
+def test_cuda_library_is_built_for_a_gpu_or_a_wish(tree, tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+
+    def tool(name, script="exit 0"):
+        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tools / name).chmod(0o755)
+
+    for name in ("g++", "cmake", "ninja", "nvcc"):
+        tool(name)
+    without = "hrm: no NVIDIA GPU found (HRM_KERNELS_NATIVE=cuda builds it without one), so the native cuda library is"
+    code, said = plan(tree, tools)
+    assert code == 0 and said.startswith(without)
+    tool("nvidia-smi", "echo no devices were found; exit 6")
+    assert plan(tree, tools)[1].startswith(without)
+    for wish in ({"HRM_KERNELS_NATIVE": "cuda"}, {"HRM_KERNELS_NATIVE": "all"}, {"HRM_CUDA_ARCHS": "80"}):
+        assert plan(tree, tools, **wish) == (0, "")
+    tool("nvidia-smi", 'test "$1" = -L && echo "GPU 0: NVIDIA H200 (UUID: GPU-0)"')
+    assert plan(tree, tools) == (0, "")
+    assert plan(tree, tools, HRM_KERNELS_NATIVE="cpu")[1].startswith("hrm: HRM_KERNELS_NATIVE=cpu, so the native cuda")
+    (tools / "nvcc").unlink()
+    assert plan(tree, tools, HRM_CUDA_ARCHS="80")[1].startswith("hrm: no nvcc found, so the native cuda library is")
+    assert plan(tree, tools, HRM_KERNELS_NATIVE="cuda") == (
+        1,
+        "hrm: HRM_KERNELS_NATIVE=cuda asks for the native cuda library, and it cannot be built: no nvcc found",
+    )
+
+
 def test_an_unknown_choice_of_libraries_is_said(tree):
-    env = {**os.environ, "HRM_KERNELS_NATIVE": "gpu"}
-    result = subprocess.run([sys.executable, "setup.py", "--name"], cwd=tree, env=env, capture_output=True, text=True)
-    assert result.returncode and "HRM_KERNELS_NATIVE is 'gpu'; expected 0 (no native library)" in result.stderr
+    code, said = plan(tree, "", HRM_KERNELS_NATIVE="gpu")
+    assert code and said.startswith("hrm: HRM_KERNELS_NATIVE is 'gpu'; expected 0 (no native library), cpu (none for")
+
+
+def test_the_installation_wins_over_the_clone_seen_from_its_parent_folder(tree, python):
+    """Python looks for hrm in the current folder first, where a clone named hrm is a namespace package."""
+    clone = tree.rename(tree.with_name("hrm"))
+    result = pip(python, "install", "-e", str(clone), env={**os.environ, "HRM_KERNELS_NATIVE": "0"})
+    assert result.returncode == 0, result.stderr
+    program = "import hrm, hrm_kernels; print(hrm.__file__, hrm_kernels.__file__, hrm.InputError.__name__, sep='\\n')"
+    expected = [str(clone / name / "__init__.py") for name in ("hrm", "hrm_kernels")]
+    assert run(python, "-c", program, cwd=clone.parent).splitlines() == [*expected, "InputError"]
+    assert "Usage: hrm" in run(python, "-m", "hrm", "--help", cwd=clone.parent)
 
 
 @needs_compiler

@@ -90,12 +90,20 @@ def test_gpu_tensor_is_refused(module):
         module.axpy(1.0, torch.zeros(3), torch.zeros(3, device="cuda"))
 
 
-@pytest.mark.parametrize(("name", "compiler"), [("cpu", "g++"), ("cuda", "nvcc")])
-def test_missing_library_is_a_reason(fresh_load, monkeypatch, tmp_path, name, compiler):
+@pytest.mark.parametrize(
+    ("name", "compiler", "way"),
+    [
+        ("cpu", False, "install a C++ compiler (Debian, Ubuntu: apt-get install g++) and install hrm again"),
+        ("cuda", False, "install nvcc (NVIDIA's CUDA toolkit, or apt-get install nvidia-cuda-toolkit) on the PATH"),
+        ("cuda", True, "nvcc is there: run HRM_KERNELS_NATIVE=cuda pip install -e . in hrm's source tree"),
+    ],
+)
+def test_missing_library_is_a_reason(fresh_load, monkeypatch, tmp_path, name, compiler, way):
     monkeypatch.setattr(native, "FOLDER", tmp_path)
+    monkeypatch.setattr(native.shutil, "which", lambda tool: tool if compiler else None)
     module, reason = native.load(name)
     assert module is None
-    assert f"the {name} library is not built" in reason and compiler in reason and "pip install -e ." in reason
+    assert reason.startswith(f"the {name} library is not built: {way}") and "pip install -e ." in reason
     assert native.self_test(name) == reason
 
 
@@ -160,7 +168,7 @@ def test_wrong_results_fail_the_self_test(monkeypatch):
     assert "axpy is off by up to 999.0" in native.self_test("cpu")
 
 
-@pytest.mark.skipif(not native.library("cuda").exists(), reason="no cuda library")
+@pytest.mark.skipif(not native.library("cuda").exists(), reason="not built: HRM_KERNELS_NATIVE=cuda make install")
 def test_cuda_library():
     """It loads on every machine; its self-test says where there is no GPU."""
     module, reason = native.load("cuda")
