@@ -8,11 +8,17 @@ import typer
 
 from hrm.cli import app
 from hrm.files import discard
+from hrm.training.recipes import recipes
 
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name, or the path of a YAML file with the same keys.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help=f"A recipe's name ({', '.join(recipes())}), or the path of a YAML file with the same keys."
+        ),
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="data=DIR and other settings: lr=1e-4 arch.H_cycles=3 resume=true ...")
     ] = None,

@@ -4,9 +4,11 @@ import difflib
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 import torch
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
@@ -16,6 +18,7 @@ from hrm.config import FAMILIES, ModelConfig, inert, parse_yaml
 from hrm.data.format import Metadata
 from hrm.errors import InputError, describe
 from hrm.losses import LossType
+from hrm.training.recipes import recipes
 from hrm.weights import PuzzleEmb
 
 _FROM_THE_DATA = ("seq_len", "vocab_size", "num_puzzle_identifiers")
@@ -115,9 +118,16 @@ class TrainConfig(BaseModel):
         return FAMILIES[self.family].parse(values | {name: getattr(metadata, name) for name in _FROM_THE_DATA})
 
 
-def recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(entry.name[:-5] for entry in files("hrm.training.recipes").iterdir() if entry.name.endswith(".yaml"))
+def _is_text(annotation: Any) -> bool:
+    """Whether a setting of this type is a name, a path or one of several words."""
+    if get_origin(annotation) is Literal:
+        return all(isinstance(word, str) for word in get_args(annotation))
+    choices = [one for one in get_args(annotation) if one is not NoneType]
+    return annotation in (str, Path) or bool(choices) and all(map(_is_text, choices))
+
+
+_TEXTS = frozenset(name for name, field in TrainConfig.model_fields.items() if _is_text(field.annotation))
+"""Settings that stay as they are typed: YAML would read 2024_11_28, 007, 1e3 and on as numbers and a boolean."""
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -132,18 +142,24 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> TrainConfig:
         InputError: no such recipe, an unknown key, a value of the wrong type or out of range.
     """
     merged: Any = _read(recipe, ())
+    texts: dict[str, str | None] = {}
+    others = []
     for override in overrides:
-        if "=" not in override:
+        name, equals, text = override.partition("=")
+        if not equals:
             raise InputError(f"{override!r} is no override; expected key=value, such as lr=1e-4 or arch.H_cycles=3")
+        if name in _TEXTS:
+            texts[name] = None if text in ("", "null") else text
+        else:
+            others.append(override)
     try:
-        merged = OmegaConf.merge(
-            merged, OmegaConf.create(inert(OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))))
-        )
+        typed = OmegaConf.create(inert(OmegaConf.to_container(OmegaConf.from_dotlist(others))))
+        merged = OmegaConf.merge(merged, typed)
         container = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, YAMLError) as error:
         raise InputError(f"overrides {' '.join(overrides)}: {str(error).splitlines()[0]}") from None
     assert isinstance(container, dict)
-    values = {str(key): value for key, value in container.items()}
+    values = {str(key): value for key, value in container.items()} | texts
     _check_names(values, TrainConfig.model_fields, "")
     if isinstance(values.get("arch"), dict):
         for name in _FROM_THE_DATA:
@@ -158,7 +174,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> TrainConfig:
         values["out"] = f"runs/{Path(recipe).stem}"
     for name in ("data", "out", "init"):
         if values.get(name) is not None:
-            values[name] = str(Path(str(values[name])).expanduser())  # YAML reads out=2024 as a number
+            values[name] = str(Path(str(values[name])).expanduser())
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
@@ -187,11 +203,16 @@ def _read(recipe: str, above: tuple[str, ...]) -> DictConfig:
     if recipe in above:
         raise InputError(f"recipe {recipe} is its own base ({' -> '.join((*above, recipe))}); remove one 'base'")
     try:
-        loaded = OmegaConf.create(parse_yaml(path.read_text()))
+        text = path.read_text()
+        loaded = OmegaConf.create(parse_yaml(text))
     except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         raise InputError(f"recipe {recipe} cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(loaded, DictConfig):
         raise InputError(f"recipe {recipe} holds no mapping; expected lines such as 'lr: 1e-4'")
+    as_typed = yaml.load(text, Loader=yaml.BaseLoader)  # (all scalars are strings to it)
+    for name, value in OmegaConf.to_container(loaded, resolve=False).items():  # type: ignore[union-attr]
+        if name in (*_TEXTS, "base") and isinstance(value, bool | int | float) and name in as_typed:
+            loaded[name] = as_typed[name]
     base = loaded.pop("base", None)
     if base is None:
         return loaded

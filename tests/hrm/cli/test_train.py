@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from hrm.cli import main
 from hrm.data.format import SetBuilder, write_dataset
+from hrm.training.recipes import recipes
 
 TINY = ["global_batch_size=8", "device=cpu", "lr_warmup_steps=2", "arch.hidden_size=16", "arch.num_heads=2"]
 
@@ -111,6 +113,12 @@ def test_it_trains_evaluates_and_says_so(data, tmp_path, run):
     code, printed, err = run(*arguments)
     assert code == 2 and printed == ""
     assert err == f"hrm: out={out} is not empty; add resume=true to go on with that run, or choose another out=\n"
+
+
+def test_help_lists_the_recipes(run):
+    code, out, err = run("--help")
+    words = set(re.findall(r"[\w-]+", re.sub(r"-\s*\n[│\s]*", "-", out)))  # lines break after a hyphen
+    assert (code, err) == (0, "") and set(recipes()) <= words
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,28 @@ def test_a_wrong_override_is_named(overrides, message):
     assert "\n" not in str(error.value)
 
 
+NAMES = ("2024_11_28", "007", "1.10", "1e3", "12:30:45", "on", "run #5", "[a]", "${b}", "a=b", " x", "0x1F")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_stay_as_they_are_typed(tmp_path, name):
+    config = load_config("demo", [f"data={name}", f"out={name}", f"init={name}", f"device={name}"])
+    assert [str(one) for one in (config.data, config.out, config.init, config.device)] == [name] * 4
+    if name in NAMES[:6]:  # the others mean something to YAML, in a file
+        (tmp_path / "mine.yaml").write_text(f"base: demo\ndata: {name}\nout: {name}\n")
+        config = load_config(str(tmp_path / "mine.yaml"))
+        assert config.data == config.out == Path(name)
+
+
+def test_a_base_named_like_a_number(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "007").write_text("base: demo\nlr: 3e-3\ninit: null\n")
+    (tmp_path / "mine.yaml").write_text("base: 007\n")
+    config = load_config("mine.yaml", ["data=x", "out=a", "out=b"])
+    assert (config.lr, config.init, config.out) == (3e-3, None, Path("b"))
+    assert load_config("mine.yaml", ["data=x", "init=y", "init=null"]).init is None
+
+
 def test_an_empty_out_is_the_default_one():
     assert load_config("demo", ["data=x", "out="]).out == load_config("demo", ["data=x"]).out == Path("runs/demo")
 
