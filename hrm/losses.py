@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from hrm.data.format import IGNORE_LABEL
 from hrm.errors import InputError
-from hrm.model import Carry
+from hrm.model import Carry, as_indices
 from hrm_kernels.ops.stablemax_cross_entropy import stablemax_cross_entropy_with_argmax
 
 LossType = Literal["stablemax_cross_entropy", "softmax_cross_entropy"]
@@ -53,7 +53,7 @@ def act_loss(
         that have just halted and have labels (divide by ``count``).
 
     Raises:
-        InputError: the batches had no labels.
+        InputError: the batches had no labels, or they are no integers.
         ValueError: there is no such ``loss_type``.
 
     Source: HRM (arXiv 2506.21734), section 2, "Adaptive computational time".
@@ -65,7 +65,8 @@ def act_loss(
             f"act_loss: the carry's data has {', '.join(carry.current_data) or 'nothing'}, expected 'labels' too; give "
             "them in every batch, that of model.initial_carry too"
         )
-    labels, logits, q_halt = carry.current_data["labels"], outputs["logits"], outputs["q_halt_logits"]
+    labels = as_indices("act_loss", "labels", carry.current_data["labels"])
+    logits, q_halt = outputs["logits"], outputs["q_halt_logits"]
     labelled = labels != IGNORE_LABEL
     counts = labelled.sum(-1)
     token_losses, tokens = LOSSES[loss_type](logits, labels, IGNORE_LABEL)

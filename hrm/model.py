@@ -28,10 +28,26 @@ from hrm_kernels.ops.reasoning_module.first_position import first_position
 from hrm_kernels.sharded_embedding import ShardedEmbedding
 
 Batch = dict[str, torch.Tensor]
-"""``inputs`` and ``labels`` ``[B, seq_len]``, ``puzzle_identifiers`` ``[B]``, integers (labels only for training)."""
+"""``inputs`` and ``labels`` ``[B, seq_len]``, ``puzzle_identifiers`` ``[B]``, any integers (labels only for training)."""
 
 States = tuple[torch.Tensor, torch.Tensor]
 """``(z_H, z_L)``"""
+
+
+def as_indices(owner: str, name: str, values: torch.Tensor) -> torch.Tensor:
+    """``values`` in a dtype that a look-up takes: int32 and int64 as they are, other integers in one that holds them.
+
+    Raises:
+        InputError: they are no integers.
+    """
+    dtype = getattr(values, "dtype", None)
+    if dtype in (torch.int32, torch.int64):
+        return values
+    if not isinstance(values, torch.Tensor):
+        raise InputError(f"{owner}: {name} is {type(values).__name__}, expected a tensor of integers (torch.as_tensor)")
+    if dtype is torch.bool or dtype.is_floating_point or dtype.is_complex:
+        raise InputError(f"{owner}: {name} is {dtype}, expected integers of any dtype; convert it, as with .long()")
+    return values.to(torch.int32 if dtype.itemsize < 4 else torch.int64)
 
 
 @dataclass
@@ -241,7 +257,7 @@ class HRM(nn.Module):
         Raises:
             InputError: the batch does not fit the configuration.
         """
-        self._check(batch)
+        batch = self._check(batch)
         inputs = batch["inputs"]
         rows, device = inputs.shape[0], inputs.device
         shape = (rows, self.config.positions, self.config.hidden_size)
@@ -274,7 +290,7 @@ class HRM(nn.Module):
         Raises:
             InputError: the batch does not fit the configuration, or the carry.
         """
-        self._check(batch)
+        batch = self._check(batch)
         self._check_carry(carry, batch)
         config, inner, refill = self.config, self.inner, carry.halted
         data = {
@@ -286,7 +302,11 @@ class HRM(nn.Module):
         z_L = torch.where(rows, inner.L_init.to(config.dtype), carry.z_L)
         steps = torch.where(refill, 0, carry.steps) + 1
 
-        x = inner.embed(data)
+        try:
+            x = inner.embed(data)
+        except IndexError:  # a CPU says so; looking beforehand would make the host wait for a GPU
+            self._check_range(data)
+            raise
         z_H, z_L = inner.segment(z_H, z_L, x)
         q_halt, q_continue = inner.q_values(z_H)
         outputs = {"logits": inner.logits(z_H), "q_halt_logits": q_halt, "q_continue_logits": q_continue}
@@ -306,13 +326,15 @@ class HRM(nn.Module):
                     outputs["target_q_continue"] = act.target_q_continue(steps, *next_q, config.halt_max_steps)
         return Carry(z_H, z_L, steps, halted, data), outputs
 
-    def _check(self, batch: Batch) -> None:
+    def _check(self, batch: Batch) -> Batch:
+        """The batch with indices in a dtype that look-ups take."""
         for name in ("inputs", "puzzle_identifiers"):
             if name not in batch:
                 raise InputError(
                     f"HRM: the batch has {', '.join(batch) or 'nothing'}, expected 'inputs' and 'puzzle_identifiers'"
                 )
-        inputs, identifiers = batch["inputs"], batch["puzzle_identifiers"]
+        indices = {n: as_indices("HRM", n, batch[n]) for n in ("inputs", "labels", "puzzle_identifiers") if n in batch}
+        inputs, identifiers = indices["inputs"], indices["puzzle_identifiers"]
         if inputs.ndim != 2 or inputs.shape[1] != self.config.seq_len:
             raise InputError(
                 f"HRM: inputs has shape {list(inputs.shape)}, expected [B, seq_len] = [any, {self.config.seq_len}]; "
@@ -322,6 +344,17 @@ class HRM(nn.Module):
             raise InputError(
                 f"HRM: puzzle_identifiers has shape {list(identifiers.shape)}, expected [B] = [{inputs.shape[0]}]"
             )
+        return batch | indices
+
+    def _check_range(self, data: Batch) -> None:
+        rows = {"inputs": self.config.vocab_size, "puzzle_identifiers": self.config.num_puzzle_identifiers}
+        for name, size in rows.items():
+            wrong = data[name][(data[name] < 0) | (data[name] >= size)]
+            if wrong.numel():
+                raise InputError(
+                    f"HRM: {name} holds {wrong[0].item()}, expected 0 to {size - 1}; the data and the model are of "
+                    "different tasks"
+                ) from None
 
     def _check_carry(self, carry: Carry, batch: Batch) -> None:
         if len(carry.halted) != len(batch["inputs"]):

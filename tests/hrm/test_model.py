@@ -218,6 +218,58 @@ def test_batch_that_does_not_fit():
         model.initial_carry({"labels": batch["labels"]})
 
 
+INTEGERS = ("uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("loss_type", ["stablemax_cross_entropy", "softmax_cross_entropy"])
+def test_a_batch_of_any_integers_computes_the_same(dtype, loss_type):
+    """Data folders hold uint8 and int32, files of others int16 and unsigned ones."""
+    model, batch = make_model(halt_max_steps=2).train(), make_batch()
+    other = {name: values.to(getattr(torch, dtype)) for name, values in batch.items()}
+
+    def run(first, second):
+        torch.manual_seed(0)
+        carry, _ = model(model.initial_carry(first), first)
+        carry, outputs = model(carry, second)
+        loss, metrics = hrm.act_loss(carry, outputs, loss_type)
+        loss.backward()
+        return [carry.z_H, *outputs.values(), loss.detach(), *metrics.values(), model.puzzle_emb.local_weights.grad]
+
+    want = run(batch, batch)
+    for first, second in ((other, other), (other, batch)):
+        assert all(map(torch.equal, run(first, second), want))
+    carry, outputs = model(model.initial_carry(batch), batch)
+    carry.current_data["labels"] = other["labels"]
+    assert torch.equal(hrm.act_loss(carry, outputs)[0], hrm.act_loss(*model(model.initial_carry(batch), batch))[0])
+
+
+def test_a_batch_that_holds_no_indices():
+    model, batch = make_model(), make_batch()
+    for name in batch:
+        for wrong, came in ((batch[name].float(), "torch.float32"), (batch[name].bool(), "torch.bool")):
+            message = f"^HRM: {name} is {came}, expected integers of any dtype; convert it, as with .long"
+            with pytest.raises(hrm.InputError, match=message):
+                model(model.initial_carry(batch), batch | {name: wrong})
+        with pytest.raises(hrm.InputError, match=f"^HRM: {name} is ndarray, expected a tensor of integers"):
+            model.initial_carry(batch | {name: batch[name].numpy()})
+    carry, outputs = model(model.initial_carry(batch), batch)
+    carry.current_data["labels"] = batch["labels"].float()
+    with pytest.raises(hrm.InputError, match="^act_loss: labels is torch.float32, expected integers"):
+        hrm.act_loss(carry, outputs)
+
+
+@pytest.mark.parametrize("token", [7, -1, 200])
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int64])
+def test_tokens_out_of_range_on_a_cpu_are_named(token, dtype):
+    model = make_model()
+    for name, expected in (("inputs", 6), ("puzzle_identifiers", 3)):
+        batch = {key: values.to(dtype) for key, values in make_batch().items()}
+        batch[name].flatten()[-1] = token
+        with pytest.raises(hrm.InputError, match=f"^HRM: {name} holds {token}, expected 0 to {expected}; the data and"):
+            model(model.initial_carry(batch), batch)
+
+
 def test_carry_that_does_not_fit_the_batch():
     model, batch = make_model(), make_batch()
     with pytest.raises(hrm.InputError, match="^HRM: the batch has 3 rows and the carry 5; .* model.initial_carry"):
