@@ -28,7 +28,7 @@ from hrm_kernels.ops.reasoning_module.first_position import first_position
 from hrm_kernels.sharded_embedding import ShardedEmbedding
 
 Batch = dict[str, torch.Tensor]
-"""``inputs`` and ``labels`` ``[B, seq_len]``, ``puzzle_identifiers`` ``[B]``, any integers (labels only for training)."""
+"""``inputs`` and ``labels`` ``[B, seq_len]``, ``puzzle_identifiers`` ``[B]``, any integers (labels: for training)."""
 
 States = tuple[torch.Tensor, torch.Tensor]
 """``(z_H, z_L)``"""

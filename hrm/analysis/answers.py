@@ -11,6 +11,7 @@ from hrm.inference.engine import Engine, Frame
 from hrm.inference.examples import LabelledPuzzles
 from hrm.inference.segments import require_positive
 from hrm.model import HRM
+from hrm.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def answers_by_segment(
     max_steps: int | None = None,
     max_examples: int | None = None,
     slots: int = 64,
+    progress: Progress = silent,
 ) -> Answers:
     """Run every labelled puzzle of ``dataset`` through all segments.
 
@@ -84,6 +86,7 @@ def answers_by_segment(
         max_steps: segments; None is the model's ``halt_max_steps``.
         max_examples: only this many, from the start.
         slots: puzzles side by side.
+        progress: told how many puzzles are done.
 
     Raises:
         InputError: data set and model don't fit, no puzzle has labels, or a number is impossible.
@@ -91,11 +94,14 @@ def answers_by_segment(
     max_steps = model.config.halt_max_steps if max_steps is None else max_steps
     require_positive(max_steps=max_steps, max_examples=max_examples, slots=slots)
     puzzles = LabelledPuzzles(model, dataset, max_examples)
+    progress("answers after each segment", 0, puzzles.count)
     with Engine(model, min(slots, puzzles.count), max_steps, halt="fixed") as engine:
-        results = list(engine.solve(puzzles.puzzles, trace=True))
-    for result in results:
-        if result.error is not None:
-            raise result.error
+        results = []
+        for result in engine.solve(puzzles.puzzles, trace=True):
+            if result.error is not None:
+                raise result.error
+            results.append(result)
+            progress("answers after each segment", len(results), puzzles.count)
     columns = [
         np.stack([[getattr(frame, name) for frame in result.trace] for result in results], 1)
         for name in ("tokens", "q_halt", "q_continue")

@@ -30,6 +30,7 @@ from hrm.inference.draw import draw_trace, save_gif
 from hrm.inference.segments import evaluating, require_positive
 from hrm.inference.solve import Solution
 from hrm.model import HRM, Batch
+from hrm.progress import Progress, begun, silent
 
 FILES = ("report.html", "analysis.json", *(f"{name}.png" for name in pictures.NAMES))
 """What :meth:`Analysis.save` writes, beside ``board-<n>.gif``."""
@@ -177,7 +178,7 @@ def analyze(
     boards: int = 6,
     baseline_steps: int = 300,
     seed: int = 0,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress = silent,
 ) -> Analysis:
     """Look at a model's answers and states on labelled puzzles.
 
@@ -192,36 +193,35 @@ def analyze(
         boards: puzzles whose trajectories and boards are shown.
         baseline_steps: batches each baseline is trained for.
         seed: of the untrained model and the baselines.
-        progress: told what is being done.
+        progress: told what is being done, and how much of it is done.
 
     Raises:
         InputError: data and model don't fit, no puzzle has labels, or a number is impossible.
     """
     require_positive(puzzles=puzzles, boards=boards, baseline_steps=baseline_steps)
     max_steps = model.config.halt_max_steps if max_steps is None else max_steps
-    tell = progress or (lambda what: None)
-    tell("answers after each segment")
-    answers = answers_by_segment(model, dataset, max_steps=max_steps, max_examples=max_examples)
+    answers = answers_by_segment(model, dataset, max_steps=max_steps, max_examples=max_examples, progress=progress)
     puzzles = min(puzzles, len(answers.inputs))
     batch = _batch(dataset, puzzles, model)
     spectra: dict[tuple[bool, Level], np.ndarray] = {}
+    updates_per_segment = model.config.H_cycles * (model.config.L_cycles + 1)
     with evaluating(model):
-        tell("states of the trained and of an untrained model")
-        residuals, own = _states(model, batch, max_steps)
-        _, others = _states(untrained(model, seed), batch, max_steps)
+        updates = max_steps * updates_per_segment
+        residuals, own = _states(model, batch, max_steps, begun(progress, "states of the model", updates))
+        tell = begun(progress, "states of an untrained model", updates)
+        _, others = _states(untrained(model, seed), batch, max_steps, tell)
         for trained, covariances in ((True, own), (False, others)):
             spectra |= {(trained, level): covariance.eigenvalues() for level, covariance in covariances.items()}
         shown = _chosen(answers, puzzles, boards)
         trajectories = _trajectories(model, {name: values[shown] for name, values in batch.items()}, max_steps)
-    updates_per_segment = model.config.H_cycles * (model.config.L_cycles + 1)
     baselines: dict[Kind, BaselineRun] = {}
     if train_dataset is not None:
         depth = updates_per_segment * min(max_steps, _SEGMENTS_OF_BASELINES)
         right = torch.from_numpy(answers.labels[:puzzles])
         kinds: tuple[Kind, ...] = ("recurrent", "feed-forward")
         for kind in kinds:
-            tell(f"training the {kind} baseline")
-            baselines[kind] = _baseline(model, kind, depth, train_dataset, baseline_steps, seed, batch, right)
+            tell = begun(progress, f"training the {kind} baseline", baseline_steps)
+            baselines[kind] = _baseline(model, kind, depth, train_dataset, baseline_steps, seed, batch, right, tell)
     name, values = difficulty(task, answers.inputs, answers.labels)
     return Analysis(
         task=task,
@@ -254,14 +254,15 @@ def _batch(dataset: PuzzleDataset, puzzles: int, model: HRM) -> Batch:
 
 
 def _states(
-    model: HRM, batch: Batch, max_steps: int
+    model: HRM, batch: Batch, max_steps: int, tell: Callable[[int], object]
 ) -> tuple[dict[Level, tuple[np.ndarray, np.ndarray]], dict[Level, Covariance]]:
-    """Residuals and covariances by level, over all positions, puzzles and updates."""
+    """Residuals and covariances by level, over all positions, puzzles and updates. ``tell`` hears of each update."""
     moves: dict[Level, list[tuple[int, float]]] = {"H": [], "L": []}
     covariances: dict[Level, Covariance] = {level: Covariance(model.config.hidden_size) for level in moves}
     for number, update in enumerate(state_updates(model, batch, max_steps), 1):
         moves[update.level].append((number, residual(update.before, update.after)))
         covariances[update.level].add(update.after)
+        tell(number)
     residuals = {level: (np.array([n for n, _ in own]), np.array([r for _, r in own])) for level, own in moves.items()}
     return residuals, covariances
 
@@ -307,11 +308,12 @@ def _baseline(
     seed: int,
     batch: Batch,
     labels: torch.Tensor,
+    tell: Callable[[int], object],
 ) -> BaselineRun:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         baseline = Baseline(model.config, depth, kind).to(batch["inputs"].device)
-    loss = train_baseline(baseline, train_dataset, steps=steps, seed=seed)
+    loss = train_baseline(baseline, train_dataset, steps=steps, seed=seed, progress=lambda step, _: tell(step))
     with torch.no_grad():
         residuals = np.array([residual(before, after) for before, after in baseline.states(batch)])
         tokens = baseline(batch).argmax(-1).cpu()

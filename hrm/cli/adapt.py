@@ -1,6 +1,5 @@
 """``hrm adapt``: a trained model for puzzles it has not seen in training."""
 
-import sys
 from typing import Annotated
 
 import typer
@@ -9,6 +8,7 @@ from hrm.cli import app
 from hrm.cli.settings import folder, load_for, read_settings, seed
 from hrm.errors import InputError
 from hrm.files import require_new
+from hrm.progress import begun, progress_bar
 
 
 @app.command()
@@ -29,9 +29,6 @@ def adapt(
 
     The model saved in out=DIR is evaluated with hrm eval OUT data=DIR.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from hrm.data.format import open_dataset
     from hrm.inference.adapt import adapt as fit
     from hrm.training.distributed import joined
@@ -45,12 +42,12 @@ def adapt(
         raise InputError("hrm adapt writes a model; give out=DIR")
     require_new(out, force, "model folder", ("config.json", "model.safetensors", "halting.*"))
     settings.setdefault("steps", 2000)
-    with joined(device) as world, Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+    with joined(device) as world, progress_bar() as progress:
         if world.size > 1:
             raise InputError("hrm adapt runs in one process; start it without torchrun")
         dataset = open_dataset(data, "train")
         model = load_for(dataset, checkpoint, world.device, "mean")
-        task = bar.add_task("adapting", total=settings["steps"])
-        done = fit(model, dataset, progress=lambda step, _: bar.update(task, completed=step), **settings)
+        tell = begun(progress, "adapting", settings["steps"])
+        done = fit(model, dataset, progress=lambda step, _: tell(step), **settings)
         save(model, out, overwrite=force, **(read_extra(checkpoint) | {"adapted_to": str(data)}))
     print(f"token loss {done.loss_before:.4f} -> {done.loss_after:.4f} in {done.steps} steps; {out}")

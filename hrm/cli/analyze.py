@@ -1,6 +1,5 @@
 """``hrm analyze``: see a model think."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +8,7 @@ import typer
 from hrm.cli import app
 from hrm.cli.settings import PuzzleEmb, load_for, read_settings, require_free, seed
 from hrm.errors import InputError
+from hrm.progress import progress_bar
 
 
 @app.command()
@@ -47,7 +47,7 @@ def analyze(
     from hrm.training.distributed import joined
 
     require_free(out, (*FILES, *(f"board-{number + 1}.gif" for number in range(settings.get("boards", 6)))), force)
-    with joined(device) as world:
+    with joined(device) as world, progress_bar() as progress:
         if world.size > 1:
             raise InputError("hrm analyze runs in one process; start it without torchrun")
         dataset = open_dataset(folder, split)
@@ -60,7 +60,7 @@ def analyze(
             max_steps=max_steps,
             max_examples=max_examples,
             baseline_steps=steps or 1,
-            progress=lambda what: print(what, file=sys.stderr),
+            progress=progress,
             **settings,
         )
     found.save(out, f"{checkpoint} on {folder} ({split})")

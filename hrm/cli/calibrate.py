@@ -8,6 +8,7 @@ from hrm.cli import app
 from hrm.cli.settings import PuzzleEmb, folder, load_for, read_settings
 from hrm.errors import InputError
 from hrm.files import require_writable
+from hrm.progress import progress_bar
 
 
 @app.command()
@@ -48,7 +49,7 @@ def calibrate(
         if not out.exists() and "/" in checkpoint:
             raise InputError(f"{checkpoint} is no folder here to write {FILE} to; give out=DIR")
     require_writable(out)
-    with joined(device) as world:
+    with joined(device) as world, progress_bar() as progress:
         if world.size > 1:
             raise InputError("hrm calibrate runs in one process; start it without torchrun")
         dataset = open_dataset(settings["data"], split)
@@ -60,6 +61,7 @@ def calibrate(
             max_steps=max_steps,
             max_examples=max_examples,
             slots=batch_size,
+            progress=progress,
         )
     found.save(out, f"{settings['data']} ({split})")
     print(found.markdown())

@@ -1,17 +1,15 @@
 """``hrm data``: build data folders."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from hrm.cli import app
 from hrm.errors import InputError, printable
 from hrm.files import require_new
+from hrm.progress import Progress, begun, progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,31 +21,6 @@ data_app = typer.Typer(help="Build a data folder in the published format.", no_a
 app.add_typer(data_app, name="data")
 
 Task = TypeVar("Task", bound="CsvTask")
-
-
-class Progress(Protocol):
-    """Told what is being done, how much is done, and of how much (None: unknown)."""
-
-    def __call__(self, description: str, done: int, total: int | None) -> None: ...
-
-
-@contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A bar for each kind of work, on stderr and only where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bars:
-        known: dict[str, TaskID] = {}
-
-        def show(description: str, done: int, total: int | None) -> None:
-            if description not in known:
-                known[description] = bars.add_task(description, total=total)
-            bars.update(known[description], completed=done, total=total)
-
-        yield show
 
 
 Out = Annotated[Path, typer.Option(help="The new data folder.")]
@@ -128,7 +101,7 @@ def sudoku(
         if csv is None and hub is None:
             task = Sudoku(9 if size is None else size)
             counts = (train or 1000, test or 200)
-            generated = partial(progress, "generating", total=sum(counts))
+            generated = begun(progress, "generating", sum(counts))
             puzzles = generate(sum(counts), task.size, rng, min_rating, generated, extra_clues)
             splits = shuffled_split(puzzles, counts[1], rng)
         else:
@@ -139,7 +112,7 @@ def sudoku(
             if check_unique:
                 for split, path in zip(("train", "test"), (paths[0], paths[-1]), strict=True):
                     part = splits[split]
-                    found = solve(part.inputs, partial(progress, f"solving {split}", total=len(part))).counts
+                    found = solve(part.inputs, begun(progress, f"solving {split}", len(part))).counts
                     for index in np.flatnonzero(found != 1):
                         bad.report(path, int(part.lines[index]), "the question has several solutions, expected one")
                     splits[split] = part.take(found == 1)
@@ -149,7 +122,7 @@ def sudoku(
                 augment,
                 rng,
                 splits["test"].inputs,
-                partial(progress, "augmenting", total=len(splits["train"])),
+                begun(progress, "augmenting", len(splits["train"])),
             ),
             "test": build_set(splits["test"], 0, rng),
         }
@@ -205,7 +178,7 @@ def maze(
         if csv is None and hub is None:
             task = Maze(30 if size is None else size)
             counts = (train or 1000, test or 200)
-            generated = partial(progress, "generating", total=sum(counts))
+            generated = begun(progress, "generating", sum(counts))
             share = LOOPS if loops is None else loops
             mazes = generate(sum(counts), task.size, rng, min_path, max_path, max_branch, share, generated)
             splits = shuffled_split(mazes, counts[1], rng)
@@ -265,7 +238,7 @@ def read_splits(
 
     parts = []
     for path in paths:
-        part = read_puzzles(path, task, bad, partial(progress, f"reading {path.name}", total=None))
+        part = read_puzzles(path, task, bad, begun(progress, f"reading {path.name}", None))
         parts.append(part.take(part.ratings >= min_rating))
         if not len(parts[-1]):
             rated = f" of rating {min_rating} or more (highest {part.ratings.max()})" if len(part) else ""

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from hrm.cli.data import DATA_FOLDER, Force, Out, Seed, data_app, progress_bar
+from hrm.cli.data import DATA_FOLDER, Force, Out, Seed, data_app
 from hrm.errors import InputError, printable
 from hrm.files import require_new
+from hrm.progress import progress_bar
 
 SHOWN = 20
 """Lines of a list that are printed: tasks left out, tests trained on."""

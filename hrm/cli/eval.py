@@ -10,6 +10,7 @@ import typer
 from hrm.cli import app
 from hrm.cli.settings import PuzzleEmb, load_for, numbers, read_settings, require_free, seed, yes_or_no
 from hrm.errors import InputError
+from hrm.progress import Progress, progress_bar
 
 if TYPE_CHECKING:
     from hrm.data.format import PuzzleDataset
@@ -82,7 +83,7 @@ def evaluate(
     halting = halting_of(checkpoint, halt)
     if batch_size is None:
         batch_size = 256 if halt == "fixed" else 64
-    with joined(device) as world:
+    with joined(device) as world, progress_bar(shown=world.is_main) as progress:
         dataset = open_dataset(folder, split)
         model = load_for(dataset, checkpoint, world.device, puzzle_emb)
         if scales:
@@ -90,7 +91,7 @@ def evaluate(
                 raise InputError("hrm eval scale= runs in one process; start it without torchrun")
             settings["scale"] = settings.get("scale", [model.config.halt_max_steps if max_steps is None else max_steps])
             settings["max_examples"] = max_examples
-            _scale(checkpoint, model, dataset, settings, halting, halt, batch_size, out, as_json)
+            _scale(checkpoint, model, dataset, settings, halting, halt, batch_size, out, as_json, progress)
             return
         metrics = measure(
             model,
@@ -100,7 +101,7 @@ def evaluate(
             halt=halting,
             max_examples=max_examples,
             out=out,
-            progress=not as_json,
+            progress=progress,
         )
         if not world.is_main:
             return
@@ -123,6 +124,7 @@ def _scale(
     slots: int,
     out: Path | None,
     as_json: bool,
+    progress: Progress,
 ) -> None:
     """Measure, print and (with ``out``) write accuracy against compute."""
     from dataclasses import asdict
@@ -142,6 +144,7 @@ def _scale(
         halt=halting,
         max_examples=settings["max_examples"],
         slots=slots,
+        progress=progress,
         **how,
     )
     about: dict[str, Any] = {

@@ -15,6 +15,7 @@ from hrm.inference.examples import LabelledPuzzles
 from hrm.inference.halting import Halting, Margin, parse_halting
 from hrm.inference.segments import require_positive
 from hrm.model import HRM
+from hrm.progress import Progress, silent
 from hrm.weights import locate
 
 FILE = "halting.json"
@@ -116,6 +117,7 @@ def calibrate(
     max_steps: int | None = None,
     max_examples: int | None = None,
     slots: int = 64,
+    progress: Progress = silent,
 ) -> Calibration:
     """Find the threshold on q_halt - q_continue with the fewest mean segments for an allowed loss of exact accuracy.
 
@@ -130,6 +132,7 @@ def calibrate(
         max_steps: the most segments; None is the model's ``halt_max_steps``.
         max_examples: only this many puzzles, from the start.
         slots: puzzles side by side.
+        progress: told how many puzzles are done.
 
     Raises:
         InputError: data set and model don't fit, no puzzle has labels, or a number is impossible.
@@ -140,12 +143,14 @@ def calibrate(
         raise InputError(f"loss is {loss}, expected a part of the puzzles from 0 to below 1, such as 0.01")
     puzzles = LabelledPuzzles(model, dataset, max_examples)
     margins, right = np.zeros((max_steps, puzzles.count)), np.zeros((max_steps, puzzles.count), bool)
+    progress("calibrating", 0, puzzles.count)
     with Engine(model, min(slots, puzzles.count), max_steps, halt="fixed") as engine:
-        for result in engine.solve(puzzles.puzzles, ordered=False, trace=True):
+        for done, result in enumerate(engine.solve(puzzles.puzzles, ordered=False, trace=True), 1):
             if result.error is not None:
                 raise result.error
             margins[:, result.index] = [frame.q_halt - frame.q_continue for frame in result.trace]
             right[:, result.index] = [puzzles.is_right(result.index, frame.tokens) for frame in result.trace]
+            progress("calibrating", done, puzzles.count)
     return choose(margins, right, loss)
 
 

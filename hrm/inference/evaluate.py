@@ -1,9 +1,8 @@
 """Measuring a model on a data set: as published, every puzzle through all segments, or each until it halts."""
 
-import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -11,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hrm.data.arc import SEQ_LEN, VOCAB_SIZE
 from hrm.data.batches import evaluation_batches
@@ -26,6 +23,7 @@ from hrm.inference.halting import Halting, halts_at_the_end, parse_halting
 from hrm.inference.segments import evaluating, require_positive, segments
 from hrm.losses import LossType, act_loss
 from hrm.model import HRM, Batch
+from hrm.progress import Progress, silent
 
 _AVERAGED = ("exact_accuracy", "accuracy", "lm_loss", "q_halt_accuracy", "steps", "early_exact_accuracy", "early_steps")
 _AVERAGED_HALTING = ("exact_accuracy", "accuracy", "q_halt_accuracy", "steps")
@@ -42,7 +40,7 @@ def evaluate(
     max_examples: int | None = None,
     out: Path | str | None = None,
     loss_type: LossType = "stablemax_cross_entropy",
-    progress: bool = False,
+    progress: Progress = silent,
 ) -> dict[str, float]:
     """Evaluate ``model`` on a split, on the device it is on; under torchrun each process takes its share.
 
@@ -58,7 +56,7 @@ def evaluate(
             ``[n, seq_len]``; ``puzzle_identifiers``, ``q_halt`` (last logits) and ``early_steps`` ``[n]``.
             And for ``submission.json``, the ARC answers in Kaggle's format.
         loss_type: of ``lm_loss``.
-        progress: show a bar on stderr.
+        progress: told how many examples are done, in the first process.
 
     Returns:
         Means over the rows that have labels (NaN where none has): ``exact_accuracy`` (rows all right), ``accuracy``
@@ -89,21 +87,29 @@ def evaluate(
     sums: Counter[str] = Counter()
     start = time.perf_counter()
     batches = evaluation_batches(dataset, batch_size, rank, world, max_examples)
-    with _bar(progress and rank == 0) as bar:
-        task = bar.add_task("evaluating", total=total)
-        if halting is halts_at_the_end:
-            with evaluating(model), torch.no_grad():
-                for numbers, batch in batches:
-                    batch = {name: tensor.to(device) for name, tensor in batch.items()}
-                    metrics, predictions, q_halt, early_steps = _evaluate_batch(model, batch, max_steps, loss_type)
-                    sums.update(metrics)
-                    if rows is not None:
-                        rows.set(numbers, predictions, q_halt, early_steps)
-                    bar.update(task, advance=batch_size)
-        else:
-            for done, metrics in _evaluate_halting(model, batches, rows, batch_size // world, max_steps, halting):
+
+    def tell(done: float) -> None:
+        if rank == 0:
+            progress("evaluating", min(int(done), total), total)
+
+    done = 0
+    tell(done)
+    if halting is halts_at_the_end:
+        with evaluating(model), torch.no_grad():
+            for numbers, batch in batches:
+                batch = {name: tensor.to(device) for name, tensor in batch.items()}
+                metrics, predictions, q_halt, early_steps = _evaluate_batch(
+                    model, batch, max_steps, loss_type, lambda step: tell(done + batch_size * step / max_steps)
+                )
                 sums.update(metrics)
-                bar.update(task, advance=done * world)
+                if rows is not None:
+                    rows.set(numbers, predictions, q_halt, early_steps)
+                done += batch_size
+    else:
+        for halted, metrics in _evaluate_halting(model, batches, rows, batch_size // world, max_steps, halting):
+            sums.update(metrics)
+            done += halted * world
+            tell(done)
     sums = _summed_over_processes(sums, device)
     seconds = time.perf_counter() - start
 
@@ -158,14 +164,18 @@ def check_fits(model: HRM, dataset: PuzzleDataset, known: bool = True) -> None:
 
 
 def _evaluate_batch(
-    model: HRM, batch: Batch, max_steps: int, loss_type: LossType
+    model: HRM, batch: Batch, max_steps: int, loss_type: LossType, tell: Callable[[int], None]
 ) -> tuple[dict[str, float], torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sums over the rows with labels; predictions ``[B, seq_len]``, q_halt and early steps ``[B]`` of all rows."""
+    """Sums over the rows with labels; predictions ``[B, seq_len]``, q_halt and early steps ``[B]`` of all rows.
+
+    ``tell`` is called with the number of segments done.
+    """
     labels = batch["labels"]
     early, early_steps = torch.zeros_like(labels, dtype=torch.int64), torch.zeros_like(labels[:, 0])
     for segment in segments(model, batch, max_steps):
         early = torch.where(segment.halts[:, None], segment.tokens, early)
         early_steps = torch.where(segment.halts, segment.step, early_steps)
+        tell(segment.step)
     done = replace(segment.carry, halted=torch.ones_like(segment.halts))  # act_loss counts the rows that have halted
     _, metrics = act_loss(done, segment.outputs, loss_type)
     labelled = labels != IGNORE_LABEL
@@ -300,8 +310,3 @@ def _save(folder: Path, arrays: dict[str, np.ndarray], votes: ArcVotes | None) -
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its other keyword is not among them
     if votes is not None:
         write_json(folder / "submission.json", votes.submission())
-
-
-def _bar(shown: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not (shown and sys.stderr.isatty()))

@@ -15,6 +15,7 @@ from hrm.inference.halting import Halting
 from hrm.inference.rollouts import ranked, roll_out
 from hrm.inference.segments import require_positive
 from hrm.model import HRM
+from hrm.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def measure(
     seed: int = 0,
     max_examples: int | None = None,
     slots: int = 64,
+    progress: Progress = silent,
 ) -> list[Cell]:
     """Every combination of ``segments`` and ``rollouts``, from one pass with the most of both.
 
@@ -63,6 +65,7 @@ def measure(
         augment, noise, seed: as for :func:`hrm.inference.rollouts.roll_out`.
         max_examples: only this many puzzles, from the start.
         slots: rollouts side by side.
+        progress: told how many rollouts are done.
 
     Raises:
         InputError: data set, task and model don't fit, no puzzle has labels, or a number is impossible.
@@ -79,8 +82,11 @@ def measure(
     # For each number of segments: the answers of the puzzle's rollouts so far, and the segments they took.
     answers: dict[int, list[tuple[np.ndarray, float]]] = {steps: [] for steps in segments}
     used = dict.fromkeys(segments, 0)
+    total = puzzles.count * most
+    progress("rollouts", 0, total)
     with Engine(model, slots, max(segments), halt=halt) as engine:
-        for one in roll_out(engine, task, puzzles.puzzles, most, augment=augment, noise=noise, seed=seed, trace=True):
+        tried = roll_out(engine, task, puzzles.puzzles, most, augment=augment, noise=noise, seed=seed, trace=True)
+        for done, one in enumerate(tried, 1):
             trace = one.result.trace
             for steps in answers:
                 frame = trace[min(steps, len(trace)) - 1]
@@ -96,6 +102,7 @@ def measure(
                     compute[setting] += used[steps]
             if one.number == most - 1:
                 answers, used = {steps: [] for steps in segments}, dict.fromkeys(segments, 0)
+            progress("rollouts", done, total)
     count = puzzles.count
     return [Cell(*one, right[one] / count, any_right[one] / count, compute[one] / count) for one in settings]
 

@@ -11,6 +11,7 @@ from hrm.inference.engine import Engine, Frame, Puzzle
 from hrm.inference.halting import Halting, parse_halting
 from hrm.inference.segments import require_positive
 from hrm.model import HRM
+from hrm.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def solve(
     halt: str | Halting = "q",
     puzzle_identifiers: np.ndarray | None = None,
     batch_size: int = 64,
+    progress: Progress = silent,
 ) -> list[Solution]:
     """Solve puzzles with a trained model, on the device the model is on.
 
@@ -84,6 +86,7 @@ def solve(
             after ``max_steps`` segments.
         puzzle_identifiers: ``[n]`` rows of the puzzle embedding; None is 0, the blank one, for all.
         batch_size: puzzles solved side by side.
+        progress: told how many puzzles are done.
 
     Returns:
         ``n`` solutions, in order.
@@ -102,10 +105,12 @@ def solve(
     if not len(puzzles):
         return []
     given = [Puzzle(inputs, int(identifier)) for inputs, identifier in zip(puzzles, identifiers)]
-    solutions = []
+    solutions: list[Solution] = []
+    progress("solving", 0, len(given))
     with Engine(model, min(batch_size, len(puzzles)), max_steps, halt=halting) as engine:
         for inputs, result in zip(puzzles.astype(np.uint8), engine.solve(given, trace=True)):
             solutions.append(Solution(inputs, result.trace, task.check(inputs, result.tokens)))
+            progress("solving", len(solutions), len(given))
     return solutions
 
 

@@ -72,6 +72,22 @@ class RecordedCapture:
 
 
 @pytest.fixture
+def told():
+    """A progress that is told of work that begins at 0 and grows; ``ends`` has the last of each kind."""
+
+    class Told:
+        def __init__(self):
+            self.ends = {}
+
+        def __call__(self, description, done, total):
+            before = self.ends.get(description)
+            assert done == 0 if before is None else before[0] <= done <= total
+            self.ends[description] = done, total
+
+    return Told()
+
+
+@pytest.fixture
 def recorder():
     """The class of modes that note operators."""
     return Recorder

@@ -115,11 +115,13 @@ class _Page(HTMLParser):
         self.text.append(data)
 
 
-def test_the_page_needs_nothing_else(folder, tmp_path):
+def test_the_page_needs_nothing_else(folder, tmp_path, told):
     model, dataset = load_both(folder)
-    found = analyze(
-        model, task_of(6, 16), dataset, open_dataset(folder / "data", "train"), puzzles=20, boards=3, baseline_steps=2
-    )
+    train, sizes = open_dataset(folder / "data", "train"), {"puzzles": 20, "boards": 3, "baseline_steps": 2}
+    found = analyze(model, task_of(6, 16), dataset, train, **sizes, progress=told)
+    assert len(told.ends) == 5 and {description: done for description, (done, _) in told.ends.items()} == {
+        description: total for description, (_, total) in told.ends.items()
+    }
     found.save(tmp_path, "<a model> & its data")
     boards = sorted(tmp_path.glob("board-*.gif"))
     assert {path.name for path in tmp_path.iterdir()} == {*FILES, *(path.name for path in boards)}

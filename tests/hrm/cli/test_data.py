@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from hrm.cli import main
-from hrm.cli.data import progress_bar
 from hrm.data.format import open_dataset
 from hrm.data.maze import Maze
 from hrm.data.maze import generate as generate_mazes
@@ -242,10 +241,3 @@ def test_debug_lets_the_error_through(tmp_path, monkeypatch):
     )
     with pytest.raises(InputError, match="choose 4, 6 or 9"):
         main()
-
-
-def test_a_file_name_that_rich_takes_for_markup(monkeypatch, capsys):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    with progress_bar() as progress:
-        progress("reading [/b]x.csv", 1, 2)
-    assert "reading [/b]x.csv" in capsys.readouterr().err

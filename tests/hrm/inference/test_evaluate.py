@@ -131,6 +131,13 @@ def test_metrics_are_those_of_each_row_alone(data, batch_size):
     assert_same(evaluate(tiny(), open_dataset(folder, "test"), batch_size=batch_size), expected)
 
 
+@pytest.mark.parametrize("halt", ["fixed", "q"])
+@pytest.mark.parametrize("batch_size", [5, 64])
+def test_progress_ends_at_the_number_of_examples(data, told, halt, batch_size):
+    evaluate(tiny(), open_dataset(data[0], "test"), batch_size=batch_size, halt=halt, progress=told)
+    assert told.ends == {"evaluating": (EXAMPLES, EXAMPLES)}
+
+
 def test_more_segments_than_in_training(data):
     folder, *arrays = data
     expected = by_hand(tiny(halt_max_steps=7), *arrays, 7)

@@ -99,9 +99,11 @@ def test_the_vote():
 
 
 @pytest.mark.parametrize("how", [{}, {"augment": False, "noise": 0.7}])
-def test_cells_are_what_separate_runs_give(folder, how, tmp_path):
+def test_cells_are_what_separate_runs_give(folder, how, tmp_path, told):
     dataset, task = open_dataset(folder, "test"), sudoku.Sudoku(4)
-    cells = scaling.measure(tiny(), task, dataset, segments=[1, 3, 6], rollouts=[1, 3], slots=8, halt="q", **how)
+    several = {"segments": [1, 3, 6], "rollouts": [1, 3]}
+    cells = scaling.measure(tiny(), task, dataset, slots=8, halt="q", progress=told, **several, **how)
+    assert told.ends == {"rollouts": (3 * dataset.num_examples,) * 2}
     assert [(one.segments, one.rollouts) for one in cells] == [(1, 1), (3, 1), (6, 1), (1, 3), (3, 3), (6, 3)]
     for one in cells:
         alone = {"segments": [one.segments], "rollouts": [one.rollouts]}
@@ -149,12 +151,13 @@ def test_a_threshold_is_not_behind_q_where_going_on_loses_answers():
     assert (found.fixed.exact_accuracy, found.by_q.exact_accuracy, found.chosen.exact_accuracy) == (0.5, 1, 1)
 
 
-def test_a_calibration_holds_in_evaluation(folder, tmp_path):
+def test_a_calibration_holds_in_evaluation(folder, tmp_path, told):
     dataset = open_dataset(folder, "test")
     save(tiny(), tmp_path / "model")
     with pytest.raises(InputError, match="has not been calibrated"):
         calibrated(tmp_path / "model")
-    found = calibrate(tiny(), dataset, slots=6)
+    found = calibrate(tiny(), dataset, slots=6, progress=told)
+    assert told.ends == {"calibrating": (found.count, found.count)}
     found.save(tmp_path / "model", "test")
     metrics = evaluate(load(tmp_path / "model"), dataset, batch_size=6, halt=calibrated(tmp_path / "model"))
     assert metrics["exact_accuracy"] == pytest.approx(found.chosen.exact_accuracy)
