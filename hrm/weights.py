@@ -16,10 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from yaml import YAMLError  # OmegaConf lets it through
 
-from hrm import models
 from hrm.config import FAMILIES, HRMConfig, ModelConfig, TRMConfig, parse_yaml
 from hrm.errors import InputError
 from hrm.files import checksum, folder_written_beside, read_json, require_unchanged
+from hrm.locate import checkpoints as checkpoints
+from hrm.locate import locate, require_known
 from hrm.model import HRM
 from hrm.trm import build, weight_shapes
 from hrm_kernels.sharded_embedding import ShardedEmbedding
@@ -238,33 +239,6 @@ def load(
     return model
 
 
-def checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of the training run in folder ``run``, oldest first."""
-    found = [path for path in (run / "checkpoints").glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name[5:]))
-
-
-def locate(path: Path | str) -> Path:
-    """The folder or file that :func:`load` reads for ``path``: of a training run the newest checkpoint.
-
-    The name of a model that comes with the package (:mod:`hrm.models`) is its folder, unless a path has that name.
-
-    Raises:
-        InputError: the run has no checkpoint yet.
-    """
-    path, shipped = Path(path), models.folder(str(path))
-    if shipped is not None and not path.exists():
-        return shipped
-    if not (path / "checkpoints").is_dir() or (path / "config.json").exists():
-        return path
-    steps = checkpoints(path)
-    if not steps:
-        raise InputError(
-            f"{path} is a training run without a checkpoint yet; wait for one, or train with checkpoint_every=N"
-        )
-    return steps[-1]
-
-
 def read_extra(path: Path | str) -> dict[str, Any]:
     """What ``config.json`` of a saved model holds beside the model's configuration; empty for other checkpoints."""
     file = locate(path) / "config.json"
@@ -415,11 +389,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _download(name: str) -> Path:
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise InputError(
-            f"{name} does not exist; expected a model folder, a checkpoint file, a hub name (owner/name), "
-            f"or one of the models that come with the package: {', '.join(models.names())}"
-        )
+    require_known(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

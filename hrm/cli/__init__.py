@@ -1,13 +1,14 @@
 """The ``hrm`` command: one module a subcommand, each a function with typed arguments (typer).
 
 What the user can act on (a wrong option, ``InputError``, a file that cannot be read or written) becomes one line on
-stderr and exit code 2; ``--debug`` shows the traceback.
+stderr and exit code 2; ``--debug`` shows the traceback instead.
 """
 
 import errno
 import io
 import os
 import sys
+import traceback
 
 import typer
 
@@ -38,10 +39,12 @@ def main() -> None:
     except typer.Abort:  # Ctrl-C, in some versions of typer
         sys.exit(130)
     except Exception as error:
-        message = None if debug else _one_line(error)
+        message = _one_line(error)
         if message is None:
             raise
-        if message and _is_told_here(message):
+        if message and debug:
+            traceback.print_exc()
+        elif message and _is_told_here(message):
             sys.stderr.write(f"hrm: {printable(message)}\n")  # in one piece: other processes may write as well
         sys.exit(2)
 

@@ -14,9 +14,9 @@ from hrm.inference.engine import Engine
 from hrm.inference.examples import LabelledPuzzles
 from hrm.inference.halting import Halting, Margin, parse_halting
 from hrm.inference.segments import require_positive
+from hrm.locate import locate
 from hrm.model import HRM
 from hrm.progress import Progress, silent
-from hrm.weights import locate
 
 FILE = "halting.json"
 _THRESHOLDS = 200  # candidates, evenly spread over the margins that occur

@@ -16,8 +16,8 @@ from hrm.data.format import open_dataset
 from hrm.files import read_json, write_json
 from hrm.inference.calibrate import calibrate, calibrated
 from hrm.inference.evaluate import evaluate
+from hrm.locate import locate
 from hrm.models import CARD, Accuracy, Card
-from hrm.weights import locate
 
 
 def main() -> None:

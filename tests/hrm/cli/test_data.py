@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from collections import namedtuple
@@ -13,7 +14,6 @@ from hrm.data.maze import Maze
 from hrm.data.maze import generate as generate_mazes
 from hrm.data.puzzle_csv import row_keys
 from hrm.data.sudoku import Sudoku, solve
-from hrm.errors import InputError
 
 HARD = Path(__file__).parents[2] / "data" / "sudoku_hard.csv"
 
@@ -235,9 +235,7 @@ def test_the_folder_one_is_in_is_refused_before_the_work(tmp_path, hrm_data, mon
     assert not list(tmp_path.iterdir())
 
 
-def test_debug_lets_the_error_through(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        sys, "argv", ["hrm", "data", "sudoku", "--out", str(tmp_path / "out"), "--size", "5", "--debug"]
-    )
-    with pytest.raises(InputError, match="choose 4, 6 or 9"):
-        main()
+def test_debug_shows_the_traceback_and_keeps_the_exit_code(tmp_path, call):
+    code, out, err = call("data", "sudoku", "--out", tmp_path / "out", "--size", 5, "--debug")
+    assert (code, out) == (2, "") and err.startswith("Traceback (most recent call last):")
+    assert re.search(r"\nhrm.errors.InputError: .*choose 4, 6 or 9", err)

@@ -1,5 +1,7 @@
+import csv
 import gzip
 import io
+import json
 import os
 import subprocess
 import sys
@@ -158,7 +160,8 @@ def test_a_valid_answer_exits_with_0(model, puzzles, call, monkeypatch):
         ("12\n34\n", ["{}"], "p.txt has no puzzle: it is no board (Sudoku with 4 cells, expected 16"),
         ("." * 16 + "\n" + "." * 16, ["{}", "--gif", "x.gif"], "--gif and --png draw one puzzle, {} has 2"),
         ("." * 16, ["{}", "--halt", "never"], "halt is 'never', expected 'q', 'fixed', 'stable:K'"),
-        ("." * 16, ["{}", "--max-steps", "0"], "max_steps is 0, expected 1 or more"),
+        ("." * 16, ["{}", "--max-steps", "0"], "'--max-steps': "),
+        ("." * 16, ["{}", "--batch-size", "-1"], "'--batch-size': "),
         ("." * 16, ["{}", "--device", "abacus"], "abacus"),
         ("." * 16, ["{}", "--halt", "never"], "or, on the command line, 'calibrated'"),
     ],
@@ -171,6 +174,95 @@ def test_bad_input(model, tmp_path, call, content, arguments, message):
     assert (code, out) == (2, "")
     assert message.format(file) in err and err.startswith("hrm: ") and err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ([] if content is None else ["p.txt"])
+
+
+RECORD = ["place", "puzzle", "answer", "valid", "reason", "segments", "confidence", "error"]
+
+
+@pytest.fixture
+def several(puzzles, tmp_path):
+    """A file with a puzzle, one that is none, and another."""
+    file = tmp_path / "p.txt"
+    file.write_text(f"{TASK.format(puzzles[0])}\n12\n{TASK.format(puzzles[1])}\n")
+    return file
+
+
+def records(model, puzzles, file):
+    """What is to be said of ``several``, without the error's text."""
+    for line, solution in zip((1, 3), solve(load(model), TASK, puzzles[:2]), strict=True):
+        answer = (TASK.format(solution.inputs), TASK.format(solution.answer), False, solution.reason)
+        values = (f"{file}:{line}", *answer, solution.steps, solution.confidence, None)
+        yield dict(zip(RECORD, values, strict=True))
+        if line == 1:
+            yield dict.fromkeys(RECORD) | {"place": f"{file}:2", "puzzle": "12"}
+
+
+def test_json_is_an_object_a_line(model, puzzles, several, call):
+    code, out, err = call("solve", model, several, "--json")
+    first, bad, last = map(json.loads, out.splitlines())
+    assert code == 2 and err == f"hrm: {several}:2: {bad['error']}\n" and "Sudoku with 2 cells" in bad["error"]
+    assert [first, bad | {"error": None}, last] == list(records(model, puzzles, several))
+    code, out, err = call("solve", model, TASK.format(puzzles[0]), "--json", "--trace")
+    (solution,), found = solve(load(model), TASK, puzzles[:1]), json.loads(out)
+    assert (code, err) == (1, "") and found["answer"] == TASK.format(solution.answer) and found["place"] == ""
+    assert [(one["segment"], one["halt"], one["continue"], one["answer"]) for one in found["trace"]] == [
+        (frame.step, frame.confidence, frame.continue_value, TASK.format(frame.tokens)) for frame in solution.frames
+    ]
+    assert [one["changed"] for one in found["trace"]] == [
+        solution.changed(index).sum() for index in range(solution.steps)
+    ]
+
+
+@pytest.mark.parametrize("name", ["answers.csv", "answers.JSONL"])
+def test_answers_in_a_file(model, puzzles, several, call, tmp_path, name):
+    code, out, err = call("solve", model, several, "--out", tmp_path / name)
+    assert (code, out) == (2, "0 of 2 answers valid, 1 puzzles not read\n") and err.count("\n") == 1
+    text, wanted = (tmp_path / name).read_text(), list(records(model, puzzles, several))
+    if name.endswith(".csv"):
+        found = list(csv.DictReader(io.StringIO(text)))
+        wanted = [{key: "" if value is None else str(value) for key, value in one.items()} for one in wanted]
+    else:
+        found = [json.loads(line) for line in text.splitlines()]
+    errors = [one.pop("error") for one in found]
+    assert "Sudoku with 2 cells" in errors[1] and not errors[0] and not errors[2]
+    assert found == [{key: value for key, value in one.items() if key != "error"} for one in wanted]
+    _, out, _ = call("solve", model, several, "--out", tmp_path / name, "--json")
+    assert len([json.loads(line) for line in out.splitlines()]) == 3
+
+
+def test_what_can_be_wrong_is_looked_at_before_torch_is_imported(model, several, tmp_path):
+    cases = {
+        (several, "--gif", "x.png"): "--gif x.png: expected a name that ends with .gif",
+        (several, "--png", "x.gif"): "--png x.gif: expected a name that ends with .png",
+        (several, "--out", "x"): "--out x: expected a name that ends with .csv or .jsonl",
+        (several, "--out", "x.txt"): "--out x.txt: expected a name that ends with .csv or .jsonl",
+        (several, "--halt", "never"): "halt is 'never', expected 'q', 'fixed'",
+        (several, "--gif", "x.gif"): f"--gif and --png draw one puzzle, {several} has 3; give the one",
+        ("12",): "'12' is neither a file nor a puzzle: Sudoku with 2 cells, expected 16",
+        (tmp_path,): f"{tmp_path} is a folder, expected a puzzle or a file of puzzles",
+    }
+    (tmp_path / "q.csv").write_text("question\n12\n")
+    cases[tmp_path / "q.csv", "--out", tmp_path / "q.csv"] = f"--out {tmp_path / 'q.csv'} is the file with the puzzles"
+    calls = [["hrm", "solve", str(model), *map(str, one)] for one in cases]
+    calls.append(["hrm", "solve", "nowhere", "." * 16])
+    program = f"""
+import sys
+from hrm.cli import main
+for sys.argv in {calls!r}:
+    try:
+        main()
+    except SystemExit as ended:
+        assert ended.code == 2
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    wanted = [*cases.values(), "nowhere does not exist; expected a model folder, a checkpoint file, a hub name"]
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(wanted)
+    for line, message in zip(lines, wanted):
+        assert line.startswith(f"hrm: {message}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.txt", "q.csv"]
 
 
 @pytest.mark.parametrize("option", ["--gif", "--png"])

@@ -1,0 +1,56 @@
+"""Where models lie: what can be said of a checkpoint before torch is imported."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from hrm import models
+from hrm.errors import InputError
+from hrm.files import read_json
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of the training run in folder ``run``, oldest first."""
+    found = [path for path in (run / "checkpoints").glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def locate(path: Path | str) -> Path:
+    """The folder or file that :func:`hrm.load` reads for ``path``: of a training run the newest checkpoint.
+
+    The name of a model that comes with the package (:mod:`hrm.models`) is its folder, unless a path has that name.
+
+    Raises:
+        InputError: the run has no checkpoint yet.
+    """
+    path, shipped = Path(path), models.folder(str(path))
+    if shipped is not None and not path.exists():
+        return shipped
+    if not (path / "checkpoints").is_dir() or (path / "config.json").exists():
+        return path
+    steps = checkpoints(path)
+    if not steps:
+        raise InputError(
+            f"{path} is a training run without a checkpoint yet; wait for one, or train with checkpoint_every=N"
+        )
+    return steps[-1]
+
+
+def read_extra(path: Path | str) -> dict[str, Any]:
+    """What ``config.json`` of a saved model holds beside the model's configuration; empty for other checkpoints."""
+    file = locate(path) / "config.json"
+    return {k: v for k, v in read_json(file).items() if k not in ("family", "model")} if file.is_file() else {}
+
+
+def require_known(checkpoint: str) -> None:
+    """Refuse what is no model: neither a path, nor a shipped model's name, nor one that the hub could know.
+
+    Raises:
+        InputError: as said; or see :func:`locate`.
+    """
+    if locate(checkpoint).exists() or (checkpoint.count("/") == 1 and not checkpoint.startswith((".", "/", "~"))):
+        return
+    raise InputError(
+        f"{checkpoint} does not exist; expected a model folder, a checkpoint file, a hub name (owner/name), "
+        f"or one of the models that come with the package: {', '.join(models.names())}"
+    )
