@@ -39,7 +39,7 @@ def _accuracy(found: "Analysis") -> Figure:
     left.plot(segments, 100 * answers.right.mean(1), "o-", color=_H, label="puzzles all right")
     mean, exact = answers.halting_steps.mean(), 100 * answers.right_when_halting.mean()
     left.plot(mean, exact, "*", color=_L, markersize=15, label=f"halting by Q ({mean:.1f} segments)")
-    left.set(xlabel="segments", ylabel="%", title="Answers")
+    left.set(xlabel="segments", ylabel="right, %", title="Answers")
     left.legend(loc="lower right")
     confidence = 100 / (1 + np.exp(-answers.q_halt.astype(np.float64)))
     for chosen, name, colour in (
@@ -135,12 +135,12 @@ def _participation(found: "Analysis") -> Figure:
         eigenvalues = found.spectra[trained, level]  # type: ignore[index]
         right.plot(
             np.arange(1, len(eigenvalues) + 1),
-            eigenvalues / (eigenvalues.sum() or 1),
+            100 * eigenvalues / (eigenvalues.sum() or 1),
             color=_H if level == "H" else _L,
             linestyle="-" if trained else ":",
             label=f"z_{level}, {'trained' if trained else 'untrained'}",
         )
-    right.set(xlabel="eigenvalue", ylabel="part of the variance", title="Spectrum of the states' covariance")
+    right.set(xlabel="eigenvalue", ylabel="part of the variance, %", title="Spectrum of the states' covariance")
     right.set_yscale("log")
     right.legend()
     return figure

@@ -95,15 +95,15 @@ class Calibration:
 
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.add_subplot()
-        steps, accuracy = ([getattr(one, name) for one in self.points] for name in ("mean_steps", "exact_accuracy"))
+        steps, accuracy = zip(*((one.mean_steps, 100 * one.exact_accuracy) for one in self.points))
         axes.plot(steps, accuracy, color="#1f5fd0", label="by threshold")
         for point, name, marker in (
             (self.fixed, "fixed", "s"),
             (self.by_q, "q_halt > q_continue", "o"),
             (self.chosen, f"calibrated (> {self.chosen.threshold:.3g})", "*"),
         ):
-            axes.plot(point.mean_steps, point.exact_accuracy, marker, markersize=10, label=name)
-        axes.set(xlabel="mean segments", ylabel="exact accuracy", title=f"{self.count} puzzles")
+            axes.plot(point.mean_steps, 100 * point.exact_accuracy, marker, markersize=10, label=name)
+        axes.set(xlabel="segments a puzzle", ylabel="exact accuracy, %", title=f"{self.count} puzzles")
         axes.grid(alpha=0.3)
         axes.legend()
         figure.savefig(file, format="png", dpi=120)

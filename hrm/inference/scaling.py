@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,10 @@ from hrm.inference.rollouts import ranked, roll_out
 from hrm.inference.segments import require_positive
 from hrm.model import HRM
 from hrm.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -132,21 +136,85 @@ def save(cells: list[Cell], folder: Path, **about: Any) -> None:
 
 
 def _draw(cells: list[Cell], file: Path) -> None:
+    _figure(cells).savefig(file, format="png", dpi=_DPI)
+
+
+_DPI = 120
+_MARKER = 6  # points
+
+
+def _figure(cells: list[Cell]) -> "Figure":
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.5, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.5, 4.2), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set(xlabel="segments a puzzle, all rollouts together", ylabel="exact accuracy, %")
+    axes.set_title("numbers at the points: the most segments of a rollout", fontsize=9)
+    axes.margins(x=0.08, y=0.15)
+    axes.grid(alpha=0.3)
+    curves = []
     for tries in sorted({one.rollouts for one in cells}):
         own = [one for one in cells if one.rollouts == tries]
         name = "1 rollout" if tries == 1 else f"{tries} rollouts"
-        axes.plot([one.compute for one in own], [100 * one.exact_accuracy for one in own], "o-", label=name)
-        for one in own:
-            place = (one.compute, 100 * one.exact_accuracy)
-            axes.annotate(str(one.segments), place, textcoords="offset points", xytext=(0, 6), ha="center", fontsize=8)
-    axes.set_xscale("log", base=2)
-    axes.set(xlabel="segments a puzzle, all rollouts together", ylabel="exact accuracy, %")
-    axes.set_title("numbers at the points: the most segments of a rollout", fontsize=9)
-    axes.margins(y=0.15)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(file, format="png", dpi=120)
+        points = np.array([(one.compute, 100 * one.exact_accuracy) for one in own])
+        (line,) = axes.plot(*points.T, "o-", label=name, markersize=_MARKER)
+        curves.append((points, [one.segments for one in own], line.get_color()))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=9)
+    figure.draw_without_rendering()  # lays it out: where a point is in pixels is known from here on
+    _label(axes, curves)
+    return figure
+
+
+def _label(axes: "Axes", curves: list[tuple[np.ndarray, list[int], Any]]) -> None:
+    """Write the segments at the points; those of points that touch as one label, and no label over another."""
+    from matplotlib.transforms import Bbox
+
+    radius = _MARKER * _DPI / 72 / 2
+    pixels = [axes.transData.transform(points) for points, *_ in curves]
+    taken = [Bbox.from_extents(*(at - radius), *(at + radius)) for own in pixels for at in own]
+    for own, (points, segments, colour) in zip(pixels, curves):
+        first = 0
+        for last in range(len(own)):
+            if last + 1 < len(own) and np.abs(own[last + 1] - own[first]).max() < 2 * radius:
+                continue
+            text = str(segments[first]) if first == last else f"{segments[first]} to {segments[last]}"
+            middle = (first + last) // 2
+            for x, y, horizontal, vertical in _PLACES:
+                label = axes.annotate(
+                    text,
+                    tuple(points[middle]),
+                    xytext=(x, y),
+                    textcoords="offset points",
+                    ha=horizontal,
+                    va=vertical,
+                    fontsize=8,
+                    color=colour,
+                    annotation_clip=False,
+                )
+                box = label.get_window_extent().padded(2)
+                if not any(box.overlaps(other) for other in taken):
+                    taken.append(box)
+                    break
+                label.remove()  # (where there is no room at all, the table has the number)
+            first = last + 1
+
+
+_PLACES = [
+    (x * far, y * far, horizontal, vertical)
+    for far in (1, 2, 3)
+    for x, y, horizontal, vertical in (
+        (0, 5, "center", "bottom"),
+        (0, -5, "center", "top"),
+        (6, 0, "left", "center"),
+        (-6, 0, "right", "center"),
+        (5, 4, "left", "bottom"),
+        (-5, 4, "right", "bottom"),
+        (5, -4, "left", "top"),
+        (-5, -4, "right", "top"),
+    )
+]
+"""Where a label may stand, in points from its point: the first that is free is taken."""

@@ -1,6 +1,7 @@
 """Halting early in evaluation, calibration, rollouts with voting, scaling, adaptation."""
 
 import json
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -113,6 +114,26 @@ def test_cells_are_what_separate_runs_give(folder, how, tmp_path, told):
     scaling.save(cells, tmp_path, data="x")
     assert json.loads((tmp_path / "scaling.json").read_text())["cells"][0]["segments"] == 1
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("settles", [2, 8, 64])
+def test_labels_of_the_picture_do_not_overlap(settles):
+    """Points of many segments coincide where every puzzle has halted after ``settles``; those of rollouts come near."""
+    cells = [
+        scaling.Cell(steps, tries, min(0.995, 0.9 + 0.01 * min(steps, settles).bit_length()), 1, used)
+        for tries in (1, 4, 16)
+        for steps in (1, 2, 4, 8, 16, 32, 64)
+        for used in [tries * min(steps, settles, 4 + steps / 20)]
+    ]
+    (axes,) = (figure := scaling._figure(cells)).axes
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    dots = [axes.transData.transform((one.compute, 100 * one.exact_accuracy)) for one in cells]
+    assert not any(box.contains(*dot) for box in boxes for dot in dots)
+    covered = [tuple(map(int, text.get_text().split(" to "))) for text in axes.texts]
+    each = [[one for one in covered if one[0] <= steps <= one[-1]] for steps in (1, 2, 4, 8, 16, 32, 64)]
+    assert [len(one) for one in each] == [3] * 7  # one for each number of rollouts
 
 
 def test_rollouts_that_would_be_the_same_are_refused():
