@@ -46,7 +46,7 @@ def measured(device: str) -> dict[str, float]:
     }
     timing.take_turns(replays, "cpu", 1)
     # the best, not the median: a ceiling is what nothing disturbed
-    best = {name: min(times) for name, times in timing.take_turns(replays, "cpu", 7).items()}
+    best = {name: min(times) for name, times in timing.take_turns(replays, "cpu", 7).times.items()}
     found = {
         "copy_bytes_per_s": source.nbytes * max(2 / best["copy"], 3 / best["add"]),
         "cached_copy_bytes_per_s": small.nbytes * max(2 / best["cached copy"], 3 / best["cached add"]),

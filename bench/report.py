@@ -109,7 +109,7 @@ def table(rows: Sequence[Row], gpu: bool) -> list[str]:
             row["workload"] if row["workload"] != shown else "",
             row["candidate"],
             seconds(time),
-            f"{seconds(row['q1'])}, {seconds(row['q3'])}",
+            f"{seconds(row['q1'])}, {seconds(row['q3'])}" + ("; disturbed" if row.get("disturbed") else ""),
             f"{row['times_eager']:.2f}" if row["times_eager"] else "",
             share,
             rate,

@@ -111,6 +111,7 @@ def describe(workload: Workload, row: dict[str, Any], eager: Sequence[float], se
         # turn by turn, so that what slows the machine for a while slows both
         "times_eager": statistics.median(e / t for e, t in zip(eager, row["times"])) if eager else None,
         "puzzles": workload.puzzles or None,
+        "disturbed": row.get("waited", 0.0) > timing.CALM,
         **{key: row.get(key) for key in ("calls", "mode", "launches", "error", "solved", "segments", "outside")},
     }
 

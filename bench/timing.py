@@ -34,6 +34,7 @@ COMPILE = "torch.compile"
 ROUNDS = 20
 QUICK_ROUNDS = 7
 GRAPH_SECONDS = 2e-3  # of one replay: events resolve half a microsecond
+CALM = 0.05  # the part of a turn that threads may wait for a core
 BUSY_CYCLES = 1_000_000  # half a millisecond of waiting on the GPU, while the replay is put behind it
 
 Replay = tuple[Callable[[], Any], int, str]
@@ -61,13 +62,64 @@ def seconds_of(run: Callable[[], Any], device: str, busy: bool = True) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def take_turns(replays: dict[str, Replay], device: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds per call, of every candidate, ``rounds`` times."""
-    times: dict[str, list[float]] = {name: [] for name in replays}
-    for _ in range(rounds):
+def waited() -> float:
+    """Seconds that threads of this process have waited for a core so far; only differences mean something.
+
+    Linux counts them. Elsewhere it is what this thread's CPU time lacks of the time that has passed.
+    """
+    total, found = 0, False
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            total += int(file.read_text().split()[1])
+            found = True
+        except (OSError, LookupError, ValueError):  # the thread has ended, or this kernel does not count
+            continue
+    return total / 1e9 if found else time.perf_counter() - time.thread_time()
+
+
+@dataclass
+class Turns:
+    """The turns that candidates took.
+
+    Attributes:
+        times: by candidate, the seconds per call of every turn that counts, in order.
+        waits: by candidate, the part of each of these turns that its threads waited for a core; on a CPU.
+        disturbed: turns that were left out.
+    """
+
+    times: dict[str, list[float]]
+    waits: dict[str, list[float]]
+    disturbed: int = 0
+
+
+def take_turns(replays: dict[str, Replay], device: str, rounds: int, patience: int = 1) -> Turns:
+    """``rounds`` turns of every candidate.
+
+    Args:
+        patience: above 1, turns in which a candidate waited for a core longer than :data:`CALM` allows do not count and
+            are taken again, up to so many times ``rounds`` in all, but no longer where the first ``rounds`` are all
+            disturbed. Load slows candidates by different factors: threads that wait for each other at every step lose
+            the most.
+    """
+    turns = Turns({name: [] for name in replays}, {name: [] for name in replays})
+    for _ in range(rounds * patience):
+        turn: dict[str, tuple[float, float]] = {}
         for name, (run, calls, mode) in replays.items():
-            times[name].append(seconds_of(run, device, mode == "graph") / calls)
-    return times
+            before = waited() if device == "cpu" else 0.0
+            seconds = seconds_of(run, device, mode == "graph")
+            wait = (waited() - before) / seconds if device == "cpu" else 0.0
+            turn[name] = seconds / calls, wait
+        if patience > 1 and max(wait for _, wait in turn.values()) > CALM:
+            turns.disturbed += 1
+            if turns.disturbed >= rounds and not turns.times[name]:
+                break
+            continue
+        for name, (seconds, wait) in turn.items():
+            turns.times[name].append(seconds)
+            turns.waits[name].append(wait)
+        if len(turns.times[name]) == rounds:
+            break
+    return turns
 
 
 def ceilings(device: str, tiny: bool) -> dict[str, float]:
@@ -83,7 +135,7 @@ def ceilings(device: str, tiny: bool) -> dict[str, float]:
         "matmul": (lambda: torch.mm(a, b, out=out), 1, "graph"),
     }
     take_turns(replays, device, 3)
-    times = take_turns(replays, device, rounds)
+    times = take_turns(replays, device, rounds).times
     copy, product = (statistics.median(times[name]) for name in ("copy", "matmul"))
     return {"copy_bytes_per_s": 2 * source.nbytes / copy, "matmul_flops_per_s": 2 * size**3 / product}
 
@@ -220,13 +272,15 @@ def measure(
     dtype: torch.dtype,
     candidates: Mapping[str, Candidate],
     rounds: Callable[[float], int],
+    patience: int = 1,
 ) -> dict[str, dict[str, Any]]:
-    """Check the candidates, then time them in turns.
+    """Check the candidates, then time them in turns; ``patience`` is that of :func:`take_turns`.
 
     Returns:
         By candidate: ``status``, which is "ok" or why there are no numbers. With them ``times`` (seconds per call, one
-        for each turn, in order), ``calls`` and ``mode`` as in :data:`Replay`, on GPUs ``launches``, of workloads that
-        have one its ``score``'s values; and where values were compared ``error``, the largest of each result.
+        for each turn, in order), ``waited`` (the median part of a turn that its threads waited for a core),
+        ``disturbed`` (turns left out), ``calls`` and ``mode`` as in :data:`Replay`, on GPUs ``launches``, of workloads
+        that have one its ``score``'s values; and where values were compared ``error``, the largest of each result.
     """
     rows: dict[str, dict[str, Any]] = {}
     sets = input_sets(workload, device, dtype)
@@ -281,8 +335,10 @@ def measure(
     if not replays:
         return rows
     turn = _warm_up(replays, device)
-    for name, times in take_turns(replays, device, rounds(turn)).items():
+    turns = take_turns(replays, device, rounds(turn), patience)
+    for name, times in turns.times.items():
         rows[name] |= {"mode": replays[name][2], "calls": replays[name][1], "times": times}
+        rows[name] |= {"waited": statistics.median(turns.waits[name] or [0.0]), "disturbed": turns.disturbed}
     return rows
 
 

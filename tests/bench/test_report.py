@@ -51,7 +51,16 @@ def folder(tmp_path):
     rows = [segment(c, B, S, t * B, r) for c, t, r in (("eager", 0.1, 1.0), ("cpu", 0.05, 2.0)) for B, S in SIZES]
     rows.append(
         benchmark(
-            "solve", "solve 64", "cpu, halting", 0.5, times_eager=3.5, puzzles=64, solved=0.75, segments=4.5, bytes=0
+            "solve",
+            "solve 64",
+            "cpu, halting",
+            0.5,
+            times_eager=3.5,
+            puzzles=64,
+            solved=0.75,
+            segments=4.5,
+            bytes=0,
+            disturbed=True,
         )
     )
     for kind in ("one_step", "full"):
@@ -77,7 +86,7 @@ def test_tables_and_pictures(folder, capsys):
         "| segment 1 x 82 | eager | 100 ms | 90.0 ms, 110 ms | 1.00 | 50% (arithmetic) | 20 GFLOP/s | 1.00 MB |" in text
     )
     assert "| segment 1 x 901 | cpu | 50.0 ms |" in text  # the name again where another one stood before
-    assert "| solve 64 | cpu, halting | 500 ms | 450 ms, 550 ms | 3.50 |  |  |  | 128 | 75.0% |" in text
+    assert "| solve 64 | cpu, halting | 500 ms | 450 ms, 550 ms; disturbed | 3.50 |  |  |  | 128 | 75.0% |" in text
     assert "| one-step | cpu | 5.00 MB | 5.00 MB |" in text and "| full | cpu | 10.0 MB | 20.0 MB |" in text
     assert "| import hrm | 1.25 s | 1.12 s, 1.38 s |" in text
     assert "- Liger (2 workloads): needs a GPU\n- cpu (ops: norm): wrong: off\n" in text

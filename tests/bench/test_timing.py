@@ -2,6 +2,9 @@
 
 import copy
 import dataclasses
+import os
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -77,8 +80,72 @@ def test_a_model_may_be_as_far_off_as_several_draws_of_plain_pytorch():
 def test_candidates_take_turns():
     order = []
     replays = {name: (lambda name=name: order.append(name), 1, "calls") for name in "abc"}
-    times = timing.take_turns(replays, "cpu", 2)
-    assert order == list("abcabc") and [len(times[name]) for name in "abc"] == [2, 2, 2]
+    turns = timing.take_turns(replays, "cpu", 2)
+    assert order == list("abcabc") and turns.disturbed == 0
+    assert [len(of[name]) for name in "abc" for of in (turns.times, turns.waits)] == [2] * 6
+
+
+def test_turns_that_other_work_disturbs_are_taken_again_and_do_not_count(monkeypatch):
+    """Time passes as told here: under load eager takes ten times as long and waits, ours twice as long."""
+    now = {"clock": 0.0, "waited": 0.0, "turn": 0}
+
+    def run(seconds, slowed):
+        loaded = now["turn"] // 2 % 3 != 0  # (of two candidates) two turns of three
+        now["clock"] += seconds * slowed if loaded else seconds
+        now["waited"] += 0.06 * seconds * slowed if loaded else 0.04 * seconds
+        now["turn"] += 1
+
+    replays = {"eager": (lambda: run(2.0, 10), 2, "calls"), "cpu": (lambda: run(1.0, 2), 1, "calls")}
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now["clock"])
+    monkeypatch.setattr(timing, "waited", lambda: now["waited"])
+    turns = timing.take_turns(replays, "cpu", 5, patience=4)
+    assert turns.disturbed == 8 and turns.times == {name: [pytest.approx(1.0)] * 5 for name in ("eager", "cpu")}
+    assert turns.waits == {name: [pytest.approx(0.04)] * 5 for name in ("eager", "cpu")}
+    turns = timing.take_turns(replays, "cpu", 30, patience=2)
+    assert (turns.disturbed, len(turns.times["cpu"])) == (40, 20)
+    assert len(timing.take_turns(replays, "cpu", 6).times["cpu"]) == 6  # as they come
+    monkeypatch.setattr(timing, "CALM", 0.0)
+    turns = timing.take_turns(replays, "cpu", 5, patience=4)  # without a calm one: no more than asked for
+    assert (turns.disturbed, turns.times) == (5, {"eager": [], "cpu": []})
+
+
+def test_threads_that_wait_for_a_core_are_seen():
+    """More threads than cores that each want one: some of them wait."""
+
+    def work():
+        values = np.ones(1 << 16)
+        while not done.is_set():
+            np.sqrt(values, out=values)  # without the interpreter's lock
+
+    before, done = timing.waited(), threading.Event()
+    others = [threading.Thread(target=work) for _ in range(4 * len(os.sched_getaffinity(0)))]
+    for thread in others:
+        thread.start()
+    try:
+        deadline = time.monotonic() + 60
+        while timing.waited() - before < 0.2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        found = timing.waited() - before
+        done.set()
+        for thread in others:
+            thread.join()
+    assert found >= 0.2
+
+
+def test_without_the_kernels_counts_this_threads_cpu_time_is_compared_with_the_time(monkeypatch):
+    monkeypatch.setattr(timing.Path, "glob", lambda self, pattern: iter(()))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: 7.5)
+    monkeypatch.setattr(timing.time, "thread_time", lambda: 3.0)
+    assert timing.waited() == 4.5
+
+
+def test_a_disturbed_comparison_is_not_judged():
+    assert ratio.told([1.0, 2.0, 3.0] * 3, 0) == "2.00 x eager (quarters 1.00, 3.00)"
+    assert ratio.told([1.0, 2.0, 3.0] * 3, 4).endswith("3.00); other work disturbed 4 of 13 turns")
+    assert ratio.told([11.8] * 8, 192) == (
+        "not judged: other work disturbed 192 of 200 turns; run python -m bench.ratio again when the machine is quiet"
+    )
 
 
 def test_candidates_with_arguments_of_their_own():
