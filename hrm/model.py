@@ -40,11 +40,11 @@ def as_indices(owner: str, name: str, values: torch.Tensor) -> torch.Tensor:
     Raises:
         InputError: they are no integers.
     """
-    dtype = getattr(values, "dtype", None)
-    if dtype in (torch.int32, torch.int64):
-        return values
     if not isinstance(values, torch.Tensor):
         raise InputError(f"{owner}: {name} is {type(values).__name__}, expected a tensor of integers (torch.as_tensor)")
+    dtype = values.dtype
+    if dtype in (torch.int32, torch.int64):
+        return values
     if dtype is torch.bool or dtype.is_floating_point or dtype.is_complex:
         raise InputError(f"{owner}: {name} is {dtype}, expected integers of any dtype; convert it, as with .long()")
     return values.to(torch.int32 if dtype.itemsize < 4 else torch.int64)

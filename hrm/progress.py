@@ -13,7 +13,7 @@ from typing import Protocol
 class Progress(Protocol):
     """Told what is being done, how much of it is done, and of how much (None: unknown)."""
 
-    def __call__(self, description: str, done: int, total: int | None) -> object: ...
+    def __call__(self, description: str, done: int, total: int | None) -> None: ...
 
 
 FIRST_LINE, LONGEST_PAUSE = 5.0, 60.0  # seconds; each pause between two lines is twice the last one
@@ -23,7 +23,7 @@ def silent(description: str, done: int, total: int | None) -> None:
     """The :class:`Progress` that shows nothing."""
 
 
-def begun(progress: Progress, description: str, total: int | None) -> Callable[[int], object]:
+def begun(progress: Progress, description: str, total: int | None) -> Callable[[int], None]:
     """Tell ``progress`` that this work begins. What comes back is called with how much of it is done."""
     tell = partial(progress, description, total=total)
     tell(0)

@@ -254,7 +254,7 @@ def _batch(dataset: PuzzleDataset, puzzles: int, model: HRM) -> Batch:
 
 
 def _states(
-    model: HRM, batch: Batch, max_steps: int, tell: Callable[[int], object]
+    model: HRM, batch: Batch, max_steps: int, tell: Callable[[int], None]
 ) -> tuple[dict[Level, tuple[np.ndarray, np.ndarray]], dict[Level, Covariance]]:
     """Residuals and covariances by level, over all positions, puzzles and updates. ``tell`` hears of each update."""
     moves: dict[Level, list[tuple[int, float]]] = {"H": [], "L": []}
@@ -308,7 +308,7 @@ def _baseline(
     seed: int,
     batch: Batch,
     labels: torch.Tensor,
-    tell: Callable[[int], object],
+    tell: Callable[[int], None],
 ) -> BaselineRun:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
