@@ -34,7 +34,7 @@ def begun(progress: Progress, description: str, total: int | None) -> Callable[[
 def progress_bar(shown: bool = True) -> Iterator[Progress]:
     """Show the work within: each description has a bar of its own, with the time that is left.
 
-    Where stderr is no terminal there are lines instead, the first after five seconds.
+    Where stderr is no terminal there are lines instead, none of work that takes less than five seconds.
 
     Args:
         shown: False shows nothing.
@@ -108,9 +108,9 @@ class Lines:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def write(self) -> None:
-        """Write where the work is, if any is under way."""
+        """Write where the work is, if any has been under way for five seconds."""
         with self._lock:
-            if self._state is None:
+            if self._state is None or time.monotonic() - self._began < FIRST_LINE:
                 return
             description, done, total = self._state
             text = f"{description}: {done:,}"

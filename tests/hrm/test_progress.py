@@ -40,6 +40,11 @@ def test_each_kind_of_work_has_its_own_time_and_short_work_no_line(clock, capsys
     lines = Lines()
     begun(lines, "short", 2)(2)
     clock[0] += 30
+    short = begun(lines, "short too", 2)
+    clock[0] += 4.9
+    short(1)
+    lines.write()
+    short(2)
     reading = begun(lines, "reading x.csv", None)
     clock[0] += 10
     reading(70_000)
@@ -47,10 +52,16 @@ def test_each_kind_of_work_has_its_own_time_and_short_work_no_line(clock, capsys
     assert capsys.readouterr().err == "reading x.csv: 70,000 after 0:00:10\n"
 
 
-def test_pauses_between_lines_grow(capsys, monkeypatch):
+def test_pauses_between_lines_grow(clock, capsys, monkeypatch):
     lines, pauses = Lines(), []
+
+    def wait(pause):
+        pauses.append(pause)
+        clock[0] += pause
+        return len(pauses) > 6
+
+    monkeypatch.setattr(lines.ended, "wait", wait)
     begun(lines, "evaluating", 10)
-    monkeypatch.setattr(lines.ended, "wait", lambda pause: pauses.append(pause) or len(pauses) > 6)
     lines.run()
     assert pauses == [5, 10, 20, 40, 60, 60, 60]
     assert capsys.readouterr().err.count("evaluating: 0/10 after ") == 6
