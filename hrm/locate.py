@@ -2,11 +2,9 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 from hrm import models
 from hrm.errors import InputError
-from hrm.files import read_json
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -34,12 +32,6 @@ def locate(path: Path | str) -> Path:
             f"{path} is a training run without a checkpoint yet; wait for one, or train with checkpoint_every=N"
         )
     return steps[-1]
-
-
-def read_extra(path: Path | str) -> dict[str, Any]:
-    """What ``config.json`` of a saved model holds beside the model's configuration; empty for other checkpoints."""
-    file = locate(path) / "config.json"
-    return {k: v for k, v in read_json(file).items() if k not in ("family", "model")} if file.is_file() else {}
 
 
 def require_known(checkpoint: str) -> None:

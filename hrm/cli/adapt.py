@@ -31,9 +31,8 @@ def adapt(
     """
     from hrm.data.format import open_dataset
     from hrm.inference.adapt import adapt as fit
-    from hrm.locate import read_extra
     from hrm.training.distributed import joined
-    from hrm.weights import save
+    from hrm.weights import read_extra, save
 
     settings = read_settings(
         "adapt", values, out=folder, steps=int, batch_size=int, lr=float, weight_decay=float, init=str, seed=seed

@@ -67,7 +67,7 @@ def solve(
     # What can be wrong is looked at first: importing torch takes seconds.
     from hrm.data import task_of
     from hrm.inference.halting import parse_halting
-    from hrm.locate import read_extra, require_known
+    from hrm.locate import require_known
 
     _check_output("--gif", gif, puzzle, ".gif")
     _check_output("--png", png, puzzle, ".png")
@@ -83,7 +83,7 @@ def solve(
     from hrm.inference.draw import draw_answer, draw_trace, save_gif, save_png
     from hrm.inference.solve import solve as solve_puzzles
     from hrm.training.distributed import joined
-    from hrm.weights import load
+    from hrm.weights import load, read_extra
 
     with joined(device) as world:
         model = load(checkpoint, world.device)
@@ -145,7 +145,7 @@ def _check_output(option: str, path: Path | None, puzzle: str, *endings: str) ->
 def _known_task(checkpoint: str) -> "PuzzleTask | None":
     """The task of a checkpoint whose ``config.json`` says it; of others it is known once they are loaded."""
     from hrm.data import task_of
-    from hrm.locate import locate, read_extra
+    from hrm.locate import locate
 
     file = locate(checkpoint) / "config.json"
     config = read_json(file) if file.is_file() else None
@@ -155,7 +155,7 @@ def _known_task(checkpoint: str) -> "PuzzleTask | None":
     vocab_size, seq_len = sizes.get("vocab_size"), sizes.get("seq_len")
     if type(vocab_size) is not int or type(seq_len) is not int:
         return None
-    return task_of(vocab_size, seq_len, read_extra(checkpoint).get("task"))
+    return task_of(vocab_size, seq_len, config.get("task"))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from hrm.data.format import PuzzleDataset, open_dataset
 from hrm.errors import InputError
 from hrm.files import write_json
 from hrm.inference.evaluate import check_fits, evaluate
-from hrm.locate import checkpoints
 from hrm.losses import act_loss
 from hrm.model import HRM, Carry
 from hrm.step_graph import CudaCapture, StepGraph
@@ -44,7 +43,7 @@ from hrm.training.loggers import Loggers, Reporter
 from hrm.training.run_lock import LOCK_FILE, RunLock
 from hrm.training.schedule import learning_rate, total_steps
 from hrm.trm import build
-from hrm.weights import PUZZLE_EMB, load
+from hrm.weights import PUZZLE_EMB, checkpoints, load
 from hrm_kernels.casts import refresh, written
 from hrm_kernels.fixed_point import Gradient, gradient_steps, warm_up
 from hrm_kernels.optim import AdamATan2, SparseSignSGD

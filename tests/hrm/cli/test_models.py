@@ -10,7 +10,7 @@ import hrm
 from hrm import InputError, models
 from hrm.data import maze, sudoku, task_of
 from hrm.inference.solve import solve
-from hrm.locate import locate, read_extra
+from hrm.weights import locate, read_extra
 
 
 def test_every_model_has_a_card_a_recipe_and_weights():
