@@ -149,8 +149,7 @@ def _known_task(checkpoint: str) -> "PuzzleTask | None":
 
     file = locate(checkpoint) / "config.json"
     config = read_json(file) if file.is_file() else None
-    sizes = config.get("model") if isinstance(config, dict) else None
-    if not isinstance(sizes, dict):
+    if not isinstance(config, dict) or not isinstance(sizes := config.get("model"), dict):
         return None
     vocab_size, seq_len = sizes.get("vocab_size"), sizes.get("seq_len")
     if type(vocab_size) is not int or type(seq_len) is not int:
