@@ -2,11 +2,15 @@ import os
 
 import pytest
 import torch
+import torch.utils._device
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread each: the workers share the cores. The variable is for processes that tests start.
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
+
+# torch remembers which functions ``with torch.device(...)`` is for when it first asks: the real ones, not poisoned ones
+torch.utils._device._device_constructors()
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before hrm_kernels or Triton is imported: kernels run on CPU tensors
