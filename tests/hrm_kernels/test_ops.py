@@ -289,6 +289,25 @@ def test_compiles_without_graph_breaks_or_recompiles(op):
     torch.testing.assert_close(again, first, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("op", ["add_rms_norm", "linear", "reasoning_module"])
+def test_the_same_tensor_twice_compiles(op):
+    """torch.compile refuses it as two arguments of one autograd.Function."""
+    torch._dynamo.reset()
+    x, weights = random(3, 8, 8, dtype=torch.float32), random_block(8, 8, 6, torch.float32, seed=5)
+    function = {
+        "add_rms_norm": lambda x: k.add_rms_norm(x, x),
+        "linear": lambda x: k.linear(x[0], x[0]),
+        "reasoning_module": lambda x: k.reasoning_module(x, x, [weights, weights], None, None, 2),
+    }[op]
+    found = []
+    for call in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
+        own = x.clone().requires_grad_()
+        out = call(own)
+        found.append((out.detach(), *torch.autograd.grad(out.sin().sum(), own)))
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_inductor_agrees():
     torch._dynamo.reset()

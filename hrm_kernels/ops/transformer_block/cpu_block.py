@@ -235,6 +235,7 @@ def blocks(
     x = x.contiguous()
     injection = None if injection is None else injection.contiguous()
     if torch.compiler.is_compiling():  # which refuses a tensor that comes twice
+        injection = x.view_as(x) if injection is x else injection
         weights = [w.view_as(w) if any(w is v for v in weights[:i]) else w for i, w in enumerate(weights)]
     inputs = (x, *weights) if injection is None else (x, injection, *weights)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
