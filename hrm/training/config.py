@@ -156,8 +156,9 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> TrainConfig:
         typed = OmegaConf.create(inert(OmegaConf.to_container(OmegaConf.from_dotlist(others))))
         merged = OmegaConf.merge(merged, typed)
         container = OmegaConf.to_container(merged, resolve=True)
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise InputError(f"overrides {' '.join(overrides)}: {str(error).splitlines()[0]}") from None
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
+        named = " ".join(one if len(one) < 100 else f"{one[:100]}..." for one in overrides)
+        raise InputError(f"overrides {named}: {str(error).splitlines()[0]}") from None
     assert isinstance(container, dict)
     values = {str(key): value for key, value in container.items()} | texts
     _check_names(values, TrainConfig.model_fields, "")

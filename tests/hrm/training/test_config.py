@@ -206,3 +206,8 @@ def test_recipes_that_ask_for_too_much(tmp_path, text, message):
     recipe.write_text(text)
     with pytest.raises(InputError, match=f"recipe .*recipe.yaml cannot be read: {message}"):
         load_config(str(recipe))
+
+
+def test_a_number_of_thousands_of_digits_is_told_in_a_line():
+    with pytest.raises(InputError, match=r"overrides epochs=9{92}\.\.\.: Exceeds the limit"):
+        load_config("demo", ["epochs=" + "9" * 5000])
