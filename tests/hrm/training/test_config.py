@@ -209,5 +209,5 @@ def test_recipes_that_ask_for_too_much(tmp_path, text, message):
 
 
 def test_a_number_of_thousands_of_digits_is_told_in_a_line():
-    with pytest.raises(InputError, match=r"overrides epochs=9{92}\.\.\.: Exceeds the limit"):
+    with pytest.raises(InputError, match=r"overrides epochs=9{93}\.\.\.: Exceeds the limit"):
         load_config("demo", ["epochs=" + "9" * 5000])
