@@ -68,9 +68,17 @@ def assert_bits(result, frames):
     assert (result.q_halt, result.q_continue) == frames[-1][1:]
 
 
+def rows_are_exact():
+    """Whether a row's bits do not depend on the others: on the cpu backend."""
+    return explain("linear", torch.zeros(1, 4), torch.zeros(2, 4)) == "cpu"
+
+
+needs_exact_rows = pytest.mark.skipif("not rows_are_exact()", reason="the reference backend promises closeness only")
+
+
 def assert_alike(result, frames):
     """The same on the cpu backend, whose rows do not depend on each other; close on the reference, where they may."""
-    if explain("linear", torch.zeros(1, 4), torch.zeros(2, 4)) == "cpu":
+    if rows_are_exact():
         assert_bits(result, frames)
         return
     assert result.error is None and result.steps == len(frames)
@@ -114,6 +122,7 @@ def test_shipped_models_answer_the_same_in_any_slot_with_any_threads(name, dtype
         torch.set_num_threads(threads)
 
 
+@needs_exact_rows
 def test_every_way_of_halting(puzzles):
     model = tiny()
     every = [alone(model, one, steps=24) for one in puzzles]
@@ -136,6 +145,7 @@ def test_every_way_of_halting(puzzles):
         assert {result.steps for result in engine.solve(puzzles)} == {3}
 
 
+@needs_exact_rows
 def test_the_trace_holds_every_segment(puzzles):
     model = tiny()
     with Engine(model, slots=3, max_steps=STEPS) as engine:
@@ -220,6 +230,7 @@ def test_bad_puzzles_are_told_and_the_others_go_on(puzzles):
         assert fine.error is None and (fine.q_halt, fine.steps) == (expected.q_halt, expected.steps)
 
 
+@needs_exact_rows
 def test_noise_is_of_the_seed_alone(puzzles):
     model = tiny()
     rows = [Puzzle(puzzles[0].inputs, 0, noise, seed) for noise, seed in [(0.0, 1), (0.5, 1), (0.5, 2), (0.5, 1)]]
@@ -409,6 +420,7 @@ def test_leaving_the_iterator_early_cancels_the_rest(puzzles):
         assert engine.submit(puzzles[0]).result(timeout=60).error is None  # the slots are free again
 
 
+@needs_exact_rows
 def test_asynchronous_use(puzzles):
     model = tiny()
 
