@@ -1,6 +1,19 @@
 """Adaptive computation time: when a row of a batch halts, and what its Q values should have been."""
 
+from typing import TypeVar
+
+import numpy as np
 import torch
+
+Values = TypeVar("Values", torch.Tensor, np.ndarray, float)
+
+
+def prefers_halting(q_halt: Values, q_continue: Values) -> Values:
+    """Whether halting promises more than another segment; elementwise, as booleans.
+
+    Source: HRM (arXiv 2506.21734), section 2, "Adaptive computational time".
+    """
+    return q_halt > q_continue  # type: ignore[return-value]
 
 
 def draw_min_steps(
@@ -34,7 +47,7 @@ def halts(
     """
     halted = steps >= halt_max_steps
     if halt_max_steps > 1:
-        halted = (halted | (q_halt > q_continue)) & (steps >= min_steps)
+        halted = (halted | prefers_halting(q_halt, q_continue)) & (steps >= min_steps)
     return halted
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hrm.act import prefers_halting
 from hrm.data.format import IGNORE_LABEL, PuzzleDataset
 from hrm.data.sudoku import Sudoku, solve
 from hrm.data.task import PuzzleTask
@@ -50,7 +51,7 @@ class Answers:
     @property
     def halting_steps(self) -> np.ndarray:
         """``[n]`` int64, the first segment where q_halt > q_continue, or the last one."""
-        halts = self.q_halt > self.q_continue
+        halts = prefers_halting(self.q_halt, self.q_continue)
         halts[-1] = True
         return halts.argmax(0) + 1
 

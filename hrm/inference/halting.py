@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hrm.act import prefers_halting
 from hrm.errors import InputError
 
 
@@ -36,8 +37,8 @@ Halting = Callable[[Moment], np.ndarray]
 
 
 def halts_by_q(moment: Moment) -> np.ndarray:
-    """Halting promises more than going on (arXiv 2506.21734, section 2, "Adaptive computational time")."""
-    return moment.q_halt > moment.q_continue
+    """Halt where halting promises more than another segment."""
+    return prefers_halting(moment.q_halt, moment.q_continue)
 
 
 def halts_at_the_end(moment: Moment) -> np.ndarray:

@@ -8,6 +8,7 @@ from numbers import Integral
 import torch
 from torch import nn
 
+from hrm.act import prefers_halting
 from hrm.errors import InputError
 from hrm.model import HRM, Batch, Carry
 from hrm_kernels.casts import FrozenWeights
@@ -46,7 +47,9 @@ def segments(model: HRM, batch: Batch, max_steps: int) -> Iterator[Segment]:
             carry, outputs = model(carry, batch)
         # The model halts rows by its own limit, and would start a halted row anew.
         carry = replace(carry, halted=torch.zeros_like(carry.halted))
-        halts = running if step == max_steps else running & (outputs["q_halt_logits"] > outputs["q_continue_logits"])
+        halts = running
+        if step < max_steps:
+            halts = running & prefers_halting(outputs["q_halt_logits"], outputs["q_continue_logits"])
         running = running & ~halts
         yield Segment(step, carry, outputs, outputs["logits"].argmax(-1), halts)
 

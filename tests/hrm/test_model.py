@@ -1,5 +1,6 @@
 """The model's behaviour beyond the golden numbers: refill, halting, one-step gradient, options."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -122,6 +123,13 @@ def test_halting_rule():
     q_halt, q_continue = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0]), torch.zeros(5)
     assert act.halts(steps, q_halt, q_continue, 4, min_steps).tolist() == [True, False, False, True, False]
     assert act.halts(torch.ones(1), torch.ones(1) * -9, torch.zeros(1), 1, torch.zeros(1)).tolist() == [True]
+
+
+def test_halting_is_preferred_where_it_promises_more():
+    q_halt, q_continue, want = [1.0, 0.0, -1.0, float("nan")], [0.0, 0.0, 0.0, 0.0], [True, False, False, False]
+    assert act.prefers_halting(torch.tensor(q_halt), torch.tensor(q_continue)).tolist() == want
+    assert act.prefers_halting(np.array(q_halt), np.array(q_continue)).tolist() == want
+    assert [act.prefers_halting(*pair) for pair in zip(q_halt, q_continue, strict=True)] == want
 
 
 def test_target_q_continue_rule():
