@@ -57,9 +57,12 @@ void adam_atan2(int64_t count, float* const* params, const float* const* grads, 
     team.for_each(total, [&](int64_t task) {
       int64_t i = 0;
       for (int64_t chunks; task >= (chunks = (sizes[i] + kChunk - 1) / kChunk); ++i) task -= chunks;
-      const Step step{static_cast<float>(1 - lr * weight_decay), static_cast<float>(1 - beta1),
-                      static_cast<float>(beta2),                 static_cast<float>(1 - beta2),
-                      static_cast<float>(lr / decay1[i]),        static_cast<float>(1 / std::sqrt(decay2[i]))};
+      const Step step{static_cast<float>(1 - lr * weight_decay),
+                      static_cast<float>(1 - beta1),
+                      static_cast<float>(beta2),
+                      static_cast<float>(1 - beta2),
+                      static_cast<float>(lr / decay1[i]),
+                      static_cast<float>(1 / std::sqrt(decay2[i]))};
       float *p = params[i], *m = exp_avgs[i], *v = exp_avg_sqs[i];
       const float* g = grads[i];
       BFloat16* copy = copies ? static_cast<BFloat16*>(copies[i]) : nullptr;

@@ -71,11 +71,14 @@ uint64_t checksum(const void* const* arrays, const int64_t* bytes, int64_t count
     }
   }
   const int64_t tasks = static_cast<int64_t>(chunks.size());
-  parallel(threads < tasks ? threads : tasks ? static_cast<int>(tasks) : 1, [&](Team::Member& team) {
-    team.for_each(tasks, [&](int64_t task) {
-      chunks[task].checksum = chunk_checksum(chunks[task].bytes, chunks[task].count);
-    });
-  });
+  parallel(threads < tasks ? threads
+           : tasks         ? static_cast<int>(tasks)
+                           : 1,
+           [&](Team::Member& team) {
+             team.for_each(tasks, [&](int64_t task) {
+               chunks[task].checksum = chunk_checksum(chunks[task].bytes, chunks[task].count);
+             });
+           });
   uint64_t result = 0;
   for (const Chunk& chunk : chunks) result = mix(result, chunk.checksum);
   return result;

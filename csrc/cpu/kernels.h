@@ -63,26 +63,25 @@ struct hrm_cpu_kernels {
 
   // Gradient of x (and of the injection: the same) and of the weights, from that of the output.
   void (*blocks_backward)(hrm_shape shape, const float* packed, const float* packed_backward, int64_t layers,
-                          const void* dout, void* dx, const hrm_weight_gradients* dweights, int dtype,
-                          const float* cos, const float* sin, int recompute, const float* saved, int threads);
+                          const void* dout, void* dx, const hrm_weight_gradients* dweights, int dtype, const float* cos,
+                          const float* sin, int recompute, const float* saved, int threads);
 
   // [B, S, 3 H d] -> [B, S, H d], and the log-sum-exp of the scores [B, H, S] for the backward.
   void (*rope_attention_forward)(hrm_shape shape, const void* qkv, void* out, float* lse, int dtype, const float* cos,
                                  const float* sin, int threads);
-  void (*rope_attention_backward)(hrm_shape shape, const void* dout, const void* qkv, const void* out,
-                                  const float* lse, void* dqkv, int dtype, const float* cos, const float* sin,
-                                  int threads);
+  void (*rope_attention_backward)(hrm_shape shape, const void* dout, const void* qkv, const void* out, const float* lse,
+                                  void* dqkv, int dtype, const float* cos, const float* sin, int threads);
 
   // out = u / rms(u), u = x + residual; rstd[rows] = 1 / rms.
-  void (*add_rms_norm_forward)(int64_t rows, int64_t columns, const void* x, const void* residual, float eps,
-                               void* out, float* rstd, int dtype, int threads);
+  void (*add_rms_norm_forward)(int64_t rows, int64_t columns, const void* x, const void* residual, float eps, void* out,
+                               float* rstd, int dtype, int threads);
   void (*add_rms_norm_backward)(int64_t rows, int64_t columns, const void* dout, const void* x, const void* residual,
                                 const float* rstd, void* du, int dtype, int threads);
 
   // [rows, 2 inner] -> [rows, inner]
   void (*swiglu_forward)(int64_t rows, int64_t inner, const void* gate_up, void* out, int dtype, int threads);
-  void (*swiglu_backward)(int64_t rows, int64_t inner, const void* dout, const void* gate_up, void* dgate_up,
-                          int dtype, int threads);
+  void (*swiglu_backward)(int64_t rows, int64_t inner, const void* dout, const void* gate_up, void* dgate_up, int dtype,
+                          int threads);
 
   // out [rows, outputs] = x [rows, inputs] @ weights.T + bias, from weights [outputs, inputs] that pack_linear has
   // packed into as many floats as linear_packed_size says. bias: in the dtype of x, or nullptr.
@@ -102,8 +101,7 @@ struct hrm_cpu_kernels {
   // loss[rows]; others[rows]: the sum of s over all but the label; argmax[rows] unless nullptr. Labels are below
   // vocabulary, or ignore_index.
   void (*stablemax_forward)(int64_t rows, int64_t vocabulary, const void* logits, const int64_t* labels,
-                            int64_t ignore_index, float* loss, double* others, int64_t* argmax, int dtype,
-                            int threads);
+                            int64_t ignore_index, float* loss, double* others, int64_t* argmax, int dtype, int threads);
   void (*stablemax_backward)(int64_t rows, int64_t vocabulary, const float* dloss, const void* logits,
                              const int64_t* labels, int64_t ignore_index, const double* others, void* dlogits,
                              int dtype, int threads);

@@ -8,7 +8,7 @@ namespace {
 
 constexpr int64_t kRowBlock = 48 / kTileRows * kTileRows;  // its rows of x stay in an L2 cache
 constexpr int kDepth = 64 / kWidth;  // panels of the inner dimension summed by themselves: errors as small as MKL's
-constexpr int64_t kPanelGroup = 16;                        // panels of outputs a task, where rows are few
+constexpr int64_t kPanelGroup = 16;  // panels of outputs a task, where rows are few
 
 struct Matrix {
   Columns outputs, inputs;
@@ -60,23 +60,24 @@ void linear(int64_t rows, int64_t outputs, int64_t inputs, const void* x, const 
         for (int64_t row = 0; row < count; ++row) {
           unpack_row(static_cast<const T*>(x), first + row, m.inputs, left, row);
         }
-        product<kDepth>(left, m.inputs.panels(), packed + from * m.panel_floats(), panels - from < group ? panels - from : group,
-                count, sums, [&](Tile& tile, int64_t row, int64_t real, int64_t panel) HRM_ALWAYS {
-                  const int64_t column = (from + panel) * kWidth;
-                  const Vec low = load(added + column), high = load(added + column + kLanes);
-                  for_rows(tile, real, [&](int i, Vec* columns) HRM_ALWAYS {
-                    T* to = static_cast<T*>(out) + (first + row + i) * outputs + column;
-                    if (column + kWidth <= outputs) {
-                      store(to, columns[0] + low);
-                      store(to + kLanes, columns[1] + high);
-                      return;
-                    }
-                    float lanes[kWidth];
-                    store(lanes, columns[0] + low);
-                    store(lanes + kLanes, columns[1] + high);
-                    for (int64_t lane = 0; column + lane < outputs; ++lane) assign(to[lane], lanes[lane]);
-                  });
-                });
+        product<kDepth>(left, m.inputs.panels(), packed + from * m.panel_floats(),
+                        panels - from < group ? panels - from : group, count, sums,
+                        [&](Tile& tile, int64_t row, int64_t real, int64_t panel) HRM_ALWAYS {
+                          const int64_t column = (from + panel) * kWidth;
+                          const Vec low = load(added + column), high = load(added + column + kLanes);
+                          for_rows(tile, real, [&](int i, Vec* columns) HRM_ALWAYS {
+                            T* to = static_cast<T*>(out) + (first + row + i) * outputs + column;
+                            if (column + kWidth <= outputs) {
+                              store(to, columns[0] + low);
+                              store(to + kLanes, columns[1] + high);
+                              return;
+                            }
+                            float lanes[kWidth];
+                            store(lanes, columns[0] + low);
+                            store(lanes + kLanes, columns[1] + high);
+                            for (int64_t lane = 0; column + lane < outputs; ++lane) assign(to[lane], lanes[lane]);
+                          });
+                        });
       });
     });
   });

@@ -26,7 +26,6 @@ struct Constant {
   static constexpr int value = Value;
 };
 
-
 // tile += left * right over `depth` steps of the inner dimension: left[row * row_step + k * k_step], right[k][kWidth].
 template <int Rows>
 HRM_INLINE void multiply(Tile& tile, const float* left, int64_t row_step, int64_t k_step, const float* right,

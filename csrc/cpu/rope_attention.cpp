@@ -32,9 +32,8 @@ void forward(hrm_shape shape, const void* qkv, void* out, float* lse, int dtype,
     team.for_each(shape.batch * shape.heads, [&](int64_t task) {
       attend(heads, task / shape.heads, task % shape.heads, result, lse, scratch.next + team.rank() * each);
     });
-    with_type(dtype, [&](auto type) {
-      pack(result, packing.out, static_cast<decltype(type)*>(out), packing.rows, team);
-    });
+    with_type(dtype,
+              [&](auto type) { pack(result, packing.out, static_cast<decltype(type)*>(out), packing.rows, team); });
   });
 }
 
@@ -43,8 +42,8 @@ void backward(hrm_shape shape, const void* dout, const void* qkv, const void* ou
   const Packing packing(shape);
   Heads heads{{}, shape.positions, shape.heads, shape.head_dim, {cos, sin, shape.head_dim}};
   const int64_t each = (heads.backward_scratch() + kWidth - 1) / kWidth * kWidth;
-  Scratch scratch{workspace(2 * (packing.qkv.panels() + packing.out.panels()) * packing.stride * kWidth +
-                            threads * each)};
+  Scratch scratch{
+      workspace(2 * (packing.qkv.panels() + packing.out.panels()) * packing.stride * kWidth + threads * each)};
   heads.qkv = scratch.panels(packing.qkv.panels(), packing.stride);
   const Panels dresult = scratch.panels(packing.qkv.panels(), packing.stride);
   const Panels given = scratch.panels(packing.out.panels(), packing.stride);
@@ -59,9 +58,8 @@ void backward(hrm_shape shape, const void* dout, const void* qkv, const void* ou
       attend_backward(heads, task / shape.heads, task % shape.heads, given, result, lse, dresult,
                       scratch.next + team.rank() * each);
     });
-    with_type(dtype, [&](auto type) {
-      pack(dresult, packing.qkv, static_cast<decltype(type)*>(dqkv), packing.rows, team);
-    });
+    with_type(dtype,
+              [&](auto type) { pack(dresult, packing.qkv, static_cast<decltype(type)*>(dqkv), packing.rows, team); });
   });
 }
 

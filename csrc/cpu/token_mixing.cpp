@@ -223,7 +223,11 @@ void backward(int64_t batch, int64_t positions, int64_t dim, int64_t inner, cons
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     parallel(threads, [&](Team::Member& team) {
-      pack_all<T>({{mixer.gate, gate_up}, {mixer.up, gate_up}, {mixer.down, down}, {down_t, down}, {gate_t, gate_up},
+      pack_all<T>({{mixer.gate, gate_up},
+                   {mixer.up, gate_up},
+                   {mixer.down, down},
+                   {down_t, down},
+                   {gate_t, gate_up},
                    {up_t, gate_up}},
                   team);
       Scratch own{memory + team.rank() * each};

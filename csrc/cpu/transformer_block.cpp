@@ -42,9 +42,7 @@ struct Geometry {
     const int64_t start = block * tiles() / blocks * kTileRows;
     return start < rows ? start : rows;
   }
-  int64_t matrix(Columns outputs, Columns inputs) const {
-    return outputs.panels() * inputs.panels() * kWidth * kWidth;
-  }
+  int64_t matrix(Columns outputs, Columns inputs) const { return outputs.panels() * inputs.panels() * kWidth * kWidth; }
   int64_t packed() const {
     return matrix(qkv, dim) + matrix(dim, attended) + matrix(gate_up, dim) + matrix(dim, inner);
   }
@@ -236,8 +234,8 @@ void run_updates(hrm_shape shape, const hrm_update* updates, int64_t count, cons
   const Geometry g(shape);
   ThreadMemory memory(g, threads, false);
   const int64_t state_floats = g.floats(g.dim);
-  Scratch scratch{workspace(state_count * state_floats + g.floats(g.qkv) + g.floats(g.attended) +
-                            threads * memory.each)};
+  Scratch scratch{
+      workspace(state_count * state_floats + g.floats(g.qkv) + g.floats(g.attended) + threads * memory.each)};
   Panels state[3];
   for (int64_t i = 0; i < state_count; ++i) state[i] = scratch.panels(g.dim.panels(), g.stride);
   const Panels qkv = scratch.panels(g.qkv.panels(), g.stride);
@@ -258,7 +256,15 @@ void run_updates(hrm_shape shape, const hrm_update* updates, int64_t count, cons
       const Panels none{nullptr, 0}, z = state[update->state];
       const bool starts = i == 0;
       return Layer{Packed(g, update->packed, i),
-                   z, qkv, attended, z, none, z, nullptr, nullptr, nullptr,
+                   z,
+                   qkv,
+                   attended,
+                   z,
+                   none,
+                   z,
+                   nullptr,
+                   nullptr,
+                   nullptr,
                    starts && update->injection >= 0 ? state[update->injection] : none,
                    starts && update->injection2 >= 0 ? state[update->injection2] : none};
     });
@@ -300,13 +306,12 @@ int64_t saved_size(hrm_shape shape, int64_t layers, int recompute) {
 }
 
 Saved saved_layer(const Geometry& g, float* saved, int64_t i) {
-  return Saved(g, saved + i * Saved::size(g),
-               {saved + (i + 1) * Saved::size(g), g.stride});
+  return Saved(g, saved + i * Saved::size(g), {saved + (i + 1) * Saved::size(g), g.stride});
 }
 
 Layer with_gradients(const Geometry& g, const float* packed, int64_t i, const Saved& s) {
-  return {Packed(g, packed, i), s.in, s.qkv, s.attended, s.middle, s.gate_up, s.out,
-          s.rstd1, s.rstd2, s.lse, {nullptr, 0}, {nullptr, 0}};
+  return {Packed(g, packed, i), s.in,        s.qkv, s.attended, s.middle, s.gate_up, s.out, s.rstd1, s.rstd2, s.lse,
+          {nullptr, 0},         {nullptr, 0}};
 }
 
 void blocks_forward(hrm_shape shape, const float* packed, int64_t layers, const void* x, const void* injection,
@@ -330,8 +335,18 @@ void blocks_forward(hrm_shape shape, const float* packed, int64_t layers, const 
       if (injection) unpack(static_cast<const decltype(type)*>(injection), g.dim, add, g.rows, team);
     });
     run_layers(g, layers, memory, team, cos, sin, [&](int64_t i) {
-      Layer layer = recompute ? Layer{Packed(g, packed, i), input(i), qkv, attended, state, none,
-                                      i + 1 < layers ? input(i + 1) : state, nullptr, nullptr, nullptr, none, none}
+      Layer layer = recompute ? Layer{Packed(g, packed, i),
+                                      input(i),
+                                      qkv,
+                                      attended,
+                                      state,
+                                      none,
+                                      i + 1 < layers ? input(i + 1) : state,
+                                      nullptr,
+                                      nullptr,
+                                      nullptr,
+                                      none,
+                                      none}
                               : with_gradients(g, packed, i, saved_layer(g, saved, i));
       if (i == 0 && injection) layer.injection = add;
       return layer;

@@ -86,7 +86,7 @@ HRM_INLINE Vec exp(Vec x) {
   const Vec shifted = clamped * 1.44269504088896341f + shift;
   const Vec n = shifted - shift;
   const Vec r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;  // ln 2 in two parts, the first exact times n
-  Vec p = all(1.9875691500e-4f);  // minimax polynomial, from Cephes' expf
+  Vec p = all(1.9875691500e-4f);                                     // minimax polynomial, from Cephes' expf
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;

@@ -1,9 +1,9 @@
-// A step of AdamATan2 for all parameters in one launch: 28 bytes an element in float32, 2 more with a bfloat16 copy, and
-// nothing else that takes time.
+// A step of AdamATan2 for all parameters in one launch: 28 bytes an element in float32, 2 more with a bfloat16 copy,
+// and nothing else that takes time.
 //
 // The addresses are the kernel's argument, by value: nothing is copied to the device before, and a CUDA graph holds
-// them. An argument has 4 KB at most, so one launch takes 64 parameters, more than any published model has; the launcher
-// makes as many launches as it needs.
+// them. An argument has 4 KB at most, so one launch takes 64 parameters, more than any published model has; the
+// launcher makes as many launches as it needs.
 #include <cmath>
 
 #include "cuda/elements.cuh"
@@ -14,8 +14,8 @@ namespace hrm::adam {
 
 constexpr int kMost = 64;  // parameters of a launch
 constexpr int kThreads = 256;
-constexpr int kWidth = 4;                               // elements of a thread and round
-constexpr int kChunk = 4 * kWidth * kThreads;           // elements of a block
+constexpr int kWidth = 4;                      // elements of a thread and round
+constexpr int kChunk = 4 * kWidth * kThreads;  // elements of a block
 static_assert((kMost & (kMost - 1)) == 0, "parameter_of halves it");
 
 // What a step is of a parameter whose count is on the host.

@@ -26,10 +26,10 @@ struct hrm_recurrent_cycles {
   int32_t H_layers, L_layers, H_cycles, L_cycles;
   int32_t batch, positions, width, heads, head_dim, inner;  // B, S, D, H, d, I
   float eps;
-  const void *z_H, *z_L, *x;     // [B, S, D], not written to
-  void *new_z_H, *new_z_L;       // [B, S, D]; new_z_L is written only where there is an update of L
-  const float *cos, *sin;        // [>= S, d], or nullptr both
-  void* workspace;               // of hrm_cuda_recurrent_cycles_workspace bytes, aligned to 16
+  const void *z_H, *z_L, *x;  // [B, S, D], not written to
+  void *new_z_H, *new_z_L;    // [B, S, D]; new_z_L is written only where there is an update of L
+  const float *cos, *sin;     // [>= S, d], or nullptr both
+  void* workspace;            // of hrm_cuda_recurrent_cycles_workspace bytes, aligned to 16
 };
 
 // Why sizes or the current device are not served, or nullptr. Looks at the sizes in `problem` only.
@@ -62,43 +62,43 @@ const char* hrm_cuda_rope_attention_backward(const hrm_rope_attention* problem, 
 struct hrm_adam_parameter {
   void* p;
   const void* g;
-  void *m, *v;     // exp_avg, exp_avg_sq
-  void* copy;      // or nullptr
+  void *m, *v;  // exp_avg, exp_avg_sq
+  void* copy;   // or nullptr
   int64_t numel;
-  float* count;    // of steps before this one: on the device where `arrived` is given, else on the host
+  float* count;  // of steps before this one: on the device where `arrived` is given, else on the host
 };
 
 // A step of AdamATan2: hrm_kernels.optim. Counts on the host are read, and not changed; those on the device count up.
 struct hrm_adam_atan2 {
   const hrm_adam_parameter* parameters;
-  int64_t count;               // of them
-  int32_t dtype, copy_dtype;   // hrm_dtype; copy_dtype is -1 where there are no copies
+  int64_t count;              // of them
+  int32_t dtype, copy_dtype;  // hrm_dtype; copy_dtype is -1 where there are no copies
   double lr, beta1, beta2, weight_decay;
-  const float* device_lr;      // on the device, in place of lr, or nullptr; only where `arrived` is given
-  unsigned* arrived;           // nullptr, or an array of one zero on the device, which is zero again afterwards
+  const float* device_lr;  // on the device, in place of lr, or nullptr; only where `arrived` is given
+  unsigned* arrived;       // nullptr, or an array of one zero on the device, which is zero again afterwards
 };
 const char* hrm_cuda_adam_atan2(const hrm_adam_atan2* problem, void* stream);
 
 // A step of SparseSignSGD on one table.
 struct hrm_sparse_sign_sgd {
-  void* weights;               // [table_rows, columns]
-  const void* ids;             // [rows], int64 where wide_ids, else int32; one that is no row of the table is passed over
-  const void* grads;           // [rows, columns]
+  void* weights;      // [table_rows, columns]
+  const void* ids;    // [rows], int64 where wide_ids, else int32; one that is no row of the table is passed over
+  const void* grads;  // [rows, columns]
   int64_t table_rows, rows, columns;
-  int32_t dtype, wide_ids;     // of weights and grads: hrm_dtype
-  const float* device_lr;      // on the device, in place of lr and keep, or nullptr
+  int32_t dtype, wide_ids;       // of weights and grads: hrm_dtype
+  const float* device_lr;        // on the device, in place of lr and keep, or nullptr
   float lr, keep, weight_decay;  // keep = 1 - lr weight_decay
 };
 const char* hrm_cuda_sparse_sign_sgd(const hrm_sparse_sign_sgd* problem, void* stream);
 
 // Stablemax cross entropy. The backward pass reads what the forward pass has written: total and others.
 struct hrm_stablemax {
-  const void* logits;          // [rows, columns]
-  const void* labels;          // [rows], int64 where wide_labels, else int32
+  const void* logits;            // [rows, columns]
+  const void* labels;            // [rows], int64 where wide_labels, else int32
   float *loss, *total, *others;  // [rows]; total: sum of s(logits), others: without the label's
-  int64_t* argmax;             // [rows], or nullptr
-  const float* dloss;          // [rows]
-  void* dlogits;               // [rows, columns]
+  int64_t* argmax;               // [rows], or nullptr
+  const float* dloss;            // [rows]
+  void* dlogits;                 // [rows, columns]
   int64_t rows, ignore_index;
   int32_t columns, dtype, wide_labels;
 };

@@ -19,12 +19,12 @@ using bfloat16 = uint16_t;  // its bits
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kSlice = 128;           // of K in a stage: four k-groups of warps take 32 each
+constexpr int kSlice = 128;  // of K in a stage: four k-groups of warps take 32 each
 constexpr int kSliceBytes = 2 * kSlice;
-constexpr int kStages = 3;            // of the pipeline: the slice at work and two on their way
-constexpr int kTallRows = 48, kTallColumns = 64;  // 82 positions are two such tiles, one row in seven empty
+constexpr int kStages = 3;                          // of the pipeline: the slice at work and two on their way
+constexpr int kTallRows = 48, kTallColumns = 64;    // 82 positions are two such tiles, one row in seven empty
 constexpr int kSmallRows = 32, kSmallColumns = 32;  // for o and down of a small batch: more tiles to deal out
-constexpr int kKeys = 128;            // positions at most: a warp attends to 32 of them, so 4 warps to all
+constexpr int kKeys = 128;  // positions at most: a warp attends to 32 of them, so 4 warps to all
 constexpr int kStageBytes = (kTallRows + kTallColumns) * kSliceBytes;
 constexpr int kScratch = kStages * kStageBytes;  // behind the stages: row scales, and attention's statistics
 constexpr int kSharedBytes = kScratch + 2 * kWarps * 16 * static_cast<int>(sizeof(float));
@@ -43,14 +43,14 @@ __device__ __forceinline__ void store_pair(bfloat16* to, uint32_t pair) { *reint
 // What the kernel works with. Between the barriers of the grid, u and sums hold the stream of hidden states.
 struct Cycles {
   hrm_recurrent_cycles problem;
-  int rows;                  // M = B S
-  bool tall;                 // tiles of o and down are of the tall kind
-  bfloat16* u;               // [M, D]
-  bfloat16* qkv;             // [M, 3 H d], q and k turned
-  bfloat16* attended;        // [M, H d]
-  bfloat16* hidden;          // [M, I]
-  float* sums[2];            // [M, tiles of D]: squares of u after down, and after o
-  unsigned* arrived;         // at the barriers, since the launch
+  int rows;            // M = B S
+  bool tall;           // tiles of o and down are of the tall kind
+  bfloat16* u;         // [M, D]
+  bfloat16* qkv;       // [M, 3 H d], q and k turned
+  bfloat16* attended;  // [M, H d]
+  bfloat16* hidden;    // [M, I]
+  float* sums[2];      // [M, tiles of D]: squares of u after down, and after o
+  unsigned* arrived;   // at the barriers, since the launch
 };
 
 // The barrier of the grid. Everything written before it by any thread is visible to every thread after it.
@@ -63,8 +63,7 @@ struct Grid {
     expected += gridDim.x;
     if (threadIdx.x == 0) {
       ptx::add_release(arrived, 1);
-      while (ptx::load_acquire(arrived) < expected) {
-      }
+      while (ptx::load_acquire(arrived) < expected) {}
     }
     __syncthreads();
   }
@@ -334,9 +333,9 @@ struct Attention {
     unsigned char* queries = shared_memory();
     unsigned char* keys = queries + kQueries * kRowBytes;
     unsigned char* values = keys + kKeys * kRowBytes;
-    float* shares = reinterpret_cast<float*>(shared_memory());               // [warp, 16, pitch]
+    float* shares = reinterpret_cast<float*>(shared_memory());              // [warp, 16, pitch]
     float* largest = reinterpret_cast<float*>(shared_memory() + kScratch);  // [warp, 16], in powers of two
-    float* weights = largest + kWarps * 16;                                  // [warp, 16]: sums of exp2
+    float* weights = largest + kWarps * 16;                                 // [warp, 16]: sums of exp2
 
     for (int item = blockIdx.x; item < p.problem.batch * heads * tiles; item += gridDim.x) {
       const int tile = item % tiles, head = item / tiles % heads, b = item / tiles / heads;
@@ -401,8 +400,8 @@ struct Attention {
 #pragma unroll
           for (int n = 0; n < kHead / 16; ++n) {
             uint32_t rows[4];
-            ptx::ldmatrix_x4_transposed(
-                rows, values + offset(key + 16 * k + lane / 8 % 2 * 8 + lane % 8, 2 * n + lane / 16));
+            ptx::ldmatrix_x4_transposed(rows,
+                                        values + offset(key + 16 * k + lane / 8 % 2 * 8 + lane % 8, 2 * n + lane / 16));
             ptx::mma_m16n8k16(out[2 * n], probability, rows[0], rows[1]);
             ptx::mma_m16n8k16(out[2 * n + 1], probability, rows[2], rows[3]);
           }
@@ -486,8 +485,13 @@ __device__ void pass(const Cycles& p, Grid& grid, const hrm_block_weights* block
   const auto weight = [](const void* pointer) { return static_cast<const bfloat16*>(pointer); };
   const auto qkv_of = [&](const hrm_block_weights& block) {
     // a tile is one head of 64, two of 32, or half a head of 128: 32 columns and those 64 further on
-    return Product{p.u, weight(block.qkv), D, 3 * columns / kTallColumns, kHead == 128 ? 2 : 1,
-                   kHead == 128 ? 128 : kTallColumns, kHead == 128 ? 64 : kTallColumns / 2};
+    return Product{p.u,
+                   weight(block.qkv),
+                   D,
+                   3 * columns / kTallColumns,
+                   kHead == 128 ? 2 : 1,
+                   kHead == 128 ? 128 : kTallColumns,
+                   kHead == 128 ? 64 : kTallColumns / 2};
   };
   const auto residual = [&](const bfloat16* a, const void* matrix, int K) {
     return Product{a, weight(matrix), K, parts, 1, residual_columns, residual_columns / 2};
@@ -630,8 +634,7 @@ const char* hrm_cuda_recurrent_cycles_reason(const hrm_recurrent_cycles* problem
   const Kernel kernel = kernel_for(problem->head_dim);
   if (!kernel) return "it has kernels for head_dim 32, 64 and 128";
   if (problem->positions > kKeys) return "it attends to 128 positions at most";
-  if (problem->width % kSlice || problem->inner % kSlice ||
-      problem->heads * problem->head_dim % kSlice) {
+  if (problem->width % kSlice || problem->inner % kSlice || problem->heads * problem->head_dim % kSlice) {
     return "the hidden size, the inner size and heads times head_dim must be multiples of 128";
   }
   if (problem->H_layers > HRM_MAX_LAYERS || problem->L_layers > HRM_MAX_LAYERS) {
@@ -661,8 +664,7 @@ const char* hrm_cuda_recurrent_cycles(const hrm_recurrent_cycles* problem, void*
   // no more thread blocks than any phase has tiles: each one makes the barriers longer
   const int tiles = divide_up(cycles.rows, kTallRows) * (problem->inner / (kTallColumns / 2));
   const int blocks = resident < tiles ? resident : tiles;
-  const cudaError_t error =
-      cudaMemsetAsync(cycles.arrived, 0, sizeof(unsigned), static_cast<cudaStream_t>(stream));
+  const cudaError_t error = cudaMemsetAsync(cycles.arrived, 0, sizeof(unsigned), static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cudaGetErrorString(error);
   return hrm::launch(kernel, dim3(static_cast<unsigned>(blocks)), kThreads, kSharedBytes, true, stream, cycles);
 }

@@ -139,7 +139,7 @@ struct Rows {
     if (!p.cos) return;
     Fragment k;
     read(k, keys);
-    each_pair([&](int c, int r, const float2 (&cos)[2], const float2 (&sin)[2]) {
+    each_pair([&](int c, int r, const float2(&cos)[2], const float2(&sin)[2]) {
       turn(q, c, r, cos, sin);
       turn(k, c, r, cos, sin);
     });
@@ -150,7 +150,7 @@ struct Rows {
   // The gradient before the turn: its transpose.
   __device__ __forceinline__ void turn_back(Tile& x) const {
     if (!p.cos) return;
-    each_pair([&](int c, int r, const float2 (&cos)[2], const float2 (&sin)[2]) {
+    each_pair([&](int c, int r, const float2(&cos)[2], const float2(&sin)[2]) {
       float *low = x[c] + 2 * r, *high = x[c + kSteps] + 2 * r;
       const float2 a = make_float2(low[0], low[1]), b = make_float2(high[0], high[1]);
       low[0] = a.x * cos[0].x + b.x * sin[1].x, low[1] = a.y * cos[0].y + b.y * sin[1].y;
@@ -195,8 +195,8 @@ struct Rows {
     for (int m = 0; m < kTiles; ++m) {
       if (16 * m >= p.positions) break;
       uint32_t a[4];
-      ptx::ldmatrix_x4_transposed(
-          a, w + offset<kScoreBytes>(16 * m + lane / 16 * 8 + lane % 8, first / 8 + lane / 8 % 2));
+      ptx::ldmatrix_x4_transposed(a,
+                                  w + offset<kScoreBytes>(16 * m + lane / 16 * 8 + lane % 8, first / 8 + lane / 8 % 2));
       accumulate(sum, a, x, 16 * m);
     }
   }
@@ -253,8 +253,8 @@ __device__ __forceinline__ float log2_scale() {
 
 // Shared memory: k, v and q, each [S to a multiple of 16, d].
 template <typename Number, int kHead>
-__global__ void __launch_bounds__(2 * kPositions) rope_attention_forward_kernel(
-    const __grid_constant__ hrm_rope_attention p) {
+__global__ void __launch_bounds__(2 * kPositions)
+    rope_attention_forward_kernel(const __grid_constant__ hrm_rope_attention p) {
   const Rows<Number, kHead> rows(p);
   const int lane = rows.lane, S = p.positions, bytes = static_cast<int>(blockDim.x) / 2 * 2 * kHead;
   unsigned char *keys = shared_memory(), *values = keys + bytes, *queries = values + bytes;
@@ -328,13 +328,13 @@ __global__ void __launch_bounds__(2 * kPositions) rope_attention_forward_kernel(
 //
 // The bound for d = 64 is on registers: 168, with which two blocks of 82 positions, 12 warps, are on a multiprocessor.
 template <typename Number, int kHead>
-__global__ void __launch_bounds__(kHead == 64 ? 384 : 2 * kPositions) rope_attention_backward_kernel(
-    const __grid_constant__ hrm_rope_attention p) {
+__global__ void __launch_bounds__(kHead == 64 ? 384 : 2 * kPositions)
+    rope_attention_backward_kernel(const __grid_constant__ hrm_rope_attention p) {
   using Head = Rows<Number, kHead>;
   const Head rows(p);
   const int lane = rows.lane, S = p.positions, positions = static_cast<int>(blockDim.x) / 2;
   unsigned char *keys = shared_memory(), *exchange = keys;
-  unsigned char *values = keys + positions * (Head::kRowBytes > kScoreBytes ? Head::kRowBytes : kScoreBytes);
+  unsigned char* values = keys + positions * (Head::kRowBytes > kScoreBytes ? Head::kRowBytes : kScoreBytes);
   unsigned char *queries = values, *douts = values + positions * Head::kRowBytes;
   rows.load(queries, p.qkv, 3, 0);
   rows.load(keys, p.qkv, 3, 1);

@@ -6,7 +6,7 @@
 namespace hrm::sparse_sign {
 
 constexpr int kThreads = 128;
-constexpr int kColumns = 4;             // of a lane, 32 apart: a warp reads 128 bytes at a time, however rows begin
+constexpr int kColumns = 4;  // of a lane, 32 apart: a warp reads 128 bytes at a time, however rows begin
 constexpr int kWarpColumns = 32 * kColumns;
 
 struct Step {

@@ -63,8 +63,8 @@ __device__ __forceinline__ float stablemax(float x) {
   return x < 0 ? 1 / a : a;
 }
 
-// kLanes threads a row, 256 / kLanes rows a block. NaN is never the largest, but makes the loss NaN, and so does a label
-// that is no column. Blocks of more than a warp a row put the warps' shares together in shared memory.
+// kLanes threads a row, 256 / kLanes rows a block. NaN is never the largest, but makes the loss NaN, and so does a
+// label that is no column. Blocks of more than a warp a row put the warps' shares together in shared memory.
 template <typename T, int kLanes>
 __global__ void __launch_bounds__(kThreads) stablemax_forward_kernel(const __grid_constant__ Tokens t) {
   const hrm_stablemax& problem = t.problem;
@@ -86,9 +86,10 @@ __global__ void __launch_bounds__(kThreads) stablemax_forward_kernel(const __gri
   }
 #pragma unroll
   for (int apart = (kLanes < 32 ? kLanes : 32) / 2; apart > 0; apart /= 2) {
-    others.add(Sum{__shfl_xor_sync(0xffffffffu, others.value, apart), __shfl_xor_sync(0xffffffffu, others.rest, apart)});
-    largest.take({__shfl_xor_sync(0xffffffffu, largest.value, apart),
-                  __shfl_xor_sync(0xffffffffu, largest.column, apart)});
+    others.add(
+        Sum{__shfl_xor_sync(0xffffffffu, others.value, apart), __shfl_xor_sync(0xffffffffu, others.rest, apart)});
+    largest.take(
+        {__shfl_xor_sync(0xffffffffu, largest.value, apart), __shfl_xor_sync(0xffffffffu, largest.column, apart)});
   }
   if constexpr (kLanes > 32) {
     auto* shares = reinterpret_cast<Share*>(shared_memory());
@@ -126,7 +127,7 @@ __global__ void __launch_bounds__(kThreads) stablemax_backward_kernel(const __gr
 #pragma unroll 4
   for (int v = begin + lane; v < end; v += kLanes) {
     const float value = to_float(x[v]);
-    const float r = 1 / (1 + fabsf(value)), root = value < 0 ? r : 1;  // of s', which itself could underflow
+    const float r = 1 / (1 + fabsf(value)), root = value < 0 ? r : 1;          // of s', which itself could underflow
     const float gradient = v == label ? -r * share : root * (root * inverse);  // s'/s is r on both sides of 0
     assign(dx[v], counted ? gradient * dloss : 0);
   }
@@ -170,8 +171,7 @@ const char* hrm_cuda_stablemax_backward(const hrm_stablemax* problem, void* stre
   return hrm::with_type(problem->dtype, [&](auto type) {
     return with_lanes(problem->columns, [&](auto lanes) {
       constexpr int kLanes = decltype(lanes)::value;
-      const dim3 grid(divide_up(problem->rows, kThreads / kLanes),
-                      divide_up(problem->columns, kLanes * kRoundColumns));
+      const dim3 grid(divide_up(problem->rows, kThreads / kLanes), divide_up(problem->columns, kLanes * kRoundColumns));
       return hrm::launch(stablemax_backward_kernel<decltype(type), kLanes>, grid, kThreads, 0, false, stream,
                          Tokens{*problem});
     });

@@ -45,7 +45,8 @@ inline void* aligned(const char* op, const char* name, void* data, uintptr_t byt
 // without elements.
 inline void* cpu_elements(const char* op, const char* name, TensorView tensor, DLDataType dtype) {
   if (tensor.dtype() != dtype) {
-    TVM_FFI_THROW(TypeError) << op << ": " << name << " is " << to_string(tensor.dtype()) << "; pass " << to_string(dtype);
+    TVM_FFI_THROW(TypeError) << op << ": " << name << " is " << to_string(tensor.dtype()) << "; pass "
+                             << to_string(dtype);
   }
   if (tensor.device().device_type != kDLCPU) {
     TVM_FFI_THROW(ValueError) << op << ": " << name << " lies on DLPack device type " << tensor.device().device_type
@@ -70,8 +71,7 @@ inline void has_shape(const char* op, const char* name, TensorView tensor, const
   }
 }
 
-inline void same_shape(const char* op, const char* name, TensorView tensor, const char* other_name,
-                       TensorView other) {
+inline void same_shape(const char* op, const char* name, TensorView tensor, const char* other_name, TensorView other) {
   const ShapeView a = tensor.shape(), b = other.shape();
   if (!std::equal(a.begin(), a.end(), b.begin(), b.end())) {
     TVM_FFI_THROW(ValueError) << op << ": " << name << " has shape " << to_string(a) << " and " << other_name << ' '

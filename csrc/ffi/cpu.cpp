@@ -38,7 +38,8 @@ void axpy(float a, TensorView x, TensorView y) {
 int dtype_code(const char* op, const char* name, TensorView tensor) {
   if (tensor.dtype() == kFloat32) return HRM_FLOAT32;
   if (tensor.dtype() != kBFloat16) {
-    TVM_FFI_THROW(TypeError) << op << ": " << name << " is " << to_string(tensor.dtype()) << "; pass float32 or bfloat16";
+    TVM_FFI_THROW(TypeError) << op << ": " << name << " is " << to_string(tensor.dtype())
+                             << "; pass float32 or bfloat16";
   }
   return HRM_BFLOAT16;
 }
@@ -112,8 +113,8 @@ struct Blocks {
     const TensorView given = tensor.value();
     const float* data = cpu_float32(op, name, given);
     if (given.ndim() != 2 || given.size(0) < shape.positions || given.size(1) != shape.head_dim) {
-      TVM_FFI_THROW(ValueError) << op << ": " << name << " has shape " << to_string(given.shape()) << "; pass [>= "
-                                << shape.positions << ", " << shape.head_dim << "]";
+      TVM_FFI_THROW(ValueError) << op << ": " << name << " has shape " << to_string(given.shape())
+                                << "; pass [>= " << shape.positions << ", " << shape.head_dim << "]";
     }
     return data;
   }
@@ -158,8 +159,8 @@ void pack_blocks(Array<Tensor> weights, int64_t heads, bool backward, TensorView
     const auto matrix = [&](size_t which, int64_t rows, int64_t columns) {
       return cpu_tensor(op, "a weight", weights[i + which], qkv.dtype(), {rows, columns});
     };
-    blocks.push_back({matrix(0, 3 * heads * head_dim, dim), matrix(1, dim, heads * head_dim),
-                      matrix(2, 2 * inner, dim), matrix(3, dim, inner)});
+    blocks.push_back({matrix(0, 3 * heads * head_dim, dim), matrix(1, dim, heads * head_dim), matrix(2, 2 * inner, dim),
+                      matrix(3, dim, inner)});
   }
   const int64_t layers = static_cast<int64_t>(blocks.size());
   float* to = static_cast<float*>(
@@ -191,8 +192,8 @@ int64_t linear_packed_size(int64_t outputs, int64_t inputs) {
 float* packed_linear(const char* op, TensorView packed, int64_t outputs, int64_t inputs) {
   within(op, "outputs", outputs);
   within(op, "inputs", inputs);
-  return static_cast<float*>(
-      aligned(op, "packed", cpu_tensor(op, "packed", packed, kFloat32, {kernels->linear_packed_size(outputs, inputs)}), 64));
+  return static_cast<float*>(aligned(
+      op, "packed", cpu_tensor(op, "packed", packed, kFloat32, {kernels->linear_packed_size(outputs, inputs)}), 64));
 }
 
 void pack_linear(TensorView weight, TensorView packed, int64_t threads) {
@@ -311,8 +312,8 @@ void blocks_backward(TensorView dout, TensorView packed, TensorView packed_backw
 Blocks attention_sizes(const char* op, TensorView qkv, int64_t heads, int64_t threads) {
   within(op, "num_heads", heads);
   if (qkv.ndim() != 3 || qkv.size(2) < 1 || qkv.size(2) % (3 * heads)) {
-    TVM_FFI_THROW(ValueError) << op << ": qkv has shape " << to_string(qkv.shape()) << "; pass [B, S, 3 H d] with H = "
-                              << heads;
+    TVM_FFI_THROW(ValueError) << op << ": qkv has shape " << to_string(qkv.shape())
+                              << "; pass [B, S, 3 H d] with H = " << heads;
   }
   return Blocks(op, "qkv", qkv, heads, qkv.size(2) / (3 * heads), 1, 1, threads);
 }
@@ -324,15 +325,13 @@ void rope_attention_forward(TensorView qkv, Optional<TensorView> cos, Optional<T
   const hrm_shape& s = sizes.shape;
   const void* from = cpu_elements(sizes.op, "qkv", qkv, sizes.dtype);
   void* to = cpu_tensor(sizes.op, "out", out, sizes.dtype, {s.batch, s.positions, s.dim / 3});
-  float* sums =
-      static_cast<float*>(cpu_tensor(sizes.op, "lse", lse, kFloat32, {s.batch, s.heads, s.positions}));
+  float* sums = static_cast<float*>(cpu_tensor(sizes.op, "lse", lse, kFloat32, {s.batch, s.heads, s.positions}));
   if (sizes.empty()) return;
   kernels->rope_attention_forward(s, from, to, sums, sizes.code, tables.cos, tables.sin, sizes.threads);
 }
 
-void rope_attention_backward(TensorView dout, TensorView qkv, TensorView out, TensorView lse,
-                             Optional<TensorView> cos, Optional<TensorView> sin, TensorView dqkv, int64_t heads,
-                             int64_t threads) {
+void rope_attention_backward(TensorView dout, TensorView qkv, TensorView out, TensorView lse, Optional<TensorView> cos,
+                             Optional<TensorView> sin, TensorView dqkv, int64_t heads, int64_t threads) {
   const Blocks sizes = attention_sizes("rope_attention_backward", qkv, heads, threads);
   const Tables tables(sizes, cos, sin);
   const hrm_shape& s = sizes.shape;
@@ -458,8 +457,8 @@ void token_mixing_backward(TensorView dout, TensorView x, TensorView gate_up, Te
   const void *first = m.gate_up("gate_up", gate_up), *second = m.down("down", down);
   void *to = m.state("dx", dx), *dfirst = m.gate_up("dgate_up", dgate_up), *dsecond = m.down("ddown", ddown);
   if (!m.batch) return;
-  kernels->token_mixing_backward(m.batch, m.positions, m.dim, m.inner, dy, from, first, second,
-                                 static_cast<float>(eps), to, dfirst, dsecond, m.code, m.threads);
+  kernels->token_mixing_backward(m.batch, m.positions, m.dim, m.inner, dy, from, first, second, static_cast<float>(eps),
+                                 to, dfirst, dsecond, m.code, m.threads);
 }
 
 // Labels that a kernel may follow.
@@ -487,8 +486,8 @@ void stablemax_forward(TensorView logits, TensorView labels, int64_t ignore_inde
   if (m.rows) kernels->stablemax_forward(m.rows, m.columns, x, given, ignore_index, to, sums, best, m.code, count);
 }
 
-void stablemax_backward(TensorView dloss, TensorView logits, TensorView labels, int64_t ignore_index,
-                        TensorView others, TensorView dlogits, int64_t threads) {
+void stablemax_backward(TensorView dloss, TensorView logits, TensorView labels, int64_t ignore_index, TensorView others,
+                        TensorView dlogits, int64_t threads) {
   const Matrix m("stablemax_backward", "logits", logits);
   const void* x = m.get("logits", logits, m.columns);
   const int64_t* given = checked_labels(m, labels, ignore_index);
@@ -537,17 +536,17 @@ void adam_atan2(Array<Tensor> params, Array<Tensor> grads, Array<Tensor> exp_avg
   int64_t total = 0;
   for (const int64_t size : sizes) total += size;
   if (!total) return;
-  kernels->adam_atan2(static_cast<int64_t>(count), p.data(), g.data(), m.data(), v.data(), c.empty() ? nullptr : c.data(),
-                      sizes.data(), d1, d2, lr, beta1, beta2, weight_decay, team);
+  kernels->adam_atan2(static_cast<int64_t>(count), p.data(), g.data(), m.data(), v.data(),
+                      c.empty() ? nullptr : c.data(), sizes.data(), d1, d2, lr, beta1, beta2, weight_decay, team);
 }
 
 void sparse_sign_sgd(TensorView weights, TensorView ids, TensorView grads, double lr, double weight_decay) {
   const Matrix table("sparse_sign_sgd", "weights", weights), rows("sparse_sign_sgd", "grads", grads);
   float* w = cpu_float32(table.op, "weights", weights);
-  const float* g = static_cast<const float*>(cpu_tensor(table.op, "grads", grads, kFloat32, {rows.rows, table.columns}));
+  const float* g =
+      static_cast<const float*>(cpu_tensor(table.op, "grads", grads, kFloat32, {rows.rows, table.columns}));
   const int64_t* given = rows.column<int64_t>("ids", ids, kInt64);
-  const int64_t wrong =
-      hrm_cpu_sparse_sign_sgd(w, table.rows, table.columns, given, g, rows.rows, lr, weight_decay);
+  const int64_t wrong = hrm_cpu_sparse_sign_sgd(w, table.rows, table.columns, given, g, rows.rows, lr, weight_decay);
   if (wrong >= 0) {
     TVM_FFI_THROW(IndexError) << table.op << ": an identifier is " << given[wrong] << ", expected 0 to "
                               << table.rows - 1 << "; nothing was changed";

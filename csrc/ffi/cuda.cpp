@@ -231,8 +231,8 @@ void recurrent_cycles(TensorView z_H, TensorView z_L, TensorView x, Array<Tensor
     same_shape(kCycles, "sin", *sin, "cos", *cos);
     const ShapeView shape = (*cos).shape();
     if (shape.size() != 2 || shape[0] < problem.positions || shape[1] != problem.head_dim) {
-      TVM_FFI_THROW(ValueError) << kCycles << ": cos has shape " << to_string(shape) << "; pass [>= S, d] = [>= "
-                                << problem.positions << ", " << problem.head_dim << ']';
+      TVM_FFI_THROW(ValueError) << kCycles << ": cos has shape " << to_string(shape)
+                                << "; pass [>= S, d] = [>= " << problem.positions << ", " << problem.head_dim << ']';
     }
   }
   problem.workspace = elements(kCycles, "workspace", workspace, kUInt8, device, 16);
@@ -283,9 +283,9 @@ void adam_atan2(Array<Tensor> params, Array<Tensor> grads, Array<Tensor> exp_avg
                 Array<Tensor> copies, Array<Tensor> counts, double lr, Optional<TensorView> device_lr, double beta1,
                 double beta2, double weight_decay, Optional<TensorView> arrived) {
   constexpr const char* kOp = "adam_atan2";
-  for (const auto& [name, list] : {std::pair{"grads", &grads}, std::pair{"exp_avgs", &exp_avgs},
-                                   std::pair{"exp_avg_sqs", &exp_avg_sqs}, std::pair{"copies", &copies},
-                                   std::pair{"counts", &counts}, std::pair{"params", &params}}) {
+  for (const auto& [name, list] :
+       {std::pair{"grads", &grads}, std::pair{"exp_avgs", &exp_avgs}, std::pair{"exp_avg_sqs", &exp_avg_sqs},
+        std::pair{"copies", &copies}, std::pair{"counts", &counts}, std::pair{"params", &params}}) {
     if (list->size() != params.size() && (list != &copies || !copies.empty())) {
       TVM_FFI_THROW(ValueError) << kOp << ": " << name << " has " << list->size() << " tensors and params "
                                 << params.size() << "; pass as many of each";
@@ -322,9 +322,8 @@ void adam_atan2(Array<Tensor> params, Array<Tensor> grads, Array<Tensor> exp_avg
     parameter.numel = param.numel();
     const Tensor count = counts[i];
     const std::string name = "counts[" + std::to_string(i) + ']';
-    parameter.count = static_cast<float*>(
-        arrived.has_value() ? elements(kOp, name, count, kFloat32, device, 4)
-                            : cpu_elements(kOp, name.c_str(), count, kFloat32));
+    parameter.count = static_cast<float*>(arrived.has_value() ? elements(kOp, name, count, kFloat32, device, 4)
+                                                              : cpu_elements(kOp, name.c_str(), count, kFloat32));
     if (count.numel() != 1) {
       TVM_FFI_THROW(ValueError) << kOp << ": " << name << " has shape " << to_string(count.shape())
                                 << "; pass a scalar";
@@ -346,8 +345,7 @@ void adam_atan2(Array<Tensor> params, Array<Tensor> grads, Array<Tensor> exp_avg
   if (arrived.has_value()) {
     problem.arrived = static_cast<unsigned*>(elements(kOp, "arrived", *arrived, kInt32, device, 4));
     if ((*arrived).numel() != 1) {
-      TVM_FFI_THROW(ValueError) << kOp << ": arrived has shape " << to_string((*arrived).shape())
-                                << "; pass one zero";
+      TVM_FFI_THROW(ValueError) << kOp << ": arrived has shape " << to_string((*arrived).shape()) << "; pass one zero";
     }
   } else if (problem.device_lr) {
     TVM_FFI_THROW(TypeError) << kOp << ": lr is on the device, where the counts are not; pass a number";
@@ -434,8 +432,7 @@ void stablemax_backward(TensorView dloss, TensorView logits, TensorView labels, 
   hrm_stablemax problem = take_tokens(logits, labels, ignore_index, total, others, device);
   problem.dloss = static_cast<const float*>(elements(kStablemax, "dloss", dloss, kFloat32, device, 4));
   same_shape(kStablemax, "dloss", dloss, "labels", labels);
-  problem.dlogits =
-      elements(kStablemax, "dlogits", dlogits, logits.dtype(), device, bytes_of(logits.dtype()));
+  problem.dlogits = elements(kStablemax, "dlogits", dlogits, logits.dtype(), device, bytes_of(logits.dtype()));
   same_shape(kStablemax, "dlogits", dlogits, "logits", logits);
   check_launch(kStablemax, hrm_cuda_stablemax_backward(&problem, device.stream()));
 }
@@ -451,8 +448,9 @@ hrm_rope_attention attention(TensorView qkv, const Optional<TensorView>& cos, co
   }
   const int64_t batch = qkv.shape()[0], positions = qkv.shape()[1], head_dim = qkv.shape()[2] / (3 * num_heads);
   if (batch < 1 || batch > INT32_MAX / num_heads || positions < 1 || positions > HRM_SHORT_POSITIONS) {
-    TVM_FFI_THROW(ValueError) << kAttention << ": qkv has B = " << batch << " and S = " << positions << " with num_heads "
-                              << num_heads << "; pass 1 to 128 positions, and B H from 1 to 2^31 - 1";
+    TVM_FFI_THROW(ValueError) << kAttention << ": qkv has B = " << batch << " and S = " << positions
+                              << " with num_heads " << num_heads
+                              << "; pass 1 to 128 positions, and B H from 1 to 2^31 - 1";
   }
   if (head_dim != 32 && head_dim != 64 && head_dim != 128) {
     TVM_FFI_THROW(ValueError) << kAttention << ": d = " << head_dim << "; pass heads of 32, 64 or 128";
@@ -476,8 +474,8 @@ hrm_rope_attention attention(TensorView qkv, const Optional<TensorView>& cos, co
     same_shape(kAttention, "sin", *sin, "cos", *cos);
     const ShapeView shape = (*cos).shape();
     if (shape.size() != 2 || shape[0] < positions || shape[1] != head_dim) {
-      TVM_FFI_THROW(ValueError) << kAttention << ": cos has shape " << to_string(shape) << "; pass [>= S, d] = [>= "
-                                << positions << ", " << head_dim << ']';
+      TVM_FFI_THROW(ValueError) << kAttention << ": cos has shape " << to_string(shape)
+                                << "; pass [>= S, d] = [>= " << positions << ", " << head_dim << ']';
     }
   }
   return problem;

@@ -79,14 +79,14 @@ struct Fibre {
   Warp* warp = nullptr;
   const void* polled = nullptr;  // address and word of the last poll
   uint64_t word = 0;
-  bool idle = false;  // it ran, and only polled what it knew
+  bool idle = false;                 // it ran, and only polled what it knew
   uint64_t arrivals = 0, waits = 0;  // at the barrier of its cluster
 };
 
 struct Cluster {
-  std::vector<Block*> blocks;  // by rank
+  std::vector<Block*> blocks;         // by rank
   unsigned running = 0, arrived = 0;  // threads: that have not ended, that have arrived
-  uint64_t phase = 0;  // barriers passed
+  uint64_t phase = 0;                 // barriers passed
 };
 
 }  // namespace
@@ -431,7 +431,7 @@ bool run(const Launch& launch, const std::function<void()>& kernel) {
   signal_stack.ss_sp = fault_stack.data();
   signal_stack.ss_size = fault_stack.size();
   sigaltstack(&signal_stack, &signal_stack_before);
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_sigaction = on_fault;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
   sigaction(SIGSEGV, &action, &actions_before[0]);

@@ -2,9 +2,10 @@
 //
 // What it checks on the way: threads that part at a barrier or at an instruction of the whole warp, accesses outside
 // shared memory (its pages are guarded), or in that of a block of the cluster that has ended, misaligned ones of the
-// asynchronous instructions, deadlock. Each stops the launch with an error that names kernel, block and thread. What it makes visible: shared memory starts as NaN, the
-// target of an asynchronous copy is NaN until the copying thread waits for it, and fibres run in an order that
-// configure() chooses, so that a missing barrier or wait gives another result instead of luck.
+// asynchronous instructions, deadlock. Each stops the launch with an error that names kernel, block and thread. What it
+// makes visible: shared memory starts as NaN, the target of an asynchronous copy is NaN until the copying thread waits
+// for it, and fibres run in an order that configure() chooses, so that a missing barrier or wait gives another result
+// instead of luck.
 #pragma once
 
 #include <cstddef>
@@ -49,8 +50,8 @@ void check_shared(const char* what, const void* pointer, size_t bytes);
 // Waits for all threads of the block. Threads must meet at the same place of the source.
 void block_barrier(const char* file, int line);
 
-// The barrier of the cluster: arrives, waits for all threads of the cluster that have not ended. Each thread does both in
-// turn.
+// The barrier of the cluster: arrives, waits for all threads of the cluster that have not ended. Each thread does both
+// in turn.
 void cluster_arrive();
 void cluster_wait();
 
@@ -75,8 +76,8 @@ struct Launch {
 // What the runtime answers about the pretended device.
 struct Device {
   int multiprocessors, capability, cooperative;  // capability: major
-  int shared_bytes;     // that a block may ask for
-  int resident_blocks;  // of a multiprocessor
+  int shared_bytes;                              // that a block may ask for
+  int resident_blocks;                           // of a multiprocessor
 };
 extern Device device;
 
@@ -87,8 +88,8 @@ const char* error();
 }  // namespace simt
 
 extern "C" {
-// The pretended device, and the order in which threads run. 0 and 1 let each warp and block run as far as it gets before
-// the next, ascending and descending; other numbers are seeds of a random order.
+// The pretended device, and the order in which threads run. 0 and 1 let each warp and block run as far as it gets
+// before the next, ascending and descending; other numbers are seeds of a random order.
 void simt_configure(const simt::Device* device, unsigned order);
 // Memory of `bytes` with an inaccessible page right behind: to test kernels for accesses past the end of their tensors.
 void* simt_guarded_alloc(size_t bytes);

@@ -55,8 +55,7 @@ class Elements {
   const int dtype;
   const int64_t count;
 
-  Elements(int dtype_, int64_t count_, size_t alignment = 1)
-      : dtype(dtype_), count(count_), bytes_(count_ * width()) {
+  Elements(int dtype_, int64_t count_, size_t alignment = 1) : dtype(dtype_), count(count_), bytes_(count_ * width()) {
     const size_t page = sysconf(_SC_PAGESIZE);
     size_ = (bytes_ + alignment + page - 1) / page * page + page;
     base_ = static_cast<char*>(mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
@@ -151,8 +150,9 @@ struct Checker {
     if (fresh) std::printf("%s: %.2f\n", name.c_str(), worst);
     std::fflush(stdout);
     if (other >= 0) fail(name, "differs with another number of threads");
-    if (bad >= 0) fail(name, "[" + std::to_string(bad) + "] is " + std::to_string(got[bad]) + ", not " +
-                                 std::to_string(want.values[bad]));
+    if (bad >= 0)
+      fail(name, "[" + std::to_string(bad) + "] is " + std::to_string(got[bad]) + ", not " +
+                     std::to_string(want.values[bad]));
   }
 };
 
@@ -373,8 +373,8 @@ struct Block {
     const Matrix dgate_up = swiglu_backward(of_input(du2, weights.down), gate_up);
     const Matrix du1 = norm_backward(du2 + of_input(dgate_up, weights.gate_up), u1, shape.eps);
     const Matrix dqkv = attention_backward(of_input(du1, weights.o), qkv, attended, shape, angles);
-    gradients.push_back({of_weights(dqkv, x), of_weights(du1, attended), of_weights(dgate_up, middle),
-                         of_weights(du2, inner)});
+    gradients.push_back(
+        {of_weights(dqkv, x), of_weights(du1, attended), of_weights(dgate_up, middle), of_weights(du2, inner)});
     return du1 + of_input(dqkv, weights.qkv);
   }
 };
@@ -542,12 +542,12 @@ void check_rope_attention(const hrm_cpu_kernels& kernels, int dtype, const hrm_s
     poison_workspace();
     kernels.rope_attention_backward(s, dout.data(), qkv.data(), out.data(), lse.floats(), dqkv.data(), dtype, cosines,
                                     sines, threads);
-    check.about = described(with_angles ? "rope_attention" : "attention", dtype,
-                            {s.batch, s.positions, s.heads, s.head_dim});
+    check.about =
+        described(with_angles ? "rope_attention" : "attention", dtype, {s.batch, s.positions, s.heads, s.head_dim});
     check("out", out, want.out, kTolerance);
     check("lse", lse, want.lse, kTolerance);
-    check("dqkv", dqkv,
-          attention_backward(dout.matrix(rows, width), given, out.matrix(rows, width), s, angles), kTolerance);
+    check("dqkv", dqkv, attention_backward(dout.matrix(rows, width), given, out.matrix(rows, width), s, angles),
+          kTolerance);
   }
 }
 
@@ -785,8 +785,8 @@ void check_the_rest() {
     }
   }
   check.about = "sparse_sign_sgd";
-  const int64_t beyond = hrm_cpu_sparse_sign_sgd(weights.floats(), rows - 1, columns, ids, gradients.floats(), count,
-                                                 lr, decay);
+  const int64_t beyond =
+      hrm_cpu_sparse_sign_sgd(weights.floats(), rows - 1, columns, ids, gradients.floats(), count, lr, decay);
   if (beyond != 1) check.fail(check.about, "identifier 8 of 8 rows is not seen");
   hrm_cpu_sparse_sign_sgd(weights.floats(), rows, columns, ids, gradients.floats(), count, lr, decay);
   check("weights", weights, want, kTolerance);

@@ -102,8 +102,7 @@ __global__ void grid_barrier(Probe p) {
   if (p.fault != 1) {
     if (threadIdx.x == 0 && !(p.fault == 2 && blockIdx.x == 0)) {
       ptx::add_release(p.counter, 1);
-      while (ptx::load_acquire(p.counter) < gridDim.x) {
-      }
+      while (ptx::load_acquire(p.counter) < gridDim.x) {}
     }
     __syncthreads();
   }
@@ -178,8 +177,8 @@ __global__ void cluster_exchange(Probe p) {
   }
 }
 
-// Clusters of two blocks of 64 threads: the first 32 of each end early, and the barrier is for the others. Fault 1: they
-// have arrived there, and are not waited for either.
+// Clusters of two blocks of 64 threads: the first 32 of each end early, and the barrier is for the others. Fault 1:
+// they have arrived there, and are not waited for either.
 __global__ void cluster_without_ended(Probe p) {
   p.out[64 * blockIdx.x + threadIdx.x] = p.in[64 * blockIdx.x + threadIdx.x];
   if (threadIdx.x < 32) {
@@ -210,10 +209,10 @@ __global__ void warp_functions(Probe p) {
 }  // namespace hrm::probes
 
 #define PROBE(name, grid, threads, bytes) PROBE_OF_CLUSTERS(name, grid, threads, bytes, 1)
-#define PROBE_OF_CLUSTERS(name, grid, threads, bytes, cluster)                                                        \
-  extern "C" const char* probe_##name(const float* in, float* out, unsigned* counter, int fault) {                   \
-    return hrm::launch(hrm::probes::name, dim3(grid), threads, bytes, grid > 1 && cluster == 1 && fault != 3,        \
-                       nullptr, hrm::probes::Probe{in, out, counter, fault}, fault == 3 ? 1 : cluster);               \
+#define PROBE_OF_CLUSTERS(name, grid, threads, bytes, cluster)                                                         \
+  extern "C" const char* probe_##name(const float* in, float* out, unsigned* counter, int fault) {                     \
+    return hrm::launch(hrm::probes::name, dim3(grid), threads, bytes, grid > 1 && cluster == 1 && fault != 3, nullptr, \
+                       hrm::probes::Probe{in, out, counter, fault}, fault == 3 ? 1 : cluster);                         \
   }
 PROBE(missing_barrier, 1, 64, 256)
 PROBE(missing_wait, 1, 64, 1024)

@@ -336,7 +336,7 @@ MISTAKES = {
     "no barrier of the grid after gate_up": without(GRID, "prefetch_residual(down);\n"),
     "no barrier of the grid after down": without(GRID, "    }\n"),
     "a block arrives before all of its threads": without(BLOCK, "void barrier() {\n    "),
-    "threads do not wait for the one that polls": without(BLOCK, "      }\n    }\n    ", "\n  }\n};"),
+    "threads do not wait for the polling thread": without(BLOCK, " {}\n    }\n    ", "\n  }\n};"),
     "all barriers of the grid are the first": ("expected += gridDim.x", "expected = gridDim.x"),
     "product: no wait": without(WAIT),
     "product: a wait too short": (WAIT, WAIT.replace("2", "1")),

@@ -18,9 +18,9 @@
 
 namespace simt {
 // Reads the running thread's Index. Variables rather than macros: the names are those of struct members as well.
-template <Index Thread::*kIndex>
+template <Index Thread::* kIndex>
 struct BuiltIn {
-  template <unsigned Index::*kCoordinate>
+  template <unsigned Index::* kCoordinate>
   struct Coordinate {
     operator unsigned() const { return self().*kIndex.*kCoordinate; }
   };
@@ -90,11 +90,15 @@ T exchange(const char* what, unsigned mask, T value, unsigned parameter, Choose)
 
 struct Xor {
   template <typename T>
-  static T of(const T* values, unsigned lane, unsigned parameter) { return values[(lane ^ parameter) & 31]; }
+  static T of(const T* values, unsigned lane, unsigned parameter) {
+    return values[(lane ^ parameter) & 31];
+  }
 };
 struct From {
   template <typename T>
-  static T of(const T* values, unsigned, unsigned parameter) { return values[parameter & 31]; }
+  static T of(const T* values, unsigned, unsigned parameter) {
+    return values[parameter & 31];
+  }
 };
 struct Down {
   template <typename T>
@@ -113,7 +117,9 @@ struct Ballot {
 }  // namespace simt
 
 template <typename T>
-T __shfl_sync(unsigned mask, T value, int lane) { return simt::exchange("shfl", mask, value, lane, simt::From()); }
+T __shfl_sync(unsigned mask, T value, int lane) {
+  return simt::exchange("shfl", mask, value, lane, simt::From());
+}
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int bits) {
   return simt::exchange("shfl.xor", mask, value, bits, simt::Xor());
@@ -144,11 +150,7 @@ T atomicAdd(T* address, T value) {
 
 using cudaStream_t = struct CUstream_st*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
-enum cudaDeviceAttr {
-  cudaDevAttrMultiProcessorCount,
-  cudaDevAttrCooperativeLaunch,
-  cudaDevAttrComputeCapabilityMajor
-};
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrCooperativeLaunch, cudaDevAttrComputeCapabilityMajor };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative, cudaLaunchAttributeClusterDimension };
 struct cudaLaunchAttribute {
