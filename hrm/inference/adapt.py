@@ -7,11 +7,11 @@ import numpy as np
 import torch
 
 from hrm.act import draw_min_steps
+from hrm.compatibility import check_fits
 from hrm.data.batches import TrainingSampler
 from hrm.data.fingerprint import names_fingerprint
 from hrm.data.format import PuzzleDataset
 from hrm.errors import InputError
-from hrm.inference.evaluate import check_fits
 from hrm.inference.segments import require_positive
 from hrm.losses import LossType, act_loss
 from hrm.model import HRM

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from hrm.compatibility import check_fits
 from hrm.data.arc import SEQ_LEN, VOCAB_SIZE
 from hrm.data.batches import evaluation_batches
-from hrm.data.fingerprint import names_fingerprint
 from hrm.data.format import IGNORE_LABEL, PuzzleDataset
 from hrm.errors import InputError
 from hrm.files import read_json, write_json, written_beside
@@ -126,41 +126,6 @@ def evaluate(
             if out is not None:
                 _save(Path(out), arrays, votes)
     return result
-
-
-def check_fits(model: HRM, dataset: PuzzleDataset, known: bool = True) -> None:
-    """Check that ``model`` can be evaluated on ``dataset``.
-
-    Args:
-        known: the puzzle identifiers have to be those that the model was trained on.
-
-    Raises:
-        InputError: sequence length, vocabulary or puzzle identifiers differ; the message has both numbers.
-    """
-    config, metadata = model.config, dataset.metadata
-    for name in ("seq_len", "vocab_size"):
-        given, expected = getattr(metadata, name), getattr(config, name)
-        if given != expected:
-            raise InputError(
-                f"{dataset.folder} has {name} {given} and the checkpoint {expected}: they are of different tasks; "
-                "evaluate on data of the task the model was trained on"
-            )
-    given, expected = metadata.num_puzzle_identifiers, config.num_puzzle_identifiers
-    if config.puzzle_emb_ndim and given != expected:
-        raise InputError(
-            f"{dataset.folder} has {given} puzzle identifiers and the checkpoint's puzzle_emb {expected} rows; load it "
-            "with --puzzle-emb keep (the rows both have), mean (all rows the mean) or zero (all rows 0), "
-            "or evaluate on the data folder it was trained with"
-        )
-    if known and config.puzzle_emb_ndim and model.identifiers is not None:
-        names = names_fingerprint(dataset)
-        if names not in (None, model.identifiers):
-            raise InputError(
-                f"{dataset.folder} names other puzzle identifiers (identifiers.json) than the checkpoint was trained "
-                "with, so the rows of its puzzle_emb are of other puzzles; evaluate on the data folder it was trained "
-                "with, or load it with --puzzle-emb mean (all rows the mean), zero (all rows 0) or keep (by number "
-                "all the same)"
-            )
 
 
 def _evaluate_batch(

@@ -2,11 +2,11 @@
 
 import numpy as np
 
+from hrm.compatibility import check_fits
 from hrm.data.batches import evaluation_batches
 from hrm.data.format import IGNORE_LABEL, PuzzleDataset
 from hrm.errors import InputError
 from hrm.inference.engine import Puzzle
-from hrm.inference.evaluate import check_fits
 from hrm.model import HRM
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from hrm.compatibility import check_puzzles_fit
 from hrm.data.task import PuzzleTask
 from hrm.errors import InputError
 from hrm.inference.engine import Engine, Frame, Puzzle
@@ -101,7 +102,7 @@ def solve(
     max_steps = model.config.halt_max_steps if max_steps is None else max_steps
     require_positive(max_steps=max_steps, batch_size=batch_size)
     halting = parse_halting(halt)
-    _check_fits(model, task, puzzles, identifiers)
+    check_puzzles_fit(model, task, puzzles, identifiers)
     if not len(puzzles):
         return []
     given = [Puzzle(inputs, int(identifier)) for inputs, identifier in zip(puzzles, identifiers)]
@@ -122,30 +123,3 @@ def _integers(name: str, value: Any, expected: str, dimensions: int) -> np.ndarr
     if array.dtype.kind not in "iu" or array.ndim != dimensions:
         raise InputError(f"{name} is {array.dtype} of shape {list(array.shape)}, expected integers {expected}")
     return array
-
-
-def _check_fits(model: HRM, task: PuzzleTask, puzzles: np.ndarray, identifiers: np.ndarray) -> None:
-    config = model.config
-    if (task.vocab_size, task.seq_len) != (config.vocab_size, config.seq_len):
-        raise InputError(
-            f"the task {task.name} has vocab_size {task.vocab_size} and seq_len {task.seq_len}, the model "
-            f"{config.vocab_size} and {config.seq_len}; take a model trained on this task"
-        )
-    if puzzles.shape[1] != config.seq_len:
-        raise InputError(
-            f"puzzles is {puzzles.dtype} of shape {list(puzzles.shape)}, expected integers "
-            f"[n, seq_len] = [n, {config.seq_len}]"
-        )
-    if puzzles.size and not 0 <= puzzles.min() <= puzzles.max() < config.vocab_size:
-        bad = puzzles.min() if puzzles.min() < 0 else puzzles.max()
-        raise InputError(
-            f"a puzzle holds token {bad}, expected 0 to {config.vocab_size - 1} (vocab_size {config.vocab_size})"
-        )
-    rows = config.num_puzzle_identifiers
-    if identifiers.shape != puzzles.shape[:1]:
-        raise InputError(
-            f"puzzle_identifiers has shape {list(identifiers.shape)}, expected one for each of {len(puzzles)} puzzles"
-        )
-    if config.puzzle_emb_ndim and identifiers.size and not 0 <= identifiers.min() <= identifiers.max() < rows:
-        bad = identifiers.min() if identifiers.min() < 0 else identifiers.max()
-        raise InputError(f"puzzle identifier {bad} is not among the model's {rows}; expected 0 to {rows - 1}")

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from hrm import act
+from hrm.compatibility import check_fits
 from hrm.data.batches import TrainingSampler, rows_per_rank
 from hrm.data.fingerprint import fingerprint, names_fingerprint
 from hrm.data.format import PuzzleDataset, open_dataset
 from hrm.errors import InputError
 from hrm.files import write_json
-from hrm.inference.evaluate import check_fits, evaluate
+from hrm.inference.evaluate import evaluate
 from hrm.losses import act_loss
 from hrm.model import HRM, Carry
 from hrm.step_graph import CudaCapture, StepGraph
