@@ -442,21 +442,20 @@ def train(
     state: dict[str, Any],
     forward: Callable[..., Any] | None = None,
 ) -> list[torch.Tensor]:
-    """One step as hrm.training does it, without reading metrics: the loss, and the gradients the step was made of.
+    """Take a step of the trainer, without its metrics; return the loss and the gradients that the step used.
 
     ``forward`` takes the place of the model's.
     """
     from hrm.losses import act_loss
+    from hrm.training.step import Update, train_step
+
+    def compute_loss() -> tuple[torch.Tensor, Any]:
+        carry, outputs = (forward or type(model).__call__)(model, state["carry"], state["batch"])
+        return act_loss(carry, outputs)[0], carry
 
     with torch.enable_grad():
-        state["carry"], outputs = (forward or type(model).__call__)(model, state["carry"], state["batch"])
-        loss, _ = act_loss(state["carry"], outputs)
-        (loss / len(state["batch"]["inputs"])).backward()
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return [loss.detach(), *gradients]
+        loss, state["carry"] = train_step(compute_loss, Update(optimizers, len(state["batch"]["inputs"])))
+    return [loss, *(p.grad for p in model.parameters() if p.grad is not None)]
 
 
 def train_in_one_graph(model: Any, optimizers: list[torch.optim.Optimizer], state: dict[str, Any]) -> torch.Tensor:

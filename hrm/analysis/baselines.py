@@ -1,7 +1,9 @@
 """What the two levels are compared with: the same blocks as a plain recurrent and as a deep feed-forward network."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,6 +16,7 @@ from hrm.data.format import IGNORE_LABEL, PuzzleDataset
 from hrm.errors import InputError
 from hrm.losses import LOSSES, LossType
 from hrm.model import Batch
+from hrm.training.step import Update, train_step
 from hrm.trm import build
 from hrm_kernels.nn import Linear
 from hrm_kernels.optim import AdamATan2
@@ -92,23 +95,26 @@ def train_baseline(
     device = next(baseline.parameters()).device
     sampler = TrainingSampler(dataset, batch_size, seed)
     optimizer = AdamATan2(baseline.parameters(), lr=lr, weight_decay=0.1)
+    update = Update([optimizer], batch_size)
     losses: list[float] = []
     baseline.train()
     for step in range(1, steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1, step / max(1, steps // 10))
         batch = {name: values.to(device) for name, values in sampler.next().items()}
-        labels = batch["labels"]
-        token_losses, _ = LOSSES[loss_type](baseline(batch), labels, IGNORE_LABEL)
-        loss = (token_losses.sum(-1) / (labels != IGNORE_LABEL).sum(-1).clamp(min=1)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-        if not loss.isfinite():
+        loss, _ = train_step(partial(_token_loss, baseline, batch, loss_type), update)
+        losses.append(loss.item() / batch_size)
+        if not math.isfinite(losses[-1]):
             raise InputError(f"the baseline's loss is {losses[-1]} at step {step}; take fewer updates or a lower lr")
         if progress is not None:
             progress(step, losses[-1])
     baseline.eval()
     last = losses[-max(1, steps // 10) :]
     return sum(last) / len(last)
+
+
+def _token_loss(baseline: Baseline, batch: Batch, loss_type: LossType) -> tuple[torch.Tensor, None]:
+    """The token loss, averaged over the labels of a row and summed over the rows."""
+    labels = batch["labels"]
+    losses, _ = LOSSES[loss_type](baseline(batch), labels, IGNORE_LABEL)
+    return (losses.sum(-1) / (labels != IGNORE_LABEL).sum(-1).clamp(min=1)).sum(), None

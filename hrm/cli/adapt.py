@@ -30,7 +30,7 @@ def adapt(
     The model saved in out=DIR is evaluated with hrm eval OUT data=DIR.
     """
     from hrm.data.format import open_dataset
-    from hrm.inference.adapt import adapt as fit
+    from hrm.training.adapt import adapt as fit
     from hrm.training.distributed import joined
     from hrm.weights import read_extra, save
 

@@ -141,7 +141,8 @@ class FlatGradients:
         flat: ``[all gradients]``, in the order of the parameters.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter]):
+    def __init__(self, parameters: Iterable[nn.Parameter], world: World | None = None):
+        self._world = world
         parameters = list(parameters)
         self.flat = torch.zeros(
             sum(one.numel() for one in parameters), dtype=parameters[0].dtype, device=parameters[0].device
@@ -153,3 +154,8 @@ class FlatGradients:
     def clear(self) -> None:
         """Set all gradients to zero."""
         self.flat.zero_()
+
+    def sum_over_processes(self) -> None:
+        """Sum the gradients over the processes of ``world``, in place; without a world there is nothing to sum."""
+        if self._world is not None:
+            self._world.sum_(self.flat)

@@ -23,7 +23,6 @@ from hrm.data.format import PuzzleDataset, open_dataset
 from hrm.errors import InputError
 from hrm.files import write_json
 from hrm.inference.evaluate import evaluate
-from hrm.losses import act_loss
 from hrm.model import HRM, Carry
 from hrm.step_graph import CudaCapture, StepGraph
 from hrm.training.checkpoint import (
@@ -43,6 +42,7 @@ from hrm.training.ema import EMA
 from hrm.training.loggers import Loggers, Reporter
 from hrm.training.run_lock import LOCK_FILE, RunLock
 from hrm.training.schedule import learning_rate, total_steps
+from hrm.training.step import Update, segment_loss, train_step
 from hrm.trm import build
 from hrm.weights import PUZZLE_EMB, checkpoints, load
 from hrm_kernels.casts import refresh, written
@@ -151,7 +151,7 @@ class Trainer:
         notes = [self._begin(config.init)] if config.init is not None and not saved else []
         self._graph = _step_graph(config, world, self._compute)
         parameters = list(self.model.parameters())
-        self._gradients = FlatGradients(parameters)
+        self._gradients = FlatGradients(parameters, world)
         self._adam = AdamATan2(
             parameters,
             self._learning_rate(config.lr),
@@ -164,6 +164,8 @@ class Trainer:
             lr, decay = self._learning_rate(config.puzzle_emb_lr), config.puzzle_emb_weight_decay
             sparse = SparseSignSGD([self.model.puzzle_emb], lr, decay)
             self._optimizers["puzzle_emb"] = (sparse, config.puzzle_emb_lr)
+        optimizers = [optimizer for optimizer, _ in self._optimizers.values()]
+        self._update = Update(optimizers, config.global_batch_size, self._gradients, self._watch)
         self._ema = EMA(self.model, config.ema_rate) if config.ema else None
 
         self.step, self._lr = 0, config.lr
@@ -278,25 +280,22 @@ class Trainer:
 
     def _compute(self, inputs: dict[str, Tensor]) -> None:
         """A training step, all of it on the device: nothing here waits for it, or depends on the host's numbers."""
-        config, world, batch = self.config, self.world, dict(inputs)
+        batch = dict(inputs)
         min_steps, factor = batch.pop("min_steps"), batch.pop("factor", None)
         self._number.copy_(batch.pop("step"))
         if self._carry is None:
             self._carry = self.model.initial_carry(batch)
-        self._gradients.clear()
-        carry, outputs = self.model(self._carry, batch, min_steps=min_steps)
-        loss, metrics = act_loss(carry, outputs, config.loss)
-        (loss / config.global_batch_size).backward()
-        world.sum_(self._gradients.flat)
-        self._watch(loss)
-        for optimizer, lr in self._optimizers.values():
-            if factor is not None:
+        if factor is not None:
+            for optimizer, lr in self._optimizers.values():
                 for group in optimizer.param_groups:
                     group["lr"].copy_(lr * factor)
-            optimizer.step()
+        before = self._carry
+        loss, (carry, metrics) = train_step(
+            lambda: segment_loss(self.model, before, batch, min_steps, self.config.loss), self._update
+        )
         if self._ema:
             self._ema.update()
-        metrics["loss"] = loss.detach()
+        metrics["loss"] = loss
         zero = loss.new_zeros(())
         self._sums += torch.stack([metrics.get(name, zero).double() for name in _SUMS])
         if self._graph is None:
@@ -355,7 +354,7 @@ class Trainer:
     def _watch(self, loss: Tensor) -> None:
         """Note, on the device, the first step whose loss or gradients are not finite."""
         self._grad_norm.copy_(self._gradients.flat.norm())
-        watched = [loss.detach(), self._grad_norm]
+        watched = [loss, self._grad_norm]
         if self.model.puzzle_emb is not None:
             found = [look_up.rows.grad for look_up in self.model.puzzle_emb.look_ups]
             watched += [grad.norm() for grad in found if grad is not None]

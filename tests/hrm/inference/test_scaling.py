@@ -11,12 +11,12 @@ from hrm import HRM, Engine, HRMConfig, InputError, load, save
 from hrm.data import maze, sudoku
 from hrm.data.format import SetBuilder, open_dataset, write_dataset
 from hrm.inference import scaling
-from hrm.inference.adapt import adapt
 from hrm.inference.calibrate import calibrate, calibrated, choose
 from hrm.inference.engine import Puzzle
 from hrm.inference.evaluate import evaluate
 from hrm.inference.rollouts import ranked, roll_out, symmetry
 from hrm.inference.solve import solve
+from hrm.training.adapt import adapt
 
 STEPS = 4
 

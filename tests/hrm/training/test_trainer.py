@@ -19,6 +19,7 @@ from hrm.data.batches import TrainingSampler
 from hrm.data.format import open_dataset
 from hrm.errors import InputError
 from hrm.inference.evaluate import evaluate
+from hrm.training import step as step_module
 from hrm.training import trainer as trainer_module
 from hrm.training.config import TrainConfig
 from hrm.training.distributed import World
@@ -176,7 +177,7 @@ def test_resuming_is_bit_for_bit(configure, cpu, changes):
 
 def test_resuming_after_a_crash_drops_the_rows_that_come_again(configure, cpu, monkeypatch):
     train(configure("whole", max_steps=8, checkpoint_every=4, log_every=1), cpu)
-    real, calls = trainer_module.act_loss, []
+    real, calls = step_module.act_loss, []
 
     def failing(*arguments):
         calls.append(1)
@@ -185,7 +186,7 @@ def test_resuming_after_a_crash_drops_the_rows_that_come_again(configure, cpu, m
         return real(*arguments)
 
     config = configure("parts", max_steps=8, checkpoint_every=4, log_every=1)
-    monkeypatch.setattr(trainer_module, "act_loss", failing)
+    monkeypatch.setattr(step_module, "act_loss", failing)
     with pytest.raises(RuntimeError, match="power cut"):
         train(config, cpu)
     monkeypatch.undo()
@@ -356,7 +357,7 @@ def test_time_is_a_limit(configure, cpu):
 @pytest.mark.parametrize("where", ["loss", "gradient", "puzzle rows"])
 @pytest.mark.parametrize("log_every", [1, 50])
 def test_a_number_that_is_not_finite_stops_the_run(configure, cpu, monkeypatch, where, log_every):
-    real, calls = trainer_module.act_loss, []
+    real, calls = step_module.act_loss, []
 
     def spoiled(carry, outputs, loss_type):
         loss, metrics = real(carry, outputs, loss_type)
@@ -370,7 +371,7 @@ def test_a_number_that_is_not_finite_stops_the_run(configure, cpu, monkeypatch, 
                 run.model.puzzle_emb.local_weights.register_hook(lambda grad: grad * float("inf"))
         return loss, metrics
 
-    monkeypatch.setattr(trainer_module, "act_loss", spoiled)
+    monkeypatch.setattr(step_module, "act_loss", spoiled)
     run = Trainer(configure(checkpoint_every=2, log_every=log_every, max_steps=20), cpu)
     good = run.config.out / "checkpoints/step_00000002"
     with pytest.raises(TrainingError, match=f"step 4 is not finite; .*last good checkpoint is {good}"):

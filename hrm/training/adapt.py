@@ -1,6 +1,7 @@
 """Unseen puzzles for a trained model: new puzzle embeddings are fitted to the demonstrations, the weights stay."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -13,8 +14,9 @@ from hrm.data.fingerprint import names_fingerprint
 from hrm.data.format import PuzzleDataset
 from hrm.errors import InputError
 from hrm.inference.segments import require_positive
-from hrm.losses import LossType, act_loss
+from hrm.losses import LossType
 from hrm.model import HRM
+from hrm.training.step import Update, segment_loss, train_step
 from hrm_kernels.optim import SparseSignSGD
 
 
@@ -75,7 +77,7 @@ def adapt(
     config, device = model.config, table.weights.device
     sampler = TrainingSampler(dataset, batch_size, seed)
     generator = torch.Generator("cpu").manual_seed(seed)
-    optimizer = SparseSignSGD([table], lr=lr, weight_decay=weight_decay)
+    update = Update([SparseSignSGD([table], lr=lr, weight_decay=weight_decay)], batch_size)
     losses: list[float] = []
     was_training, trained = model.training, [one for one in model.parameters() if one.requires_grad]
     try:
@@ -89,10 +91,8 @@ def adapt(
             batch = {name: values.to(device) for name, values in sampler.next().items()}
             carry = model.initial_carry(batch) if carry is None else carry
             least = draw_min_steps(batch_size, config.halt_max_steps, config.halt_exploration_prob, generator)
-            carry, outputs = model(carry, batch, least.to(device))
-            loss, metrics = act_loss(carry, outputs, loss_type)
-            (loss / batch_size).backward()
-            optimizer.step()
+            forward = partial(segment_loss, model, carry, batch, least.to(device), loss_type)
+            _, (carry, metrics) = train_step(forward, update)
             losses.append(metrics["lm_loss"].item() / batch_size)
             if not np.isfinite(losses[-1]):
                 raise InputError(f"the token loss is {losses[-1]} at step {step}; check the checkpoint, or lower lr")
