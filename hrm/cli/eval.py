@@ -15,6 +15,7 @@ from hrm.progress import Progress, progress_bar
 if TYPE_CHECKING:
     from hrm.data.format import PuzzleDataset
     from hrm.inference.halting import Halting
+    from hrm.inference.metrics import Metrics
     from hrm.model import HRM
 
 
@@ -105,7 +106,7 @@ def evaluate(
         )
         if not world.is_main:
             return
-    plain = {name: None if math.isnan(value) else value for name, value in metrics.items()}
+    plain = {name: None if math.isnan(value) else value for name, value in metrics.as_dict().items()}
     if out is not None:
         write_json(out / "metrics.json", plain)
     if as_json:
@@ -167,25 +168,11 @@ def _segments(text: str) -> list[int]:
     return numbers(values)
 
 
-_FORMATS = {
-    "exact_accuracy": ("puzzles all right", "{:.2%}"),
-    "accuracy": ("tokens right", "{:.2%}"),
-    "lm_loss": ("token loss", "{:.4f}"),
-    "q_halt_accuracy": ("right about being right", "{:.2%}"),
-    "steps": ("segments", "{:.2f}"),
-    "early_exact_accuracy": ("puzzles all right, halting by Q", "{:.2%}"),
-    "early_steps": ("segments, halting by Q", "{:.2f}"),
-    "count": ("puzzles with labels", "{:.0f}"),
-    "puzzles_per_second": ("puzzles per second", "{:.1f}"),
-}
-
-
-def _print_table(title: str, metrics: dict[str, float]) -> None:
+def _print_table(title: str, metrics: "Metrics") -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, show_header=False)
-    for name, value in metrics.items():
-        label, style = _FORMATS.get(name, (name, "{:.2%}"))
-        table.add_row(label, name, "-" if math.isnan(value) else style.format(value))
+    for row in metrics.table():
+        table.add_row(*row)
     Console(markup=False, emoji=False).print(table)  # a path may have [/] in it

@@ -113,10 +113,10 @@ class ArcVotes:
             for task, tests in self.tests.items()
         }
 
-    def scores(self, ks: Sequence[int] = PASS_KS) -> dict[str, float]:
-        """``ARC/pass@K`` for each K: the mean over tasks of the part of their tests with the output among the first K.
+    def pass_at(self, ks: Sequence[int] = PASS_KS) -> dict[int, float]:
+        """For each K the share of a task's tests whose output is among the first K answers, a mean over tasks.
 
-        Tests whose output is unknown are left out; if all are, there are no scores.
+        Tests whose output is unknown are left out; if all are, the result is empty.
         """
         ranks: list[list[float]] = []  # for each task and test, the place of the output
         for task, tests in self.tests.items():
@@ -129,7 +129,7 @@ class ArcVotes:
                 ranks.append(places)
         if not ranks:
             return {}
-        return {f"ARC/pass@{k}": float(np.mean([np.mean(np.less(places, k)) for places in ranks])) for k in ks}
+        return {k: float(np.mean([np.mean(np.less(places, k)) for places in ranks])) for k in ks}
 
     def submission(self, k: int = 2) -> dict[str, list[dict[str, list[list[int]]]]]:
         """The first ``k`` answers in Kaggle's format, ``{task: [{"attempt_1": grid, "attempt_2": grid}, ...]}``.

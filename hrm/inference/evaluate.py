@@ -1,7 +1,7 @@
 """Measuring a model on a data set: as published, every puzzle through all segments, or each until it halts."""
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -20,13 +20,12 @@ from hrm.files import read_json, write_json, written_beside
 from hrm.inference.arc_voting import ArcVotes
 from hrm.inference.engine import Engine, Puzzle
 from hrm.inference.halting import Halting, halts_at_the_end, parse_halting
+from hrm.inference.metrics import EARLY, PUBLISHED, Metrics, MetricSums
 from hrm.inference.segments import evaluating, require_positive, segments
 from hrm.losses import LossType, act_loss
 from hrm.model import HRM, Batch
 from hrm.progress import Progress, silent
 
-_AVERAGED = ("exact_accuracy", "accuracy", "lm_loss", "q_halt_accuracy", "steps", "early_exact_accuracy", "early_steps")
-_AVERAGED_HALTING = ("exact_accuracy", "accuracy", "q_halt_accuracy", "steps")
 _VOTED_AT_ONCE = 4096
 
 
@@ -41,7 +40,7 @@ def evaluate(
     out: Path | str | None = None,
     loss_type: LossType = "stablemax_cross_entropy",
     progress: Progress = silent,
-) -> dict[str, float]:
+) -> Metrics:
     """Evaluate ``model`` on a split, on the device it is on; under torchrun each process takes its share.
 
     Args:
@@ -59,12 +58,7 @@ def evaluate(
         progress: told how many examples are done, in the first process.
 
     Returns:
-        Means over the rows that have labels (NaN where none has): ``exact_accuracy`` (rows all right), ``accuracy``
-        (tokens right in a row), ``lm_loss``, ``q_halt_accuracy`` (rows where q_halt's sign tells whether the answer
-        is right), ``steps``; ``early_exact_accuracy`` and ``early_steps``, what they would be if each row halted
-        as soon as q_halt > q_continue. Then ``count``, the number of those rows, and ``puzzles_per_second`` over all
-        rows. On a whole ARC test split the first process has ``ARC/pass@K`` too, from the vote over the augmentations.
-        Where rows halt early there is no ``lm_loss`` and no ``early_*``: ``exact_accuracy`` and ``steps`` are those.
+        The metrics of all processes; ``arc_pass`` only in the first one, which counts the votes.
 
     Raises:
         InputError: data set and model don't fit each other, a file is damaged, or a number is impossible.
@@ -84,7 +78,7 @@ def evaluate(
     votes = _votes(dataset) if total == dataset.num_examples else None
     rows = _Rows(total, model.config.seq_len, model.config.vocab_size) if out is not None or votes else None
 
-    sums: Counter[str] = Counter()
+    sums = MetricSums(PUBLISHED if halting is halts_at_the_end else EARLY)
     start = time.perf_counter()
     batches = evaluation_batches(dataset, batch_size, rank, world, max_examples)
 
@@ -101,31 +95,28 @@ def evaluate(
                 metrics, predictions, q_halt, early_steps = _evaluate_batch(
                     model, batch, max_steps, loss_type, lambda step: tell(done + batch_size * step / max_steps)
                 )
-                sums.update(metrics)
+                sums.add(metrics)
                 if rows is not None:
                     rows.set(numbers, predictions, q_halt, early_steps)
                 done += batch_size
     else:
         for halted, metrics in _evaluate_halting(model, batches, rows, batch_size // world, max_steps, halting):
-            sums.update(metrics)
+            sums.add(metrics)
             done += halted * world
             tell(done)
-    sums = _summed_over_processes(sums, device)
+    sums.add_other_processes(device)
     seconds = time.perf_counter() - start
 
-    count = sums["count"]
-    averaged = _AVERAGED if halting is halts_at_the_end else _AVERAGED_HALTING
-    result = {name: sums[name] / count if count else float("nan") for name in averaged}
-    result |= {"count": count, "puzzles_per_second": total / seconds}
+    arc_pass = None
     if rows is not None:
         rows.complete(device)
         if rank == 0:
             arrays = rows.arrays(dataset)
             if votes is not None:
-                result |= _voted(votes, dataset.identifiers(), arrays)
+                arc_pass = _voted(votes, dataset.identifiers(), arrays)
             if out is not None:
                 _save(Path(out), arrays, votes)
-    return result
+    return sums.metrics(total / seconds, arc_pass)
 
 
 def _evaluate_batch(
@@ -202,15 +193,6 @@ def _evaluate_halting(
             )
 
 
-def _summed_over_processes(sums: Counter[str], device: torch.device) -> Counter[str]:
-    if not dist.is_initialized():
-        return sums
-    names = sorted({"count", *_AVERAGED, *sums})  # the same in all processes, also in one without a row
-    values = torch.tensor([sums[name] for name in names], dtype=torch.float64, device=device)
-    dist.all_reduce(values)
-    return Counter(dict(zip(names, values.tolist())))
-
-
 class _Rows:
     """What the model said to each example, by example number."""
 
@@ -254,7 +236,7 @@ def _votes(dataset: PuzzleDataset) -> ArcVotes | None:
     return ArcVotes(read_json(file)) if is_arc and dataset.split == "test" and file.is_file() else None
 
 
-def _voted(votes: ArcVotes, names: list[str], arrays: dict[str, np.ndarray]) -> dict[str, float]:
+def _voted(votes: ArcVotes, names: list[str], arrays: dict[str, np.ndarray]) -> dict[int, float] | None:
     """Count the votes, in the order of the examples; the scores."""
     highest = int(arrays["puzzle_identifiers"].max(initial=0))
     if not isinstance(names, list) or highest >= len(names):
@@ -267,7 +249,7 @@ def _voted(votes: ArcVotes, names: list[str], arrays: dict[str, np.ndarray]) -> 
     for start in range(0, len(of_rows), _VOTED_AT_ONCE):
         rows = slice(start, start + _VOTED_AT_ONCE)
         votes.add(of_rows[rows], arrays["inputs"][rows], arrays["predictions"][rows], arrays["q_halt"][rows])
-    return votes.scores()
+    return votes.pass_at() or None  # no output may be known
 
 
 def _save(folder: Path, arrays: dict[str, np.ndarray], votes: ArcVotes | None) -> None:

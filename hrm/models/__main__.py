@@ -81,11 +81,11 @@ def _measured(model: hrm.HRM, folder: Path, words: str, how: str) -> Accuracy:
     return Accuracy(
         puzzles=words,
         data=command,
-        count=int(fixed["count"]),
-        exact_accuracy=fixed["exact_accuracy"],
-        steps=int(fixed["steps"]),
-        early_exact_accuracy=early["exact_accuracy"],
-        early_steps=early["steps"],
+        count=fixed.count,
+        exact_accuracy=fixed.exact_accuracy,
+        steps=int(fixed.steps),
+        early_exact_accuracy=early.exact_accuracy,
+        early_steps=early.steps,
     )
 
 

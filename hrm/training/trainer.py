@@ -23,6 +23,7 @@ from hrm.data.format import PuzzleDataset, open_dataset
 from hrm.errors import InputError
 from hrm.files import write_json
 from hrm.inference.evaluate import evaluate
+from hrm.inference.metrics import Metrics
 from hrm.model import HRM, Carry
 from hrm.step_graph import CudaCapture, StepGraph
 from hrm.training.checkpoint import (
@@ -81,7 +82,7 @@ class Result:
     step: int
     reason: Reason
     checkpoint: Path
-    evaluation: dict[str, float] | None
+    evaluation: Metrics | None
 
 
 def train(config: TrainConfig, world: World) -> Result:
@@ -182,7 +183,7 @@ class Trainer:
         self._bad_step = torch.tensor(_NEVER, dtype=torch.int32, device=world.device)
         self._number = torch.tensor(self.step, dtype=torch.int32, device=world.device)  # self.step, on the device
         self._grad_norm = torch.zeros((), dtype=torch.float32, device=world.device)
-        self._evaluation: dict[str, float] | None = None
+        self._evaluation: Metrics | None = None
         self._interrupted = False
         if config.compile:
             self.model.compile(dynamic=False)
@@ -419,10 +420,10 @@ class Trainer:
         self._evaluated_at, self._evaluation_seconds = self.step, time.monotonic() - started
         if self._loggers:
             with self._room("the log"):
-                self._loggers.log("eval", {"step": self.step, **self._evaluation})
+                self._loggers.log("eval", {"step": self.step, **self._evaluation.as_dict()})
         named = ("exact_accuracy", "accuracy", "lm_loss")
-        text = ", ".join(f"{name} {self._evaluation[name]:.4f}" for name in named)
-        self._reporter.say(f"step {self.step}: test {text} ({int(self._evaluation['count'])} puzzles)")
+        text = ", ".join(f"{name} {getattr(self._evaluation, name):.4f}" for name in named)
+        self._reporter.say(f"step {self.step}: test {text} ({self._evaluation.count} puzzles)")
 
     def _save(self) -> None:
         if self._saved_at == self.step:

@@ -198,7 +198,7 @@ def test_evaluation_and_halting_by_q(tmp_path):
         halts = model.inner.q_head(segment.carry.z_H[:, 0])[:, 0] > 0
         steps = torch.where(halts & (steps == 3), segment.step, steps)
         right = (segment.tokens.numpy() == inputs[:, ::-1]).all(-1)
-    assert result["count"] == 9 and result["steps"] == 3
-    assert result["early_steps"] == pytest.approx(steps.float().mean().item())
-    assert result["exact_accuracy"] == pytest.approx(right.mean())
+    assert result.count == 9 and result.steps == 3
+    assert result.early_steps == pytest.approx(steps.float().mean().item())
+    assert result.exact_accuracy == pytest.approx(right.mean())
     assert steps.unique().numel() > 1, "rows should halt at different segments"

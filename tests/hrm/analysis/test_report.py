@@ -50,10 +50,10 @@ def test_answers_are_those_of_the_published_evaluation(folder):
     assert answers.tokens.shape == (4, 30, 16) and len(set(answers.halting_steps)) > 1
     for steps in (1, 4):
         expected = evaluate(model, dataset, batch_size=7, max_steps=steps)
-        assert answers.tokens_right[steps - 1].mean() == pytest.approx(expected["accuracy"])
-        assert answers.right[steps - 1].mean() == expected["exact_accuracy"]
-    assert answers.halting_steps.mean() == pytest.approx(expected["early_steps"])
-    assert answers.right_when_halting.mean() == expected["early_exact_accuracy"]
+        assert answers.tokens_right[steps - 1].mean() == pytest.approx(expected.accuracy)
+        assert answers.right[steps - 1].mean() == expected.exact_accuracy
+    assert answers.halting_steps.mean() == pytest.approx(expected.early_steps)
+    assert answers.right_when_halting.mean() == expected.early_exact_accuracy
     trace = answers.trace(3)
     assert [frame.step for frame in trace] == list(range(1, answers.halting_steps[3] + 1))
     assert all(frame.q_halt <= frame.q_continue for frame in trace[:-1])

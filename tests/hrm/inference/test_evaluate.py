@@ -115,7 +115,8 @@ def data(tmp_path_factory):
 
 
 def assert_same(metrics, expected):
-    assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-5, abs=1e-9)
+    values = metrics.as_dict()
+    assert {name: values[name] for name in expected} == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
@@ -176,8 +177,8 @@ def test_without_labels_there_are_no_scores(tmp_path):
         tmp_path / "d", {"test": {"all": builder}}, vocab_size=VOCAB, seq_len=SEQ_LEN, identifiers=list("abcd")
     )
     metrics = evaluate(tiny(), open_dataset(tmp_path / "d", "test"), batch_size=1)
-    assert metrics["count"] == 0
-    assert math.isnan(metrics["exact_accuracy"])
+    assert metrics.count == 0
+    assert math.isnan(metrics.exact_accuracy)
 
 
 def test_the_mode_is_restored_and_nothing_needs_gradients(data):
@@ -187,8 +188,8 @@ def test_the_mode_is_restored_and_nothing_needs_gradients(data):
     assert model.training and model.inner.H_level.training
     assert_same(
         before,
-        evaluate(model.eval(), open_dataset(folder, "test"), batch_size=8)
-        | {"puzzles_per_second": before["puzzles_per_second"]},
+        evaluate(model.eval(), open_dataset(folder, "test"), batch_size=8).as_dict()
+        | {"puzzles_per_second": before.puzzles_per_second},
     )
     assert not model.training
 
@@ -264,18 +265,20 @@ def test_arc_votes(tmp_path):
     metrics = evaluate(Oracle(config, answers, q_halt), dataset, batch_size=5, out=tmp_path / "out")
     variants_of_1 = sum(name.startswith("task1") for name in names)
     assert variants_of_1 > 2  # the wrong answer has more votes
-    passes = {k: metrics[f"ARC/pass@{k}"] for k in (1, 2, 1000)}
+    assert metrics.as_dict()["ARC/pass@1"] == metrics.arc_pass[1]
+    passes = {k: metrics.arc_pass[k] for k in (1, 2, 1000)}
     assert passes == pytest.approx({1: 1 / 3, 2: 2 / 3, 1000: 2 / 3})
     submission = read_json(tmp_path / "out" / "submission.json")
     assert submission["task0"] == [{"attempt_1": swapped[0].tolist(), "attempt_2": swapped[0].tolist()}]
     assert submission["task1"] == [{"attempt_1": grids[1].tolist(), "attempt_2": swapped[1].tolist()}]
     assert submission["task2"] == [{"attempt_1": grids[2].tolist(), "attempt_2": grids[2].tolist()}]
     right = sum(name.startswith("task0") for name in names) + 1
-    assert metrics["exact_accuracy"] == pytest.approx(right / len(names))
+    assert metrics.exact_accuracy == pytest.approx(right / len(names))
     saved = np.load(tmp_path / "out" / "predictions.npz")
     np.testing.assert_array_equal(crop(saved["predictions"][names["task1"]]), swapped[1])
     (folder / "identifiers.json").write_text('["<blank>"]')
     with pytest.raises(InputError, match="identifiers.json has 1 names and the examples the puzzle identifier"):
         evaluate(Oracle(config, answers, q_halt), dataset, batch_size=5)
-    assert "ARC/pass@1" not in evaluate(Oracle(config, answers, q_halt), dataset, batch_size=5, max_examples=4)
+    part = evaluate(Oracle(config, answers, q_halt), dataset, batch_size=5, max_examples=4)
+    assert part.arc_pass is None and "ARC/pass@1" not in part.as_dict()
     assert Arc().seq_len == 900

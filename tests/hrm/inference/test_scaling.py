@@ -63,10 +63,10 @@ def test_evaluation_with_early_halting_is_what_fixed_promises(folder, tmp_path):
     dataset = open_dataset(folder, "test")
     fixed = evaluate(tiny(), dataset, batch_size=20, out=tmp_path / "fixed")
     early = evaluate(tiny(), dataset, batch_size=7, halt="q", out=tmp_path / "q")
-    assert 0 < fixed["early_exact_accuracy"] < 1 and 1 < fixed["early_steps"] < STEPS
-    assert early["exact_accuracy"] == pytest.approx(fixed["early_exact_accuracy"])
-    assert (early["steps"], early["count"]) == (pytest.approx(fixed["early_steps"]), 20)
-    assert "lm_loss" not in early
+    assert 0 < fixed.early_exact_accuracy < 1 and 1 < fixed.early_steps < STEPS
+    assert early.exact_accuracy == pytest.approx(fixed.early_exact_accuracy)
+    assert (early.steps, early.count) == (pytest.approx(fixed.early_steps), 20)
+    assert early.lm_loss is None and "lm_loss" not in early.as_dict()
     saved, of_fixed = (np.load(tmp_path / name / "predictions.npz") for name in ("q", "fixed"))
     np.testing.assert_array_equal(saved["early_steps"], of_fixed["early_steps"])
     np.testing.assert_array_equal(saved["inputs"], of_fixed["inputs"])
@@ -110,7 +110,7 @@ def test_cells_are_what_separate_runs_give(folder, how, tmp_path, told):
         alone = {"segments": [one.segments], "rollouts": [one.rollouts]}
         assert [one] == scaling.measure(tiny(), task, dataset, slots=8, halt="q", **alone, **how)
     direct = evaluate(tiny(), dataset, batch_size=8, halt="q", max_steps=3)
-    assert (cells[1].exact_accuracy, cells[1].compute) == pytest.approx((direct["exact_accuracy"], direct["steps"]))
+    assert (cells[1].exact_accuracy, cells[1].compute) == pytest.approx((direct.exact_accuracy, direct.steps))
     scaling.save(cells, tmp_path, data="x")
     assert json.loads((tmp_path / "scaling.json").read_text())["cells"][0]["segments"] == 1
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
@@ -181,9 +181,9 @@ def test_a_calibration_holds_in_evaluation(folder, tmp_path, told):
     assert told.ends == {"calibrating": (found.count, found.count)}
     found.save(tmp_path / "model", "test")
     metrics = evaluate(load(tmp_path / "model"), dataset, batch_size=6, halt=calibrated(tmp_path / "model"))
-    assert metrics["exact_accuracy"] == pytest.approx(found.chosen.exact_accuracy)
-    assert metrics["steps"] == pytest.approx(found.chosen.mean_steps)
-    assert metrics["exact_accuracy"] >= evaluate(tiny(), dataset, batch_size=6)["exact_accuracy"] - 1e-9
+    assert metrics.exact_accuracy == pytest.approx(found.chosen.exact_accuracy)
+    assert metrics.steps == pytest.approx(found.chosen.mean_steps)
+    assert metrics.exact_accuracy >= evaluate(tiny(), dataset, batch_size=6).exact_accuracy - 1e-9
     assert (tmp_path / "model" / "halting.png").read_bytes().startswith(b"\x89PNG")
 
 

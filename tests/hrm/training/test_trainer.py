@@ -19,6 +19,7 @@ from hrm.data.batches import TrainingSampler
 from hrm.data.format import open_dataset
 from hrm.errors import InputError
 from hrm.inference.evaluate import evaluate
+from hrm.inference.metrics import Metrics
 from hrm.training import step as step_module
 from hrm.training import trainer as trainer_module
 from hrm.training.config import TrainConfig
@@ -235,7 +236,15 @@ def test_evaluation_uses_the_averaged_weights(configure, cpu, monkeypatch, famil
     def evaluate(model, dataset, *, batch_size, max_examples, loss_type):
         assert (dataset.split, batch_size, max_examples) == ("test", 8, 3)
         seen.append({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
-        return {"exact_accuracy": 0.5, "accuracy": 0.75, "lm_loss": 1.0, "count": 3}
+        return Metrics(
+            exact_accuracy=0.5,
+            accuracy=0.75,
+            lm_loss=1.0,
+            q_halt_accuracy=0.5,
+            steps=2,
+            count=3,
+            puzzles_per_second=1.0,
+        )
 
     monkeypatch.setattr(trainer_module, "evaluate", evaluate)
     changes = {"max_steps": 5, "ema": True, "ema_rate": 0.5, "eval_interval": 1, "eval_max_examples": 3}
@@ -244,7 +253,7 @@ def test_evaluation_uses_the_averaged_weights(configure, cpu, monkeypatch, famil
     averaged = load_file(result.checkpoint / "ema.safetensors")
     trained = load_file(result.checkpoint / "model.safetensors")
     # an epoch is 24 puzzles of about 1.5 examples, 4 to 5 steps; the last evaluation is at the end
-    assert len(seen) == 2 and result.evaluation["accuracy"] == 0.75
+    assert len(seen) == 2 and result.evaluation.accuracy == 0.75
     assert all(torch.equal(tensor, averaged[name]) for name, tensor in seen[-1].items())
     assert not torch.equal(trained["inner.lm_head.weight"], averaged["inner.lm_head.weight"])
     assert [row["step"] for row in rows(result.checkpoint.parents[1] / "evaluation.csv")] == ["4", "5"]
@@ -260,7 +269,7 @@ def test_it_learns_and_stops_when_solved(configure, cpu):
     finished = sum(int(row["finished"]) for row in last)
     exact = sum(float(row["exact_accuracy"]) * int(row["finished"]) for row in last if row["exact_accuracy"])
     assert exact >= 0.9 * finished
-    assert result.evaluation["accuracy"] > 0.8  # the rule carries over to puzzles it has not seen
+    assert result.evaluation.accuracy > 0.8  # the rule carries over to puzzles it has not seen
 
 
 @pytest.mark.parametrize("arch", [{}, {"mlp_t": True, "pos_encodings": "none"}], ids=["attention", "mixing"])
@@ -271,12 +280,12 @@ def test_a_tiny_recursive_model_learns_and_is_loaded_to_be_measured(configure, c
         arch={"hidden_size": 32, "expansion": 1.0} | arch,
     )  # fmt: skip
     result = train(config, cpu)
-    assert result.evaluation["accuracy"] > 0.8
+    assert result.evaluation.accuracy > 0.8
     model = hrm.load(config.out)
     assert isinstance(model, hrm.TRM) and model.config.mlp_t == bool(arch)
     measured = evaluate(model, open_dataset(config.data, "test"), batch_size=4)
     for name in ("accuracy", "exact_accuracy", "early_steps", "q_halt_accuracy"):
-        assert measured[name] == pytest.approx(result.evaluation[name], abs=1e-6), name
+        assert getattr(measured, name) == pytest.approx(getattr(result.evaluation, name), abs=1e-6), name
     log = rows(config.out / "metrics.csv")
     assert all(float(row["q_continue_loss"]) == 0 for row in log) and float(log[-1]["loss"]) < float(log[0]["loss"]) / 2
 
@@ -599,7 +608,15 @@ def test_max_minutes_have_room_for_the_last_evaluation(configure, cpu, monkeypat
 
     def evaluate(*_, **__):
         clock[0] += 600
-        return {"exact_accuracy": 0.5, "accuracy": 0.75, "lm_loss": 1.0, "count": 3}
+        return Metrics(
+            exact_accuracy=0.5,
+            accuracy=0.75,
+            lm_loss=1.0,
+            q_halt_accuracy=0.5,
+            steps=2,
+            count=3,
+            puzzles_per_second=1.0,
+        )
 
     monkeypatch.setattr(Trainer, "_train_step", step)
     monkeypatch.setattr(trainer_module, "evaluate", evaluate)
