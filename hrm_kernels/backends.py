@@ -7,12 +7,13 @@ the backends of that table whether they can serve it; each answers with None or 
 import functools
 import inspect
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,6 +24,7 @@ from hrm_kernels.checks import check_tensor
 PREFERENCE = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 """Backends in order, by tensor device; on other devices only ``reference`` runs."""
 
+T = TypeVar("T")
 NAMES = ("cuda", "triton", "cpu", "reference")
 
 
@@ -57,28 +59,64 @@ _ops: dict[str, "Op"] = {}
 _said: set[str] = set()
 _library = torch.library.Library("hrm_kernels", "DEF")
 
-_requested: str | None = None  # a module global, not a context variable: torch.compile guards on it
+_default: str | None = None  # the choice that every thread starts with
 if os.environ.get("HRM_KERNELS_BACKEND"):
-    _requested = _check_name(os.environ["HRM_KERNELS_BACKEND"], "HRM_KERNELS_BACKEND")
+    _default = _check_name(os.environ["HRM_KERNELS_BACKEND"], "HRM_KERNELS_BACKEND")
+
+
+class _Choice(threading.local):
+    def __init__(self) -> None:
+        # an instance attribute: torch.compile guards on it. On the default in the class body it does not, and a
+        # context variable it cannot trace.
+        self.requested = _default
+
+
+_choice = _Choice()
+
+
+def requested() -> str | None:
+    """The backend that this thread has requested with :func:`use_backend` or the environment; None: by device."""
+    return _choice.requested
 
 
 @contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
-    """Run every op inside the ``with`` on backend ``name``; None chooses by device again.
+    """Run every op that this thread calls inside the ``with`` on backend ``name``; None chooses by device again.
 
-    The choice holds for the whole process, like ``torch.set_num_threads``: don't switch from several threads.
-    Under ``torch.compile`` it is a guard: another choice compiles again.
+    The choice belongs to the thread. Other threads, also those started inside the ``with``, begin with the choice of
+    the environment variable ``HRM_KERNELS_BACKEND`` (None if it is not set). A backward runs on the backend of its
+    forward, whichever thread runs it and whatever that thread has chosen. Only ``torch.utils.checkpoint`` calls ops
+    again, on a GPU in a thread of autograd; pass it ``keep_backend(function)``.
+
+    Under ``torch.compile`` the choice is a guard, checked against the thread that makes the call: a choice that this
+    code was not yet compiled for compiles it again. The compiled backward belongs to its forward.
 
     Raises:
         ValueError: there is no backend of that name.
         BackendUnavailable: (from the op) the backend cannot serve a call.
     """
-    global _requested
-    before, _requested = _requested, None if name is None else _check_name(name, "use_backend")
+    before, _choice.requested = _choice.requested, None if name is None else _check_name(name, "use_backend")
     try:
         yield
     finally:
-        _requested = before
+        _choice.requested = before
+
+
+def keep_backend(function: Callable[..., T]) -> Callable[..., T]:
+    """``function`` with this thread's present choice of backend, whenever and in whichever thread it is called.
+
+    For what autograd calls again: ``torch.utils.checkpoint.checkpoint(keep_backend(function), ...)``.
+    """
+    if torch.compiler.is_compiling():  # traced with the choice
+        return function
+    name = requested()
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> T:
+        with use_backend(name):
+            return function(*arguments, **options)
+
+    return call
 
 
 class Op:
@@ -162,11 +200,12 @@ class Op:
         Raises:
             BackendUnavailable: the one that was asked for cannot serve the call, or none can.
         """
-        if _requested is not None:
-            reason = self.reason(_requested, *arguments)
+        name = _choice.requested
+        if name is not None:
+            reason = self.reason(name, *arguments)
             if reason is not None:
-                raise BackendUnavailable(f"{self.name}: backend {_requested!r} cannot serve this call: {reason}")
-            return _requested, []
+                raise BackendUnavailable(f"{self.name}: backend {name!r} cannot serve this call: {reason}")
+            return name, []
         reason = self._only_reference(arguments)
         if reason is not None:
             return "reference", [reason]
@@ -380,7 +419,9 @@ def explain(op: str, *arguments: Any) -> str:
     for name in NAMES:
         if name == chosen:
             why = (
-                "asked for by use_backend or HRM_KERNELS_BACKEND" if _requested else "the first that can serve the call"
+                "asked for by use_backend or HRM_KERNELS_BACKEND"
+                if requested()
+                else "the first that can serve the call"
             )
         else:
             why = table.reason(name, *arguments) or _why_not(table.backends[name], name, chosen, arguments)
@@ -392,5 +433,5 @@ def _why_not(backend: Backend, name: str, chosen: str, arguments: tuple[Any, ...
     """Why the choice fell on ``chosen``, though backend ``name`` can serve the call."""
     if name not in _preference(arguments):
         return f"not for {_first(arguments).device.type} tensors unless asked for"
-    passed_over = None if _requested else backend.passed_over(*arguments)
+    passed_over = None if requested() else backend.passed_over(*arguments)
     return f"can serve it too, after {chosen}" + (f": {passed_over}" if passed_over else "")

@@ -6,6 +6,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from hrm_kernels.backends import keep_backend
+
 __all__ = ["Gradient", "fixed_point", "gradient_steps", "warm_up"]
 
 Gradient = Literal["one_step", "last_cycle", "full"] | int
@@ -77,9 +79,11 @@ def fixed_point(
             state = new
         return state
 
+    run_again = keep_backend(run)
+
     def run_by_halves(start: int, stop: int, *state: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if stop - start == 1:
-            return run(start, stop, *state)
+            return run_again(start, stop, *state)
         middle = (start + stop) // 2
         state = checkpoint(run_by_halves, start, middle, *state, use_reentrant=False)
         return checkpoint(run_by_halves, middle, stop, *state, use_reentrant=False)

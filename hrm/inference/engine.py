@@ -16,7 +16,6 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import CancelledError, Future
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, islice
@@ -35,7 +34,7 @@ from hrm.inference.segments import Modes, modes_of, require_positive, restore_mo
 from hrm.model import HRM, Carry
 from hrm.openmp import release_threads
 from hrm.step_graph import CudaCapture, StepGraph
-from hrm_kernels.backends import use_backend
+from hrm_kernels.backends import requested, use_backend
 from hrm_kernels.casts import FrozenWeights, refresh
 from hrm_kernels.graphs import capturable
 
@@ -149,8 +148,8 @@ class Engine:
         halt: ``"q"`` as soon as q_halt > q_continue (q_halt > 0 of a TRM, whose q_continue is 0), ``"fixed"`` after
             ``max_steps`` as published, ``"stable:K"`` when the answer has not changed for K segments, ``"margin:X"``
             when q_halt - q_continue > X, or a function of a :class:`hrm.inference.halting.Moment`.
-        backend: of :func:`hrm_kernels.use_backend`, for the whole process while the engine runs; None leaves the choice
-            by device. Engines that run at the same time must ask for the same.
+        backend: of :func:`hrm_kernels.use_backend`, for the engine's thread; None is the choice of the thread that
+            makes the engine. Engines that run at the same time must ask for the same.
         queue_size: puzzles that may wait for a slot; None is four for each slot. Whoever brings more has to wait.
 
     Raises:
@@ -429,7 +428,6 @@ class _Worker:
     _started: ClassVar[weakref.WeakSet["_Worker"]] = weakref.WeakSet()  # those with a thread, running or not
     _exiting: ClassVar[bool] = False
     _modes: Modes  # before any engine had the model
-    _asked: ExitStack  # holds the backend, for all that asked for it
 
     def __init__(
         self,
@@ -456,6 +454,8 @@ class _Worker:
     def start(self) -> None:
         """Take the model and the backend, and begin."""
         self._threads = torch.get_num_threads()
+        with use_backend(self.backend or requested()):  # refuses an unknown name here, not in the worker
+            self._requested = requested()
         try:
             self._begin()
             release_threads()  # from here on the worker computes
@@ -506,11 +506,8 @@ class _Worker:
                 )
             others = [one._modes for one in self._running if one.model is self.model]
             self._modes = others[0] if others else modes_of(self.model)
-            self._asked = asking[0]._asked if asking and self.backend is not None else ExitStack()
             self._running.append(self)
             self._started.add(self)
-            if self.backend is not None and not asking:
-                self._asked.enter_context(use_backend(self.backend))
             self.model.eval()
 
     def _end(self) -> None:
@@ -520,8 +517,6 @@ class _Worker:
             self._running.remove(self)
             if not any(one.model is self.model for one in self._running):
                 restore_modes(self._modes)
-            if self.backend is not None and all(one.backend is None for one in self._running):
-                self._asked.close()
 
     @classmethod
     def end_all(cls) -> None:
@@ -608,7 +603,8 @@ class _Worker:
         try:
             torch.set_num_threads(self._threads)  # each thread has its own number; another one may round otherwise
             # not inference mode: what a model caches must still serve a later training step
-            with torch.cuda.device_of(next(self.model.parameters())), torch.no_grad():
+            device = torch.cuda.device_of(next(self.model.parameters()))
+            with device, torch.no_grad(), use_backend(self._requested):
                 seated += [None] * self.slots
                 slots = _Slots(self, seated)
                 while self._fill(slots):

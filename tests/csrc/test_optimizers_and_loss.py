@@ -624,7 +624,7 @@ def test_tuning_compares_both_once_they_agree(cuda_on_cpu, monkeypatch):
 
     def clock(function):
         function()
-        return 1.0 if backends._requested == "cuda" else 2.0
+        return 1.0 if backends.requested() == "cuda" else 2.0
 
     # (not rope_attention: its backward loops over a range, which this interpreter cannot without tests/hrm_kernels)
     for op in ("stablemax_cross_entropy", "adam_atan2", "sparse_sign_sgd"):

@@ -1,15 +1,20 @@
 """Choosing a backend: preference, requests, reasons."""
 
+import importlib
 import inspect
 import subprocess
 import sys
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
+from torch.utils.checkpoint import checkpoint
 
 import hrm_kernels as k
-from hrm_kernels.backends import Backend
+from hrm_kernels.backends import Backend, keep_backend, requested
 from hrm_kernels.ops import swiglu as room
 
 X = torch.randn(3, 8)
@@ -71,6 +76,82 @@ def test_nested_requests_and_none(cpu_backend):
         with k.use_backend(None):
             assert k.swiglu(X).eq(7).all()
         assert not k.swiglu(X).eq(7).any()
+
+
+def test_the_choice_ends_with_an_exception(cpu_backend):
+    with pytest.raises(KeyError), k.use_backend("reference"):
+        raise KeyError
+    assert k.swiglu(X).eq(7).all()
+    with pytest.raises(ValueError, match="no backend"), k.use_backend("reference"), k.use_backend("cudnn"):
+        pass
+    assert requested() is None
+
+
+def test_threads_choose_for_themselves(cpu_backend):
+    """Two threads with different choices at the same time; a third, started inside a choice, begins without one."""
+    barrier = threading.Barrier(2, timeout=60)
+
+    def run(name):
+        found = []
+        with k.use_backend(name):
+            for _ in range(20):
+                barrier.wait()
+                found.append(bool(k.swiglu(X).eq(7).all()))
+        return found, requested()
+
+    with ThreadPoolExecutor(3) as pool, k.use_backend("reference"):
+        cpu, reference = pool.submit(run, "cpu"), pool.submit(run, "reference")
+        assert cpu.result() == ([True] * 20, None) and reference.result() == ([False] * 20, None)
+        assert pool.submit(requested).result() is None and requested() == "reference"
+
+
+@pytest.mark.parametrize("op", ["swiglu", "rope_attention", "add_rms_norm", "token_mixing"])
+@pytest.mark.skipif(k.backends()["cpu"] is not None, reason="there is no CPU library")
+def test_a_backward_runs_on_the_backend_of_its_forward(op, monkeypatch):
+    """In a thread of its own, as on a GPU, and against the choice of that thread."""
+    shapes = {"token_mixing": [(2, 3, 12), (8, 3), (3, 4)], "add_rms_norm": [(2, 3, 12)] * 2}.get(op, [(2, 3, 12)])
+    inputs = [torch.randn(shape).requires_grad_() for shape in shapes]
+    launched = []
+    for module in ("swiglu", "rope_attention", "add_rms_norm", "token_mixing"):
+        kernels = importlib.import_module(f"hrm_kernels.ops.{module}.cpu_kernels")
+        for direction in ("forward", "backward"):
+            launch = getattr(kernels, direction)
+            monkeypatch.setattr(
+                kernels, direction, lambda *a, launch=launch, name=direction: launched.append(name) or launch(*a)
+            )
+
+    def backward(loss, choice):
+        with k.use_backend(choice):
+            return torch.autograd.grad(loss, inputs)
+
+    def forward(choice):
+        with k.use_backend(choice):
+            return getattr(k, op)(*inputs, *((None, None, 2) if op == "rope_attention" else ())).square().sum()
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(backward, forward("cpu"), "reference").result()
+        assert launched == ["forward", "backward"]
+        thread.submit(backward, forward("reference"), "cpu").result()
+        assert launched == ["forward", "backward"]
+
+
+def test_keep_backend_is_for_what_autograd_calls_again(cpu_backend):
+    def double(x):
+        chosen.append(requested())
+        return k.swiglu(x) * 2
+
+    chosen, x = [], X.clone().requires_grad_()
+    with k.use_backend("reference"):
+        out = checkpoint(keep_backend(double), x, use_reentrant=False)
+        many = k.fixed_point(lambda z: double(torch.cat([z, z], -1)), X, steps=4, gradient="full", recompute=True)
+    with ThreadPoolExecutor(1) as thread, k.use_backend("cpu"):
+        thread.submit(out.sum().backward).result()
+        assert chosen == ["reference"] * 6 and not many.requires_grad
+        with k.use_backend("reference"):
+            y = X.clone().requires_grad_()
+            many = k.fixed_point(lambda z: double(torch.cat([z, z], -1)), y, steps=4, gradient="full", recompute=True)
+        thread.submit(many.sum().backward).result()
+    assert set(chosen) == {"reference"} and len(chosen) > 10
 
 
 def test_unknown_names():
@@ -174,12 +255,41 @@ def test_compiled_code_follows_the_choice(cpu_backend):
         assert not compiled(X).eq(7).any()
 
 
+def test_compiled_code_follows_the_choice_of_the_thread_that_calls_it(cpu_backend):
+    """Each choice compiles once, for all threads; a choice inside the compiled function is traced."""
+    torch._dynamo.reset()
+    counter = CompileCounter()
+
+    def function(gate_up):
+        with k.use_backend("reference"):
+            inside = k.swiglu(gate_up)
+        return inside, k.swiglu(gate_up)
+
+    compiled = torch.compile(function, backend=counter, fullgraph=True)
+
+    def run(choice):
+        with k.use_backend(choice):
+            return [bool(out.eq(7).all()) for out in compiled(X)]
+
+    assert run(None) == [False, True] and counter.frame_count == 1
+    with ThreadPoolExecutor(1) as thread, k.use_backend("reference"):
+        assert thread.submit(run, None).result() == [False, True] and counter.frame_count == 1
+        assert thread.submit(run, "reference").result() == [False, False] and counter.frame_count == 2
+        assert run("reference") == [False, False] and run(None) == [False, True] and counter.frame_count == 2
+        assert requested() == "reference"
+
+
 @pytest.mark.parametrize(
-    ("value", "says"), [("reference", "True"), ("cudnn", "HRM_KERNELS_BACKEND: there is no backend")]
+    ("value", "says"),
+    [("reference", "True\nreference\nreference\n"), ("cudnn", "HRM_KERNELS_BACKEND: there is no backend")],
 )
 def test_environment_variable(value, says, monkeypatch):
     monkeypatch.setenv("HRM_KERNELS_BACKEND", value)
-    code = "import torch, hrm_kernels as k; print(k.swiglu(torch.ones(2)).item() > 0)"
+    code = (
+        "import torch, threading, hrm_kernels as k; print(k.swiglu(torch.ones(2)).item() > 0);"
+        "from hrm_kernels.backends import requested; print(requested());"
+        "thread = threading.Thread(target=lambda: print(requested())); thread.start(); thread.join()"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert says in run.stdout + run.stderr
 

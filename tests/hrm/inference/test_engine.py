@@ -18,7 +18,7 @@ from hrm.data.sudoku import generate
 from hrm.inference.engine import EngineError, Puzzle
 from hrm.inference.halting import halts_by_q
 from hrm.step_graph import StepGraph
-from hrm_kernels import explain
+from hrm_kernels import explain, use_backend
 from hrm_kernels.graphs import capturable
 
 STEPS = 6
@@ -524,10 +524,18 @@ def test_a_container_s_memory_is_all_there_is(monkeypatch):
 
 
 def test_the_backend_asked_for_runs(puzzles):
-    x = torch.zeros(1, 4)
-    with Engine(tiny(), slots=2, max_steps=2, backend="reference", halt=halts_by_q) as engine:
+    """In the engine's thread; the thread that makes it keeps its own choice, which an engine without one takes."""
+    x, model, chosen = torch.zeros(1, 4), tiny(), []
+    model.register_forward_pre_hook(lambda *_: chosen.append(explain("swiglu", x)))
+    before = explain("swiglu", x)
+    with Engine(model, slots=2, max_steps=2, backend="reference", halt=halts_by_q) as engine:
         assert engine.submit(puzzles[0]).result(timeout=60).error is None
-        assert explain("swiglu", x) == "reference"
+        assert explain("swiglu", x) == before
+    with use_backend("reference"):
+        engine = Engine(model, slots=2, max_steps=2, halt=halts_by_q)
+    with engine:
+        assert engine.submit(puzzles[0]).result(timeout=60).error is None
+    assert len(chosen) >= 2 and set(chosen) == {"reference"}
 
 
 def test_engines_that_run_together_leave_the_process_as_it_was():
@@ -539,7 +547,7 @@ def test_engines_that_run_together_leave_the_process_as_it_was():
         Engine(tiny(), backend="cpu")
     third = Engine(tiny(), slots=2)
     first.close()
-    assert not model.training and explain("swiglu", x) == "reference"
+    assert not model.training and explain("swiglu", x) == chosen
     second.close()
     second.close()
     assert model.training and explain("swiglu", x) == chosen
