@@ -154,7 +154,7 @@ class Run:
             "command": " ".join(["python -m bench.gpu", *sys.argv[1:]]),
             "commit": _output("git", "-C", str(ROOT), "describe", "--always", "--dirty"),
             **_machine(device),
-            "backends": hrm_kernels.backends(),
+            "backends": hrm_kernels.available_backends(),
             "parts": {},
             "ceilings": {},
             "timings": [],

@@ -14,7 +14,7 @@ import torch
 from bench import timing
 from bench.suite import Setup, candidates
 from bench.workloads import Workload, of_op
-from hrm_kernels.backends import backends
+from hrm_kernels.backends import available_backends
 
 ROUNDS, ENOUGH = 25, 9  # turns wanted, and needed for a judgement
 PATIENCE = 4
@@ -42,7 +42,7 @@ def told(ratios: list[float], disturbed: int) -> str:
 
 
 def main() -> int:
-    reason = backends()["cpu"]
+    reason = available_backends()["cpu"]
     if reason is not None:
         print(f"bench.ratio: nothing to compare: {reason}")
         return 0

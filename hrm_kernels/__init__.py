@@ -1,9 +1,11 @@
 """Kernels for recurrent reasoning models: the ops of HRM and its relatives, each with several backends."""
 
-from hrm_kernels.backends import BackendUnavailable, backends, explain, use_backend
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from hrm_kernels.backends import BackendUnavailable, available_backends, explain, use_backend
 from hrm_kernels.casts import frozen_weights
 from hrm_kernels.fixed_point import fixed_point
-from hrm_kernels.integrations import PatchReport, patch, unpatch
 from hrm_kernels.ops.add_rms_norm import add_rms_norm
 from hrm_kernels.ops.linear import linear
 from hrm_kernels.ops.reasoning_module import reasoning_module
@@ -14,16 +16,25 @@ from hrm_kernels.ops.swiglu import swiglu
 from hrm_kernels.ops.token_mixing import token_mixing
 from hrm_kernels.ops.transformer_block import BlockWeights, transformer_block
 
+if TYPE_CHECKING:
+    from hrm_kernels import nn, optim
+    from hrm_kernels.integrations import PatchReport, patch, unpatch
+
+    __version__: str
+
 __all__ = [
     "BackendUnavailable",
     "BlockWeights",
     "PatchReport",
+    "__version__",
     "add_rms_norm",
-    "backends",
+    "available_backends",
     "explain",
     "fixed_point",
     "frozen_weights",
     "linear",
+    "nn",
+    "optim",
     "patch",
     "reasoning_module",
     "recurrent_cycles",
@@ -35,3 +46,22 @@ __all__ = [
     "unpatch",
     "use_backend",
 ]
+
+_HOME = {"PatchReport": "integrations", "patch": "integrations", "unpatch": "integrations"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first used. Ops are imported at once: that registers ``torch.ops.hrm_kernels``."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("hrm")
+    if name in ("nn", "optim"):
+        return import_module(f"hrm_kernels.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'hrm_kernels' has no attribute {name!r}")
+    return getattr(import_module(f"hrm_kernels.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

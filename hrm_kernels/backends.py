@@ -363,7 +363,7 @@ def _say_once(message: str) -> None:
         warnings.warn(message, stacklevel=5)
 
 
-def backends() -> dict[str, str | None]:
+def available_backends() -> dict[str, str | None]:
     """Every backend by name: None where ops run on it here, else the reason why not."""
     return {name: _availability(name) for name in NAMES}
 

@@ -41,7 +41,7 @@ def report() -> dict[str, Any]:
         usable, else the reason why not), ``self_tests`` of the usable ones (None: passed, else what went wrong; those
         of libraries are named ``native cpu`` and so on).
     """
-    backends = hrm_kernels.backends()
+    backends = hrm_kernels.available_backends()
     libraries = {name: _library(name) for name in native.COMPILERS}
     self_tests = {name: _test_backend(name) for name, reason in backends.items() if reason is None}
     self_tests |= {f"native {name}": native.self_test(name) for name, reason in libraries.items() if reason is None}

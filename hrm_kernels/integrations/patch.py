@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 import hrm_kernels.nn
-from hrm_kernels.backends import NAMES, BackendUnavailable, backends
+from hrm_kernels.backends import NAMES, BackendUnavailable, available_backends
 from hrm_kernels.integrations.forward import OPS
 from hrm_kernels.integrations.near_misses import is_linear
 from hrm_kernels.integrations.probe import difference
@@ -68,7 +68,7 @@ def patch(model: nn.Module, backend: str | None = None) -> PatchReport:
     if backend is not None:
         if backend not in NAMES:
             raise ValueError(f"patch: there is no backend {backend!r}; expected one of {', '.join(NAMES)}")
-        reason = backends()[backend]
+        reason = available_backends()[backend]
         if reason is not None:
             raise BackendUnavailable(f"patch: backend {backend!r} cannot be used: {reason}")
     report = PatchReport()

@@ -15,11 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from hrm_kernels import native
+from hrm_kernels import backends, native
 from hrm_kernels.ops.reasoning_module import cuda_kernels
 
 ROOT = Path(__file__).parents[2]
-backends = sys.modules["hrm_kernels.backends"]  # the function hides the module
 
 
 @dataclass

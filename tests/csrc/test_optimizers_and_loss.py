@@ -4,7 +4,6 @@ Error against float64 at most twice that of plain PyTorch; the loss to 1e-6 rela
 in them, which the same checks find.
 """
 
-import sys
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 import hrm_kernels as k
-from hrm_kernels import native
+from hrm_kernels import backends, native
 from hrm_kernels.nn import SparseEmbedding
 from hrm_kernels.ops.adam_atan2 import adam_atan2
 from hrm_kernels.ops.sparse_sign_sgd import sparse_sign_sgd
@@ -21,7 +20,6 @@ from hrm_kernels.ops.stablemax_cross_entropy import stablemax_cross_entropy_with
 from hrm_kernels.optim import AdamATan2, SparseSignSGD
 from hrm_kernels.tuning import __main__ as tuning
 
-backends = sys.modules["hrm_kernels.backends"]  # the function hides the module
 pytestmark = pytest.mark.usefixtures("poisoned")
 ROOT = Path(__file__).parents[2]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

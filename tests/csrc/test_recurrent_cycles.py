@@ -4,18 +4,16 @@ It runs on a CPU, under csrc/simt. With a GPU the same cases run on it.
 """
 
 import functools
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import hrm_kernels as k
-from hrm_kernels import doctor
+from hrm_kernels import backends, doctor
 from hrm_kernels.nn import rope_tables
 from hrm_kernels.ops.reasoning_module import cuda_kernels
 
-backends = sys.modules["hrm_kernels.backends"]  # the function hides the module
 SOURCE = Path(__file__).parents[2] / "csrc" / "cuda" / "recurrent_cycles.cu"
 pytestmark = pytest.mark.usefixtures("poisoned")
 BF16 = torch.bfloat16

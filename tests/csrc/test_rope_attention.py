@@ -6,7 +6,6 @@ It runs on a CPU, under csrc/simt. With a GPU the same cases run on it.
 import ctypes
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,12 +13,12 @@ import pytest
 import torch
 
 import hrm_kernels as k
+from hrm_kernels import backends
 from hrm_kernels.nn import rope_tables
 from hrm_kernels.ops.rope_attention import cuda_kernels
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 ROOT = Path(__file__).parents[2]
-backends = sys.modules["hrm_kernels.backends"]  # the function hides the module
 BF16, F16 = torch.bfloat16, torch.float16
 POSITIONS = (1, 17, 81, 82, 97, 128)
 # batch, positions, heads, head_dim: every size once, every pair of sizes in the slow ones

@@ -1,6 +1,7 @@
 """Choosing a backend: preference, requests, reasons."""
 
 import importlib
+import importlib.metadata
 import inspect
 import subprocess
 import sys
@@ -14,8 +15,9 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils.checkpoint import checkpoint
 
 import hrm_kernels as k
+from hrm_kernels import backends
 from hrm_kernels.backends import Backend, keep_backend, requested
-from hrm_kernels.ops import swiglu as room
+from hrm_kernels.ops import swiglu as op_package
 
 X = torch.randn(3, 8)
 
@@ -24,7 +26,7 @@ X = torch.randn(3, 8)
 def cpu_backend(monkeypatch):
     """A second backend of swiglu, for float32 only, whose results can be told apart."""
     table = {
-        "reference": room._op.backends["reference"],
+        "reference": op_package._op.backends["reference"],
         "cpu": Backend(
             lambda gate_up: torch.full_like(gate_up[..., 1::2], 7.0),
             lambda gate_up: (
@@ -32,15 +34,24 @@ def cpu_backend(monkeypatch):
             ),
         ),
     }
-    monkeypatch.setattr(room._op, "backends", table)
-    monkeypatch.setattr(sys.modules["hrm_kernels.backends"], "_said", set())  # the function hides the module
+    monkeypatch.setattr(op_package._op, "backends", table)
+    monkeypatch.setattr(backends, "_said", set())
 
 
 def test_backends_lists_all_with_reasons():
-    listed = k.backends()
+    listed = k.available_backends()
     assert list(listed) == ["cuda", "triton", "cpu", "reference"]
     assert listed["reference"] is None
     assert all(reason is None or reason for reason in listed.values())
+
+
+def test_the_package_and_its_lazy_names():
+    assert k.__version__ == importlib.metadata.version("hrm")
+    assert set(k.__all__) <= set(dir(k)) and k.backends is sys.modules["hrm_kernels.backends"]
+    for name in k.__all__:
+        assert getattr(k, name) is not None
+    with pytest.raises(AttributeError, match="module 'hrm_kernels' has no attribute 'softmax'"):
+        k.softmax  # noqa: B018
 
 
 def test_preference_by_device(cpu_backend):
@@ -48,7 +59,7 @@ def test_preference_by_device(cpu_backend):
     with k.use_backend("reference"):
         assert not k.swiglu(X).eq(7).any()
     assert k.swiglu(X).eq(7).all()
-    assert k.backends()["cpu"] is None
+    assert k.available_backends()["cpu"] is None
 
 
 def test_automatic_choice_falls_back_and_says_so_once(cpu_backend):
@@ -106,7 +117,7 @@ def test_threads_choose_for_themselves(cpu_backend):
 
 
 @pytest.mark.parametrize("op", ["swiglu", "rope_attention", "add_rms_norm", "token_mixing"])
-@pytest.mark.skipif(k.backends()["cpu"] is not None, reason="there is no CPU library")
+@pytest.mark.skipif(k.available_backends()["cpu"] is not None, reason="there is no CPU library")
 def test_a_backward_runs_on_the_backend_of_its_forward(op, monkeypatch):
     """In a thread of its own, as on a GPU, and against the choice of that thread."""
     shapes = {"token_mixing": [(2, 3, 12), (8, 3), (3, 4)], "add_rms_norm": [(2, 3, 12)] * 2}.get(op, [(2, 3, 12)])
@@ -186,7 +197,7 @@ def test_explain_takes_what_the_function_takes(capsys):
 
 
 def test_references_take_what_the_functions_take():
-    ops = sys.modules["hrm_kernels.backends"]._ops
+    ops = backends._ops
     public = [name for name in ops if name in k.__all__]
     assert len(public) == 9
     for name in public:
@@ -200,17 +211,16 @@ def test_references_take_what_the_functions_take():
 def gpu_backends(monkeypatch):
     """CPU tensors prefer cuda, then triton, whose results are 1 and 2; what each cannot serve, and what is unproven."""
     reasons = {"cuda": None, "triton": None, "unproven": "not measured to be faster"}
-    table = {"reference": room._op.backends["reference"]}
+    table = {"reference": op_package._op.backends["reference"]}
     for value, name in ((1.0, "cuda"), (2.0, "triton")):
         table[name] = Backend(
             lambda gate_up, value=value: torch.full_like(gate_up[..., 1::2], value),
             lambda gate_up, name=name: reasons[name],
             passed_over=lambda gate_up, name=name: reasons["unproven"] if name == "cuda" else None,
         )
-    module = sys.modules["hrm_kernels.backends"]
-    monkeypatch.setattr(room._op, "backends", table)
-    monkeypatch.setattr(module, "PREFERENCE", {"cpu": ("cuda", "triton", "reference")})
-    monkeypatch.setattr(module, "_said", set())
+    monkeypatch.setattr(op_package._op, "backends", table)
+    monkeypatch.setattr(backends, "PREFERENCE", {"cpu": ("cuda", "triton", "reference")})
+    monkeypatch.setattr(backends, "_said", set())
     return reasons
 
 

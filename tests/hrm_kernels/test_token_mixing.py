@@ -7,7 +7,7 @@ import hrm_kernels as k
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if torch.cuda.is_available() else [])  # see design: traps
-needs_cpu = pytest.mark.skipif(k.backends()["cpu"] is not None, reason="there is no CPU library")
+needs_cpu = pytest.mark.skipif(k.available_backends()["cpu"] is not None, reason="there is no CPU library")
 SHAPES = [(2, 17, 64, 96), (1, 1, 5, 3), (3, 97, 32, 256), (2, 28, 64, 256), (0, 4, 8, 16)]
 
 
