@@ -5,6 +5,7 @@ for terabytes or for days; within it products of sizes fit into 64 bits.
 """
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, PositiveInt
@@ -23,6 +24,20 @@ Layers = Annotated[PositiveInt, Field(le=2**10)]
 Cycles = Annotated[PositiveInt, Field(le=2**12)]
 
 
+def host_memory() -> int | None:
+    """Bytes of memory that this process may use: the machine's, or its container's; None if the system does not say."""
+    try:
+        sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    except (AttributeError, ValueError, OSError):
+        return None
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            sizes.append(int(Path(file).read_text()))
+        except (OSError, ValueError):  # "max": the container has no limit
+            pass
+    return min(sizes)
+
+
 def require_memory(needed: int, what: str, way_out: str) -> None:
     """Refuse before the work what this machine's memory cannot hold: it would be killed, or take the machine down.
 
@@ -34,8 +49,8 @@ def require_memory(needed: int, what: str, way_out: str) -> None:
     Raises:
         InputError: there is less memory.
     """
-    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > present:
+    present = host_memory()
+    if present is not None and needed > present:
         raise InputError(
             f"{what} would take {needed / 2**30:.0f} GB, and this machine has {present / 2**30:.0f} GB of memory; "
             f"{way_out}"

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import hrm
-import hrm.inference.engine as engine_module
+import hrm.inference.engine.segment as segment_module
 from hrm import HRM, TRM, Engine, HRMConfig, InputError, TRMConfig
 from hrm.data.sudoku import generate
 from hrm.inference.engine import EngineError, Puzzle
 from hrm.inference.halting import halts_by_q
 from hrm.step_graph import StepGraph
-from hrm_kernels import explain, use_backend
+from hrm_kernels import backends, explain, use_backend
 from hrm_kernels.graphs import capturable
 
 STEPS = 6
@@ -270,7 +270,7 @@ def test_a_full_queue_makes_callers_wait(gate, until):
         brought = threading.Event()
         caller = threading.Thread(target=lambda: (futures.append(engine.submit(np.ones(16, int))), brought.set()))
         caller.start()
-        until(lambda: engine._worker._turns)
+        until(lambda: engine._scheduler.queue.blocked)
         assert not brought.is_set()
         model.permits.release(4)
         assert brought.wait(60)
@@ -284,8 +284,8 @@ def test_who_waits_for_room_is_served_in_turn(gate):
     with Engine(model, slots=1, max_steps=1, queue_size=2) as engine:
 
         def bring(*tokens):
-            jobs = [engine._numbered(np.full(16, token), 0, False) for token in tokens]
-            return engine._worker.offer(jobs)
+            jobs = [engine._job(np.full(16, token), 0, False) for token in tokens]
+            return engine._scheduler.queue.offer(jobs)
 
         assert bring(0) is None
         assert model.entered.acquire(timeout=60)
@@ -293,7 +293,7 @@ def test_who_waits_for_room_is_served_in_turn(gate):
         turns = [bring(1, 2), bring(3), bring(4)]
         model.permits.release(1)
         assert model.entered.acquire(timeout=60)  # room for one, and it is for the two to take
-        assert not any(turn.queued.done() for turn in turns) and len(engine._worker._waiting) == 1
+        assert not any(turn.queued.done() for turn in turns) and len(engine._scheduler.queue.waiting) == 1
         model.permits.release(20)
         for turn in turns:
             turn.queued.result(timeout=60)
@@ -362,7 +362,7 @@ def test_a_crash_reaches_everyone_who_waits(gate, until, where):
 
         caller = threading.Thread(target=bring)
         caller.start()
-        until(lambda: engine._worker._turns)  # it waits for room
+        until(lambda: engine._scheduler.queue.blocked)  # it waits for room
         model.permits.release(2)
         for future in futures:
             with pytest.raises(EngineError, match="worker has failed") as failed:
@@ -396,7 +396,7 @@ def test_leaving_with_an_error_cancels(gate, until):
     model = gate()
 
     def permit():
-        until(lambda: engine._worker._cancelling)
+        until(lambda: engine._scheduler.queue.cancelling)
         model.permits.release(1)
 
     with pytest.raises(KeyError):
@@ -474,7 +474,7 @@ def test_an_asynchronous_source_may_wait_for_answers(puzzles):
             leaving = engine.asolve(puzzles * 10)
             assert (await anext(leaving)).index == 0
             await leaving.aclose()
-            assert all(turn.queued.cancelled() for turn in engine._worker._turns)
+            assert all(turn.queued.cancelled() for turn in engine._scheduler.queue.blocked)
             return await engine.asubmit(puzzles[0])
 
     assert asyncio.run(asyncio.wait_for(main(), 60)).error is None
@@ -495,7 +495,7 @@ def test_an_asynchronous_source_may_wait_for_answers(puzzles):
         ({"slots": True}, "slots is True, expected an integer"),
         ({"slots": -1}, "slots is -1, expected 1 or more"),
         ({"slots": float("nan")}, "slots is nan, expected an integer"),
-        ({"slots": 10**9}, "slots is 1000000000: their states and logits alone take [0-9]+ MiB, and cpu has "),
+        ({"slots": 10**9}, "slots is 1000000000: their states and logits take [0-9]+ MiB, and cpu has "),
         ({"slots": 10**400}, "slots is 1" + 400 * "0" + ": their states"),
         ({"max_steps": True}, "max_steps is True, expected an integer"),
         ({"max_steps": float("inf")}, "max_steps is inf, expected an integer"),
@@ -514,7 +514,7 @@ def test_impossible_settings(arguments, message):
 
 
 def test_a_container_s_memory_is_all_there_is(monkeypatch):
-    monkeypatch.setattr(engine_module, "_host_memory", lambda: 10**6)
+    monkeypatch.setattr(segment_module, "host_memory", lambda: 10**6)
     each = 4 * (4 * 17 * 32 + 16 * 6)  # the states before and after a segment, with a position for the identifier
     most = 10**6 // each
     with pytest.raises(InputError, match=f"slots is {most + 1}: .* at most {most} fit"):
@@ -538,13 +538,44 @@ def test_the_backend_asked_for_runs(puzzles):
     assert len(chosen) >= 2 and set(chosen) == {"reference"}
 
 
+@pytest.mark.skipif(backends()["cpu"] is not None, reason="needs the CPU library")
+def test_engines_with_different_backends_run_side_by_side(puzzles):
+    """Each computes to the bit what it computes without the other."""
+    x, names = torch.zeros(1, 4), ("cpu", "reference")
+
+    def run(model, backend):
+        # all puzzles start together, so that the reference computes the same matrix products in every run
+        with Engine(model, slots=24, max_steps=STEPS, backend=backend) as engine:
+            return [(one.tokens.tobytes(), one.steps, one.q_halt, one.q_continue) for one in engine.solve(puzzles)]
+
+    expected = {name: run(tiny(), name) for name in names}
+    assert expected["cpu"] != expected["reference"]  # in the last bits
+
+    chosen, together, both_run = {name: [] for name in names}, {}, threading.Barrier(2)
+
+    def run_beside_the_other(model, name):
+        def before_segment(*_):
+            if not chosen[name]:
+                both_run.wait(60)
+            chosen[name].append(explain("swiglu", x))
+
+        model.register_forward_pre_hook(before_segment)
+        together[name] = run(model, name)
+
+    callers = [threading.Thread(target=run_beside_the_other, args=(tiny(), name)) for name in names]
+    for one in callers:
+        one.start()
+    for one in callers:
+        one.join(60)
+    assert together == expected
+    assert {name: set(seen) for name, seen in chosen.items()} == {"cpu": {"cpu"}, "reference": {"reference"}}
+
+
 def test_engines_that_run_together_leave_the_process_as_it_was():
     model, x = tiny().train(), torch.zeros(1, 4)
     chosen = explain("swiglu", x)
     first = Engine(model, slots=2, backend="reference")
     second = Engine(model, slots=2, backend="reference")
-    with pytest.raises(InputError, match="backend is 'cpu', and an engine that asked for 'reference' runs"):
-        Engine(tiny(), backend="cpu")
     third = Engine(tiny(), slots=2)
     first.close()
     assert not model.training and explain("swiglu", x) == chosen
@@ -565,7 +596,7 @@ def test_segments_replayed_as_a_graph(puzzles, family, recorded_capture, monkeyp
     with Engine(model, 5, STEPS, halt=halt, backend="reference") as engine:
         direct = list(engine.solve(noisy, trace=True))
     monkeypatch.setattr(
-        engine_module, "_graph", lambda answers, step: StepGraph(step, recorded_capture, torch.device("cpu"))
+        segment_module, "segment_graph", lambda answers, step: StepGraph(step, recorded_capture, torch.device("cpu"))
     )
     with Engine(model, 5, STEPS, halt=halt, backend="reference") as engine:
         replayed = list(engine.solve(noisy, trace=True))
@@ -582,7 +613,7 @@ def test_a_gpu_replays_segments(puzzles, family, monkeypatch):
     model, taken = tiny(family).cuda(), []
     with Engine(model, 5, STEPS) as engine:
         replayed = list(engine.solve(puzzles))
-    monkeypatch.setattr(engine_module, "_graph", lambda answers, step: taken.append(capturable(answers)))
+    monkeypatch.setattr(segment_module, "segment_graph", lambda answers, step: taken.append(capturable(answers)))
     with Engine(model, 5, STEPS) as engine:
         direct = list(engine.solve(puzzles))
     assert taken == [True]
@@ -638,7 +669,7 @@ def test_load(count):
         grown = _resident() - resident
         tracemalloc.stop()
         assert not failures and not any(one.is_alive() for one in callers)
-        assert not engine._worker._waiting
+        assert not engine._scheduler.queue.waiting
     solved, malformed, cancelled = (sum(column) for column in zip(*tallies, strict=True))
     assert solved + malformed + cancelled == count
     assert solved > 0.7 * count and malformed == 4 * (count // 400)

@@ -15,6 +15,7 @@ import torch
 
 from hrm import Engine, InputError
 from hrm.inference.engine import EngineError, Puzzle
+from hrm.inference.engine.processes import running_engines
 from hrm.inference.segments import evaluating
 from hrm_kernels import explain
 
@@ -158,9 +159,9 @@ def test_ctrl_c_while_an_engine_closes(gate, until, ctrl_c, way):
     process = Process(model.train())
 
     def during_the_first_segment(*_):
-        until(lambda: engine._worker._closing)
+        until(lambda: engine._scheduler.queue.closing)
         ctrl_c()
-        until(lambda: engine._worker._cancelling)
+        until(lambda: engine._scheduler.queue.cancelling)
 
     model.register_forward_pre_hook(during_the_first_segment)
     futures = []
@@ -172,7 +173,7 @@ def test_ctrl_c_while_an_engine_closes(gate, until, ctrl_c, way):
         engine.close()
     assert process.state() == process.before
     assert all(future.cancelled() for future in futures) and model.calls == 1
-    assert not engine._worker._thread.is_alive()
+    assert not engine._scheduler._thread.is_alive()
 
 
 @pytest.mark.parametrize("way", ["submit", "solve"])
@@ -183,7 +184,7 @@ def test_ctrl_c_while_the_queue_is_full(gate, until, ctrl_c, way):
         futures = [engine.submit(ONES)]
         assert model.entered.acquire(timeout=60)
         futures.append(engine.submit(ONES))
-        sender = threading.Thread(target=lambda: (until(lambda: engine._worker._turns), ctrl_c()))
+        sender = threading.Thread(target=lambda: (until(lambda: engine._scheduler.queue.blocked), ctrl_c()))
         sender.start()
         with pytest.raises(KeyboardInterrupt):
             if way == "submit":
@@ -212,7 +213,7 @@ def test_a_dropped_engine_finishes_ends_and_is_collected(gate):
     model = gate()
     process = Process(model.train())
     engine = Engine(model, slots=1, max_steps=3, backend="reference")
-    alive, thread = weakref.ref(engine), engine._worker._thread
+    alive, thread = weakref.ref(engine), engine._scheduler._thread
     futures = [engine.submit(ONES) for _ in range(2)]
     del engine
     gc.collect()
@@ -228,16 +229,16 @@ def test_an_idle_engine_in_a_cycle_is_collected(gate):
     model = gate()
     process = Process(model.train())
     engine = Engine(model, slots=1)
-    engine.itself, worker = engine, engine._worker
+    engine.itself, scheduler = engine, engine._scheduler
     alive = weakref.ref(engine)
-    with worker._lock, worker._starting:
+    with scheduler.queue.lock, running_engines._lock:
         del engine
         collector = threading.Thread(target=gc.collect)
         collector.start()
         collector.join(60)
         assert alive() is None and not collector.is_alive()
-    worker._thread.join(60)
-    assert not worker._thread.is_alive() and process.state() == process.before
+    scheduler._thread.join(60)
+    assert not scheduler._thread.is_alive() and process.state() == process.before
 
 
 def test_what_was_raised_does_not_keep_an_engine(gate):
@@ -282,7 +283,7 @@ def test_a_callback_may_close(gate):
     model = gate()
     process = Process(model.train())
     engine = Engine(model, slots=1, max_steps=1)
-    thread = engine._worker._thread
+    thread = engine._scheduler._thread
     first, second = engine.submit(ONES), engine.submit(ONES)
     first.add_done_callback(lambda _: engine.close())
     model.permits.release(2)

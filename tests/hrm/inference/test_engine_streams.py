@@ -90,7 +90,7 @@ def test_whoever_iterates_hears_of_the_end(model, inputs, until, ordered, end):
         caller.start()
         assert started.wait(60)
         if end == "cancel":
-            threading.Thread(target=lambda: (until(lambda: engine._worker._cancelling), stop.set())).start()
+            threading.Thread(target=lambda: (until(lambda: engine._scheduler.queue.cancelling), stop.set())).start()
             engine.close(cancel=True)
         stop.set()
         caller.join(60)

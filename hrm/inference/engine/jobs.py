@@ -1,0 +1,71 @@
+"""A puzzle on its way through the engine."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from concurrent.futures import CancelledError
+from typing import Any
+
+from hrm.errors import InputError
+from hrm.inference.engine.callbacks import JobFuture
+from hrm.inference.engine.puzzles import Puzzle, PuzzleReader
+from hrm.inference.engine.results import Frame, Result
+
+
+class Job(ABC):
+    """A puzzle and where its result goes.
+
+    Attributes:
+        index: the result's.
+        wants_trace: whether to keep the answer after each segment.
+        puzzle: what to solve; unset if it was refused.
+        frames: the trace so far.
+    """
+
+    puzzle: Puzzle
+
+    def __init__(self, index: int, wants_trace: bool) -> None:
+        self.index, self.wants_trace = index, bool(wants_trace)
+        self.frames: list[Frame] = []
+
+    def read(self, reader: PuzzleReader, puzzle: Any, identifier: int = 0) -> None:
+        """Set the puzzle; settle the job if it cannot be read or does not fit."""
+        try:
+            self.puzzle = reader.read(puzzle, identifier)
+        except InputError as error:
+            self.settle(error)
+
+    @abstractmethod
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits for the result any more."""
+
+    @abstractmethod
+    def settle(self, outcome: Result | BaseException) -> None:
+        """Set the result, or the error, which is a CancelledError if the job ends without a result."""
+
+
+class FutureJob(Job):
+    """A job with a future, which stays pending until the end so that it can be cancelled at any time."""
+
+    def __init__(self, index: int, wants_trace: bool) -> None:
+        super().__init__(index, wants_trace)
+        self.future = JobFuture()
+
+    def is_cancelled(self) -> bool:
+        return self.future.cancelled()
+
+    def settle(self, outcome: Result | BaseException) -> None:
+        if isinstance(outcome, CancelledError):
+            self.future.cancel()
+        if not self.future.set_running_or_notify_cancel():  # it notifies concurrent.futures.wait
+            return
+        if isinstance(outcome, Result):
+            self.future.set_result(outcome)
+        else:
+            self.future.set_exception(outcome)
+
+    async def result(self) -> Result:
+        """Wait for the result; a puzzle that was refused has one with ``error`` set."""
+        try:
+            return await asyncio.wrap_future(self.future)
+        except InputError as error:
+            return Result.refused(self.index, error)
