@@ -33,6 +33,11 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def own_rows(self, global_batch_size: int) -> slice:
+        """The rows of a global batch that this process has."""
+        rows = global_batch_size // self.size
+        return slice(self.rank * rows, (self.rank + 1) * rows)
+
     def highest(self, value: int) -> int:
         """The highest ``value`` of all processes, the same answer in each."""
         if self.size == 1:

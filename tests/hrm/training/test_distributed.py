@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import hrm
 from hrm.errors import InputError
-from hrm.training import trainer as trainer_module
+from hrm.training import state as state_module
 from hrm.training.distributed import FlatGradients, World, is_first_to_say, joined
 from hrm.training.trainer import train
 from hrm.trm import build
@@ -68,7 +68,7 @@ def test_two_processes_equal_one_and_each_goes_on_from_the_other(configure, cpu,
     rounded = []
     for index in range(3):
         with monkeypatch.context() as patch:
-            patch.setattr(trainer_module, "build", lambda *how, index=index: [*jittered(build(*how), 3)][index])
+            patch.setattr(state_module, "build", lambda *how, index=index: [*jittered(build(*how), 3)][index])
             rounded.append(train(configure(f"rounded-{index}", max_steps=9, **changes), cpu))
     names = ("model", "ema", "carry", "puzzle_emb")[: 4 if "puzzle_emb_sharded" in run else 3]
     for name in names:
@@ -91,12 +91,12 @@ from hrm.training.run_lock import RunLock
 from hrm.training.trainer import Trainer, train
 torch.set_num_threads(1)
 config = TrainConfig.model_validate(yaml.safe_load(Path(sys.argv[1]).read_text()))
-run = Trainer._train_step
+run = Trainer.train_step
 def step(self):
     run(self)
-    if self.step == 6 and self.world.rank == 1 and self.config.out.name == "parts" and not self.config.resume:
+    if self.state.step == 6 and world.rank == 1 and self.config.out.name == "parts" and not self.config.resume:
         os.kill(os.getpid(), signal.SIGTERM)
-Trainer._train_step = step
+Trainer.train_step = step
 with joined("cpu") as world:
     train(config.model_copy(update={"out": config.out / "whole"}), world)
     config = config.model_copy(update={"out": config.out / "parts"})

@@ -10,6 +10,7 @@ from hrm.errors import InputError
 from hrm.step_graph import WARM_UP, CudaCapture, StepGraph
 from hrm.training import trainer as trainer_module
 from hrm.training.distributed import World
+from hrm.training.runner import graph_capture
 from hrm.training.trainer import Trainer, train
 from hrm_kernels import use_backend
 
@@ -20,9 +21,7 @@ aten = torch.ops.aten
 def recorded(monkeypatch, recorded_capture):
     """Runs on a CPU that go through a recorded graph; the kernels of other backends are no operators to record."""
     capture = recorded_capture
-    monkeypatch.setattr(
-        trainer_module, "_step_graph", lambda config, world, step: StepGraph(step, capture, world.device)
-    )
+    monkeypatch.setattr(trainer_module, "graph_capture", lambda config, world: capture)
     with use_backend("reference"):
         yield capture
 
@@ -70,14 +69,14 @@ def test_a_replayed_run_is_the_direct_run(configure, cpu, recorded, options, mon
 
 def test_a_step_in_bfloat16_reads_copies_that_the_optimiser_writes(configure, cpu, recorded):
     run = Trainer(configure(max_steps=9, ema=True, arch={"forward_dtype": "bfloat16"}), cpu)
-    weights = list(run.model.parameters())
+    weights = list(run.state.model.parameters())
     for step in range(9):
         versions = [p._version for p in weights]
-        run._train_step()
+        run.train_step()
         assert all(p._version > version for p, version in zip(weights, versions, strict=True))
-        assert all(torch.equal(run._adam.copies[p], p.bfloat16()) for p in weights), step
+        assert all(torch.equal(run.state.adam.copies[p], p.bfloat16()) for p in weights), step
         if step == 6:  # what an evaluation does
-            with run._ema.applied():
+            with run.state.ema.applied():
                 pass
     casts = [
         (function, args)
@@ -122,13 +121,13 @@ def test_a_run_changes_between_graph_and_direct(configure, cpu, recorded, monkey
 def test_a_number_that_is_not_finite_names_its_step(configure, cpu, recorded):
     run = Trainer(configure(max_steps=20, log_every=50), cpu)
     for _ in range(7):
-        run._train_step()
+        run.train_step()
     with torch.no_grad():
-        run.model.inner.lm_head.weight.fill_(float("nan"))
-    run._train_step()
-    run._train_step()
+        run.state.model.inner.lm_head.weight.fill_(float("nan"))
+    run.train_step()
+    run.train_step()
     with pytest.raises(InputError, match="step 8 is not finite"):
-        run._check_finite()
+        run._require_finite()
     run.close()
 
 
@@ -136,10 +135,10 @@ def test_direct_steps_wait_for_nothing_either(configure, cpu, recorder):
     """What several processes, or cuda_graph=false, run: all but the CPU's own count of optimiser steps."""
     run = Trainer(configure(), cpu)
     with use_backend("reference"):
-        run._train_step()
-        run._adam.step = lambda: None  # its count of steps is a tensor on the CPU, whatever the device
+        run.train_step()
+        run.state.adam.step = lambda: None  # its count of steps is a tensor on the CPU, whatever the device
         with recorder() as seen:
-            run._train_step()
+            run.train_step()
     assert len(seen.calls) > 100
     run.close()
 
@@ -164,8 +163,7 @@ def test_other_shapes_begin_anew(recorded_capture):
 
 
 def test_where_a_step_is_no_graph(configure, cpu):
-    step = lambda inputs: None  # noqa: E731
-    assert trainer_module._step_graph(configure(), cpu, step) is None
+    assert graph_capture(configure(), cpu) is None
     for changes, size in (
         ({"cuda_graph": False}, 1),
         ({"compile": True}, 1),
@@ -173,7 +171,7 @@ def test_where_a_step_is_no_graph(configure, cpu):
         ({}, 2),
     ):
         world = World(0, size, torch.device("cuda", 0))
-        assert trainer_module._step_graph(configure(**changes), world, step) is None
+        assert graph_capture(configure(**changes), world) is None
 
 
 @pytest.mark.gpu
@@ -181,7 +179,7 @@ def test_where_a_step_is_no_graph(configure, cpu):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_on_a_gpu_it_trains_as_launch_by_launch(configure, dtype):
     world = World(0, 1, torch.device("cuda", 0))
-    assert isinstance(trainer_module._step_graph(configure(), world, lambda inputs: None)._capture, CudaCapture)
+    assert isinstance(graph_capture(configure(), world), CudaCapture)
     changes = {"max_steps": 12, "eval_interval": 1, "ema": True, "log_every": 1, "device": "cuda"}
     changes["arch"] = {"forward_dtype": dtype, "hidden_size": 64, "halt_exploration_prob": 0.5}
     graph, direct = (train(configure(str(on), cuda_graph=on, **changes), world) for on in (True, False))

@@ -20,10 +20,14 @@ from hrm.data.format import open_dataset
 from hrm.errors import InputError
 from hrm.inference.evaluate import evaluate
 from hrm.inference.metrics import Metrics
+from hrm.training import clock as clock_module
+from hrm.training import state as state_module
 from hrm.training import step as step_module
 from hrm.training import trainer as trainer_module
 from hrm.training.config import TrainConfig
 from hrm.training.distributed import World
+from hrm.training.runner import min_steps
+from hrm.training.schedule import gradient_mode
 from hrm.training.trainer import Trainer, TrainingError, train
 from hrm_kernels.optim import AdamATan2, SparseSignSGD
 
@@ -66,12 +70,10 @@ def test_a_run_is_the_plain_loop(configure, cpu, data, tmp_path):
     sampler, carry, losses, norms, finished = TrainingSampler(dataset, 8, seed=0), None, [], [], 0
     # 24 groups, 100 epochs, batch 8
     total = int(100 * 24 * dataset.metadata.mean_puzzle_examples / 8)
-    run = Trainer(configure("unused"), cpu)  # only to ask it for the exploration of a step
     for step in range(1, 9):
         batch = sampler.next()
         carry = carry or model.initial_carry(batch)
-        run.step = step
-        carry, outputs = model(carry, batch, min_steps=run._min_steps())
+        carry, outputs = model(carry, batch, min_steps=min_steps(step, 0, 8, model.config, cpu))
         loss, metrics = hrm.act_loss(carry, outputs)
         adam.zero_grad()
         (loss / 8).backward()
@@ -86,7 +88,6 @@ def test_a_run_is_the_plain_loop(configure, cpu, data, tmp_path):
         losses.append(loss.item() / 8)
         norms.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]).norm().item())
         finished += int(metrics["count"])
-    run.close()
 
     log = rows(config.out / "metrics.csv")
     assert [int(row["step"]) for row in log] == [2, 4, 6, 8]
@@ -130,18 +131,14 @@ def test_what_a_run_cannot_begin_with(configure, cpu, tmp_path):
     train(configure("rows", init=str(tmp_path / "fewer"), puzzle_emb="mean", max_steps=1), cpu)
 
 
-def test_exploration_is_of_the_global_batch(configure, cpu):
-    run = Trainer(configure(arch={"halt_exploration_prob": 0.5, "halt_max_steps": 9}), cpu)
-    run.step, drawn = 5, []
-    whole = run._min_steps()
-    assert torch.equal(whole, run._min_steps()) and whole.max() > 1
-    for rank in range(4):
-        run.world = World(rank, 4, cpu.device)
-        drawn.append(run._min_steps())
+def test_exploration_is_drawn_for_the_global_batch(configure, data, cpu):
+    config = configure(arch={"halt_exploration_prob": 0.5, "halt_max_steps": 9})
+    model = config.model(open_dataset(data, "train").metadata, cpu.device)
+    whole = min_steps(5, 0, 8, model, cpu)
+    assert torch.equal(whole, min_steps(5, 0, 8, model, cpu)) and whole.max() > 1
+    drawn = [min_steps(5, 0, 8, model, World(rank, 4, cpu.device)) for rank in range(4)]
     assert torch.equal(torch.cat(drawn), whole)
-    run.world, run.step = cpu, 6
-    assert not torch.equal(run._min_steps(), whole)
-    run.close()
+    assert not torch.equal(min_steps(6, 0, 8, model, cpu), whole)
 
 
 @pytest.mark.parametrize(
@@ -290,18 +287,18 @@ def test_a_tiny_recursive_model_learns_and_is_loaded_to_be_measured(configure, c
     assert all(float(row["q_continue_loss"]) == 0 for row in log) and float(log[-1]["loss"]) < float(log[0]["loss"]) / 2
 
 
-def test_the_gradient_warms_up(configure, cpu):
+def test_the_gradient_warms_up(configure, data, cpu):
     """From one update of each level to all six, in as many steps; afterwards as the configuration says."""
     run = Trainer(configure(gradient_warmup=10, arch={"gradient": "full", "L_cycles": 2}), cpu)
     found = []
     for _ in range(12):
-        run._train_step()
-        found.append(run.model.inner.gradient)
+        run.train_step()
+        found.append(run.state.model.inner.gradient)
     assert found == [2, 2, 3, 3, 4, 4, 5, 5, 6, 6, "full", "full"]
     run.close()
-    run = Trainer(configure("other", gradient_warmup=2, family="trm", arch={"gradient": "one_step"}), cpu)
-    assert [run._gradient_at(step) for step in (1, 2, 3)] == [2, 2, "one_step"]
-    run.close()
+    config = configure("other", gradient_warmup=2, family="trm", arch={"gradient": "one_step"})
+    model = config.model(open_dataset(data, "train").metadata, cpu.device)
+    assert [gradient_mode(step, 2, model) for step in (1, 2, 3)] == [2, 2, "one_step"]
 
 
 def test_the_gradient_may_change_within_a_run_and_a_family_may_not(configure, cpu, capsys):
@@ -350,11 +347,11 @@ def test_a_sharded_puzzle_embedding_in_one_process_is_the_whole_one(configure, c
 
     run = Trainer(configure("unsaved", puzzle_emb_sharded=True), cpu)
     with pytest.raises(InputError, match="no process has all rows of a sharded puzzle embedding"):
-        hrm.save(run.model, run.config.out / "model")
+        hrm.save(run.state.model, run.config.out / "model")
     monkeypatch.setattr("hrm.training.checkpoint.os.fsync", lambda number: (_ for _ in ()).throw(OSError(28, "full")))
-    run._train_step()
+    run.train_step()
     with pytest.raises(InputError, match="step 1 cannot be written"):
-        run._save()
+        run.save()
     run.close()
 
 
@@ -377,7 +374,7 @@ def test_a_number_that_is_not_finite_stops_the_run(configure, cpu, monkeypatch, 
             elif where == "gradient":
                 outputs["logits"].register_hook(lambda grad: grad * float("nan"))
             else:
-                run.model.puzzle_emb.local_weights.register_hook(lambda grad: grad * float("inf"))
+                run.state.model.puzzle_emb.local_weights.register_hook(lambda grad: grad * float("inf"))
         return loss, metrics
 
     monkeypatch.setattr(step_module, "act_loss", spoiled)
@@ -387,7 +384,7 @@ def test_a_number_that_is_not_finite_stops_the_run(configure, cpu, monkeypatch, 
         run.run()
     run.close()
     assert [path.name for path in good.parent.iterdir()] == ["step_00000002"]
-    assert run.step == 4  # noticed before the checkpoint of that step, or in its row of the log
+    assert run.state.step == 4  # noticed before the checkpoint of that step, or in its row of the log
     assert all(tensor.isfinite().all() for tensor in load_file(good / "model.safetensors").values())
 
 
@@ -403,10 +400,10 @@ def test_a_full_disk_under_the_log_is_named(configure, cpu, monkeypatch, saved):
 
 def test_weights_that_are_not_finite_are_not_saved(configure, cpu):
     run = Trainer(configure(max_steps=1), cpu)
-    run._train_step()
-    run.model.inner.lm_head.weight.data[0, 0] = float("nan")
+    run.train_step()
+    run.state.model.inner.lm_head.weight.data[0, 0] = float("nan")
     with pytest.raises(TrainingError, match="step 1 is not finite; .*there is no checkpoint yet"):
-        run._save()
+        run.save()
     run.close()
     assert not (run.config.out / "checkpoints").exists()
 
@@ -517,9 +514,9 @@ def test_two_runs_do_not_share_a_folder(configure, cpu):
     for _ in range(2):  # before its first checkpoint, and after it
         with pytest.raises(InputError, match=f"another run is training in out={config.out}; wait for its end"):
             train(again, cpu)
-        run._train_step()
-        run._save()
-    os.close(run._lock._descriptor)  # as the system does when a process is gone
+        run.train_step()
+        run.save()
+    os.close(run._folder._lock._descriptor)  # as the system does when a process is gone
     assert train(again.model_copy(update={"max_steps": 3}), cpu).step == 3
     with (config.out / ".lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back
@@ -530,7 +527,7 @@ def test_a_folder_that_holds_only_a_lock_is_free(configure, cpu, monkeypatch):
     config = configure(max_steps=1)
     config.out.mkdir()
     (config.out / ".lock").touch()
-    real, second = trainer_module.build, []
+    real, second = state_module.build, []
 
     def build(*arguments):
         if not second:
@@ -538,7 +535,7 @@ def test_a_folder_that_holds_only_a_lock_is_free(configure, cpu, monkeypatch):
             second[0] = Trainer(config, cpu)
         return real(*arguments)
 
-    monkeypatch.setattr(trainer_module, "build", build)
+    monkeypatch.setattr(state_module, "build", build)
     with pytest.raises(InputError, match="another run is training in"):
         Trainer(config, cpu)
     assert second[0].run().step == 1
@@ -550,14 +547,14 @@ def test_a_folder_that_holds_only_a_lock_is_free(configure, cpu, monkeypatch):
 def test_a_signal_ends_the_run_with_a_checkpoint(configure, cpu, monkeypatch, number, ignored):
     """With ``ignored`` it came before the program ignoring SIGHUP, as nohup starts it."""
     before = signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)
-    real = Trainer._train_step
+    real = Trainer.train_step
 
     def step(self):
         real(self)
-        if self.step == 2:
+        if self.state.step == 2:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(Trainer, "_train_step", step)
+    monkeypatch.setattr(Trainer, "train_step", step)
     try:
         result = train(configure(max_steps=4), cpu)
     finally:
@@ -575,16 +572,16 @@ def test_a_closed_standard_output_ends_the_run_with_a_checkpoint(configure, cpu,
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("TTY_COMPATIBLE", "1")
     reader, writer = os.pipe()
-    real = Trainer._train_step
+    real = Trainer.train_step
 
     def step(self):
         real(self)
-        if self.step == 3 and when == "third step":
+        if self.state.step == 3 and when == "third step":
             os.close(reader)
 
     if when == "first line":
         os.close(reader)
-    monkeypatch.setattr(Trainer, "_train_step", step)
+    monkeypatch.setattr(Trainer, "train_step", step)
     with os.fdopen(writer, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         result = train(configure(max_steps=9, log_every=1), cpu)
@@ -599,8 +596,8 @@ def test_a_closed_standard_output_ends_the_run_with_a_checkpoint(configure, cpu,
 def test_max_minutes_have_room_for_the_last_evaluation(configure, cpu, monkeypatch):
     """A step takes a minute, an evaluation ten; the first comes unexpected, after that there is room for one."""
     clock = [0.0]
-    monkeypatch.setattr(trainer_module.time, "monotonic", lambda: clock[0])
-    real = Trainer._train_step
+    monkeypatch.setattr(clock_module.time, "monotonic", lambda: clock[0])
+    real = Trainer.train_step
 
     def step(self):
         real(self)
@@ -618,7 +615,7 @@ def test_max_minutes_have_room_for_the_last_evaluation(configure, cpu, monkeypat
             puzzles_per_second=1.0,
         )
 
-    monkeypatch.setattr(Trainer, "_train_step", step)
+    monkeypatch.setattr(Trainer, "train_step", step)
     monkeypatch.setattr(trainer_module, "evaluate", evaluate)
     config = configure(eval_interval=1, max_minutes=30)  # an epoch is four steps
     result = train(config, cpu)
@@ -629,7 +626,7 @@ def test_max_minutes_have_room_for_the_last_evaluation(configure, cpu, monkeypat
 
 def test_a_slow_first_step_is_told(configure, cpu, monkeypatch, capsys):
     run = Trainer(configure(max_steps=3, log_every=10), cpu)
-    run.step = 1
+    run.state.step = 1
     run._say_if_slow(2.0)
     assert "first step" not in capsys.readouterr().out
     run._say_if_slow(2.6)
@@ -685,11 +682,11 @@ def test_a_full_disk_is_named(configure, cpu, monkeypatch):
         raise OSError(28, "No space left on device")
 
     run = Trainer(configure(max_steps=3, checkpoint_every=1), cpu)
-    run._train_step()
-    run._save()
+    run.train_step()
+    run.save()
     monkeypatch.setattr("hrm.weights.save_file", full)
     with pytest.raises(InputError, match="step 2 cannot be .*No space left.*last good checkpoint is .*step_00000001"):
-        run._train_step()
-        run._save()
+        run.train_step()
+        run.save()
     run.close()
     assert [path.name for path in (run.config.out / "checkpoints").iterdir()] == ["step_00000001"]
