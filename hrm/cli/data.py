@@ -14,8 +14,10 @@ from hrm.progress import Progress, begun, progress_bar
 if TYPE_CHECKING:
     import numpy as np
 
+    from hrm.data.csv_task import CsvTask
     from hrm.data.format import SetBuilder
-    from hrm.data.puzzle_csv import BadRows, CsvTask, Puzzles
+    from hrm.data.puzzle_csv import BadRows
+    from hrm.data.puzzles import Puzzles
 
 data_app = typer.Typer(help="Build a data folder in the published format.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -260,7 +262,7 @@ def shuffled_split(puzzles: "Puzzles", test: int, rng: "np.random.Generator") ->
     """
     import numpy as np
 
-    from hrm.data.puzzle_csv import row_keys
+    from hrm.data.puzzles import row_keys
 
     order = rng.permutation(len(puzzles))
     held_out, rest = puzzles.take(order[:test]), puzzles.take(order[test:])
@@ -275,7 +277,7 @@ def finish(out: Path, task: "CsvTask", sets: "dict[str, SetBuilder]", bad: "BadR
     import numpy as np
 
     from hrm.data.format import write_dataset
-    from hrm.data.puzzle_csv import row_keys
+    from hrm.data.puzzles import row_keys
 
     write_dataset(
         out,

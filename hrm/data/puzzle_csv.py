@@ -8,16 +8,15 @@ import gzip
 import io
 import math
 import zlib
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import ClassVar, TypeVar
 
 import numpy as np
 
-from hrm.data.task import PuzzleTask
+from hrm.data.csv_task import CsvTask, Task
+from hrm.data.puzzles import Puzzles
 from hrm.errors import InputError
 from hrm.files import encoding_of, visible
 
@@ -30,82 +29,6 @@ _DELIMITERS = ",;\t"
 _LONGEST = 1 << 20  # characters of a line; a file of a few kilobytes can unpack to a line of gigabytes
 _BLOCK = 16384  # rows encoded at once: the text of millions of rows never lies in memory as Python strings
 _SHOWN = 5  # skipped rows whose reason is kept
-
-
-Task = TypeVar("Task", bound="CsvTask")
-
-
-class CsvTask(PuzzleTask):
-    """A task whose puzzles are strings of one character a cell."""
-
-    symbols: ClassVar[dict[str, int]]
-    """The token of each character."""
-    lengths: ClassVar[str]
-    """The lengths a puzzle can have, in words."""
-
-    @classmethod
-    @abstractmethod
-    def of_text(cls: type[Task], text: str) -> Task | None:
-        """The task of a puzzle as people write it, by the number of its cells, or None."""
-
-    @abstractmethod
-    def one_line(self, text: str) -> str:
-        """A puzzle as people write it -> its cells, a character each (as many as there are)."""
-
-    @classmethod
-    @abstractmethod
-    def of_length(cls: type[Task], length: int) -> Task | None:
-        """The task whose puzzles have so many cells, or None."""
-
-    @property
-    @abstractmethod
-    def size(self) -> int:
-        """Rows and columns."""
-
-    @abstractmethod
-    def solves(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
-        """:meth:`check` of many: ``[n, seq_len]`` tokens both -> ``[n]`` bool."""
-
-    def place(self, index: int) -> str:
-        """The cell of ``index`` in words."""
-        return f"row {index // self.size + 1} column {index % self.size + 1}"
-
-
-@dataclass(frozen=True)
-class Puzzles:
-    """n puzzles with their answers.
-
-    Attributes:
-        inputs, labels: ``[n, seq_len]`` uint8 tokens of question and answer.
-        ratings: ``[n]`` int64 difficulty.
-        lines: ``[n]`` int64 lines of the file they came from, or 0.
-    """
-
-    inputs: np.ndarray
-    labels: np.ndarray
-    ratings: np.ndarray
-    lines: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    @classmethod
-    def concatenate(cls, parts: list["Puzzles"], seq_len: int) -> "Puzzles":
-        """All of ``parts`` in turn; of none at all, no puzzles of ``seq_len`` cells."""
-        cells, numbers = np.zeros((0, seq_len), np.uint8), np.zeros(0, np.int64)
-        columns = zip(*((part.inputs, part.labels, part.ratings, part.lines) for part in parts), strict=True)
-        joined = [np.concatenate(column) for column in columns]
-        return cls(*joined) if joined else cls(cells, cells, numbers, numbers)
-
-    def take(self, which: np.ndarray) -> "Puzzles":
-        """Those of an index or mask array."""
-        return Puzzles(self.inputs[which], self.labels[which], self.ratings[which], self.lines[which])
-
-    def sample(self, count: int | None, rng: np.random.Generator) -> "Puzzles":
-        """``count`` random ones in their order, or all where there are no more."""
-        if count is None or count >= len(self):
-            return self
-        return self.take(np.sort(rng.choice(len(self), count, replace=False)))
 
 
 @dataclass
@@ -128,15 +51,6 @@ class BadRows:
         self.count += 1
         if len(self.reasons) < _SHOWN:
             self.reasons.append(message)
-
-
-def row_keys(tokens: np.ndarray) -> np.ndarray:
-    """``[n, seq_len]`` uint8 -> ``[n]`` uint64; different rows get different keys but for an accident of 2^-64."""
-    weights = np.random.default_rng(0).integers(0, 2**64, tokens.shape[1], np.uint64)
-    keys = np.zeros(len(tokens), np.uint64)
-    for weight, column in zip(weights, tokens.T, strict=True):
-        keys += weight * column
-    return keys
 
 
 def is_csv(name: str) -> bool:

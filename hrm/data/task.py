@@ -1,4 +1,4 @@
-"""What the model layer has to know of a puzzle task: reading, showing and checking one puzzle."""
+"""The interface of a puzzle task: how one puzzle is read, shown and checked."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Cell:
-    """How one cell of a board is drawn: text, and colours as ``#rrggbb``."""
+    """How one cell of a board is drawn: its text, and its colours as ``#rrggbb``."""
 
     text: str = ""
     background: str = "#ffffff"
@@ -17,16 +17,31 @@ class Cell:
 
 
 class PuzzleTask(ABC):
-    """A task of one board size. Subclasses are listed in :data:`hrm.data.TASKS`."""
+    """A task of one board size: the base class of Sudoku, Maze, Arc and tasks of your own.
+
+    A task of your own defines ``name``, ``vocab_size``, ``seq_len``, :meth:`parse`, :meth:`format` and :meth:`check`,
+    and is registered with :func:`hrm.data.register_task`. Tokens are integers below ``vocab_size``; token 0 is padding.
+    Where each answer needs ``vocab_size`` and ``seq_len`` of its own, as with boards of several sizes, it overrides
+    :meth:`from_shape`.
+    """
 
     name: ClassVar[str]
+    """The task's name in ``dataset.json`` and on the command line."""
+    shapes: ClassVar[str] = ""
+    """The vocabulary sizes and sequence lengths that exist, in words, for error messages."""
     letters: ClassVar[str] = ""
-    """Letters that a puzzle's text may hold; a line of a file with others may be a title."""
+    """Letters that a puzzle's text may contain; a line with other letters may be a title."""
+    box: tuple[int, int] | None = None
+    """Rows and columns between thicker lines in pictures, or None."""
 
     @classmethod
-    @abstractmethod
     def from_shape(cls, vocab_size: int, seq_len: int) -> "PuzzleTask | None":
-        """The task whose sequences have this shape, or None where the shape is not this task's."""
+        """The task whose sequences have this shape, or None if no board size has it.
+
+        By default the class, called without arguments, has one shape.
+        """
+        task = cls()
+        return task if (task.vocab_size, task.seq_len) == (vocab_size, seq_len) else None
 
     @property
     @abstractmethod
@@ -36,35 +51,35 @@ class PuzzleTask(ABC):
     @property
     @abstractmethod
     def seq_len(self) -> int:
-        """Tokens of a puzzle."""
+        """Number of tokens of a puzzle."""
 
     @abstractmethod
     def parse(self, text: str) -> np.ndarray:
-        """One puzzle as a user writes it -> ``[seq_len]`` uint8 input tokens.
+        """Read one puzzle as a user writes it: text -> ``[seq_len]`` uint8 input tokens.
 
         Raises:
-            hrm.errors.InputError: the text is no such puzzle; the message names the position.
+            hrm.errors.InputError: the text is not a puzzle; the message names the position.
         """
 
     def fits_a_line(self, line: str) -> bool:
-        """Whether such a line of a file is a puzzle by itself, if it can be parsed at all."""
+        """Whether this line of a file is a whole puzzle, provided that it can be parsed."""
         return True
 
     @abstractmethod
     def format(self, tokens: np.ndarray) -> str:
-        """``[seq_len]`` tokens of a puzzle or an answer -> one line that :meth:`parse` reads."""
+        """Write a puzzle or an answer, ``[seq_len]`` tokens, as one line that :meth:`parse` reads."""
 
-    @abstractmethod
     def render(self, tokens: np.ndarray) -> str:
-        """``[seq_len]`` tokens -> the board in several lines, for a terminal."""
+        """Draw ``[seq_len]`` tokens for a terminal, over several lines if need be; by default :meth:`format`'s line."""
+        return self.format(tokens)
 
     @abstractmethod
     def check(self, inputs: np.ndarray, answer: np.ndarray) -> str | None:
-        """None where ``answer`` solves ``inputs`` (both ``[seq_len]`` tokens), else the reason in a few words."""
+        """None if ``answer`` solves ``inputs`` (``[seq_len]`` tokens each), else the reason in a few words."""
 
-    @abstractmethod
     def cells(self, tokens: np.ndarray, inputs: np.ndarray) -> list[list[Cell]]:
-        """Rows of cells to draw ``tokens``, a puzzle or an answer to ``inputs``."""
+        """Rows of cells that draw ``tokens``, a puzzle or an answer to ``inputs``; by default one row of numbers."""
+        return [[Cell(str(token)) for token in tokens.tolist()]]
 
-    box: tuple[int, int] | None = None
-    """Rows and columns between thicker lines in pictures, or None."""
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(vocab_size={self.vocab_size}, seq_len={self.seq_len})"

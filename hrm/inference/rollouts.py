@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hrm.data.csv_task import CsvTask
 from hrm.data.dihedral import dihedral
 from hrm.data.maze import Maze
-from hrm.data.puzzle_csv import CsvTask
 from hrm.data.sudoku import Sudoku
 from hrm.data.task import PuzzleTask
 from hrm.errors import InputError

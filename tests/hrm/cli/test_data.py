@@ -12,7 +12,7 @@ from hrm.cli import main
 from hrm.data.format import open_dataset
 from hrm.data.maze import Maze
 from hrm.data.maze import generate as generate_mazes
-from hrm.data.puzzle_csv import row_keys
+from hrm.data.puzzles import row_keys
 from hrm.data.sudoku import Sudoku, solve
 
 HARD = Path(__file__).parents[2] / "data" / "sudoku_hard.csv"
@@ -164,7 +164,7 @@ def test_malformed_rows_stop_or_are_counted(tmp_path, hrm_data):
 
 
 def test_options_that_do_not_fit_are_named(tmp_path, hrm_data, monkeypatch):
-    monkeypatch.setattr("hrm.data.maze._BARREN", 100)
+    monkeypatch.setattr("hrm.data.maze.generator._BARREN", 100)
     (tmp_path / "csv").mkdir()
     out = ("--out", tmp_path / "out")
     calls = {

@@ -8,6 +8,7 @@ import pytest
 
 from hrm.data.batches import TrainingSampler
 from hrm.data.format import SetBuilder, open_dataset, write_dataset
+from hrm.data.sudoku import Sudoku
 from hrm.errors import InputError
 from hrm.files import folder_written_beside, read_json, write_json, written_beside
 
@@ -176,14 +177,14 @@ def test_a_data_set_does_not_lead_out_of_its_folder(folder, tmp_path):
         shutil.move(elsewhere / "moved", folder / name)
     (folder / "train" / "all__labels.npy").unlink()
     os.mkfifo(folder / "train" / "all__labels.npy")
-    with pytest.raises(InputError, match="all__labels.npy is no regular file"):
+    with pytest.raises(InputError, match="all__labels.npy is not a regular file"):
         open_dataset(folder, "train")
 
 
 @pytest.mark.parametrize("value", [{"a": 1}, [1], "names", ["<blank>", None]])
 def test_names_that_are_none_are_refused(folder, value):
     write_json(folder / "identifiers.json", value)
-    with pytest.raises(InputError, match="identifiers.json holds no list of names; build the data set again"):
+    with pytest.raises(InputError, match="identifiers.json is not a list of names; build the data set again"):
         open_dataset(folder, "train").identifiers()
 
 
@@ -222,6 +223,80 @@ def test_puzzles_added_together_are_those_added_one_by_one():
         single.add_puzzles(INPUTS, LABELS)
 
 
+def test_two_arrays_are_a_split(tmp_path):
+    """Each row is a puzzle and a group; tokens may have any integer dtype."""
+    splits = {"train": (INPUTS.astype(np.int64), LABELS.tolist()), "test": builder()}
+    write_dataset(tmp_path / "data", splits, vocab_size=5, identifiers=["<blank>", "a", "b", "c"])
+    train, test = open_dataset(tmp_path / "data", "train"), open_dataset(tmp_path / "data", "test")
+    (only,) = train.sets
+    assert (only.name, only.inputs.dtype) == ("all", np.uint8)
+    assert (only.inputs == INPUTS).all() and (only.labels == LABELS).all()
+    assert only.puzzle_indices.tolist() == only.group_indices.tolist() == list(range(7))
+    assert (train.metadata.seq_len, train.metadata.task, train.metadata.total_puzzles) == (4, None, 6)
+    assert [one.name for one in test.sets] == ["all"] and test.num_groups == 2
+
+
+def test_a_task_gives_the_shape_and_the_name(tmp_path):
+    boards = np.full((3, 16), 2)
+    write_dataset(tmp_path / "data", {"test": (boards, boards)}, task=Sudoku(4))
+    metadata = open_dataset(tmp_path / "data", "test").metadata
+    assert (metadata.task, metadata.vocab_size, metadata.seq_len) == ("sudoku", 6, 16)
+
+
+def test_tokens_beyond_one_byte_are_written_in_a_wider_dtype(tmp_path):
+    tokens = np.array([[1, 70_000, 3]])
+    write_dataset(tmp_path / "data", {"test": (tokens, tokens)}, vocab_size=100_000)
+    (only,) = open_dataset(tmp_path / "data", "test").sets
+    assert only.inputs.tolist() == only.labels.tolist() == tokens.tolist() and only.inputs.dtype == np.uint32
+
+
+BAD_ARRAYS = {
+    "float": ((INPUTS / 2, LABELS), {}, "the test split: inputs of float64 hold values that are not integers"),
+    "text": ((INPUTS.astype(str), LABELS), {}, "inputs of <U3 hold values that are not integers"),
+    "NaN": ((INPUTS * np.nan, LABELS), {}, "inputs of float64 hold values that are not integers"),
+    "negative": ((INPUTS, LABELS.astype(int) - 1), {}, "labels hold token -1, expected 0 or more"),
+    "shapes": ((INPUTS, LABELS[:5]), {}, r"inputs of shape \[6, 4\], labels of shape \[5, 4\]; expected the same"),
+    "one row": ((INPUTS[0], LABELS[0]), {}, r"inputs of shape \[4\], labels of shape \[4\]; expected the same"),
+    "three": ((INPUTS, LABELS, LABELS), {}, r"the test split has 3 arrays, expected 2: \(inputs, labels\)"),
+    "empty": ((INPUTS[:0], LABELS[:0]), {}, "the test split would have no example; give more puzzles"),
+    "vocabulary": ((INPUTS, LABELS), {"vocab_size": 4}, "the inputs hold token 4, expected 0 to 3"),
+    "no vocabulary": ((INPUTS, LABELS), {"vocab_size": None}, "the vocabulary is missing; give vocab_size"),
+    "length": ((INPUTS, LABELS), {"seq_len": 5}, "sequences of 4 tokens, expected 5"),
+    "task": ((INPUTS, LABELS), {"task": Sudoku(4)}, "sequences of 4 tokens, expected 16"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ARRAYS)
+def test_arrays_that_are_not_tokens_are_refused_before_anything_is_written(tmp_path, kind):
+    split, options, message = BAD_ARRAYS[kind]
+    with pytest.raises(InputError, match=message):
+        write_dataset(tmp_path / "data", {"test": split}, **{"vocab_size": 5, **options})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_puzzle_identifiers_without_a_name_are_refused(tmp_path):
+    with pytest.raises(InputError, match="the test split has puzzle identifier 3, expected 0 to 0; give its name in"):
+        write_dataset(tmp_path / "data", {"test": builder()}, vocab_size=5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reprs_are_readable(folder):
+    test = open_dataset(folder, "test")
+    assert repr(test) == (
+        f"PuzzleDataset(folder: {folder}, split: test, task: sudoku, examples: 12, puzzles: 6, groups: 4, "
+        "tokens in a sequence: 4, vocabulary: 5)"
+    )
+    assert repr(test.sets[0]) == "PuzzleSet('one', 6 examples, 3 puzzles, 2 groups, seq_len 4, uint8)"
+    assert repr(builder()) == "SetBuilder(6 examples, 3 puzzles, 2 groups)"
+
+
+def test_the_html_repr_escapes_what_the_folder_says(folder):
+    set_metadata(task="<script>alert(1)</script>")(folder / "test")
+    html = open_dataset(folder, "test")._repr_html_()
+    assert "<tr><th>examples</th><td>12</td></tr>" in html
+    assert "<td>&lt;script&gt;alert(1)&lt;/script&gt;</td>" in html and "<script" not in html
+
+
 def test_a_folder_is_replaced_only_on_request(folder):
     before = {path: path.read_bytes() for path in folder.rglob("*.*")}
     with pytest.raises(InputError, match=r"exists already; choose another folder, or pass --force"):
@@ -246,7 +321,7 @@ def test_missing_folders_and_splits_are_named(tmp_path, folder):
     shutil.rmtree(folder / "test")
     with pytest.raises(InputError, match=r"has no split 'test' \(it has train\)"):
         open_dataset(folder, "test")
-    with pytest.raises(InputError, match="no split at all, so it is no data folder"):
+    with pytest.raises(InputError, match="no split, so it is not a data folder"):
         open_dataset(folder / "train", "test")
 
 

@@ -156,7 +156,7 @@ def test_generation_repeats_with_its_seed():
 
 
 def test_generator_says_when_no_path_is_so_long(monkeypatch):
-    monkeypatch.setattr("hrm.data.maze._BARREN", 100)
+    monkeypatch.setattr("hrm.data.maze.generator._BARREN", 100)
     with pytest.raises(InputError, match=r"with a path of 80 steps .*longest seen has \d+\); lower --min-path"):
         generate(3, 9, np.random.default_rng(0), 80)
     with pytest.raises(InputError, match="a path of 80 steps or more and at most 81 turned up"):

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hrm.data import TASKS, task_of
-from hrm.data.puzzle_csv import BadRows, find_split, read_puzzles, row_keys, task_of_file
+from hrm.data.puzzle_csv import BadRows, find_split, read_puzzles, task_of_file
+from hrm.data.puzzles import row_keys
 from hrm.data.sudoku import BOXES, Sudoku, augment, build_set, generate, solve
 from hrm.errors import InputError
 
@@ -200,7 +201,7 @@ def test_generation_repeats_with_its_seed_and_keeps_the_rating():
 
 
 def test_generator_says_when_there_are_no_more(monkeypatch):
-    monkeypatch.setattr("hrm.data.sudoku._BARREN", 200)
+    monkeypatch.setattr("hrm.data.sudoku.generator._BARREN", 200)
     with pytest.raises(InputError, match="only 0 of 5 distinct 4 x 4 Sudokus of rating 1000 or more"):
         generate(5, 4, np.random.default_rng(0), min_rating=1000)
 
@@ -254,9 +255,9 @@ def test_task_of_picks_by_shape_or_name():
     assert [task_of(*shape) for shape in ((11, 81), (6, 16), (8, 36))] == [Sudoku(9), Sudoku(4), Sudoku(6)]
     assert task_of(11, 81, "sudoku") == Sudoku(9)
     assert set(TASKS) == {"sudoku", "maze", "arc"}
-    with pytest.raises(InputError, match="vocabulary 7 with 81 tokens is the shape of no known task"):
+    with pytest.raises(InputError, match="no known task has vocabulary 7 with 81 tokens; expected 6 with 16, 8 with"):
         task_of(7, 81)
-    with pytest.raises(InputError, match="shape of no maze task"):
+    with pytest.raises(InputError, match="no maze task has vocabulary 11 with 81 tokens; expected 6 with n . n"):
         task_of(11, 81, "maze")
     with pytest.raises(InputError, match="task 'chess' is not known; expected one of sudoku"):
         task_of(11, 81, "chess")

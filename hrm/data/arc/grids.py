@@ -1,0 +1,52 @@
+"""Grids as tokens, and back."""
+
+import numpy as np
+
+SIDE = 30
+SEQ_LEN = SIDE * SIDE
+END, FIRST_COLOUR, COLOURS = 1, 2, 10
+VOCAB_SIZE = FIRST_COLOUR + COLOURS
+
+
+def encode(grids: np.ndarray, offsets: np.ndarray | None = None) -> np.ndarray:
+    """Tokens of grids of one size.
+
+    Args:
+        grids: ``[n, rows, columns]`` uint8 colours.
+        offsets: ``[n, 2]``, row and column of each grid's top left corner on the board; None for 0, 0.
+
+    Returns:
+        ``[n, 900]`` uint8 tokens.
+    """
+    n, rows, columns = grids.shape
+    marked = np.full((n, rows + 1, columns + 1), END, np.uint8)
+    marked[:, :rows, :columns] = grids + FIRST_COLOUR
+    marked[:, rows, columns] = 0
+    boards = np.zeros((n, SIDE + 1, SIDE + 1), np.uint8)  # one more, so that markers beyond the board have a place
+    if offsets is None:
+        boards[:, : rows + 1, : columns + 1] = marked
+    else:
+        for board, grid, (row, column) in zip(boards, marked, offsets.tolist(), strict=True):
+            board[row : row + rows + 1, column : column + columns + 1] = grid
+    return boards[:, :SIDE, :SIDE].reshape(n, SEQ_LEN)
+
+
+def sizes(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the largest rectangle from the top left that holds colours alone, ``[n]`` each.
+
+    ``tokens`` is ``[n, 900]``, of any integer dtype. Of rectangles of equal area it is the one with fewer rows, as
+    published. Both are 0 where the first token is no colour.
+    """
+    boards = tokens.reshape(-1, SIDE, SIDE)
+    colour = (boards >= FIRST_COLOUR) & (boards < VOCAB_SIZE)
+    lengths = np.where(colour.all(axis=2), SIDE, (~colour).argmax(axis=2))  # colours at the start of each row
+    widths = np.minimum.accumulate(lengths, axis=1)
+    best = (widths * np.arange(1, SIDE + 1)).argmax(axis=1)
+    columns = widths[np.arange(len(boards)), best]
+    return np.where(columns > 0, best + 1, 0), columns
+
+
+def crop(tokens: np.ndarray) -> np.ndarray:
+    """The grid that ``[900]`` tokens show: the rectangle of :func:`sizes` in colours 0 to 9, perhaps of shape 0, 0."""
+    rows, columns = (int(size[0]) for size in sizes(tokens.reshape(1, SEQ_LEN)))
+    return (tokens.reshape(SIDE, SIDE)[:rows, :columns] - FIRST_COLOUR).astype(np.uint8)

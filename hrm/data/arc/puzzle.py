@@ -1,0 +1,81 @@
+"""One grid as a puzzle: read, shown and checked."""
+
+import json
+
+import numpy as np
+
+from hrm.data.arc.grids import END, SEQ_LEN, SIDE, VOCAB_SIZE, crop, encode
+from hrm.data.arc.tasks import read_grid
+from hrm.data.task import Cell, PuzzleTask
+from hrm.errors import InputError
+
+_LONGEST = 1 << 17
+"""Characters of a grid's text: 145 for each cell of the largest, so that JSON may be indented."""
+_PALETTE = (
+    "#000000", "#0074d9", "#ff4136", "#2ecc40", "#ffdc00", "#aaaaaa", "#f012be", "#ff851b", "#7fdbff", "#870c25",
+)  # fmt: skip
+"""The colours in which ARC's own editor shows 0 to 9."""
+
+
+class Arc(PuzzleTask):
+    """A grid of ARC-AGI. What the answer should be, only the task's demonstrations tell."""
+
+    name = "arc"
+    shapes = f"{VOCAB_SIZE} with {SEQ_LEN}"
+
+    @property
+    def vocab_size(self) -> int:
+        return VOCAB_SIZE
+
+    @property
+    def seq_len(self) -> int:
+        return SEQ_LEN
+
+    def parse(self, text: str) -> np.ndarray:
+        """A grid as JSON, ``[[0, 1], [2, 3]]``, or as lines of digits, ``01`` and ``23`` -> ``[900]`` uint8 tokens."""
+        if len(text) > _LONGEST:
+            raise InputError(f"the ARC grid has {len(text)} characters; expected a grid of at most {SIDE} x {SIDE}")
+        if text.lstrip().startswith("["):
+            try:
+                value = json.loads(text)
+            except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
+                raise InputError(f"the ARC grid is not JSON: {error}") from None
+        else:
+            lines = text.strip().splitlines()
+            if not all(line.strip() for line in lines):
+                raise InputError("the ARC grid has a blank line between its rows; expected one grid")
+            value = [[int(cell) if cell in "0123456789" else cell for cell in "".join(line.split())] for line in lines]
+        return encode(read_grid(value, "the ARC grid")[None])[0]
+
+    def fits_a_line(self, line: str) -> bool:
+        return line.lstrip().startswith("[")  # a line of digits is a row
+
+    def format(self, tokens: np.ndarray) -> str:
+        return json.dumps(_shown(tokens).tolist(), separators=(",", ":"))
+
+    def render(self, tokens: np.ndarray) -> str:
+        return "\n".join("".join(map(str, row)) for row in _shown(tokens).tolist())
+
+    def check(self, inputs: np.ndarray, answer: np.ndarray) -> str | None:
+        """None where ``answer`` is well-formed: a grid with its end markers. Whether it is right cannot be told."""
+        board, (rows, columns) = answer.reshape(SIDE, SIDE), crop(answer).shape
+        if rows == 0:
+            return "no colour at the top left, so there is no grid"
+        if rows < SIDE and (board[rows, :columns] != END).any():
+            return f"the row below the grid of {rows} x {columns} is not all end markers"
+        if columns < SIDE and (board[:rows, columns] != END).any():
+            return f"the column right of the grid of {rows} x {columns} is not all end markers"
+        return None
+
+    def cells(self, tokens: np.ndarray, inputs: np.ndarray) -> list[list[Cell]]:
+        """The whole board of 30 x 30, so that pictures of a sequence of answers have one size."""
+        kinds = [Cell(), Cell(background="#dddddd"), *(Cell(background=colour) for colour in _PALETTE)]
+        return [[kinds[token] for token in row] for row in tokens.reshape(SIDE, SIDE).tolist()]
+
+
+def _shown(tokens: np.ndarray) -> np.ndarray:
+    """The grid that tokens show, wherever it lies on the board (training examples are shifted)."""
+    board = tokens.reshape(SIDE, SIDE)
+    used = board != 0
+    row, column = int(used.any(axis=1).argmax()), int(used.any(axis=0).argmax())
+    return crop(np.pad(board[row:, column:], ((0, row), (0, column))))

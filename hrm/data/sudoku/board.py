@@ -1,0 +1,35 @@
+"""Many boards at once as sets of digits: what occurs once or twice in a row, column or box."""
+
+import numpy as np
+
+BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
+"""Rows and columns of a box, by size."""
+
+BLANK = 1
+"""The token of a blank cell; digit d is token d + 1."""
+
+# A board seen as [bands, rows in a band, stacks, columns in a stack, ...]: the axes that run inside a unit.
+UNITS = {"row": (2, 3), "column": (0, 1), "box": (1, 3)}
+
+# The set of digits a token stands for, as bits; a blank or pad stands for none.
+MASKS = np.concatenate([[0, 0], 1 << np.arange(9)]).astype(np.uint16)
+COUNTS = np.array([bin(mask).count("1") for mask in range(1 << 9)], np.uint8)
+
+
+def as_units(cells: np.ndarray, size: int) -> np.ndarray:
+    """``[size², n]`` -> ``[bands, rows, stacks, columns, n]``, the axes of UNITS."""
+    height, width = BOXES[size]
+    return cells.reshape(width, height, height, width, -1)
+
+
+def once_twice(boards: np.ndarray, axes: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The bits that occur in each unit, and those that occur more than once; ``axes`` have length 1."""
+    cells = np.moveaxis(boards, axes, (0, 1))
+    once = np.zeros(cells.shape[2:], boards.dtype)
+    twice, both = np.zeros_like(once), np.empty_like(once)
+    for line in cells:
+        for cell in line:
+            np.bitwise_and(once, cell, out=both)
+            twice |= both
+            once |= cell
+    return np.expand_dims(once, axes), np.expand_dims(twice, axes)

@@ -1,0 +1,108 @@
+"""Generate Sudokus with one solution."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from hrm.data.puzzles import Puzzles, row_keys
+from hrm.data.sudoku.augmentation import augment
+from hrm.data.sudoku.board import BLANK, BOXES, MASKS
+from hrm.data.sudoku.puzzle import Sudoku
+from hrm.data.sudoku.solver import search, solve
+from hrm.errors import InputError
+
+
+def _full_boards(count: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """``[n, seq_len]`` tokens of random solved boards, n at most ``count``.
+
+    Boxes that share no row and no column are filled at random, the search completes them (some of size 4 and 6
+    cannot be), and augmentation takes away the search's liking for small digits in front.
+    """
+    height, width = BOXES[size]
+    board = np.zeros((count, width, height, height, width), np.uint8)
+    digits = np.tile(np.arange(2, size + 2, dtype=np.uint8), (count, 1))
+    for box in range(min(height, width)):
+        board[:, box, :, box, :] = rng.permuted(digits, axis=1).reshape(count, height, width)
+    masks = MASKS[board.reshape(count, -1)]
+    masks[masks == 0] = (1 << size) - 1
+    answers, counts, _ = search(masks.T, size, 1)
+    answers = answers[counts == 1]
+    return augment(answers, answers, rng)[0]
+
+
+def _minimal(answers: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Take clues away in random order while the solution stays the only one: ``[n, seq_len]`` tokens."""
+    count, length = answers.shape
+    size = int(length**0.5)
+    everything = np.uint16((1 << size) - 1)
+    solution = MASKS[answers]
+    masks = solution.copy()
+    order = rng.permuted(np.tile(np.arange(length), (count, 1)), axis=1)
+    rows = np.arange(count)
+    for cell in order.T:
+        # A second solution would differ here, as the puzzle with this clue has one: ask for all other digits.
+        masks[rows, cell] = everything ^ solution[rows, cell]
+        needed = search(masks.T, size, 1).counts > 0
+        masks[rows, cell] = np.where(needed, solution[rows, cell], everything)
+    return np.where(masks == everything, np.uint8(BLANK), answers)
+
+
+def _with_extra_clues(inputs: np.ndarray, answers: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """Fill 0 to ``most`` random blanks of each puzzle from its answer."""
+    blank = inputs == BLANK
+    order = np.where(blank, rng.random(inputs.shape), 2).argsort(1).argsort(1)  # the rank of a cell, blanks first
+    given = order < rng.integers(0, most + 1, (len(inputs), 1))
+    return np.where(blank & given, answers, inputs)
+
+
+_BARREN = 5_000  # boards in a row without a new puzzle, after which the generator gives up
+
+
+def generate(
+    count: int,
+    size: int,
+    rng: np.random.Generator,
+    min_rating: int = 0,
+    progress: Callable[[int], None] | None = None,
+    extra_clues: int = 0,
+) -> Puzzles:
+    """Make ``count`` distinct puzzles with one solution each; without ``extra_clues`` no clue can be taken away.
+
+    Args:
+        count: number of puzzles.
+        size: 4, 6 or 9.
+        rng: where the randomness comes from.
+        min_rating: least number of guesses :func:`solve` needs.
+        progress: called with the number of puzzles made so far.
+        extra_clues: each puzzle gets a random number of clues, up to this, beyond those it needs: easier ones.
+
+    Raises:
+        InputError: size is unknown, or no new puzzle of that rating turns up any more.
+    """
+    Sudoku(size)
+    batches: list[Puzzles] = []
+    known = np.zeros(0, np.uint64)
+    made = barren = 0
+    batch = min(max(count + count // 4, 64), 1024)
+    while made < count:
+        boards = _full_boards(batch, size, rng)
+        inputs = _minimal(boards, rng)
+        if extra_clues:
+            inputs = _with_extra_clues(inputs, boards, extra_clues, rng)
+        labels, counts, ratings = solve(inputs)
+        keys, first = np.unique(row_keys(inputs), return_index=True)
+        keep = np.sort(first[~np.isin(keys, known)])
+        keep = keep[(counts[keep] == 1) & (ratings[keep] >= min_rating)][: count - made]
+        barren = 0 if len(keep) else barren + batch
+        if barren > _BARREN:
+            wanted = f" of rating {min_rating} or more" if min_rating else ""
+            raise InputError(
+                f"only {made} of {count} distinct {size} x {size} Sudokus{wanted} turned up; "
+                "ask for fewer" + (", or lower --min-rating" if min_rating else "")
+            )
+        batches.append(Puzzles(inputs[keep], labels[keep], ratings[keep], np.zeros(len(keep), np.int64)))
+        known = np.concatenate([known, row_keys(inputs[keep])])
+        made += len(keep)
+        if progress:
+            progress(made)
+    return Puzzles.concatenate(batches, size * size)

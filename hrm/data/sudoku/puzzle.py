@@ -1,0 +1,145 @@
+"""One Sudoku: read, shown and checked."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from hrm.data.csv_task import CsvTask
+from hrm.data.sudoku.board import BLANK, BOXES, MASKS, UNITS, as_units, once_twice
+from hrm.data.task import Cell
+from hrm.errors import InputError
+
+_BLANKS = ".0*_?xX"
+_DROPPED = dict.fromkeys(map(ord, "|-+=│─┼ \t\r\n,;"))  # what people draw between cells
+_CLUE, _FILLED, _WRONG = "#000000", "#1f5fd0", "#f8c9c9"
+
+
+@dataclass(frozen=True)
+class Sudoku(CsvTask):
+    """Sudoku of one size."""
+
+    size: int = 9
+
+    name: ClassVar[str] = "sudoku"
+    symbols: ClassVar[dict[str, int]] = {
+        **dict.fromkeys(_BLANKS, BLANK),
+        **{str(digit): digit + 1 for digit in range(1, 10)},
+    }
+    shapes: ClassVar[str] = "6 with 16, 8 with 36, or 11 with 81"
+    letters: ClassVar[str] = "xX"
+    lengths: ClassVar[str] = "16, 36 or 81 (sizes 4, 6, 9)"
+
+    def __post_init__(self) -> None:
+        if self.size not in BOXES:
+            raise InputError(f"Sudoku of size {self.size} is not known; choose 4, 6 or 9")
+
+    @classmethod
+    def of_length(cls, length: int) -> "Sudoku | None":
+        return next((cls(size) for size in BOXES if size * size == length), None)
+
+    @classmethod
+    def of_text(cls, text: str) -> "Sudoku | None":
+        return cls.of_length(len(text.translate(_DROPPED)))
+
+    @classmethod
+    def from_shape(cls, vocab_size: int, seq_len: int) -> "Sudoku | None":
+        task = cls.of_length(seq_len)
+        return task if task and task.vocab_size == vocab_size else None
+
+    @property
+    def vocab_size(self) -> int:
+        return self.size + 2
+
+    @property
+    def seq_len(self) -> int:
+        return self.size * self.size
+
+    @property
+    def box(self) -> tuple[int, int]:  # type: ignore[override]
+        return BOXES[self.size]
+
+    def one_line(self, text: str) -> str:
+        return text.translate(_DROPPED)
+
+    def parse(self, text: str) -> np.ndarray:
+        cells = self.one_line(text)
+        if len(cells) != self.seq_len:
+            raise InputError(
+                f"Sudoku with {len(cells)} cells, expected {self.seq_len} ({self.size} x {self.size}); "
+                "write digits, and . or 0 for a blank"
+            )
+        for index, character in enumerate(cells):
+            if self.symbols.get(character, 99) > self.size + 1:
+                raise InputError(
+                    f"Sudoku has {character!r} at {self.place(index)}, "
+                    f"expected a digit 1 to {self.size}, or . or 0 for a blank"
+                )
+        tokens = np.array([self.symbols[character] for character in cells], np.uint8)
+        repeated = self._repeated(tokens)
+        if repeated:
+            raise InputError(f"Sudoku has no solution: {repeated}; correct the clues")
+        return tokens
+
+    def format(self, tokens: np.ndarray) -> str:
+        return "".join(_digit(token) or "." for token in np.ravel(tokens))
+
+    def render(self, tokens: np.ndarray) -> str:
+        height, width = self.box
+        ruler = "─┼─".join(["─" * (2 * width - 1)] * (self.size // width))
+        lines = []
+        for index, row in enumerate(np.reshape(tokens, (self.size, self.size))):
+            if index and index % height == 0:
+                lines.append(ruler)
+            digits = [_digit(token) or "." for token in row]
+            lines.append(" │ ".join(" ".join(digits[at : at + width]) for at in range(0, self.size, width)))
+        return "\n".join(lines)
+
+    def check(self, inputs: np.ndarray, answer: np.ndarray) -> str | None:
+        inputs, answer = np.ravel(inputs), np.ravel(answer)
+        if len(inputs) != self.seq_len or len(answer) != self.seq_len:
+            return f"{len(inputs)} and {len(answer)} cells, expected {self.seq_len}"
+        for index in np.flatnonzero((answer <= BLANK) | (answer > self.size + 1)):
+            return f"{self.place(int(index))} is not a digit 1 to {self.size}"
+        for index in np.flatnonzero((inputs > BLANK) & (inputs != answer)):
+            return f"{self.place(int(index))} is {answer[index] - 1} where the puzzle gives {inputs[index] - 1}"
+        return self._repeated(answer)
+
+    def solves(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        good = ((inputs <= BLANK) | (inputs == answers)).all(1)
+        good &= ((answers > BLANK) & (answers <= self.size + 1)).all(1)
+        boards = as_units(MASKS[np.where(good[:, None], answers, 0)].T, self.size)
+        for axes in UNITS.values():
+            good &= (np.bitwise_or.reduce(boards, axes) == (1 << self.size) - 1).all((0, 1))
+        return good
+
+    def cells(self, tokens: np.ndarray, inputs: np.ndarray) -> list[list[Cell]]:
+        tokens, inputs = np.ravel(tokens).astype(int), np.ravel(inputs)
+        clue = inputs > BLANK
+        wrong = self._conflicts(tokens) | (clue & (tokens != inputs))
+        flat = [
+            Cell(_digit(token), _WRONG if bad else "#ffffff", _CLUE if given else _FILLED)
+            for token, bad, given in zip(tokens, wrong, clue, strict=True)
+        ]
+        return [flat[start : start + self.size] for start in range(0, self.seq_len, self.size)]
+
+    def _conflicts(self, tokens: np.ndarray) -> np.ndarray:
+        """``[seq_len]`` bool: the cells whose digit stands twice in a row, column or box."""
+        masks = as_units(MASKS[np.minimum(tokens, 10)].reshape(-1, 1), self.size)
+        double = np.zeros_like(masks)
+        for axes in UNITS.values():
+            double |= once_twice(masks, axes)[1]
+        return (masks & double).ravel() != 0
+
+    def _repeated(self, tokens: np.ndarray) -> str | None:
+        """The first digit that stands twice in a unit, in words."""
+        masks = as_units(MASKS[tokens].reshape(-1, 1), self.size)
+        for name, axes in UNITS.items():
+            twice = once_twice(masks, axes)[1].ravel()
+            for unit in np.flatnonzero(twice):
+                return f"{name} {unit + 1} has {int(twice[unit]).bit_length()} twice"
+        return None
+
+
+def _digit(token: int) -> str:
+    return str(int(token) - 1) if token > BLANK else ""
