@@ -23,8 +23,8 @@ SITE := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 demo: $(STAMP)
 	rm -rf demo
 	$(BIN)/hrm data sudoku --size 4 --train 2000 --test 500 --augment 30 --extra-clues 4 --out demo/data
-	$(BIN)/hrm train demo data=demo/data out=demo/run
-	$(BIN)/hrm eval demo/run data=demo/data
+	$(BIN)/hrm train demo --data demo/data --out demo/run
+	$(BIN)/hrm eval demo/run --data demo/data
 	$(BIN)/hrm solve demo/run "..1.3.......12.." --trace --gif demo/solution.gif --png demo/solution.png
 
 # (the cpu backend against eager PyTorch comes last, when nothing else of ours runs any more)

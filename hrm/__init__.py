@@ -1,51 +1,89 @@
-"""Hierarchical reasoning models: train, evaluate, solve, analyse."""
+"""Hierarchical reasoning models: train, evaluate, solve, analyse.
+
+``import hrm`` does not import torch: public names are imported when they are first used.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hrm.api import adapt, analyze, calibrate, evaluate, scale, solve, train
     from hrm.config import HRMConfig, TRMConfig
+    from hrm.data.format import PuzzleDataset, SetBuilder, open_dataset, write_dataset
+    from hrm.data.task import Cell, PuzzleTask
     from hrm.errors import InputError
     from hrm.inference.engine import Engine
+    from hrm.inference.metrics import Metrics
+    from hrm.inference.solve import Solution
     from hrm.losses import act_loss
     from hrm.model import HRM, Carry
     from hrm.trm import TRM
     from hrm.weights import from_published, load, save
 
+    __version__: str
+
 __all__ = [
     "HRM",
     "TRM",
     "Carry",
+    "Cell",
     "Engine",
     "HRMConfig",
     "InputError",
+    "Metrics",
+    "PuzzleDataset",
+    "PuzzleTask",
+    "SetBuilder",
+    "Solution",
     "TRMConfig",
+    "__version__",
     "act_loss",
+    "adapt",
+    "analyze",
+    "calibrate",
+    "evaluate",
     "from_published",
     "load",
+    "open_dataset",
     "save",
+    "scale",
+    "solve",
+    "train",
+    "write_dataset",
 ]
 
-_HOME = {
-    "HRM": "model",
-    "TRM": "trm",
-    "Carry": "model",
-    "Engine": "inference.engine",
-    "HRMConfig": "config",
-    "InputError": "errors",
-    "TRMConfig": "config",
-    "act_loss": "losses",
-    "from_published": "weights",
-    "load": "weights",
-    "save": "weights",
+_MODULES = {
+    "api": ("adapt", "analyze", "calibrate", "evaluate", "scale", "solve", "train"),
+    "config": ("HRMConfig", "TRMConfig"),
+    "data.format": ("PuzzleDataset", "SetBuilder", "open_dataset", "write_dataset"),
+    "data.task": ("Cell", "PuzzleTask"),
+    "errors": ("InputError",),
+    "inference.engine": ("Engine",),
+    "inference.metrics": ("Metrics",),
+    "inference.solve": ("Solution",),
+    "losses": ("act_loss",),
+    "model": ("HRM", "Carry"),
+    "trm": ("TRM",),
+    "weights": ("from_published", "load", "save"),
 }
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name where it is first used: building data, or ``hrm --help``, need not wait for torch."""
-    if name not in _HOME:
+    """Import a public name on its first use."""
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            value: Any = version("hrm")
+        except PackageNotFoundError:  # used from a source tree
+            value = "0+unknown"
+    elif name in _MODULE_OF:
+        value = getattr(import_module(f"hrm.{_MODULE_OF[name]}"), name)
+    else:
         raise AttributeError(f"module 'hrm' has no attribute {name!r}")
-    return getattr(import_module(f"hrm.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -1,53 +1,57 @@
-"""``hrm adapt``: a trained model for puzzles it has not seen in training."""
+"""``hrm adapt``: fit a trained model to new tasks."""
 
+from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hrm.cli import app
-from hrm.cli.settings import folder, load_for, read_settings, seed
-from hrm.errors import InputError
-from hrm.files import require_new
-from hrm.progress import begun, progress_bar
+from hrm.cli.options import Data, Device, Force, Model, Seed
+from hrm.progress import progress_bar
 
 
-@app.command()
+class Init(str, Enum):
+    """What the new puzzle embeddings start from."""
+
+    mean = "mean"
+    zero = "zero"
+
+
 def adapt(
-    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="Model folder, run, checkpoint or hub name.")],
-    values: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="data=DIR out=DIR",
-            help="The data folder of the new tasks (hrm data arc), and the new model's. Further settings: steps=2000 "
-            "batch_size=32 lr=0.01 weight_decay=0.1 init=mean|zero seed=0.",
-        ),
-    ],
-    force: Annotated[bool, typer.Option("--force", help="Replace the model in out= where there is one.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of the adapted model.")],
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Optimisation steps.")] = 2000,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Demonstrations per step.")] = 32,
+    lr: Annotated[float, typer.Option(metavar="X", help="Learning rate.")] = 0.01,
+    weight_decay: Annotated[float, typer.Option(metavar="X", help="Weight decay.")] = 0.1,
+    init: Annotated[
+        Init, typer.Option(help="Start from the mean of the trained embeddings, or from zero.")
+    ] = Init.mean,
+    seed: Seed = 0,
+    force: Force = False,
+    device: Device = "auto",
 ) -> None:
-    """Fit new puzzle embeddings to the demonstrations (the train split) of data=DIR; all other weights stay.
+    """Fit new puzzle embeddings to unseen tasks, such as those of ARC.
 
-    The model saved in out=DIR is evaluated with hrm eval OUT data=DIR.
+    The demonstrations are the train split of the data folder (hrm data arc). All other weights stay as they are.
+    Evaluate the adapted model with hrm eval.
     """
-    from hrm.data.format import open_dataset
-    from hrm.training.adapt import adapt as fit
-    from hrm.training.distributed import joined
-    from hrm.weights import read_extra, save
+    from hrm import api
 
-    settings = read_settings(
-        "adapt", values, out=folder, steps=int, batch_size=int, lr=float, weight_decay=float, init=str, seed=seed
-    )
-    data, out = settings.pop("data"), settings.pop("out", None)
-    if out is None:
-        raise InputError("hrm adapt writes a model; give out=DIR")
-    require_new(out, force, "model folder", ("config.json", "model.safetensors", "halting.*"))
-    settings.setdefault("steps", 2000)
-    with joined(device) as world, progress_bar() as progress:
-        if world.size > 1:
-            raise InputError("hrm adapt runs in one process; start it without torchrun")
-        dataset = open_dataset(data, "train")
-        model = load_for(dataset, checkpoint, world.device, "mean")
-        tell = begun(progress, "adapting", settings["steps"])
-        done = fit(model, dataset, progress=lambda step, _: tell(step), **settings)
-        save(model, out, overwrite=force, **(read_extra(checkpoint) | {"adapted_to": str(data)}))
+    with progress_bar() as progress:
+        done = api.adapt(
+            model,
+            data,
+            out=out,
+            steps=steps,
+            batch_size=batch_size,
+            lr=lr,
+            weight_decay=weight_decay,
+            init=init.value,
+            seed=seed,
+            force=force,
+            device=device,
+            progress=progress,
+        )
     print(f"token loss {done.loss_before:.4f} -> {done.loss_after:.4f} in {done.steps} steps; {out}")

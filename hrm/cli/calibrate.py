@@ -1,70 +1,59 @@
-"""``hrm calibrate``: how sure a model has to be before it halts."""
+"""``hrm calibrate``: find the threshold at which a model halts."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hrm.cli import app
-from hrm.cli.settings import PuzzleEmb, folder, load_for, read_settings
-from hrm.errors import InputError
-from hrm.files import require_writable
+from hrm.cli.options import BatchSize, Data, Device, MaxExamples, MaxSteps, Model, PuzzleEmb, PuzzleEmbOption, Split
 from hrm.progress import progress_bar
 
 
-@app.command()
 def calibrate(
-    checkpoint: Annotated[str, typer.Argument(metavar="CKPT", help="Model folder, run, checkpoint or hub name.")],
-    values: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="data=DIR [loss=0.0] [out=DIR]",
-            help="The data folder; the part of exact accuracy that may be lost; a folder to write to, "
-            "instead of beside the checkpoint (needed for models of the package and of the hub).",
+    model: Model,
+    data: Data,
+    loss: Annotated[
+        float, typer.Option(metavar="X", help="Exact accuracy that may be lost, such as 0.01 for one puzzle in 100.")
+    ] = 0.0,
+    split: Split = "test",
+    max_steps: MaxSteps = None,
+    max_examples: MaxExamples = None,
+    batch_size: BatchSize = 64,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="The folder for the threshold (default: beside the checkpoint; needed for shipped models and models "
+            "from the hub).",
         ),
-    ],
-    split: Annotated[str, typer.Option(help="Which split of the data: puzzles not trained on.")] = "test",
-    max_steps: Annotated[int | None, typer.Option(help="The most segments; default: as in training.")] = None,
-    max_examples: Annotated[int | None, typer.Option(help="Only so many examples, from the start.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Puzzles run side by side.")] = 64,
-    puzzle_emb: PuzzleEmb = "strict",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    ] = None,
+    puzzle_emb: PuzzleEmbOption = PuzzleEmb.strict,
+    device: Device = "auto",
 ) -> None:
-    """Find the threshold on q_halt - q_continue with the fewest segments for a wanted loss of accuracy.
+    """Find the halting threshold with the fewest segments that loses no accuracy.
 
-    Draws accuracy against mean segments, and stores the threshold beside the checkpoint (halting.json, halting.md,
-    halting.png): hrm eval and hrm solve take it with --halt calibrated, and one stored elsewhere with --halt margin:X.
+    The threshold applies to q_halt - q_continue. It is stored beside the checkpoint (halting.json, halting.md,
+    halting.png), where --halt calibrated finds it. Use puzzles that the model was not trained on.
     """
-    from hrm import models
-    from hrm.data.format import open_dataset
+    from hrm import api
     from hrm.inference.calibrate import FILE, folder_of
-    from hrm.inference.calibrate import calibrate as find
-    from hrm.training.distributed import joined
 
-    settings = read_settings("calibrate", values, loss=float, out=folder)
-    beside = folder_of(checkpoint)
-    out = settings.get("out", beside)
-    if "out" not in settings:
-        if out == models.folder(checkpoint):
-            raise InputError(f"{checkpoint} comes with the package, which keeps its own {FILE}; give out=DIR")
-        if not out.exists() and "/" in checkpoint:
-            raise InputError(f"{checkpoint} is no folder here to write {FILE} to; give out=DIR")
-    require_writable(out)
-    with joined(device) as world, progress_bar() as progress:
-        if world.size > 1:
-            raise InputError("hrm calibrate runs in one process; start it without torchrun")
-        dataset = open_dataset(settings["data"], split)
-        model = load_for(dataset, checkpoint, world.device, puzzle_emb)
-        found = find(
+    with progress_bar() as progress:
+        calibration = api.calibrate(
             model,
-            dataset,
-            loss=settings.get("loss", 0.0),
+            data,
+            loss=loss,
+            split=split,
             max_steps=max_steps,
             max_examples=max_examples,
-            slots=batch_size,
+            batch_size=batch_size,
+            out=out,
+            puzzle_emb=puzzle_emb.value,
+            device=device,
             progress=progress,
         )
-    found.save(out, f"{settings['data']} ({split})")
-    print(found.markdown())
-    threshold = found.chosen.threshold
-    halt = "calibrated" if out.resolve() == beside.resolve() else f"margin:{threshold}"
-    print(f"threshold {threshold:.6g} in {out / FILE}; use it with --halt {halt}")
+    print(calibration.markdown())
+    beside, threshold = folder_of(model), calibration.chosen.threshold
+    folder = beside if out is None else out.expanduser()
+    halt = "calibrated" if folder.resolve() == beside.resolve() else f"margin:{threshold}"
+    print(f"threshold {threshold:.6g} in {folder / FILE}; use it with --halt {halt}")

@@ -1,15 +1,15 @@
-"""``hrm doctor``: what this machine has, which backends run on it, and why others don't."""
-
-from typing import Annotated
+"""``hrm doctor``: what this machine has, which backends run on it, and why others do not."""
 
 import typer
 
-from hrm.cli import app
+from hrm.cli.options import Json
 
 
-@app.command()
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False) -> None:
-    """Show versions, devices, compilers, backends and why others are missing; exit 1 where a self-test fails."""
+def doctor(as_json: Json = False) -> None:
+    """Show versions, devices, compilers and backends, and test them.
+
+    Exit code 1: a self-test fails.
+    """
     from hrm_kernels.doctor import main
 
     raise typer.Exit(main(["--json"] if as_json else []))

@@ -2,51 +2,80 @@
 
 import shlex
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hrm.cli import app
+from hrm.cli.processes import is_main
 from hrm.files import discard
 from hrm.training.recipes import recipes
 
 
-@app.command()
 def train(
     recipe: Annotated[
         str,
         typer.Argument(
-            help=f"A recipe's name ({', '.join(recipes())}), or the path of a YAML file with the same keys."
+            metavar="RECIPE",
+            autocompletion=recipes,
+            help=f"A recipe's name ({', '.join(recipes())}), or the path of a YAML file of settings.",
         ),
     ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="data=DIR and other settings: lr=1e-4 arch.H_cycles=3 resume=true ...")
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Other settings, such as lr=1e-4 arch.H_cycles=3 ema=true."),
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The data folder, with a train and a test split.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run's folder, new or empty (default: runs/RECIPE).")
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Start with the weights of another model of the same size.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out from its newest checkpoint.")
+    ] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Rows per step, all processes together.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of all random choices.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")] = None,
 ) -> None:
-    """Train a model: hrm train demo data=data/sudoku-4x4 out=runs/demo (several GPUs: torchrun ... -m hrm train ...).
+    """Train a model: hrm train demo --data demo/data --out demo/run lr=1e-3
 
-    Exit code 130 after Ctrl-C, SIGTERM, a closed terminal or a closed standard output, when the state has been saved.
+    Several GPUs: torchrun --nproc-per-node 8 -m hrm train ...
+
+    Exit code 130: the run was stopped by Ctrl-C, SIGTERM, a closed terminal or a closed standard output; its state is
+    saved, and --resume continues it.
     """
-    from hrm.training.config import load_config
-    from hrm.training.distributed import joined
-    from hrm.training.trainer import train as run
+    from hrm import api
 
-    config = load_config(recipe, overrides or [])
-    if config.threads:
-        import torch
-
-        torch.set_num_threads(config.threads)
-    with joined(config.device) as world:
-        result = run(config, world)
-        if world.is_main:
-            how = {"solved": "training puzzles solved", "limit": "limit reached"}.get(result.reason, result.reason)
-            again = [] if any(one.startswith("resume=") for one in overrides or []) else ["resume=true"]
-            lines = [f"{how} at step {result.step}; checkpoint {result.checkpoint}"]
-            if result.reason == "interrupted":
-                lines.append(f"to go on: hrm train {shlex.join([recipe, *(overrides or []), *again])}")
-            try:
-                print(*lines, sep="\n", flush=True)
-            except OSError:  # as after a closed terminal
-                discard(sys.stdout)
+    options = {"--data": data, "--out": out, "--init": init, "--batch-size": batch_size, "--seed": seed}
+    options["--device"] = device
+    overrides = overrides or []
+    result = api.train(
+        recipe,
+        *overrides,
+        data=data,
+        out=out,
+        init=init,
+        resume=resume,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+    )
+    if is_main():
+        reasons = {"solved": "training puzzles solved", "limit": "limit reached"}
+        lines = [f"{reasons.get(result.reason, result.reason)} at step {result.step}; checkpoint {result.checkpoint}"]
+        if result.reason == "interrupted":
+            typed = [text for name, value in options.items() if value is not None for text in (name, str(value))]
+            typed += overrides if "resume=true" in overrides else [*overrides, "--resume"]
+            lines.append(f"to continue: {shlex.join(['hrm', 'train', recipe, *typed])}")
+        try:
+            print(*lines, sep="\n", flush=True)
+        except OSError:  # as after a closed terminal
+            discard(sys.stdout)
     if result.reason == "interrupted":
         raise typer.Exit(130)

@@ -190,7 +190,7 @@ def calibrated(checkpoint: Path | str) -> Margin:
     file = folder_of(checkpoint) / FILE
     if not file.is_file():
         raise InputError(
-            f"{checkpoint} has not been calibrated ({file} is missing); run hrm calibrate {checkpoint} data=DIR, "
+            f"{checkpoint} has not been calibrated ({file} is missing); run hrm calibrate {checkpoint} --data DIR, "
             "or choose another way of halting"
         )
     values = read_json(file)

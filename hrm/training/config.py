@@ -170,7 +170,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> TrainConfig:
         if family is not None:  # else it is said below
             _check_names(values["arch"], family.model_fields.keys() - set(_FROM_THE_DATA), "arch.")
     if values.get("data") is None:
-        raise InputError(f"no data folder given; say data=DIR, as in: hrm train {recipe} data=data/sudoku")
+        raise InputError(f"no data folder; add --data DIR, as in: hrm train {recipe} --data data/sudoku")
     if values.get("out") is None:
         values["out"] = f"runs/{Path(recipe).stem}"
     for name in ("data", "out", "init"):

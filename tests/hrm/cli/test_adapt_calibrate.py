@@ -32,23 +32,25 @@ def folder(tmp_path_factory):
 
 
 def test_adapt_calibrate_eval(folder, call, tmp_path):
-    data, out = f"data={folder / 'data'}", tmp_path / "adapted"
-    code, text, err = call("adapt", folder / "model", data, f"out={out}", "steps=3", "batch_size=4")
+    data, out = ("--data", folder / "data"), tmp_path / "adapted"
+    code, text, err = call("adapt", folder / "model", *data, "--out", out, "--steps", 3, "--batch-size", 4)
     assert code == 0 and "token loss" in text, err
     old, new = load(folder / "model").state_dict(), load(out).state_dict()
     changed = {name for name in old if old[name].shape != new[name].shape or not torch.equal(old[name], new[name])}
     assert changed == {"inner.puzzle_emb.weights"} and len(new["inner.puzzle_emb.weights"]) == 3
-    code, text, err = call("adapt", folder / "model", data, f"out={out}")
+    code, text, err = call("adapt", folder / "model", *data, "--out", out)
     assert code == 2 and "exists already" in err
-    code, text, err = call("eval", out, data, "--halt", "calibrated", "--json")
+    code, text, err = call("eval", out, *data, "--halt", "calibrated", "--json")
     assert code == 2 and "run hrm calibrate" in err
-    code, text, err = call("calibrate", out, data)
+    code, text, err = call("calibrate", out, *data)
     assert code == 0 and (out / "halting.json").is_file() and "| calibrated |" in text, err
     assert text.endswith(f" in {out / 'halting.json'}; use it with --halt calibrated\n")
     chosen = json.loads((out / "halting.json").read_text())["chosen"]
-    code, text, err = call("eval", out, data, "--halt", "calibrated", "--json")
+    code, text, err = call("eval", out, *data, "--halt", "calibrated", "--json")
     assert code == 0 and json.loads(text)["steps"] == pytest.approx(chosen["mean_steps"]), err
-    code, text, err = call("eval", out, data, "scale=segments:1,2", "rollouts=1,2", "--json", "--out", tmp_path / "s")
+    code, text, err = call(
+        "scale", out, *data, "--segments", "1,2", "--rollouts", "1,2", "--json", "--out", tmp_path / "s"
+    )
     assert code == 0 and len(json.loads(text)["cells"]) == 4, err
     assert {path.name for path in (tmp_path / "s").iterdir()} == {"scaling.json", "scaling.md", "scaling.png"}
 
@@ -57,27 +59,27 @@ def test_an_adapted_model_knows_its_puzzles_and_no_others(folder, call, tmp_path
     ours, others = folder / "data", tmp_path / "others"
     shutil.copytree(ours, others)
     (others / "identifiers.json").write_text('["a", "b", "other"]')
-    code, _, err = call("adapt", folder / "model", f"data={ours}", f"out={tmp_path / 'adapted'}", "steps=1")
+    code, _, err = call("adapt", folder / "model", "--data", ours, "--out", tmp_path / "adapted", "--steps", 1)
     assert code == 0, err
-    code, _, err = call("eval", tmp_path / "adapted", f"data={others}")
+    code, _, err = call("eval", tmp_path / "adapted", "--data", others)
     assert code == 2 and f"{others} names other puzzle identifiers (identifiers.json) than the checkpoint" in err
     found = []
     for data, puzzle_emb in ((ours, "strict"), (others, "keep"), (others, "mean"), (others, "zero")):
         code, text, err = call(
-            "eval", tmp_path / "adapted", f"data={data}", "--json", "--batch-size", "8", "--puzzle-emb", puzzle_emb
+            "eval", tmp_path / "adapted", "--data", data, "--json", "--batch-size", "8", "--puzzle-emb", puzzle_emb
         )
         assert code == 0, err
         found.append(json.loads(text)["lm_loss"])
     assert found[0] == found[1] and len(set(found)) == 3
-    code, _, err = call("adapt", tmp_path / "adapted", f"data={others}", f"out={tmp_path / 'again'}", "steps=1")
+    code, _, err = call("adapt", tmp_path / "adapted", "--data", others, "--out", tmp_path / "again", "--steps", 1)
     assert code == 0, err
-    assert call("eval", tmp_path / "again", f"data={others}")[0] == 0
-    assert call("eval", tmp_path / "again", f"data={ours}")[0] == 2
+    assert call("eval", tmp_path / "again", "--data", others)[0] == 0
+    assert call("eval", tmp_path / "again", "--data", ours)[0] == 2
 
 
 def test_a_threshold_elsewhere_is_used_by_its_value(folder, call, tmp_path):
-    arguments = (folder / "model", f"data={folder / 'data'}", "--puzzle-emb", "mean")
-    code, text, err = call("calibrate", *arguments, f"out={tmp_path}")
+    arguments = (folder / "model", "--data", folder / "data", "--puzzle-emb", "mean")
+    code, text, err = call("calibrate", *arguments, "--out", tmp_path)
     halt = text.rpartition("use it with --halt ")[2].strip()
     found = json.loads((tmp_path / "halting.json").read_text())
     assert code == 0 and halt == f"margin:{found['threshold']}", err
@@ -86,15 +88,15 @@ def test_a_threshold_elsewhere_is_used_by_its_value(folder, call, tmp_path):
 
 
 def test_puzzle_emb_of_analyze(folder, call, tmp_path):
-    arguments = (f"data={folder / 'data'}", "--puzzle-emb", "keep", "baselines=0", "boards=1", "--out", tmp_path)
-    code, text, err = call("analyze", folder / "model", *arguments)
+    arguments = ("--data", folder / "data", "--puzzle-emb", "keep", "--baseline-steps", 0, "--boards", 1)
+    code, text, err = call("analyze", folder / "model", *arguments, "--out", tmp_path)
     assert code == 0 and "8 puzzles" in text, err
     assert json.loads((tmp_path / "analysis.json").read_text())["model"]["num_puzzle_identifiers"] == 3
 
 
 def test_adapt_replaces_models_alone(folder, call, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
-    arguments = (f"data={folder / 'data'}", f"out={tmp_path}", "steps=1", "--force")
+    arguments = ("--data", folder / "data", "--out", tmp_path, "--steps", 1, "--force")
     code, text, err = call("adapt", "nowhere", *arguments)  # it is refused before anything is loaded
     assert (code, text) == (2, "") and "is no model folder (it holds thesis.txt), and --force replaces nothing" in err
     assert (tmp_path / "thesis.txt").read_text() == "precious"
@@ -104,27 +106,30 @@ def test_adapt_replaces_models_alone(folder, call, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("command", "message"),
     [
-        (["eval", "{}/model", "data={}/data", "scale=steps:8"], "expected segments:8,16,32"),
-        (["eval", "{}/model", "data={}/data", "rollouts=0"], "0 is below 1"),
-        (["eval", "{}/model", "data={}/data", "noise=1"], "give rollouts=1,4"),
-        (["eval", "{}/model", "data={}/data", "--halt", "never"], "halt is 'never'"),
-        (["calibrate", "{}/model", "data={}/data", "loss=2"], "loss is 2.0, expected"),
-        (["calibrate", "{}/model", "loss=0"], "needs a data folder"),
-        (["calibrate", "{}/model", "data={}/none", "out={}/model/config.json"], "config.json: a file, where a folder"),
-        (["calibrate", "{}/model", "data={}/data"], "3 puzzle identifiers and the checkpoint's puzzle_emb 2 rows"),
+        ("scale {}/model --data {}/data --segments steps:8", "--segments: got 'steps:8', expected integers"),
+        ("scale {}/model --data {}/data --rollouts 0", "--rollouts: got 0, expected 1 or more"),
+        ("scale {}/model --data {}/data --segments 1 --rollouts 1,x", "--rollouts: got '1,x', expected integers"),
+        ("scale {}/model --data {}/data --noise 1", "noise changes no answer of a single rollout; give several"),
+        ("eval {}/model --data {}/data --halt never", "halt is 'never'"),
+        ("scale {}/model --data {}/data --halt never", "halt is 'never'"),
+        ("calibrate {}/model --data {}/data --loss 2", "loss is 2.0, expected"),
+        ("calibrate {}/model --loss 0", "Missing option '--data'; see hrm calibrate --help"),
+        ("calibrate {}/model --data {}/none --out {}/model/config.json", "config.json: a file, where a folder"),
+        ("calibrate {}/model --data {}/data", "3 puzzle identifiers and the checkpoint's puzzle_emb 2 rows"),
         (
-            ["calibrate", "sudoku4", "data={}/none"],
-            "sudoku4 comes with the package, which keeps its own halting.json; give out=DIR",
+            "calibrate sudoku4 --data {}/none",
+            "sudoku4 comes with the package, which keeps its own halting.json; add --out DIR",
         ),
-        (["adapt", "{}/model", "data={}/data", "out={}/new", "seed=-1"], "seed=-1 cannot be read (-1 is below 0)"),
-        (["adapt", "{}/model", "data={}/data"], "give out=DIR"),
-        (["adapt", "{}/model", "data={}/data", "out={}/new", "steps=x"], "steps=x cannot be read"),
-        (["adapt", "{}/model", "data={}/data", "out={}/new", "steps=0"], "steps is 0, expected 1 or more"),
+        ("adapt {}/model --data {}/data --out {}/new --seed -1", "'--seed': -1 is not in the range"),
+        ("adapt {}/model --data {}/data", "Missing option '--out'; see hrm adapt --help"),
+        ("adapt {}/model --data {}/data --out {}/new --steps x", "'--steps': 'x' is not a valid int"),
+        ("adapt {}/model --data {}/data --out {}/new --steps 0", "'--steps': 0 is not in the range"),
+        ("adapt {}/model --data {}/data --out {}/new --init some", "'--init': 'some' is not one of 'mean', 'zero'"),
     ],
 )
-def test_bad_input(folder, call, arguments, message):
-    code, out, err = call(*(argument.format(folder) for argument in arguments))
+def test_bad_input(folder, call, command, message):
+    code, out, err = call(*(part.format(folder) for part in command.split()))
     assert code == 2 and message in err and err.startswith("hrm: ")
     assert not (folder / "new").exists()

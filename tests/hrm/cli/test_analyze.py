@@ -23,44 +23,46 @@ def folder(tmp_path_factory):
 
 
 def test_analyze(folder, call, tmp_path):
-    arguments = ("analyze", folder / "model", f"data={folder / 'data'}", "--out", tmp_path, "boards=1")
+    arguments = ("analyze", folder / "model", "--data", folder / "data", "--out", tmp_path, "--boards", 1)
     code, _, err = call(*arguments)
     assert code == 2 and "has no split 'train'" in err  # for the baselines
-    code, text, err = call(*arguments, "baselines=0")
+    code, text, err = call(*arguments, "--baseline-steps", 0)
     assert code == 0 and "12 puzzles" in text and "participation ratio, untrained: z_H" in text, err
     assert json.loads((tmp_path / "analysis.json").read_text())["baselines"] == {}
-    code, _, err = call(*arguments, "baselines=0")
+    code, _, err = call(*arguments, "--baseline-steps", 0)
     assert code == 2 and "report.html exists already" in err
-    assert call(*arguments, "baselines=0", "--force", "--max-steps", 3)[0] == 0
+    assert call(*arguments, "--baseline-steps", 0, "--force", "--max-steps", 3)[0] == 0
     assert len(json.loads((tmp_path / "analysis.json").read_text())["accuracy_by_segment"]) == 3
 
 
 def test_what_cannot_be_written_is_refused_before_the_work(folder, call, tmp_path):
     (tmp_path / "file").write_text("")
-    arguments = ("analyze", folder / "nowhere", f"data={folder / 'data'}", "baselines=0", "--out")
+    arguments = ("analyze", folder / "nowhere", "--data", folder / "data", "--baseline-steps", 0, "--out")
     code, _, err = call(*arguments, tmp_path / "file")
     assert code == 2 and f"{tmp_path / 'file'}: a file, where a folder is needed" in err
     (tmp_path / "board-2.gif").write_text("precious")
-    code, _, err = call(*arguments, tmp_path, "boards=2")
+    code, _, err = call(*arguments, tmp_path, "--boards", 2)
     assert code == 2 and "board-2.gif exists already; choose another --out, or pass --force" in err
-    code, _, err = call(*arguments, tmp_path, "boards=1")
+    code, _, err = call(*arguments, tmp_path, "--boards", 1)
     assert code == 2 and "nowhere does not exist" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["data={}/data", "baselines=0", "puzzles=0"], "puzzles is 0, expected 1 or more"),
-        (["data={}/data", "baselines=-1"], "baselines is -1"),
-        (["data={}/data", "boards=x"], "boards=x cannot be read"),
-        (["puzzles=1"], "needs a data folder"),
-        (["data={}/nowhere"], "does not exist"),
-        (["data={}/data", "seed=-1"], "seed=-1 cannot be read (-1 is below 0)"),
-        (["data={}/data", "baselines=0", "--puzzle-emb", "some"], "--puzzle-emb is 'some', expected strict, keep"),
+        ("--data {}/data --baseline-steps 0 --puzzles 0", "'--puzzles': 0 is not in the range"),
+        ("--data {}/data --baseline-steps -1", "'--baseline-steps': -1 is not in the range"),
+        ("--data {}/data --boards x", "'--boards': 'x' is not a valid int"),
+        ("--puzzles 1", "Missing option '--data'"),
+        ("--data {}/nowhere", "does not exist"),
+        ("--data {}/data --seed -1", "'--seed': -1 is not in the range"),
+        (
+            "--data {}/data --baseline-steps 0 --puzzle-emb some",
+            "'--puzzle-emb': 'some' is not one of 'strict', 'keep', 'mean', 'zero'",
+        ),
     ],
 )
 def test_bad_input(folder, call, tmp_path, arguments, message):
-    code, _, err = call(
-        "analyze", folder / "model", *(one.format(folder) for one in arguments), "--out", tmp_path / "x"
-    )
+    options = arguments.format(folder).split()
+    code, _, err = call("analyze", folder / "model", *options, "--out", tmp_path / "x")
     assert code == 2 and message in err and not (tmp_path / "x").exists()

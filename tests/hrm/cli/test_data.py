@@ -88,7 +88,7 @@ def test_sudoku_from_a_folder_and_from_one_file(tmp_path, hrm_data):
     lines = HARD.read_text().splitlines(keepends=True)
     (tmp_path / "csv" / "train.csv").write_text("".join(lines[:151]))
     (tmp_path / "csv" / "test.csv").write_text("".join([lines[0], *lines[151:]]))
-    recipe = as_process("sudoku", "--csv", tmp_path / "csv", "--subsample", 10, "--augment", 4, "--out", tmp_path / "a")
+    recipe = as_process("sudoku", "--csv", tmp_path / "csv", "--train", 10, "--augment", 4, "--out", tmp_path / "a")
     held_out = hrm_data("sudoku", "--csv", HARD, "--test", 30, "--min-rating", 100, "--out", tmp_path / "b")
     assert recipe.returncode == held_out.returncode == 0, recipe.stderr + held_out.stderr
     questions = {
@@ -204,7 +204,7 @@ def test_puzzles_from_the_hub_are_those_of_its_files(tmp_path, hrm_data, monkeyp
         return str(HARD)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    result = hrm_data("sudoku", "--out", tmp_path / "out", "--hub", "a/b", "--train", 5, "--test-subsample", 7)
+    result = hrm_data("sudoku", "--out", tmp_path / "out", "--hub", "a/b", "--train", 5, "--test", 7)
     assert result.returncode == 0, result.stderr
     assert calls == [("a/b", "train.csv", "dataset"), ("a/b", "test.csv", "dataset")]
     assert [open_dataset(tmp_path / "out", split).num_examples for split in ("train", "test")] == [5, 7]

@@ -74,7 +74,7 @@ def without_speed(metrics):
 def test_json_is_what_the_function_measures(folder, tmp_path):
     expected = evaluate(load(folder / "model"), open_dataset(folder / "data", "test"), batch_size=4, max_steps=2)
     done = run(
-        "eval", folder / "model", f"data={folder / 'data'}", "--max-steps", 2, "--json", "--out", tmp_path / "out"
+        "eval", folder / "model", "--data", folder / "data", "--max-steps", 2, "--json", "--out", tmp_path / "out"
     )
     assert (done.returncode, done.stderr) == (0, "")
     metrics = json.loads(done.stdout)
@@ -85,7 +85,7 @@ def test_json_is_what_the_function_measures(folder, tmp_path):
 
 
 def test_nothing_is_overwritten_unasked(folder, tmp_path, call):
-    arguments = ("eval", folder / "model", f"data={folder / 'data'}", "--out", tmp_path, "--json")
+    arguments = ("eval", folder / "model", "--data", folder / "data", "--out", tmp_path, "--json")
     (tmp_path / "predictions.npz").write_text("precious")
     code, out, err = call(*arguments)
     assert (code, out) == (2, "") and "predictions.npz exists already" in err
@@ -95,7 +95,7 @@ def test_nothing_is_overwritten_unasked(folder, tmp_path, call):
 
 
 def test_table(folder, call):
-    code, out, err = call("eval", folder / "model", f"data={folder / 'data'}", "--max-examples", 5)
+    code, out, err = call("eval", folder / "model", "--data", folder / "data", "--max-examples", 5)
     assert (code, err) == (0, "")
     rows = {line.split("│")[2].strip(): line.split("│")[3].strip() for line in out.splitlines() if "│" in line}
     assert rows["count"] == "5" and rows["steps"] == "3.00"
@@ -107,18 +107,20 @@ def test_a_path_that_rich_takes_for_markup(folder, call, tmp_path):
     link = tmp_path / "[" / "b]x:x:"
     link.parent.mkdir()
     link.symlink_to(folder / "data")
-    code, out, err = call("eval", folder / "model", f"data={link}")
+    code, out, err = call("eval", folder / "model", "--data", link)
     assert (code, err) == (0, "") and "/[/b]x:x:(test)" in "".join(out.split())
 
 
-def test_max_steps_of_rollouts(folder, call):
-    code, out, err = call("eval", folder / "model", f"data={folder / 'data'}", "rollouts=1", "--max-steps", 2, "--json")
-    assert code == 0 and [one["segments"] for one in json.loads(out)["cells"]] == [2], err
+def test_segments_of_rollouts(folder, call):
+    arguments = ("scale", folder / "model", "--data", folder / "data", "--json")
+    for options, segments in ((["--segments", 2], [2]), ([], [1, 2, 3])):
+        code, out, err = call(*arguments, *options)
+        assert code == 0 and [one["segments"] for one in json.loads(out)["cells"]] == segments, err
 
 
 def test_processes_share_the_work(folder, tmp_path):
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "hrm")
-    arguments = ("eval", folder / "model", f"data={folder / 'data'}", "--batch-size", 4, "--json", "--out", tmp_path)
+    arguments = ("eval", folder / "model", "--data", folder / "data", "--batch-size", 4, "--json", "--out", tmp_path)
     done = run(*arguments, launcher=torchrun)
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
@@ -135,35 +137,38 @@ def test_processes_share_the_work(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["data={}/nine"], "seq_len 81 and the checkpoint 16"),
+        ("eval --data {}/nine", "seq_len 81 and the checkpoint 16"),
         (
-            ["data={}/three"],
+            "eval --data {}/three",
             "3 puzzle identifiers and the checkpoint's puzzle_emb 2 rows; load it with --puzzle-emb keep",
         ),
-        (["data={}/none"], "none does not exist"),
-        (["data={}/data", "--split", "train"], "has no split 'train' (it has test)"),
-        (["data={}/data", "dta=x"], "does not know 'dta=x'; expected data=DIR"),
-        (["{}/data"], "expected data=DIR"),
-        (["data={}/data", "data={}/nine"], "takes one data folder"),
-        (["data=~/no-such-folder"], f"{Path.home() / 'no-such-folder'} does not exist"),
-        (["data={}/data", "--out", __file__], f"{__file__}: a file, where a folder is needed"),
-        (["data={}/data", "--puzzle-emb", "some"], "--puzzle-emb is 'some', expected strict, keep, mean or zero"),
-        (["data={}/data", "--batch-size", "0"], "batch_size is 0, expected 1 or more"),
-        (["data={}/data", "--device", "abacus"], "abacus"),
-        (["data={}/data", "rollouts=2", "seed=-1"], "seed=-1 cannot be read (-1 is below 0)"),
-        (["data={}/none", "rollouts=2", "--out", __file__], f"{__file__}: a file, where a folder is needed"),
-        (["data={}/data", "rollouts=2", "--max-steps", "0"], "segments is 0, expected 1 or more"),
-        (["data={}/none", "scale=segments:1", "--max-steps", "2"], "from scale= or --max-steps 2, got both; give one"),
+        ("eval --data {}/none", "none does not exist"),
+        ("eval --data {}/data --split train", "has no split 'train' (it has test)"),
+        ("eval --data {}/data dta=x", "unexpected extra argument"),
+        ("eval {}/data", "Missing option '--data'; see hrm eval --help"),
+        ("eval --data=~/no-such-folder", f"{Path.home() / 'no-such-folder'} does not exist"),
+        ("eval --data {}/data --out " + __file__, f"{__file__}: a file, where a folder is needed"),
+        (
+            "eval --data {}/data --puzzle-emb some",
+            "'--puzzle-emb': 'some' is not one of 'strict', 'keep', 'mean', 'zero'",
+        ),
+        ("eval --data {}/data --batch-size 0", "'--batch-size': 0 is not in the range"),
+        ("eval --data {}/data --device abacus", "abacus"),
+        ("scale --data {}/data --rollouts 2 --seed -1", "'--seed': -1 is not in the range"),
+        ("scale --data {}/none --rollouts 2 --out " + __file__, f"{__file__}: a file, where a folder is needed"),
+        ("scale --data {}/data --rollouts 2 --segments 0", "--segments: got 0, expected 1 or more"),
+        ("scale --data {}/none --segments 1 --max-steps 2", "No such option: --max-steps"),
     ],
 )
 def test_bad_input(folder, call, arguments, message):
-    code, out, err = call("eval", folder / "model", *(argument.format(folder) for argument in arguments))
+    command, *options = arguments.format(folder).split()
+    code, out, err = call(command, folder / "model", *options)
     assert (code, out) == (2, "")
     assert message in err and err.startswith("hrm: ") and err.count("\n") == 1
 
 
 def test_bad_input_as_a_process(folder):
-    done = run("eval", folder / "missing", f"data={folder / 'data'}")
+    done = run("eval", folder / "missing", "--data", folder / "data")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "missing does not exist" in done.stderr
 
@@ -173,7 +178,7 @@ def test_a_puzzle_embedding_of_another_size(folder, call, choice):
     dataset = open_dataset(folder / "three", "test")
     model = load(folder / "model", puzzle_emb=choice, num_puzzle_identifiers=3)
     expected = evaluate(model, dataset, batch_size=10)
-    code, out, _ = call("eval", folder / "model", f"data={folder / 'three'}", "--puzzle-emb", choice, "--json")
+    code, out, _ = call("eval", folder / "model", "--data", folder / "three", "--puzzle-emb", choice, "--json")
     assert code == 0
     metrics = json.loads(out)
     assert {k: v for k, v in metrics.items() if k != "puzzles_per_second"} == without_speed(expected)

@@ -18,7 +18,7 @@ from hrm.cli import app, main
         (["fly"], "No such command 'fly'; see hrm --help"),
         (["data", "chess"], "No such command 'chess'; see hrm data --help"),
         (["data", "sudoku"], "Missing option '--out'; see hrm data sudoku --help"),
-        (["solve", "model"], "Missing argument 'PUZZLE|FILE|-'; see hrm solve --help"),
+        (["solve", "model"], "Missing argument 'PUZZLE'; see hrm solve --help"),
         (["solve", "model", "....", "--colour"], "--colour"),
         (["solve", "model", "....", "--max-steps", "two"], "'--max-steps'"),
         (["train"], "Missing argument"),
@@ -92,7 +92,8 @@ def test_no_message_acts_on_the_terminal(call, tmp_path):
         ("solve", "sudoku4", evil),
         (evil,),
         ("data", "sudoku", "--size", "4", "--out", tmp_path / "file" / evil),
-        ("eval", evil, f"data={evil}"),
+        ("eval", evil, "--data", evil),
+        ("eval", "sudoku4", f"data={evil}"),
     ):
         code, out, err = call(*arguments)
         assert code == 2 and err.startswith("hrm: ") and err.endswith("\n") and err[:-1].isprintable(), err

@@ -116,7 +116,7 @@ def test_boards_under_titles(model, puzzles, call, tmp_path):
 
 
 def test_a_file_that_unpacks_to_gigabytes_is_refused(model, call, tmp_path, monkeypatch):
-    monkeypatch.setattr("hrm.cli.solve.MOST", 1 << 20)
+    monkeypatch.setattr("hrm.cli.puzzle_input.MAX_BYTES", 1 << 20)
     for name in ("p.txt.gz", "p.csv.gz"):
         with gzip.open(tmp_path / name, "wb") as file:
             file.write(b"0" * (1 << 22))
@@ -237,7 +237,7 @@ def test_what_can_be_wrong_is_looked_at_before_torch_is_imported(model, several,
         (several, "--out", "x"): "--out x: expected a name that ends with .csv or .jsonl",
         (several, "--out", "x.txt"): "--out x.txt: expected a name that ends with .csv or .jsonl",
         (several, "--halt", "never"): "halt is 'never', expected 'q', 'fixed'",
-        (several, "--gif", "x.gif"): f"--gif and --png draw one puzzle, {several} has 3; give the one",
+        (several, "--gif", "x.gif"): f"--gif and --png draw one puzzle, {several} has 3; give a single puzzle",
         ("12",): "'12' is neither a file nor a puzzle: Sudoku with 2 cells, expected 16",
         (tmp_path,): f"{tmp_path} is a folder, expected a puzzle or a file of puzzles",
     }

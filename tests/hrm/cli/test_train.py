@@ -72,19 +72,20 @@ def stop_once_training(process: subprocess.Popen[str], out: Path, number: signal
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(data, tmp_path, run, number):
-    arguments = ["demo", f"data={data}", *TINY, "epochs=100000", "log_every=1", "eval_interval=null"]
-    process = start(*arguments, f"out={tmp_path / 'a'}")
+    recipe, settings = ["demo", "--data", str(data)], [*TINY, "epochs=100000", "log_every=1", "eval_interval=null"]
+    arguments = [*recipe, *settings]
+    process = start(*arguments, "--out", str(tmp_path / "a"))
     out, err = stop_once_training(process, tmp_path / "a", number)
     assert process.returncode == 130, err
     assert "Traceback" not in err and "stopping: this step is finished and saved" in err
     (checkpoint,) = sorted((tmp_path / "a/checkpoints").iterdir())[-1:]
     step = json.loads((checkpoint / "state.json").read_text())["step"]
     assert f"interrupted at step {step}; checkpoint {checkpoint}" in out
-    assert f"to go on: hrm train {' '.join(arguments)} out={tmp_path / 'a'} resume=true" in out
+    assert f"to continue: hrm train {' '.join(recipe)} --out {tmp_path / 'a'} {' '.join(settings)} --resume" in out
     assert steps_logged(tmp_path / "a") == list(range(1, step + 1))
 
     last = f"max_steps={step + 2}"
-    code, out, err = run(*arguments, f"out={tmp_path / 'a'}", "resume=true", last)
+    code, out, err = run(*arguments, "--out", str(tmp_path / "a"), "--resume", last)
     assert code == 0 and f"resumed from {checkpoint}, step {step}" in out, err
     code, out, err = run(*arguments, f"out={tmp_path / 'b'}", last)
     assert code == 0, err
@@ -97,7 +98,7 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(data, tmp_path, run, num
 def test_it_trains_evaluates_and_says_so(data, tmp_path, run):
     out = tmp_path / "run"
     # an epoch is two steps; the log is a line now and one at the end
-    arguments = ["demo", f"data={data}", f"out={out}", *TINY, "epochs=10", "eval_interval=5", "log_every=10"]
+    arguments = ["demo", "--data", str(data), "--out", str(out), *TINY, "epochs=10", "eval_interval=5", "log_every=10"]
     process = start(*arguments)
     printed, err = process.communicate(timeout=120)
     assert process.returncode == 0 and err == "", err
@@ -126,7 +127,12 @@ def test_help_lists_the_recipes(run):
     [
         (["nothing", "data=x"], "no recipe 'nothing'; expected arc-1, arc-2, demo"),
         (["demo", "data=nowhere"], "data folder nowhere does not exist; make one"),
-        (["demo"], "no data folder given; say data=DIR"),
+        (["demo"], "no data folder; add --data DIR, as in: hrm train demo --data data/sudoku"),
+        (["demo", "--data", "x", "data=y"], "data has two values, x and y; give one"),
+        (
+            ["demo", "--data", "x", "--batch-size", "8", "global_batch_size=16"],
+            "global_batch_size has two values, 8 and",
+        ),
         (["demo", "data=x", "batch_size=3"], "unknown key batch_size; did you mean global_batch_size?"),
         (["demo", "data=x", "epochs=many"], "epochs: Input should be a valid integer"),
         (["demo", "data={data}", "arch.num_heads=3"], "hidden_size 64 is not a multiple of num_heads 3"),

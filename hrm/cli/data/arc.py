@@ -1,13 +1,14 @@
 """``hrm data arc``."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hrm.cli.data import DATA_FOLDER, Force, Out, Seed, data_app
-from hrm.errors import InputError, printable
+from hrm.cli.data.options import Force, Out
+from hrm.cli.data.writing import DATA_FOLDER, warn
+from hrm.cli.options import Seed
+from hrm.errors import InputError
 from hrm.files import require_new
 from hrm.progress import progress_bar
 
@@ -15,7 +16,6 @@ SHOWN = 20
 """Lines of a list that are printed: tasks left out, tests trained on."""
 
 
-@data_app.command()
 def arc(
     out: Out,
     version: Annotated[
@@ -74,7 +74,7 @@ def arc(
             f"there is no subset {', '.join(sorted(missing))}; there are: {', '.join(sorted(reader.seen))}"
         )
     if reader.bad:
-        _tell(f"{len(reader.bad)} malformed tasks left out", reader.bad)
+        warn(f"{len(reader.bad)} malformed tasks left out", reader.bad[:SHOWN], len(reader.bad))
     present = {task.subset for task in reader.tasks.values()}
     if not tested:
         tested = list(present) if len(present) == 1 else ["evaluation"]
@@ -90,17 +90,11 @@ def arc(
         )
     repeated = tests_trained_on(reader.tasks.values(), tested)
     if repeated:
-        _tell(f"{len(repeated)} test puzzles are also training puzzles", repeated)
+        warn(f"{len(repeated)} test puzzles are also training puzzles", repeated[:SHOWN], len(repeated))
     print(f"{out}: arc")
     for split, one in sets.items():
         tasks, puzzles = len(one.group_indices) - 1, len(one.puzzle_identifiers)
         print(f"  {split}: {tasks} tasks, {puzzles} puzzles, {one.num_examples} examples")
-
-
-def _tell(what: str, lines: list[str]) -> None:
-    print(f"hrm: {what}:", *map(printable, lines[:SHOWN]), sep="\n  ", file=sys.stderr)
-    if len(lines) > SHOWN:
-        print(f"  and {len(lines) - SHOWN} more", file=sys.stderr)
 
 
 def _names(text: str | None) -> list[str]:

@@ -1,0 +1,78 @@
+"""``hrm data maze``."""
+
+from typing import Annotated
+
+import typer
+
+from hrm.cli.data.options import Csv, Force, Out, SkipBad, Test, Train
+from hrm.cli.data.sources import find_sources, read_splits, shuffled_split
+from hrm.cli.data.writing import DATA_FOLDER, finish
+from hrm.cli.options import Seed
+from hrm.errors import InputError
+from hrm.files import require_new
+from hrm.progress import begun, progress_bar
+
+
+def maze(
+    out: Out,
+    csv: Csv = None,
+    hub: Annotated[
+        str | None, typer.Option(help="Mazes from a data set of the hub: sapientinc/maze-30x30-hard-1k.")
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Rows and columns of generated mazes (30), or the number that files must have."),
+    ] = None,
+    train: Train = None,
+    test: Test = None,
+    augment: Annotated[bool, typer.Option("--augment", help="Add the 7 turns and reflections of each maze.")] = False,
+    min_path: Annotated[
+        int | None,
+        typer.Option(min=1, help="Least steps from S to G of generated mazes (size * size / 8: 112 for 30 x 30)."),
+    ] = None,
+    max_path: Annotated[int | None, typer.Option(min=1, help="Most steps from S to G of generated mazes.")] = None,
+    max_branch: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Make walls of the cells of generated mazes that are farther than this from the path."
+        ),
+    ] = None,
+    loops: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of inner walls of generated mazes to open (0.04); 0: no way round."),
+    ] = None,
+    min_rating: Annotated[int, typer.Option(min=0, help="Least rating of mazes from files.")] = 0,
+    seed: Seed = 0,
+    skip_bad: SkipBad = False,
+    force: Force = False,
+) -> None:
+    """Mazes with their shortest path: generated (without --csv and --hub), from CSV files, or from the hub.
+
+    The published recipe is --hub sapientinc/maze-30x30-hard-1k.
+    """
+    import numpy as np
+
+    from hrm.data.maze import LOOPS, Maze, build_set, generate
+    from hrm.data.puzzle_csv import BadRows
+
+    require_new(out, force, *DATA_FOLDER)
+    rng, bad = np.random.default_rng(seed), BadRows(skip_bad)
+    with progress_bar() as progress:
+        if csv is None and hub is None:
+            task = Maze(30 if size is None else size)
+            counts = (train or 1000, test or 200)
+            generated = begun(progress, "generating", sum(counts))
+            share = LOOPS if loops is None else loops
+            mazes = generate(sum(counts), task.size, rng, min_path, max_path, max_branch, share, generated)
+            splits = shuffled_split(mazes, counts[1], rng)
+        else:
+            if not min_path is max_path is max_branch is loops is None:
+                options = "--min-path, --max-path, --max-branch and --loops"
+                raise InputError(f"{options} are for generated mazes; choose from files with --min-rating")
+            task, paths = find_sources(csv, hub, Maze, size)
+            splits = read_splits(paths, task, bad, train, test, min_rating, rng, progress)
+    sets = {
+        "train": build_set(splits["train"], augment, splits["test"].inputs),
+        "test": build_set(splits["test"]),
+    }
+    finish(out, task, sets, bad, force)

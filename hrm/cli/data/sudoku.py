@@ -1,0 +1,81 @@
+"""``hrm data sudoku``."""
+
+from typing import Annotated
+
+import typer
+
+from hrm.cli.data.options import Csv, Force, Out, SkipBad, Test, Train
+from hrm.cli.data.sources import find_sources, read_splits, shuffled_split
+from hrm.cli.data.writing import DATA_FOLDER, finish
+from hrm.cli.options import Seed
+from hrm.errors import InputError
+from hrm.files import require_new
+from hrm.progress import begun, progress_bar
+
+
+def sudoku(
+    out: Out,
+    csv: Csv = None,
+    hub: Annotated[
+        str | None, typer.Option(help="Puzzles from a data set of the hub: sapientinc/sudoku-extreme.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="4, 6 or 9; the size of generated puzzles (9), or the one files must have.")
+    ] = None,
+    train: Train = None,
+    test: Test = None,
+    augment: Annotated[int, typer.Option(min=0, help="Random equivalent puzzles added to each training puzzle.")] = 0,
+    min_rating: Annotated[int, typer.Option(min=0, help="Least difficulty: guesses a solver tries.")] = 0,
+    extra_clues: Annotated[
+        int, typer.Option(min=0, help="Generated puzzles get up to so many clues beyond those they need.")
+    ] = 0,
+    check_unique: Annotated[
+        bool, typer.Option(help="Prove that each puzzle taken from a file has one solution (2 ms for a hard one).")
+    ] = True,
+    seed: Seed = 0,
+    skip_bad: SkipBad = False,
+    force: Force = False,
+) -> None:
+    """Sudoku: generated (without --csv and --hub), from CSV files, or from the hub.
+
+    The published recipe is --hub sapientinc/sudoku-extreme --train 1000 --augment 1000. Generated training and test
+    puzzles are distinct; a 4 x 4 puzzle may still have an equivalent (digits renamed, rows swapped) in the other set,
+    as there are few.
+    """
+    import numpy as np
+
+    from hrm.data.puzzle_csv import BadRows
+    from hrm.data.sudoku import Sudoku, build_set, generate, solve
+
+    require_new(out, force, *DATA_FOLDER)
+    rng, bad = np.random.default_rng(seed), BadRows(skip_bad)
+    with progress_bar() as progress:
+        if csv is None and hub is None:
+            task = Sudoku(9 if size is None else size)
+            counts = (train or 1000, test or 200)
+            generated = begun(progress, "generating", sum(counts))
+            puzzles = generate(sum(counts), task.size, rng, min_rating, generated, extra_clues)
+            splits = shuffled_split(puzzles, counts[1], rng)
+        else:
+            if extra_clues:
+                raise InputError("--extra-clues is for generated puzzles; leave it out, or leave out --csv and --hub")
+            task, paths = find_sources(csv, hub, Sudoku, size)
+            splits = read_splits(paths, task, bad, train, test, min_rating, rng, progress)
+            if check_unique:
+                for split, path in zip(("train", "test"), (paths[0], paths[-1]), strict=True):
+                    part = splits[split]
+                    found = solve(part.inputs, begun(progress, f"solving {split}", len(part))).counts
+                    for index in np.flatnonzero(found != 1):
+                        bad.report(path, int(part.lines[index]), "the question has several solutions, expected one")
+                    splits[split] = part.take(found == 1)
+        sets = {
+            "train": build_set(
+                splits["train"],
+                augment,
+                rng,
+                splits["test"].inputs,
+                begun(progress, "augmenting", len(splits["train"])),
+            ),
+            "test": build_set(splits["test"], 0, rng),
+        }
+    finish(out, task, sets, bad, force)

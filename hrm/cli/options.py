@@ -1,0 +1,62 @@
+"""The arguments and options of the commands. Each has one name, one meaning and one help text everywhere."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hrm import models
+
+
+class PuzzleEmb(str, Enum):
+    """What to do with a puzzle embedding that was trained on other puzzles (:data:`hrm.weights.PuzzleEmb`)."""
+
+    strict = "strict"
+    keep = "keep"
+    mean = "mean"
+    zero = "zero"
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="The model: a shipped model's name (hrm models), a training run, a checkpoint, a model folder, or a "
+        "hub name (owner/name).",
+        autocompletion=models.names,
+    ),
+]
+Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="The data folder.")]
+Split = Annotated[str, typer.Option("--split", metavar="NAME", help="The split of the data folder to use.")]
+MaxExamples = Annotated[
+    int | None, typer.Option("--max-examples", min=1, help="Use only the first N examples (default: all).", metavar="N")
+]
+MaxSteps = Annotated[
+    int | None,
+    typer.Option("--max-steps", min=1, metavar="N", help="Most segments per puzzle (default: as in training)."),
+]
+Halt = Annotated[
+    str,
+    typer.Option(
+        "--halt",
+        metavar="RULE",
+        help="When a puzzle halts: fixed (after all segments), q (when q_halt > q_continue), margin:X (when "
+        "q_halt - q_continue > X), stable:K (when K segments have not changed the answer), or calibrated (by the "
+        "margin that hrm calibrate stored).",
+    ),
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Puzzles processed together.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of all random choices.")]
+PuzzleEmbOption = Annotated[
+    PuzzleEmb,
+    typer.Option(
+        "--puzzle-emb",
+        metavar="CHOICE",
+        help="If the puzzle embedding was trained on other puzzles than those of the data: strict (refuse), keep (keep "
+        "the rows by number), mean (set all rows to their mean), or zero (set all rows to zero).",
+    ),
+]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace existing results in --out.")]
