@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hrm.act import prefers_halting
 from hrm.errors import InputError
 
 
@@ -38,6 +37,8 @@ Halting = Callable[[Moment], np.ndarray]
 
 def halts_by_q(moment: Moment) -> np.ndarray:
     """Halt where halting promises more than another segment."""
+    from hrm.act import prefers_halting  # here: rules are read and checked before torch is imported
+
     return prefers_halting(moment.q_halt, moment.q_continue)
 
 
