@@ -82,11 +82,11 @@ sanitize: $(STAMP)
 gpu:
 	$(PYTHON) -m bench.gpu $(GPU_ARGS)
 
-# API pages of the public names, from their docstrings: build/docs/index.html
+# The site, with no dead link: build/docs/index.html. To read it: python -m http.server -d build/docs
 docs: $(STAMP)
-	@# of the hrm that is installed, so that nothing is built
+	@# (the extra of the installed hrm, so that nothing is built)
 	$(PIP) 'hrm[docs]'
-	$(BIN)/python docs/api.py build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(STAMP)
 	$(BIN)/ruff check

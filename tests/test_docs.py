@@ -1,17 +1,30 @@
-"""Every public name says what it takes and gives; the pages build; the guide's code runs."""
+"""The documentation is true: snippets run, links lead somewhere, tables match the code, the site builds."""
 
+import contextlib
+import doctest
 import importlib
 import importlib.util
 import inspect
+import io
+import json
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+
+from hrm.cli import main
 
 ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+# Public names
+
 MODULES = (
     "hrm",
     "hrm_kernels",
@@ -41,7 +54,7 @@ def test_every_public_name_has_a_docstring(path):
     if inspect.isclass(value) and issubclass(value, torch.nn.Module) and not issubclass(value, torch.nn.Linear):
         everything = text + (inspect.getdoc(value.forward) or "")
         assert "[" in everything, f"{path} does not give the shapes of its forward"
-    if inspect.isfunction(value) and not path.startswith("hrm_kernels.nn."):  # (small ones, told in a line)
+    if inspect.isfunction(value) and not path.startswith("hrm_kernels.nn."):  # (small ones, described in one line)
         for name in inspect.signature(value).parameters:
             assert re.search(rf"\b{name}\b", text), f"{path} does not say what {name} is"
 
@@ -57,21 +70,196 @@ def test_the_ops_are_what_is_tested():
     assert {"swiglu", "token_mixing", "recurrent_cycles", "stablemax_cross_entropy"} <= set(OPS)
 
 
+# Snippets
+
+PAGES = {path.relative_to(ROOT).as_posix(): path for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]}
+SLOW = {"docs/tutorials/arc.md", "docs/how-to/gpus.md"}  # ARC's long sequences; torchrun
+BLOCK = re.compile(r"^(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+SMALLER = {"docs/tutorials/own-puzzle.md": [('("train", 2000)', '("train", 64)')]}  # else it trains for half a minute
+LIMITS = {"data": {"--train": 64, "--test": 16, "--augment": 2}}
+EXTRA = {
+    "train": ["max_steps=4"],
+    "analyze": "--puzzles 4 --boards 1 --baseline-steps 0 --max-examples 8".split(),
+    "scale": ["--max-examples", "4"],
+}
+
+
+def smaller(words):
+    """The ``hrm`` command with fewer puzzles and steps; what is given twice counts as given last."""
+    limits, extra = LIMITS.get(words[1], {}), EXTRA.get(words[1], [])
+    words = [
+        str(min(int(word), limits[before])) if before in limits else word for before, word in zip(["", *words], words)
+    ]
+    return words + [word for word in extra if word.partition("=")[0] not in " ".join(words)]
+
+
+class Reader:
+    """Someone who types what a page shows, from top to bottom, in an empty folder."""
+
+    def __init__(self, page, folder, monkeypatch):
+        self.page, self.folder, self.monkeypatch = page, folder, monkeypatch
+        self.names = {"__name__": page}
+
+    def python(self, text):
+        for old, new in SMALLER.get(self.page, []):
+            text = text.replace(old, new)
+        exec(compile(text, self.page, "exec"), self.names)
+
+    def bash(self, text):
+        for command in text.replace("\\\n", " ").splitlines():
+            if shlex.split(command, comments=True):
+                self.run(command)
+
+    def console(self, text):
+        checker, how = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+        for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", text, re.M):
+            output = self.run(command, may_fail=True)
+            assert checker.check_output(expected, output, how), f"{command} printed\n{output}\nexpected\n{expected}"
+
+    def run(self, command, may_fail=False):
+        words = shlex.split(command, comments=True)
+        code, output = self.hrm(smaller(words)) if words[0] == "hrm" else self.shell(command)
+        invalid = words[:2] == ["hrm", "solve"] and code == 1  # a model of four steps does not solve much
+        assert code == 0 or may_fail or invalid, f"{command} exits with {code}\n{output}"
+        return output
+
+    def hrm(self, words):
+        """In this process, where torch is loaded already."""
+        self.monkeypatch.setattr(sys, "argv", words)
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            with pytest.raises(SystemExit) as ended:
+                main()
+        return ended.value.code or 0, output.getvalue()
+
+    def shell(self, command):
+        command = command.replace("torchrun", f"{shlex.quote(sys.executable)} -m torch.distributed.run")
+        command = re.sub(r"^python ", f"{shlex.quote(sys.executable)} ", command)
+        command = re.sub(r"(-m hrm train .*)", r"\1 max_steps=2", command)
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment.pop("TRITON_INTERPRET", None)
+        done = subprocess.run(
+            command, shell=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
+        return done.returncode, done.stdout
+
+
+def blocks(path):
+    """``(reason not to run it, language, text)`` of each block of code."""
+    return [(match["reason"], match["language"], match["text"]) for match in BLOCK.finditer(path.read_text("utf-8"))]
+
+
+@pytest.fixture
+def same_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW)) for page in PAGES])
+def test_the_snippets_of_a_page_run(page, tmp_path, monkeypatch, same_threads):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    reader = Reader(page, tmp_path, monkeypatch)
+    for reason, language, text in blocks(PAGES[page]):
+        if reason is None and language != "text":
+            getattr(reader, language)(text)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_run_or_says_why_not(page):
+    text = PAGES[page].read_text("utf-8")
+    assert len(re.findall(r"^```", text, re.M)) == 2 * len(blocks(PAGES[page])), "a fence is not closed, or indented"
+    for reason, language, _ in blocks(PAGES[page]):
+        assert language in ("python", "bash", "console", "text")
+        assert reason is None or len(reason) > 10
+    assert text.count("<!-- not run") == sum(reason is not None for reason, _, _ in blocks(PAGES[page]))
+
+
+# Links, tables, numbers
+
+
+def anchors(path):
+    """The ids of a Markdown file's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text("utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "bench/README.md"])
+def test_links_of_files_outside_the_site_lead_somewhere(name):
+    path = ROOT / name
+    targets = re.findall(r'\]\(([^)\s]+)\)|(?:src|srcset)="([^"]+)"', path.read_text("utf-8"))
+    for target in (one or other for one, other in targets):
+        if re.match(r"https?:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        linked = path.parent / file if file else path
+        assert linked.exists(), f"{name} links to {target}"
+        assert not anchor or anchor in anchors(linked), f"{name} links to {target}"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_table_of_environment_variables_is_complete():
+    read = r"environ(?:\.get\(|\[)\s*\"(HRM_\w+)\"|getenv\(\"(HRM_\w+)\""
+    code = [
+        ROOT / "setup.py",
+        *(path for top in ("hrm", "hrm_kernels", "bench", "csrc") for path in (ROOT / top).rglob("*")),
+    ]
+    texts = [path.read_text("utf-8") for path in code if path.suffix in (".py", ".cpp", ".h", ".cu", ".cuh")]
+    used = {one or other for text in texts for one, other in re.findall(read, text)}
+    assert used == set(re.findall(r"^\| `(HRM_\w+)`", (DOCS / "environment.md").read_text(), re.M))
+
+
+def test_the_accuracies_of_recipes_are_those_that_were_measured():
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([\d.]+) % \| ([\d.]+) % \|$", (DOCS / "recipes.md").read_text(), re.M)
+    measured = {"demo": json.loads((ROOT / "bench/results/demo-cpu-2026-11-24/eval.json").read_text())}
+    for card in (ROOT / "hrm/models").glob("*/card.json"):
+        measured[card.parent.name] = json.loads(card.read_text())["accuracy"][0]
+    assert {name for name, _, _ in rows} == set(measured)
+    for name, *shown in rows:
+        metrics = measured[name]["exact_accuracy"], measured[name]["early_exact_accuracy"]
+        assert shown == [f"{100 * value:.1f}" for value in metrics], name
+
+
+def test_the_page_of_recipes_names_all_recipes():
+    text = (DOCS / "recipes.md").read_text()
+    assert all(f"`{path.stem}`" in text for path in (ROOT / "hrm/training/recipes").glob("*.yaml"))
+
+
+# The site, and files that other programs read
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("pdoc") is None, reason="pdoc is not installed: pip install hrm[docs]")
-def test_the_pages_build(tmp_path):
-    subprocess.run([sys.executable, ROOT / "docs" / "api.py", tmp_path], check=True, capture_output=True, text=True)
-    page = (tmp_path / "hrm.html").read_text()
-    assert "TRMConfig" in page and "hierarchical" in page.lower()
-    page = (tmp_path / "hrm_kernels.html").read_text()
-    assert all(f'id="{op}"' in page for op in OPS)
+@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="MkDocs is not installed: pip install hrm[docs]")
+def test_the_site_builds_without_a_dead_link(tmp_path):
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    hrm, kernels, commands = (
+        (tmp_path / f"{name}.html").read_text("utf-8") for name in ("python-hrm", "python-kernels", "command-line")
+    )
+    assert "TRMConfig" in hrm and "hierarchical" in hrm.lower()
+    assert all(f'id="hrm_kernels.{op}"' in kernels for op in OPS)
+    assert all(f'id="hrm-{name}"' in commands for name in ("data-sudoku", "train", "eval", "solve", "scale", "doctor"))
 
 
-def test_the_code_of_the_guides_runs(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    guides = list((ROOT / "docs").glob("*.md"))
-    assert guides
-    for path in guides:
-        names = {}
-        for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.S):
-            exec(compile(block, str(path), "exec"), names)  # one after the other, as a reader would
+@pytest.mark.parametrize("path", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda path: path.name)
+def test_the_files_for_github_are_well_formed(path):
+    content = yaml.safe_load(path.read_text())
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for job in content.get("jobs", {}).values():
+        for step in job["steps"]:
+            assert set(re.findall(r"\bmake ([a-z-]+)", step.get("run", ""))) <= targets
+
+
+def test_the_citation_names_this_version_and_the_papers():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = (ROOT / "pyproject.toml").read_text()
+    for name in ("version", "license"):
+        assert f'\n{name} = "{citation[name]}"\n' in project
+    urls = " ".join(one["url"] for one in citation["references"])
+    assert "2506.21734" in urls and "2510.04871" in urls
