@@ -62,6 +62,7 @@ class ModelConfig(BaseModel):
 
         @property
         def puzzle_emb_len(self) -> int: ...
+        def _layers(self) -> str: ...
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -94,6 +95,19 @@ class ModelConfig(BaseModel):
     def learns_to_continue(self) -> bool:
         """Whether q_continue is learned, for which a training call runs a second segment."""
         return True
+
+    def summary(self) -> str:
+        """The sizes in a few words, for the ``repr`` of a model."""
+        puzzles = f", {self.num_puzzle_identifiers} puzzle identifiers" if self.puzzle_emb_ndim else ""
+        return (
+            f"hidden {self.hidden_size}, {self._layers()} layers, {self.H_cycles}x{self.L_cycles} cycles, "
+            f"{self.seq_len} tokens, vocabulary {self.vocab_size}{puzzles}, {self.forward_dtype}"
+        )
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        """Only the values that differ from the defaults."""
+        fields = type(self).model_fields
+        return [(name, value) for name, value in self if value != fields[name].default]
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Self:
@@ -146,6 +160,9 @@ class HRMConfig(ModelConfig):
         """Positions in front of the puzzle that hold its embedding."""
         return -(-self.puzzle_emb_ndim // self.hidden_size)
 
+    def _layers(self) -> str:
+        return f"{self.H_layers}+{self.L_layers}"
+
 
 class TRMConfig(ModelConfig):
     """Sizes and options of an :class:`hrm.TRM`; the defaults are the published ones.
@@ -191,6 +208,9 @@ class TRMConfig(ModelConfig):
     def learns_to_continue(self) -> bool:
         """Not with ``no_ACT_continue``."""
         return not self.no_ACT_continue
+
+    def _layers(self) -> str:
+        return f"{self.L_layers} mixing" if self.mlp_t else f"{self.L_layers}"
 
     @field_validator("puzzle_emb_len")
     @classmethod

@@ -6,9 +6,10 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from hrm.batch_checks import as_indices
 from hrm.data.format import IGNORE_LABEL
 from hrm.errors import InputError
-from hrm.model import Carry, as_indices
+from hrm.model import Carry
 from hrm_kernels.ops.stablemax_cross_entropy import stablemax_cross_entropy_with_argmax
 
 LossType = Literal["stablemax_cross_entropy", "softmax_cross_entropy"]

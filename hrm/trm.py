@@ -6,13 +6,14 @@ import torch
 
 from hrm.config import HRMConfig, ModelConfig, TRMConfig
 from hrm.errors import InputError
+from hrm.fused import Level
 from hrm.model import HRM, HRMInner
 from hrm.sizes import require_memory
 from hrm_kernels.nn import MixingModule, ReasoningModule
 
 
 class TRMInner(HRMInner):
-    """The recursive network without halting: an :class:`hrm.model.HRMInner` with one network for both states."""
+    """An :class:`hrm.model.HRMInner` with one network, the L-level, for both states."""
 
     config: TRMConfig  # type: ignore[assignment]
 
@@ -23,13 +24,15 @@ class TRMInner(HRMInner):
         else:
             self.L_level = ReasoningModule(config.L_layers, dim, config.num_heads, *sizes)
 
-    def _levels(self) -> tuple[ReasoningModule | MixingModule, ReasoningModule | MixingModule]:
+    @property
+    def levels(self) -> tuple[Level, Level]:
+        """The network that updates z_H, and again as the one that updates z_L."""
         return self.L_level, self.L_level
 
     def q_values(self, z_H: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``(q_halt, q_continue)``, logits, ``[B]`` float32 both; with ``no_ACT_continue`` q_continue is 0.
 
-        So every reader of the two halts where q_halt > q_continue, as for an HRM.
+        Rows therefore halt where q_halt > q_continue, as for an HRM.
         """
         q_halt, q_continue = super().q_values(z_H)
         return q_halt, q_continue if self.config.learns_to_continue else torch.zeros_like(q_continue)
@@ -38,20 +41,18 @@ class TRMInner(HRMInner):
 class TRM(HRM):
     """The tiny recursive model with adaptive computation time; used like an :class:`hrm.HRM`.
 
-    ``state_dict()`` has the names of the published checkpoints (without their wrappers' prefixes). Outputs hold
-    ``q_continue_logits`` too: 0, the value above which ``q_halt_logits`` halts, unless ``no_ACT_continue`` is False;
-    then there is ``target_q_continue`` in training as for an HRM. ``forward`` takes carry and batch ``[B, ...]``.
+    ``state_dict()`` has the names of the published checkpoints (without their wrappers' prefixes). With
+    ``no_ACT_continue`` (published) ``q_continue_logits`` is 0, so a row halts where ``q_halt_logits`` > 0; without it
+    q_continue is learned and ``target_q_continue`` is among the outputs, as for an HRM.
     """
 
-    _configured_by: ClassVar[type[ModelConfig]] = TRMConfig
     config: TRMConfig  # type: ignore[assignment]
     inner: TRMInner
+    _configured_by: ClassVar[type[ModelConfig]] = TRMConfig
+    _inner_type: ClassVar[type[HRMInner]] = TRMInner
 
     def __init__(self, config: TRMConfig, sharded: bool = False) -> None:
         super().__init__(config, sharded)  # type: ignore[arg-type]
-
-    def _make_inner(self, config: TRMConfig, sharded: bool) -> TRMInner:  # type: ignore[override]
-        return TRMInner(config, sharded)  # type: ignore[arg-type]
 
 
 def build(config: ModelConfig, sharded: bool = False) -> HRM:

@@ -284,7 +284,8 @@ def test_carry_that_does_not_fit_the_batch():
         model(model.initial_carry(batch), {name: values[:3] for name, values in batch.items()})
     unlabelled = {name: batch[name] for name in ("inputs", "puzzle_identifiers")}
     carry = model.initial_carry(unlabelled)
-    with pytest.raises(hrm.InputError, match="has 'labels' and the carry has not .inputs, puzzle_identifiers.; give"):
+    message = "has 'labels', which the carry lacks .it has inputs, puzzle_identifiers.; pass"
+    with pytest.raises(hrm.InputError, match=message):
         model(carry, batch)
     with pytest.raises(hrm.InputError, match="^act_loss: .* has inputs, puzzle_identifiers, expected 'labels' too; "):
         hrm.act_loss(*model(carry, unlabelled))
@@ -302,3 +303,36 @@ def test_a_model_of_another_familys_configuration():
         hrm.HRM({"seq_len": 6})
     with pytest.raises(hrm.InputError, match="^config is dict, expected an HRMConfig or a TRMConfig; HRMConfig.parse"):
         hrm.from_published({}, {"seq_len": 6})
+
+
+def test_repr_of_a_model_is_one_line_of_sizes():
+    model = make_model()
+    assert repr(model) == (
+        "HRM(57.9K parameters, hidden 32, 1+1 layers, 2x2 cycles, 6 tokens, vocabulary 7, "
+        "4 puzzle identifiers, float32)"
+    )
+    tiny = hrm.TRM(hrm.TRMConfig(seq_len=6, vocab_size=7, hidden_size=32, mlp_t=True, pos_encodings="none"))
+    assert "2 mixing layers, 3x6 cycles, 6 tokens, vocabulary 7, bfloat16)" in repr(tiny)
+    with torch.device("meta"):
+        published = hrm.HRM(hrm.HRMConfig(seq_len=81, vocab_size=11))
+    assert repr(published).startswith("HRM(27.3M parameters, hidden 512, 4+4 layers, 2x2 cycles, 81 tokens, ")
+    assert "(H_level): ReasoningModule" in repr(model.inner), "the tree of modules"
+
+
+def test_repr_of_a_configuration_has_the_values_that_differ_from_the_defaults():
+    changed = hrm.HRMConfig(seq_len=6, vocab_size=7, gradient=3)
+    assert repr(changed) == "HRMConfig(seq_len=6, vocab_size=7, gradient=3)"
+    names = {"HRMConfig": hrm.HRMConfig, "TRMConfig": hrm.TRMConfig}
+    for one in (changed, config(), hrm.TRMConfig(seq_len=6, vocab_size=7, puzzle_emb_ndim=512)):
+        assert eval(repr(one), names) == one
+
+
+def test_repr_of_a_carry_has_shapes_and_not_the_states():
+    model, batch = make_model(), make_batch()
+    assert repr(model.initial_carry(batch)) == (
+        "Carry(5 rows, 5 halted, steps [0, 0, 0, 0, 0], states [5, 7, 32] float32 on cpu, "
+        "data: inputs, labels, puzzle_identifiers)"
+    )
+    with torch.device("meta"):
+        on_meta = hrm.Carry(torch.zeros(5, 7, 32), torch.zeros(5, 7, 32), torch.zeros(5), torch.zeros(5), {})
+    assert repr(on_meta) == "Carry(5 rows, states [5, 7, 32] float32 on meta, data: nothing)"

@@ -1,0 +1,88 @@
+"""A segment in fewer launches and less memory, with the results of :meth:`hrm.model.HRMInner.loops`.
+
+- Updates without gradients run in one call (:func:`hrm_kernels.recurrent_cycles`), on a GPU as one CUDA graph.
+- With ``recompute`` the backward runs the updates again, from few stored states (:func:`hrm_kernels.fixed_point`).
+- The Q values read the first position of z_H only, so the last block skips most of its work for the others.
+"""
+
+from typing import Protocol
+
+import torch
+
+import hrm_kernels
+from hrm.config import ModelConfig
+from hrm_kernels.autodiff import without_tangents
+from hrm_kernels.nn import MixingModule, ReasoningModule
+from hrm_kernels.ops.reasoning_module.first_position import first_position
+
+Level = ReasoningModule | MixingModule
+"""The network that updates a state."""
+States = tuple[torch.Tensor, torch.Tensor]
+"""``(z_H, z_L)``"""
+
+
+class Network(Protocol):
+    """What a segment needs of a :class:`hrm.model.HRMInner`."""
+
+    cos: torch.Tensor | None
+    sin: torch.Tensor | None
+
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def levels(self) -> tuple[Level, Level]: ...
+    def gradient_updates(self) -> int: ...
+    def update(self, level: Level, z: torch.Tensor, injection: torch.Tensor) -> torch.Tensor: ...
+
+
+def can_fuse(network: Network) -> bool:
+    """Whether the fused cycles support both levels, which they do for attention."""
+    return all(isinstance(level, ReasoningModule) for level in network.levels)
+
+
+def segment(network: Network, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor) -> States:
+    """One segment ``[B, S, D]``; gradients flow through the last ``network.gradient_updates()`` updates."""
+    config, (H, L) = network.config, network.levels
+
+    def update_H(states: States, x: torch.Tensor) -> States:
+        z_H, z_L = states
+        return network.update(H, z_H, z_L), z_L
+
+    def update_L(states: States, x: torch.Tensor) -> States:
+        z_H, z_L = states
+        return z_H, network.update(L, z_L, z_H + x)
+
+    cycle = [update_L] * config.L_cycles + [update_H]
+    updates, with_gradient = config.H_cycles * cycle, network.gradient_updates()
+    # Cycles can be fused if at most their last two updates carry gradients; those two then follow the fused call.
+    fused_cycles = (len(updates) - with_gradient + 2) // len(cycle) if can_fuse(network) else 0
+    if fused_cycles:
+        z_H, z_L = all_but_the_last_updates(network, z_H, z_L, x, fused_cycles)
+        updates = [update_L, update_H] + (config.H_cycles - fused_cycles) * cycle
+    z_H, z_L = hrm_kernels.fixed_point(
+        updates, (z_H, z_L), x, steps=len(updates), gradient=with_gradient, recompute=config.recompute
+    )
+    return z_H, z_L
+
+
+def first_position_after_segment(
+    network: Network, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor
+) -> torch.Tensor:
+    """``segment(network, z_H, z_L, x)[0][:, 0]``, ``[B, D]``; only for networks that :func:`can_fuse`."""
+    config, (H, L) = network.config, network.levels
+    z_H, z_L = all_but_the_last_updates(network, z_H, z_L, x, config.H_cycles)
+    z_L = network.update(L, z_L, z_H + x)
+    H_layers = H.weights(config.dtype)  # type: ignore[union-attr]
+    return first_position(z_H, z_L, H_layers, network.cos, network.sin, config.num_heads, config.rms_norm_eps)
+
+
+def all_but_the_last_updates(
+    network: Network, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor, cycles: int
+) -> States:
+    """``cycles`` cycles without their last update of each state, in one call without gradients."""
+    config = network.config
+    with torch.no_grad():
+        H_layers, L_layers = (level.weights(config.dtype) for level in network.levels)  # type: ignore[union-attr]
+        inputs = without_tangents((z_H, z_L, x, H_layers, L_layers))
+        sizes = (config.num_heads, cycles, config.L_cycles, config.rms_norm_eps)
+        return hrm_kernels.recurrent_cycles(*inputs, network.cos, network.sin, *sizes)
