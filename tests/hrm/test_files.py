@@ -38,8 +38,8 @@ def test_a_folder_that_cannot_be_replaced_is_as_before(tmp_path, monkeypatch, fa
             raise OSError(16, "busy")
         replace(*paths)
 
-    monkeypatch.setattr("hrm.files.sys.platform", "another")  # where two names are exchanged in two steps
-    monkeypatch.setattr("hrm.files.os.replace", fails)
+    monkeypatch.setattr("sys.platform", "another")  # where two names are exchanged in two steps
+    monkeypatch.setattr("os.replace", fails)
     with pytest.raises(OSError, match="busy"):
         write(folder, overwrite=True)
     assert (folder / "a").read_text() == "old" and [one.name for one in tmp_path.iterdir()] == ["folder"]
@@ -47,7 +47,7 @@ def test_a_folder_that_cannot_be_replaced_is_as_before(tmp_path, monkeypatch, fa
 
 @pytest.mark.parametrize("platform", [sys.platform, "another"])
 def test_a_folder_is_replaced_and_what_killed_processes_left_is_cleaned(tmp_path, monkeypatch, platform):
-    monkeypatch.setattr("hrm.files.sys.platform", platform)
+    monkeypatch.setattr("sys.platform", platform)
     folder = tmp_path / "folder"
     write(folder, "old")
     for name in (".folder.abcdefgh.part", ".folder.abcdefgh.old", ".other.abcdefgh.part", ".folder.mine.part"):
@@ -73,7 +73,7 @@ def test_what_others_left_is_not_ours_to_remove(tmp_path, monkeypatch):
             raise PermissionError(13, "denied", str(path))
         return real(path, *how)
 
-    monkeypatch.setattr("hrm.files.os.open", guarded)
+    monkeypatch.setattr("os.open", guarded)
     write_json(tmp_path / "file", 1)
     assert sorted(one.name for one in tmp_path.iterdir()) == [".file.abcdefgh.part", "file"]
 
@@ -111,7 +111,7 @@ def test_what_is_no_regular_file_is_never_replaced(tmp_path, monkeypatch):
         assert not os.path.lexists(path) or stat.S_ISREG(os.lstat(path).st_mode)
         replace(part, path)
 
-    monkeypatch.setattr("hrm.files.os.replace", careful)
+    monkeypatch.setattr("os.replace", careful)
     write_json(os.devnull, 1)
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
 
@@ -139,7 +139,7 @@ def test_names_of_open_files_and_sockets_are_refused(tmp_path, capfd):
         file.flush()
         (tmp_path / "link").symlink_to(f"/dev/fd/{file.fileno()}")
         for path in (f"/dev/fd/{file.fileno()}", tmp_path / "link"):
-            with pytest.raises(InputError, match="is a file that is open already, .*; give its own name"):
+            with pytest.raises(InputError, match="is an open file and would lose its contents; give the file's name"):
                 write_json(path, 1)
         file.seek(0)
         assert file.read() == "precious"
@@ -170,7 +170,7 @@ def test_a_full_disk_is_told_with_the_name_and_costs_nothing(tmp_path, little_ro
     import numpy as np
 
     with (
-        pytest.raises(OSError, match=f"not written whole .* is the disk full\\?: '{tmp_path / 'folder'}'"),
+        pytest.raises(OSError, match=f"not written completely .* is the disk full\\?: '{tmp_path / 'folder'}'"),
         folder_written_beside(tmp_path / "folder", overwrite=True) as part,
     ):
         np.save(part / "array.npy", np.zeros(9_000))
@@ -206,7 +206,7 @@ def test_only_a_folder_of_its_kind_is_replaced(tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "config.json").write_text("precious")
     with pytest.raises(
-        InputError, match=r"is no model folder \(it holds deep/config.json\), and --force replaces noth"
+        InputError, match=r"is not a model folder \(it holds deep/config.json\), and --force replaces noth"
     ):
         require_new(tmp_path, True, *kind)
 

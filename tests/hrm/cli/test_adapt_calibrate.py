@@ -98,7 +98,8 @@ def test_adapt_replaces_models_alone(folder, call, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     arguments = ("--data", folder / "data", "--out", tmp_path, "--steps", 1, "--force")
     code, text, err = call("adapt", "nowhere", *arguments)  # it is refused before anything is loaded
-    assert (code, text) == (2, "") and "is no model folder (it holds thesis.txt), and --force replaces nothing" in err
+    assert (code, text) == (2, "")
+    assert "is not a model folder (it holds thesis.txt), and --force replaces nothing" in err
     assert (tmp_path / "thesis.txt").read_text() == "precious"
     (tmp_path / "thesis.txt").rename(tmp_path / "halting.md")
     code, text, err = call("adapt", folder / "model", *arguments)

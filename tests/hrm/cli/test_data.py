@@ -216,7 +216,7 @@ def test_force_replaces_data_folders_alone(tmp_path, hrm_data):
     (tmp_path / "home" / "thesis.txt").write_text("precious")
     (tmp_path / "file").write_text("precious")
     arguments = ("sudoku", "--size", 4, "--train", 5, "--test", 5, "--force", "--out")
-    assert_one_line(hrm_data(*arguments, tmp_path / "home"), "home is no data folder")
+    assert_one_line(hrm_data(*arguments, tmp_path / "home"), "home is not a data folder")
     assert_one_line(hrm_data(*arguments, tmp_path / "file"), "file is a file")
     assert [path.read_text() for path in (tmp_path / "file", tmp_path / "home" / "thesis.txt")] == ["precious"] * 2
     data = tmp_path / "data"
@@ -224,7 +224,7 @@ def test_force_replaces_data_folders_alone(tmp_path, hrm_data):
     (data / "train" / ".DS_Store").write_bytes(b"left by the Mac")
     assert hrm_data(*arguments, data).returncode == 0
     (data / "train" / "thesis.txt").write_text("precious")
-    assert_one_line(hrm_data(*arguments, data), "data is no data folder (it holds train/thesis.txt), and --force")
+    assert_one_line(hrm_data(*arguments, data), "data is not a data folder (it holds train/thesis.txt), and --force")
     assert (data / "train" / "thesis.txt").read_text() == "precious"
 
 
