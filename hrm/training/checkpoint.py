@@ -21,9 +21,10 @@ from torch.optim import Optimizer
 
 from hrm.errors import InputError
 from hrm.files import checksum, folder_written_beside, read_json, require_unchanged, write_json
+from hrm.locate import checkpoints
 from hrm.model import HRM
 from hrm.training.distributed import World
-from hrm.weights import PUZZLE_EMB, PUZZLE_EMB_FILE, STATE_FILE, checkpoints, write_model, write_tensors
+from hrm.weights import PUZZLE_EMB, PUZZLE_EMB_FILE, STATE_FILE, write_model, write_tensors
 from hrm_kernels.sharded_embedding import ShardedEmbedding
 
 _TABLE_PART = f".{PUZZLE_EMB_FILE}.part"

@@ -75,7 +75,7 @@ def test_a_failed_save_leaves_what_was_there(model, tmp_path, monkeypatch):
     def fail(*arguments):
         raise OSError("disk full")
 
-    monkeypatch.setattr("hrm.weights.save_file", fail)
+    monkeypatch.setattr("hrm.weights.tensor_files.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         hrm.save(hrm.HRM(CONFIG), tmp_path / "model", overwrite=True)
     assert same(hrm.load(tmp_path / "model"), model)
@@ -180,7 +180,7 @@ def test_truncated_published_checkpoint(published, keep):
 @pytest.mark.parametrize("content", [b"hello", b"\x80\x04]", bytes(range(256))])
 def test_what_is_no_published_checkpoint(published, content):
     (published / "step_104160").write_bytes(content)
-    with pytest.raises(hrm.InputError, match="step_104160 is damaged, incomplete or no checkpoint"):
+    with pytest.raises(hrm.InputError, match="step_104160 is damaged, incomplete or not a checkpoint"):
         hrm.load(published, seq_len=6)
 
 
@@ -238,7 +238,9 @@ def test_state_dict_that_does_not_fit(model):
     state = model.state_dict()
     with pytest.raises(hrm.InputError, match=r"lm_head.weight is \[7, 32\], expected \[8, 32\]|embedding_weight is"):
         hrm.from_published(state, CONFIG.model_copy(update={"vocab_size": 8}))
-    with pytest.raises(hrm.InputError, match="it has inner.L_level.layers.1.*which this model has not .and 3 more"):
+    with pytest.raises(
+        hrm.InputError, match="it has inner.L_level.layers.1.*which this model does not have .and 3 more"
+    ):
         hrm.from_published(state, CONFIG.model_copy(update={"L_layers": 1}))
     del state["inner.H_init"]
     with pytest.raises(hrm.InputError, match="it lacks inner.H_init"):
@@ -246,7 +248,7 @@ def test_state_dict_that_does_not_fit(model):
 
 
 def test_what_is_no_model(tmp_path):
-    with pytest.raises(hrm.InputError, match="is no model: expected config.json"):
+    with pytest.raises(hrm.InputError, match="is not a model: expected config.json"):
         hrm.load(tmp_path)
     with pytest.raises(hrm.InputError, match="does not exist; expected a model folder"):
         hrm.load(tmp_path / "nothing")
@@ -258,7 +260,7 @@ def test_what_is_no_model(tmp_path):
 def test_hub_names_that_cannot_be_had(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        hrm.InputError, match="sapientinc/no-such-model is neither a path here nor to be had from the hub"
+        hrm.InputError, match="sapientinc/no-such-model is neither a local path nor available from the hub"
     ):
         hrm.load("sapientinc/no-such-model")
 
@@ -312,7 +314,7 @@ def test_an_absurd_configuration_is_refused_before_anything_is_built(model, tmp_
     config = json.loads(file.read_text())
     config["model"][key] = value
     file.write_text(json.dumps(config))
-    monkeypatch.setattr("hrm.weights.build", None)
+    monkeypatch.setattr("hrm.weights.loading.build", None)
     with pytest.raises(hrm.InputError, match=message):
         hrm.load(tmp_path / "model")
 
@@ -323,7 +325,7 @@ def test_an_absurd_configuration_is_refused_before_anything_is_built(model, tmp_
         (lambda state: dict(enumerate(state.values())), "holds dict, expected a state"),
         (
             lambda state: state | {"inner.embed_tokens.embedding_weight": torch.zeros(())},
-            "holds no HRM or TRM: inner.em",
+            "does not hold an HRM or TRM: inner.em",
         ),
         (
             lambda state: state | {"inner.puzzle_emb.weights": torch.zeros(32)},

@@ -10,7 +10,8 @@ import hrm
 from hrm import InputError, models
 from hrm.data import maze, sudoku, task_of
 from hrm.inference.solve import solve
-from hrm.weights import locate, read_extra
+from hrm.locate import locate
+from hrm.weights import read_extra
 
 
 def test_every_model_has_a_card_a_recipe_and_weights():
@@ -49,7 +50,7 @@ def test_a_path_of_that_name_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert locate("sudoku4") == models.folder("sudoku4")
     (tmp_path / "sudoku4").mkdir()
-    with pytest.raises(InputError, match="sudoku4 is no model"):
+    with pytest.raises(InputError, match="sudoku4 is not a model"):
         hrm.load("sudoku4")
     with pytest.raises(InputError, match="models that come with the package: .*sudoku4"):
         hrm.load("sudoku44")

@@ -684,7 +684,7 @@ def test_a_full_disk_is_named(configure, cpu, monkeypatch):
     run = Trainer(configure(max_steps=3, checkpoint_every=1), cpu)
     run.train_step()
     run.save()
-    monkeypatch.setattr("hrm.weights.save_file", full)
+    monkeypatch.setattr("hrm.weights.tensor_files.save_file", full)
     with pytest.raises(InputError, match="step 2 cannot be .*No space left.*last good checkpoint is .*step_00000001"):
         run.train_step()
         run.save()
