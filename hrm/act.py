@@ -1,4 +1,4 @@
-"""Adaptive computation time: when a row of a batch halts, and what its Q values should have been."""
+"""Adaptive computation time: when a row of a batch halts, and the target of its Q value."""
 
 from typing import TypeVar
 
@@ -23,15 +23,17 @@ def draw_min_steps(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> torch.Tensor:
-    """Exploration: with probability ``exploration_prob`` a row must run a minimum of 2 .. halt_max_steps segments.
+    """Draw the minimum number of segments of each row (exploration).
+
+    With probability ``exploration_prob`` it is uniform in 2 .. halt_max_steps, otherwise 0.
 
     Returns:
-        ``[batch_size]`` int32, 0 for rows without a minimum.
+        ``[batch_size]`` int32.
     """
     if device is None and generator is not None:
         device = generator.device
     explores = torch.rand(batch_size, generator=generator, dtype=torch.float32, device=device) < exploration_prob
-    # a uniform number of [0, 1) can round up to 1 after scaling, hence the clamp
+    # Scaling can round a share just below 1 up to high + 1, hence the clamp.
     low, high = 2, max(2, halt_max_steps)
     share = torch.rand(batch_size, generator=generator, dtype=torch.float32, device=device)
     steps = low + (share * (high - low + 1)).int()
@@ -41,9 +43,9 @@ def draw_min_steps(
 def halts(
     steps: torch.Tensor, q_halt: torch.Tensor, q_continue: torch.Tensor, halt_max_steps: int, min_steps: torch.Tensor
 ) -> torch.Tensor:
-    """Rows that halt in training after ``steps`` segments: the last step, or halting promises more than going on.
+    """Whether each row halts in training after ``steps`` segments: at the last one, or if its Q values prefer it.
 
-    All arguments but ``halt_max_steps`` and the result (bool) are ``[B]``.
+    All arguments but ``halt_max_steps``, and the result (bool), are ``[B]``.
     """
     halted = steps >= halt_max_steps
     if halt_max_steps > 1:
@@ -54,6 +56,9 @@ def halts(
 def target_q_continue(
     steps: torch.Tensor, next_q_halt: torch.Tensor, next_q_continue: torch.Tensor, halt_max_steps: int
 ) -> torch.Tensor:
-    """What going on is worth, ``[B]`` in (0, 1): the better choice after the next segment, which must halt if last."""
+    """The target of q_continue, ``[B]`` in (0, 1): the better Q value after one more segment.
+
+    Rows that have run all ``halt_max_steps`` segments take the next q_halt. All other arguments are ``[B]``.
+    """
     best = torch.where(steps >= halt_max_steps, next_q_halt, torch.maximum(next_q_halt, next_q_continue))
     return torch.sigmoid(best)

@@ -1,11 +1,8 @@
-"""The model's configuration, in the field names of the published code."""
+"""The configuration of a model, with the field names of the published code."""
 
-import re
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-import yaml
-from omegaconf import OmegaConf
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -31,11 +28,8 @@ DTYPES = {
 }
 
 
-_MOST_VALUES = 100_000  # of a configuration file
-
-
 class ModelConfig(BaseModel):
-    """What the families of models have in common; each is described where it is complete."""
+    """What the families of models have in common; :class:`HRMConfig` and :class:`TRMConfig` describe all fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     family: ClassVar[str]
@@ -54,7 +48,7 @@ class ModelConfig(BaseModel):
     forward_dtype: Literal["float32", "bfloat16", "float16", "float64"] = "bfloat16"
     recompute: bool = False
 
-    if TYPE_CHECKING:  # each family has its own
+    if TYPE_CHECKING:  # defined by each family
         pos_encodings: str
         H_cycles: int
         L_cycles: int
@@ -72,7 +66,7 @@ class ModelConfig(BaseModel):
             )
         if self.pos_encodings == "rope" and self.head_dim % 2:
             raise ValueError(
-                f"head_dim (hidden_size / num_heads) is {self.head_dim}; RoPE turns pairs and needs it even"
+                f"head_dim (hidden_size / num_heads) is {self.head_dim}; RoPE rotates pairs, so it must be even"
             )
         return self
 
@@ -83,7 +77,7 @@ class ModelConfig(BaseModel):
 
     @property
     def positions(self) -> int:
-        """Positions of a sequence: puzzle embedding and tokens."""
+        """Positions of a sequence: those of the puzzle embedding, and the tokens."""
         return self.puzzle_emb_len + self.seq_len
 
     @property
@@ -93,7 +87,7 @@ class ModelConfig(BaseModel):
 
     @property
     def learns_to_continue(self) -> bool:
-        """Whether q_continue is learned, for which a training call runs a second segment."""
+        """Whether the model learns q_continue, for which a training call runs a second segment."""
         return True
 
     def summary(self) -> str:
@@ -111,10 +105,10 @@ class ModelConfig(BaseModel):
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Self:
-        """A config from plain values.
+        """A configuration from plain values.
 
         Raises:
-            InputError: a value is unknown, missing or impossible; the message names it.
+            InputError: a value is unknown, missing or invalid; the message names it.
         """
         try:
             return cls.model_validate(values)
@@ -130,20 +124,20 @@ class HRMConfig(ModelConfig):
         vocab_size: number of token values.
         num_puzzle_identifiers: rows of the puzzle embedding.
         puzzle_emb_ndim: width of a puzzle's embedding, 0 for none.
-        H_cycles, L_cycles: updates of z_H in a segment; updates of z_L for each of them.
-        H_layers, L_layers: blocks of the H-level and the L-level.
+        H_cycles, L_cycles: updates of z_H in a segment, and updates of z_L before each of them.
+        H_layers, L_layers: blocks of the H-level and of the L-level.
         hidden_size: D.
         expansion: of the SwiGLU; the inner size is ``hrm_kernels.nn.swiglu_inner_size``.
         num_heads: attention heads.
         pos_encodings: ``"rope"`` or ``"learned"``.
-        gradient: updates of a segment that carry gradients, as in :func:`hrm_kernels.fixed_point`; published is
-            ``"one_step"``, the last of each level.
-        recompute: keep the states alone for the backward, and compute the rest again there.
+        gradient: which updates of a segment carry gradients (:func:`hrm_kernels.fixed_point`); published:
+            ``"one_step"``, the last update of each level.
+        recompute: keep only states for the backward, which computes the rest again.
         rms_norm_eps, rope_theta: as in the ops.
-        halt_max_steps: the most segments for one puzzle in training (and in evaluation, unless told otherwise).
-        halt_exploration_prob: probability with which a row of a training batch draws a minimum of segments.
-        forward_dtype: dtype of activations and of the weights where they are used; parameters are float32. float64 is
-            for checks: no kernels but the reference's compute in it.
+        halt_max_steps: the most segments for one puzzle in training, and by default in evaluation.
+        halt_exploration_prob: probability that a row of a training batch draws a minimum number of segments.
+        forward_dtype: dtype of the activations; weights are float32 and converted to it for use. float64 is for
+            checks: only the reference backend supports it.
     """
 
     family = "hrm"
@@ -157,7 +151,7 @@ class HRMConfig(ModelConfig):
 
     @property
     def puzzle_emb_len(self) -> int:
-        """Positions in front of the puzzle that hold its embedding."""
+        """Positions before the puzzle that hold its embedding."""
         return -(-self.puzzle_emb_ndim // self.hidden_size)
 
     def _layers(self) -> str:
@@ -172,25 +166,25 @@ class TRMConfig(ModelConfig):
         vocab_size: number of token values.
         num_puzzle_identifiers: rows of the puzzle embedding.
         puzzle_emb_ndim: width of a puzzle's embedding, 0 for none.
-        puzzle_emb_len: positions in front of the puzzle that hold its embedding; 0 for as few as it needs. Without an
-            embedding there are none.
-        H_cycles, L_cycles: updates of z_H in a segment; updates of z_L for each of them.
+        puzzle_emb_len: positions before the puzzle that hold its embedding; 0 for as few as it needs. Always 0 without
+            an embedding.
+        H_cycles, L_cycles: updates of z_H in a segment, and updates of z_L before each of them.
         L_layers: blocks of the network, which updates both states.
         hidden_size: D.
         expansion: of the SwiGLUs; the inner size is ``hrm_kernels.nn.swiglu_inner_size``.
         num_heads: attention heads.
-        mlp_t: blocks mix positions by a SwiGLU (:func:`hrm_kernels.token_mixing`) in the place of attention.
-        pos_encodings: ``"rope"`` (for attention alone), ``"learned"`` or ``"none"``.
-        no_ACT_continue: rows halt where q_halt > 0; False learns what going on is worth as an HRM does, for which a
+        mlp_t: blocks mix positions with a SwiGLU (:func:`hrm_kernels.token_mixing`) instead of attention.
+        pos_encodings: ``"rope"`` (with attention only), ``"learned"`` or ``"none"``.
+        no_ACT_continue: rows halt where q_halt > 0; with False the model learns q_continue as an HRM does, for which a
             training call runs a second segment.
-        gradient: updates of a segment that carry gradients, as in :func:`hrm_kernels.fixed_point`; published is
+        gradient: which updates of a segment carry gradients (:func:`hrm_kernels.fixed_point`); published:
             ``"last_cycle"``.
-        recompute: keep the states alone for the backward, and compute the rest again there.
+        recompute: keep only states for the backward, which computes the rest again.
         rms_norm_eps, rope_theta: as in the ops.
-        halt_max_steps: the most segments for one puzzle in training (and in evaluation, unless told otherwise).
-        halt_exploration_prob: probability with which a row of a training batch draws a minimum of segments.
-        forward_dtype: dtype of activations and of the weights where they are used; parameters are float32. float64 is
-            for checks: no kernels but the reference's compute in it.
+        halt_max_steps: the most segments for one puzzle in training, and by default in evaluation.
+        halt_exploration_prob: probability that a row of a training batch draws a minimum number of segments.
+        forward_dtype: dtype of the activations; weights are float32 and converted to it for use. float64 is for
+            checks: only the reference backend supports it.
     """
 
     family = "trm"
@@ -206,7 +200,7 @@ class TRMConfig(ModelConfig):
 
     @property
     def learns_to_continue(self) -> bool:
-        """Not with ``no_ACT_continue``."""
+        """False with ``no_ACT_continue``."""
         return not self.no_ACT_continue
 
     def _layers(self) -> str:
@@ -214,63 +208,23 @@ class TRMConfig(ModelConfig):
 
     @field_validator("puzzle_emb_len")
     @classmethod
-    def _room_for_the_embedding(cls, given: int, info: ValidationInfo) -> int:
+    def _holds_the_embedding(cls, positions: int, info: ValidationInfo) -> int:
         width, dim = info.data.get("puzzle_emb_ndim"), info.data.get("hidden_size")
-        if width is None or dim is None:  # they are wrong themselves, and it is said
-            return given
+        if width is None or dim is None:  # invalid, which has its own message
+            return positions
         least = -(-width // dim)
-        if width and given and given < least:
-            raise ValueError(f"{given} positions of {dim} have no room for puzzle_emb_ndim {width}; give {least} or 0")
-        return (given or least) if width else 0
+        if width and positions and positions < least:
+            raise ValueError(
+                f"{positions} positions of {dim} cannot hold puzzle_emb_ndim {width}; use {least} or more, or 0"
+            )
+        return (positions or least) if width else 0
 
     @model_validator(mode="after")
     def _mixing_has_no_rope(self) -> Self:
         if self.mlp_t and self.pos_encodings == "rope":
-            raise ValueError("mlp_t has no attention for pos_encodings rope to act on; set pos_encodings=none")
+            raise ValueError("pos_encodings rope needs attention, which mlp_t replaces; set pos_encodings=none")
         return self
 
 
 FAMILIES: dict[str, type[ModelConfig]] = {config.family: config for config in (HRMConfig, TRMConfig)}
-"""The families' configurations by name."""
-
-
-def parse_yaml(text: str) -> Any:
-    """The plain values of a configuration file; :func:`inert`, and ``${key}`` not yet filled in.
-
-    Raises:
-        YAMLError, OmegaConfBaseException, ValueError: it is no YAML, is nested too deep, its aliases make it too large,
-            or a number has thousands of digits.
-    """
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        if root is not None and not isinstance(root, yaml.CollectionNode):
-            raise yaml.YAMLError("it is a single word, expected lines such as 'key: value'")
-        if _expanded(root, {}) > _MOST_VALUES:
-            raise yaml.YAMLError(f"with its aliases it has more than {_MOST_VALUES:,} values")
-        return inert(OmegaConf.to_container(OmegaConf.create(text)))
-    except RecursionError:
-        raise yaml.YAMLError("it is nested too deep") from None
-
-
-def _expanded(node: yaml.Node | None, known: dict[int, int]) -> int:
-    """The number of values below ``node``, each alias counted as what it stands for."""
-    if not isinstance(node, yaml.CollectionNode):
-        return 1
-    if id(node) not in known:
-        below = node.value if isinstance(node, yaml.SequenceNode) else [one for pair in node.value for one in pair]
-        known[id(node)] = 1 + sum(_expanded(one, known) for one in below)
-    return known[id(node)]
-
-
-def inert(values: Any) -> Any:
-    """Values read from a configuration file, such that OmegaConf fills in ``${key}`` but calls no resolver.
-
-    ``${oc.env:HOME}`` and its like stay text: a file that may come from anywhere does not read the environment.
-    """
-    if isinstance(values, dict):
-        return {key: inert(value) for key, value in values.items()}
-    if isinstance(values, list):
-        return [inert(value) for value in values]
-    if isinstance(values, str) and re.search(r"\$\{[^}]*:", values):
-        return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + "\\${", values)  # escaped, with what escaped before
-    return values
+"""The configuration of each family, by name."""

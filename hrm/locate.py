@@ -1,4 +1,4 @@
-"""Where models lie: what can be said of a checkpoint before torch is imported."""
+"""Where a model is on disk; without importing torch."""
 
 import re
 from pathlib import Path
@@ -9,14 +9,15 @@ from hrm.errors import InputError
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoints of the training run in folder ``run``, oldest first."""
-    found = [path for path in (run / "checkpoints").glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name[5:]))
+    folders = [path for path in (run / "checkpoints").glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
+    return sorted(folders, key=lambda path: int(path.name[5:]))
 
 
 def locate(path: Path | str) -> Path:
-    """The folder or file that :func:`hrm.load` reads for ``path``: of a training run the newest checkpoint.
+    """The folder or file that :func:`hrm.load` reads for ``path``; for a training run its newest checkpoint.
 
-    The name of a model that comes with the package (:mod:`hrm.models`) is its folder, unless a path has that name.
+    The name of a model that comes with the package (:mod:`hrm.models`) stands for its folder, unless there is a path of
+    that name.
 
     Raises:
         InputError: the run has no checkpoint yet.
@@ -35,10 +36,10 @@ def locate(path: Path | str) -> Path:
 
 
 def require_known(checkpoint: str) -> None:
-    """Refuse what is no model: neither a path, nor a shipped model's name, nor one that the hub could know.
+    """Refuse a name that can be neither a path, nor a shipped model, nor a model on the hub.
 
     Raises:
-        InputError: as said; or see :func:`locate`.
+        InputError: it is none of them; or see :func:`locate`.
     """
     if locate(checkpoint).exists() or (checkpoint.count("/") == 1 and not checkpoint.startswith((".", "/", "~"))):
         return

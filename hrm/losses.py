@@ -1,4 +1,4 @@
-"""The training loss of HRM: token loss and Q-learning of halting."""
+"""The training loss: token loss, and Q-learning of halting."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -32,7 +32,7 @@ LOSSES: dict[str, Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {
     "stablemax_cross_entropy": stablemax_cross_entropy_with_argmax,
     "softmax_cross_entropy": _softmax_with_argmax,
 }
-"""``(logits, labels, ignore_index)`` -> the tokens' losses, and the likeliest tokens."""
+"""``(logits, labels, ignore_index)`` -> the loss of each token, and the most likely tokens."""
 
 
 def act_loss(
@@ -40,22 +40,22 @@ def act_loss(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss and metrics of one training (or evaluation) call, as sums over the rows.
 
-    ``lm + 0.5 * (q_halt + q_continue)``: the token loss, averaged over a row's labelled tokens; whether the row is
-    exactly right, learned by q_halt; what going on is worth, learned by q_continue. Divide by the global batch size
-    before ``backward``.
+    The loss is ``lm + 0.5 * (q_halt + q_continue)``. lm is the token loss, averaged over the labelled tokens of a row;
+    q_halt learns whether the row is exactly right, and q_continue the better Q value after one more segment. Divide by
+    the global batch size before ``backward``.
 
     Args:
-        carry, outputs: what the model returned; the labels are the carry's ``current_data["labels"]``.
-        loss_type: of the token loss.
+        carry, outputs: the results of the model; the labels are the carry's ``current_data["labels"]``.
+        loss_type: the token loss.
 
     Returns:
-        The loss, a scalar, and detached scalars: ``lm_loss``, ``q_halt_loss``, ``q_continue_loss`` (in training) summed
-        over all rows; ``count``, ``accuracy``, ``exact_accuracy``, ``q_halt_accuracy``, ``steps`` summed over the rows
-        that have just halted and have labels (divide by ``count``).
+        The loss, a scalar, and detached scalars. ``lm_loss``, ``q_halt_loss`` and ``q_continue_loss`` (in training) are
+        sums over all rows. ``count``, ``accuracy``, ``exact_accuracy``, ``q_halt_accuracy`` and ``steps`` are sums over
+        the rows that have just halted and have labels: divide by ``count``.
 
     Raises:
-        InputError: the batches had no labels, or they are no integers.
-        ValueError: there is no such ``loss_type``.
+        InputError: the batches have no labels, or labels that are not integers.
+        ValueError: ``loss_type`` is unknown.
 
     Source: HRM (arXiv 2506.21734), section 2, "Adaptive computational time".
     """
@@ -63,8 +63,8 @@ def act_loss(
         raise ValueError(f"act_loss: loss_type is {loss_type!r}, expected one of {', '.join(LOSSES)}")
     if "labels" not in carry.current_data:
         raise InputError(
-            f"act_loss: the carry's data has {', '.join(carry.current_data) or 'nothing'}, expected 'labels' too; give "
-            "them in every batch, that of model.initial_carry too"
+            f"act_loss: the carry's data has {', '.join(carry.current_data) or 'nothing'}, expected 'labels' too; pass "
+            "them in every batch, also in that of model.initial_carry"
         )
     labels = as_indices("act_loss", "labels", carry.current_data["labels"])
     logits, q_halt = outputs["logits"], outputs["q_halt_logits"]
@@ -72,7 +72,7 @@ def act_loss(
     counts = labelled.sum(-1)
     token_losses, tokens = LOSSES[loss_type](logits, labels, IGNORE_LABEL)
     right = labelled & (tokens == labels)
-    exact = right.sum(-1) == counts  # a row without labels counts as right here; the metrics leave it out
+    exact = right.sum(-1) == counts  # also in a row without labels, which the metrics leave out
     lm_loss = (token_losses.sum(-1) / counts.clamp(min=1)).sum()
     q_halt_loss = F.binary_cross_entropy_with_logits(q_halt, exact.to(q_halt.dtype), reduction="sum")
     loss = lm_loss + 0.5 * q_halt_loss

@@ -1,7 +1,7 @@
-"""How large a model, or its data, may be: sizes as types of configuration fields.
+"""Upper bounds of a model's and its data's sizes, as types of configuration fields.
 
-Each bound is far beyond what anybody has trained. Past it a slip of the keyboard, or a file from a stranger, would ask
-for terabytes or for days; within it products of sizes fit into 64 bits.
+Each bound is far beyond any trained model. Beyond it, a typing error or an untrusted file would need terabytes or days;
+below it, products of sizes fit into 64 bits.
 """
 
 import os
@@ -39,15 +39,15 @@ def host_memory() -> int | None:
 
 
 def require_memory(needed: int, what: str, way_out: str) -> None:
-    """Refuse before the work what this machine's memory cannot hold: it would be killed, or take the machine down.
+    """Refuse work that needs more memory than this machine has, before the system kills it.
 
     Args:
         needed: bytes.
-        what: what takes them, in words.
+        what: the data that needs them, in words.
         way_out: what to do instead.
 
     Raises:
-        InputError: there is less memory.
+        InputError: the machine has less memory.
     """
     present = host_memory()
     if present is not None and needed > present:

@@ -56,10 +56,10 @@ class TRM(HRM):
 
 
 def build(config: ModelConfig, sharded: bool = False) -> HRM:
-    """A new model of the configuration's family, :class:`hrm.HRM` or :class:`TRM`; ``sharded`` as there.
+    """A new model of the configuration's family, :class:`hrm.HRM` or :class:`TRM`; ``sharded`` as for these.
 
     Raises:
-        InputError: it is of neither, or this machine has not the memory.
+        InputError: the configuration is of neither family, or this machine does not have enough memory.
     """
     if not sharded:
         require_memory(
@@ -88,7 +88,7 @@ def weight_shapes(config: ModelConfig) -> dict[str, torch.Size]:
         InputError: see :func:`build`.
     """
     if isinstance(config, ModelConfig) and config.pos_encodings == "rope":
-        # Its tables are no weights, and to compute them on the meta device torch imports its compiler, for seconds.
+        # RoPE tables are not weights. To compute them on the meta device, torch imports its compiler for seconds.
         config = config.model_copy(update={"pos_encodings": "none"})
     with torch.device("meta"):
         return {name: tensor.shape for name, tensor in _build(config).state_dict().items()}

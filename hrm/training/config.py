@@ -14,11 +14,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
 from yaml import YAMLError
 
-from hrm.config import FAMILIES, ModelConfig, inert, parse_yaml
+from hrm.config import FAMILIES, ModelConfig
 from hrm.data.format import Metadata
 from hrm.errors import InputError, describe
 from hrm.losses import LossType
 from hrm.training.recipes import recipes
+from hrm.untrusted_yaml import inert, parse_yaml
 from hrm.weights import PuzzleEmb
 
 _FROM_THE_DATA = ("seq_len", "vocab_size", "num_puzzle_identifiers")

@@ -8,9 +8,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # OmegaConf does not catch it
 
-from hrm.config import HRMConfig, ModelConfig, TRMConfig, parse_yaml
+from hrm.config import HRMConfig, ModelConfig, TRMConfig
 from hrm.errors import InputError
 from hrm.locate import require_known
+from hrm.untrusted_yaml import parse_yaml
 from hrm.weights.checkpoint import PUZZLE_EMB, Checkpoint
 from hrm.weights.tensor_files import first_line, read_pickle
 

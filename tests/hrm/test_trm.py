@@ -147,7 +147,7 @@ def test_configuration():
     assert hrm.TRMConfig.parse(short.model_dump()) == short
     assert FAMILIES == {"hrm": hrm.HRMConfig, "trm": hrm.TRMConfig}
     for values, message in (
-        ({"puzzle_emb_ndim": 65, "puzzle_emb_len": 2}, "2 positions of 32 have no room for puzzle_emb_ndim 65; give 3"),
+        ({"puzzle_emb_ndim": 65, "puzzle_emb_len": 2}, "2 positions of 32 cannot hold puzzle_emb_ndim 65; use 3"),
         ({"mlp_t": True}, "set pos_encodings=none"),
         ({"gradient": 0}, "gradient"),
         ({"H_layers": 2}, "H_layers"),
