@@ -1,4 +1,4 @@
-"""A step that is repeated, of training or of thought, as one CUDA graph."""
+"""A step that runs many times, in training or inference, as one CUDA graph."""
 
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -9,35 +9,35 @@ from torch import Tensor
 from hrm.errors import InputError
 from hrm_kernels.graphs import launch_by_launch
 
-WARM_UP = 3  # steps that libraries and allocations need to settle in
+WARM_UP = 3  # steps before the capture: libraries initialise and allocations settle
 
 
 class Capture(Protocol):
-    """How a step becomes a graph: :class:`CudaCapture`; tests have another."""
+    """How a step becomes a graph: :class:`CudaCapture`, or a recorder in tests."""
 
     def run(self, function: Callable[[], None]) -> None:
-        """``function()``, before a capture."""
+        """Call ``function``, before a capture."""
 
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
-        """What does the function's work again, each time it is called; capturing itself does none."""
+        """Capture ``function`` without running it; each call of the result does its work again."""
 
 
 class CudaCapture:
-    """Captures on a stream of its own, on which the steps before the capture run too.
+    """Captures on a separate stream, on which the steps before the capture run too.
 
-    Backward runs on the stream that forward ran on, and accumulates a parameter's gradient on the stream that first
-    asked for it: with one stream for all nothing in a capture waits for work outside.
+    Backward runs on the stream of forward, and accumulates the gradient of a parameter on the stream that first used
+    it. With one stream for everything, nothing in a capture waits for work outside of it.
 
     Args:
-        device: where.
-        off: what a user sets to do without, for the error where a step cannot be captured.
+        device: where the step computes.
+        off: the setting that disables graphs, for the error if a step cannot be captured.
     """
 
     def __init__(self, device: torch.device, off: str):
         self._stream, self._off = torch.cuda.Stream(device), off
 
     def run(self, function: Callable[[], None]) -> None:
-        """``function()``, between what the current stream has done and what it does next."""
+        """Call ``function``, ordered after the earlier and before the later work of the current stream."""
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream), launch_by_launch():
@@ -47,7 +47,7 @@ class CudaCapture:
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
         try:
-            # thread_local: another thread's allocation does not end the capture
+            # thread_local: an allocation in another thread does not break the capture
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 function()
         except RuntimeError as error:
@@ -59,15 +59,14 @@ class CudaCapture:
 
 
 class StepGraph:
-    """Calls ``step(inputs)`` through a graph that is captured once the step has run a few times.
+    """Calls ``step(inputs)``, after a few calls as replays of a graph.
 
-    The step must do all its work on the device, keep what it changes at the same addresses, and depend on nothing of
-    the host's but ``inputs``: they are copied into memory of the graph's own. Inputs of another shape or dtype begin
-    anew.
+    The step must do all its work on the device, keep what it changes at the same addresses, and depend on the host only
+    by ``inputs``, which are copied into the graph's memory. Inputs of another shape or dtype start over.
 
     Args:
         step: one step.
-        capture: how.
+        capture: captures the step.
         device: where the step computes.
     """
 
@@ -78,16 +77,16 @@ class StepGraph:
         self._warm = 0
 
     def forget(self) -> None:
-        """Capture anew, for a step that from now on does other work."""
+        """Warm up and capture again, because the step does other work from now on."""
         self._replay, self._warm = None, 0
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> bool:
-        """One step on ``inputs``, which may lie in pinned memory of the host. Returns whether it was a replay."""
+        """Run one step on ``inputs``, which may be in pinned host memory. Returns whether it was a replay."""
         if _layout(inputs) != _layout(self._inputs):
-            self._inputs = {name: torch.empty_like(given, device=self._device) for name, given in inputs.items()}
+            self._inputs = {name: torch.empty_like(tensor, device=self._device) for name, tensor in inputs.items()}
             self.forget()
-        for name, given in inputs.items():
-            self._inputs[name].copy_(given, non_blocking=True)
+        for name, tensor in inputs.items():
+            self._inputs[name].copy_(tensor, non_blocking=True)
         if self._warm < WARM_UP:
             self._warm += 1
             self._capture.run(lambda: self._step(self._inputs))

@@ -1,4 +1,4 @@
-"""What the two levels are compared with: the same blocks as a plain recurrent and as a deep feed-forward network."""
+"""Baselines without two time scales: the same blocks as a plain recurrent and as a deep feed-forward network."""
 
 import copy
 import math
@@ -25,21 +25,19 @@ Kind = Literal["recurrent", "feed-forward"]
 
 
 class Baseline(nn.Module):
-    """A model's L-level ``depth`` times in a row, between the same embedding and head; all weights are new.
-
-    ``"recurrent"`` uses one set of weights and adds the input embedding at each update; ``"feed-forward"`` has a set
-    for each update and starts from the input embedding. Puzzle embeddings stay 0.
+    """A model's L level applied ``depth`` times in a row, between the same embedding and head, with new weights.
 
     Args:
-        config: of the model it is compared with.
-        depth: updates.
-        kind: see above.
+        config: configuration of the model to compare with. Puzzle embeddings stay 0.
+        depth: number of updates.
+        kind: ``"recurrent"`` uses one set of weights and adds the input embedding at each update; ``"feed-forward"``
+            has a set of weights for each update and starts from the input embedding.
     """
 
     def __init__(self, config: ModelConfig, depth: int, kind: Kind) -> None:
         super().__init__()
         self.depth, self.recurrent = depth, kind == "recurrent"
-        self.inner = build(config).inner  # for its embedding, head and tables; its levels stay unused
+        self.inner = build(config).inner  # only its embedding, head and RoPE tables are used
         self.levels = nn.ModuleList(copy.deepcopy(self.inner.L_level) for _ in range(1 if self.recurrent else depth))
         for module in self.levels.modules():
             if isinstance(module, Linear):
@@ -79,21 +77,20 @@ def train_baseline(
     Args:
         baseline: on any device.
         dataset: the train split.
-        steps: batches.
+        steps: number of batches.
         batch_size: rows of a batch.
-        lr: reached over the first tenth of the steps, then constant.
+        lr: learning rate; it rises over the first tenth of the steps, then stays constant.
         loss_type: of the token loss.
-        seed: of the order of the examples.
+        seed: seed of the order of the examples.
         progress: called with the step and its loss.
 
     Returns:
-        The token loss, mean over the last tenth of the steps.
+        The token loss, averaged over the last tenth of the steps.
 
     Raises:
         InputError: the loss is not finite.
     """
-    device = next(baseline.parameters()).device
-    sampler = TrainingSampler(dataset, batch_size, seed)
+    device, sampler = next(baseline.parameters()).device, TrainingSampler(dataset, batch_size, seed)
     optimizer = AdamATan2(baseline.parameters(), lr=lr, weight_decay=0.1)
     update = Update([optimizer], batch_size)
     losses: list[float] = []
@@ -105,7 +102,7 @@ def train_baseline(
         loss, _ = train_step(partial(_token_loss, baseline, batch, loss_type), update)
         losses.append(loss.item() / batch_size)
         if not math.isfinite(losses[-1]):
-            raise InputError(f"the baseline's loss is {losses[-1]} at step {step}; take fewer updates or a lower lr")
+            raise InputError(f"the baseline's loss is {losses[-1]} at step {step}; use fewer updates or a lower lr")
         if progress is not None:
             progress(step, losses[-1])
     baseline.eval()

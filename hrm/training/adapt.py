@@ -1,6 +1,7 @@
-"""Unseen puzzles for a trained model: new puzzle embeddings are fitted to the demonstrations, the weights stay."""
+"""Adapting a trained model to unseen puzzles: new puzzle embeddings are fitted, all weights stay."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -24,8 +25,9 @@ class Adaptation(NamedTuple):
     """How the fit went.
 
     Attributes:
-        steps: that were made.
-        loss_before, loss_after: token loss of the demonstrations, averaged over the first and the last tenth of them.
+        steps: number of steps.
+        loss_before, loss_after: token loss of the demonstrations, averaged over the first and the last tenth of the
+            steps.
     """
 
     steps: int
@@ -51,13 +53,13 @@ def adapt(
     Afterwards the model knows the puzzle identifiers of ``dataset`` (``model.identifiers``), and no others.
 
     Args:
-        model: with as many rows in its puzzle embedding as the data have identifiers (:func:`hrm.load` makes them).
+        model: its puzzle embedding has as many rows as the data have identifiers (:func:`hrm.load` makes them).
         dataset: the demonstrations: the train split of the new puzzles.
-        steps: segments of ``batch_size`` rows.
-        batch_size: demonstrations side by side.
+        steps: number of steps, each one segment of ``batch_size`` rows.
+        batch_size: demonstrations in a batch.
         lr, weight_decay: of SparseSignSGD; the defaults are those of the published training.
-        init: what the rows of the new puzzles start with: the mean of the rows the model has, or 0.
-        seed: of the order of the demonstrations and of exploration.
+        init: what the rows of the new puzzles start with: the mean of the model's rows, or 0.
+        seed: seed of the order of the demonstrations and of exploration.
         loss_type: of the token loss.
         progress: called with the step and its token loss.
 
@@ -74,19 +76,14 @@ def adapt(
     if not (lr > 0 and weight_decay >= 0):
         raise InputError(f"lr is {lr} and weight_decay {weight_decay}, expected above 0, and 0 or more")
     check_fits(model, dataset, known=False)
+
+    _reset(table.weights, init, dataset.metadata.blank_identifier_id)
+    model.identifiers = names_fingerprint(dataset)
     config, device = model.config, table.weights.device
-    sampler = TrainingSampler(dataset, batch_size, seed)
-    generator = torch.Generator("cpu").manual_seed(seed)
+    sampler, generator = TrainingSampler(dataset, batch_size, seed), torch.Generator("cpu").manual_seed(seed)
     update = Update([SparseSignSGD([table], lr=lr, weight_decay=weight_decay)], batch_size)
-    losses: list[float] = []
-    was_training, trained = model.training, [one for one in model.parameters() if one.requires_grad]
-    try:
-        model.train().requires_grad_(False)  # the table's rows become leaves of their own
-        blank = table.weights[dataset.metadata.blank_identifier_id].clone()
-        model.identifiers = names_fingerprint(dataset)
-        table.weights.copy_(table.weights.mean(0).expand_as(table.weights) if init == "mean" else 0 * table.weights)
-        table.weights[dataset.metadata.blank_identifier_id] = blank
-        carry = None
+    carry, losses = None, []
+    with _frozen(model):
         for step in range(1, steps + 1):
             batch = {name: values.to(device) for name, values in sampler.next().items()}
             carry = model.initial_carry(batch) if carry is None else carry
@@ -98,9 +95,25 @@ def adapt(
                 raise InputError(f"the token loss is {losses[-1]} at step {step}; check the checkpoint, or lower lr")
             if progress is not None:
                 progress(step, losses[-1])
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        model.train(was_training)
     tenth = max(1, steps // 10)
     return Adaptation(steps, float(np.mean(losses[:tenth])), float(np.mean(losses[-tenth:])))
+
+
+def _reset(rows: torch.Tensor, init: Literal["mean", "zero"], blank: int) -> None:
+    """Set all ``[N, D]`` rows but the one of the blank identifier to where the fit starts."""
+    kept = rows[blank].clone()
+    rows.copy_(rows.mean(0).expand_as(rows) if init == "mean" else 0 * rows)
+    rows[blank] = kept
+
+
+@contextmanager
+def _frozen(model: HRM) -> Iterator[None]:
+    """Training mode, in which only the looked-up rows of the puzzle embedding get gradients."""
+    was_training, trainable = model.training, [p for p in model.parameters() if p.requires_grad]
+    try:
+        model.train().requires_grad_(False)
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        model.train(was_training)

@@ -1,8 +1,9 @@
-"""Checkpoints of a training run: ``<run>/checkpoints/step_<8 digits>/``, each complete or not there.
+"""Checkpoints of a training run: ``<run>/checkpoints/step_<8 digits>/``. An incomplete one never gets that name.
 
-A checkpoint is a folder that :func:`hrm.load` reads (``model.safetensors``, ``config.json``, ``ema.safetensors``, and
-``puzzle_emb.safetensors`` where the puzzle embedding's rows are divided among processes) with what training needs
-besides: further safetensors files, and ``state.json``, which has every file's size and CRC-32, and its own.
+A checkpoint is a folder that :func:`hrm.load` reads: ``model.safetensors``, ``config.json``, ``ema.safetensors``, and
+``puzzle_emb.safetensors`` if the rows of the puzzle embedding are divided among processes. Further safetensors files
+and ``state.json`` hold the rest of the training state. ``state.json`` has the size and CRC-32 of every file, and the
+CRC-32 of its own values.
 """
 
 import json
@@ -28,11 +29,11 @@ from hrm.weights import PUZZLE_EMB, PUZZLE_EMB_FILE, STATE_FILE, write_model, wr
 from hrm_kernels.sharded_embedding import ShardedEmbedding
 
 _TABLE_PART = f".{PUZZLE_EMB_FILE}.part"
-_ROWS_AT_ONCE = 1 << 14  # that leave a GPU together: 32 MiB of 512 columns
+_ROWS_AT_ONCE = 1 << 14  # copied from a GPU at once: 32 MiB of 512 columns
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
-    """Where the checkpoint of step ``step`` lies."""
+    """The folder of the checkpoint of step ``step``."""
     return run / "checkpoints" / f"step_{step:08d}"
 
 
@@ -50,13 +51,13 @@ def write_checkpoint(
 
     Args:
         run: the run's folder.
-        step: names the checkpoint; one of that step is replaced.
-        model: written as ``hrm.save`` does.
+        step: names the checkpoint; an existing one of that step is replaced.
+        model: written as by ``hrm.save``.
         tensors: by file (``carry`` becomes ``carry.safetensors``), then by name.
-        state: JSON values, for ``state.json``.
-        extra: JSON values, for ``config.json``.
+        state: JSON values for ``state.json``.
+        extra: JSON values for ``config.json``.
         keep: how many checkpoints stay.
-        table: from :func:`write_table`; it is moved into the checkpoint.
+        table: a file of :func:`write_table`, which is moved into the checkpoint.
     """
     path = checkpoint_path(run, step)
     with folder_written_beside(path, overwrite=True) as part:
@@ -68,7 +69,7 @@ def write_checkpoint(
         values = {"step": step, **state, "files": {file.name: checksum(file) for file in sorted(part.iterdir())}}
         write_json(part / STATE_FILE, values | {"crc32": _crc32(values)})
     for old in checkpoints(run)[:-keep]:
-        # Renamed first: a folder half removed must not look like a checkpoint.
+        # Renamed first: a partly removed folder must not look like a checkpoint.
         gone = old.with_name(f".{old.name}.old")
         shutil.rmtree(gone, ignore_errors=True)
         old.rename(gone)
@@ -76,13 +77,13 @@ def write_checkpoint(
 
 
 def write_table(run: Path, embedding: ShardedEmbedding, world: World) -> Path:
-    """Write the rows of all processes into one safetensors file, each process its own; every process calls this."""
+    """Write the rows of all processes into one safetensors file. Every process calls this and writes its rows."""
     path, columns = run / "checkpoints" / _TABLE_PART, embedding.weights.shape[1]
     row_bytes = 4 * columns
     offsets = [0, embedding.num_embeddings * row_bytes]
     entry = {"dtype": "F32", "shape": [embedding.num_embeddings, columns], "data_offsets": offsets}
     header = json.dumps({PUZZLE_EMB: entry}).encode()
-    header += b" " * (-len(header) % 8)  # the format: its length, 8 bytes, little-endian; then the data, aligned
+    header += b" " * (-len(header) % 8)  # so that the data, after 8 bytes of length and the header, are aligned
     if world.is_main:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
@@ -100,7 +101,7 @@ def write_table(run: Path, embedding: ShardedEmbedding, world: World) -> Path:
 
 
 def remove_leftovers(run: Path) -> None:
-    """Remove what a run that was killed while it wrote or removed a checkpoint has left."""
+    """Remove the files of a run that was killed while it wrote or removed a checkpoint."""
     (run / "checkpoints" / _TABLE_PART).unlink(missing_ok=True)
     for path in (run / "checkpoints").glob(".step_*"):
         shutil.rmtree(path, ignore_errors=True)
@@ -108,7 +109,7 @@ def remove_leftovers(run: Path) -> None:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that has been checked.
+    """A checkpoint whose files have been checked.
 
     Attributes:
         path: its folder.
@@ -121,7 +122,7 @@ class Checkpoint:
     config: dict[str, Any]
 
     def tensors(self, file: str, rows: slice | None = None) -> dict[str, Tensor]:
-        """The tensors of ``<file>.safetensors`` but the puzzle embedding, on the CPU; of each only ``rows``."""
+        """The tensors of ``<file>.safetensors`` without the puzzle embedding, on the CPU; of each only ``rows``."""
         with safe_open(self.path / f"{file}.safetensors", framework="pt") as opened:
             names = [name for name in opened.keys() if name != PUZZLE_EMB]  # noqa: SIM118
             if rows is None:
@@ -129,31 +130,32 @@ class Checkpoint:
             return {name: opened.get_slice(name)[rows] for name in names}
 
     def table(self, rows: slice) -> Tensor:
-        """These rows of the puzzle embedding, on the CPU; of the others nothing is read."""
-        alone = self.path / PUZZLE_EMB_FILE
-        with safe_open(alone if alone.is_file() else self.path / "model.safetensors", framework="pt") as opened:
+        """These rows of the puzzle embedding, on the CPU; no other row is read."""
+        separate = self.path / PUZZLE_EMB_FILE
+        file = separate if separate.is_file() else self.path / "model.safetensors"
+        with safe_open(file, framework="pt") as opened:
             return opened.get_slice(PUZZLE_EMB)[rows]
 
 
 def open_newest(run: Path) -> Checkpoint:
-    """The newest checkpoint of a run, every file of it checked.
+    """The newest checkpoint of a run, with every file checked.
 
     Raises:
-        InputError: there is none, or it is damaged; the message names the one before.
+        InputError: there is no checkpoint, or the newest is damaged; the message names the one before.
     """
     found = checkpoints(run)
     if not found:
-        raise InputError(f"{run} holds no checkpoint to resume from; leave resume=true away and choose a new out=")
+        raise InputError(f"{run} holds no checkpoint to resume from; leave out resume=true and choose a new out=")
     newest = found[-1]
     try:
         state = read_json(newest / STATE_FILE)
-        if state.pop("crc32", _crc32(state)) != _crc32(state):  # those of earlier versions have none
+        if state.pop("crc32", _crc32(state)) != _crc32(state):  # absent in checkpoints of earlier versions
             raise InputError(f"the contents of {STATE_FILE} have changed since it was written")
         for name, expected in state["files"].items():
             require_unchanged(newest / name, expected)
         return Checkpoint(newest, state, read_json(newest / "config.json"))
     except (InputError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
-        reason = error if isinstance(error, InputError) else f"{STATE_FILE} is not one of ours"
+        reason = error if isinstance(error, InputError) else f"{STATE_FILE} does not hold a training state"
         way_out = (
             f"remove it to resume from the one before, {found[-2].name}"
             if len(found) > 1
@@ -163,13 +165,13 @@ def open_newest(run: Path) -> Checkpoint:
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The state of ``optimizer`` as ``<parameter number>.<name>``; its settings are the configuration's to keep."""
+    """The state of ``optimizer`` as ``<parameter number>.<name>``, without settings, which the configuration keeps."""
     state = optimizer.state_dict()["state"]
     return {f"{index}.{name}": tensor for index, values in state.items() for name, tensor in values.items()}
 
 
 def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Undo :func:`optimizer_tensors`."""
+    """Load the tensors of :func:`optimizer_tensors`."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, name = key.split(".", 1)
@@ -178,12 +180,12 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) 
 
 
 def _crc32(values: Mapping[str, Any]) -> int:
-    """Of JSON values, whatever the layout of their file."""
+    """The CRC-32 of JSON values, independent of the layout of their file."""
     return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 def copy_into(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor], what: str) -> None:
-    """Copy each tensor of ``sources`` into the one of that name in ``targets``, in place.
+    """Copy each tensor of ``sources`` into the tensor of that name in ``targets``.
 
     Raises:
         InputError: the names or the shapes differ.

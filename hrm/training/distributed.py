@@ -1,4 +1,4 @@
-"""The processes of one training run, as torchrun starts them; a run of one process needs no torchrun."""
+"""The processes of a training run. torchrun starts several; one process needs no torchrun."""
 
 import os
 import zlib
@@ -16,12 +16,12 @@ from hrm.errors import InputError
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among those that train together.
+    """The processes that train together, as one of them sees them.
 
     Attributes:
-        rank, size: this process and how many there are; rank 0 writes.
+        rank, size: the number of this process, and how many there are; rank 0 writes.
         device: where this process computes.
-        control: a gloo group for decisions taken on the CPU, so that they don't wait for the GPU; None in a run of one.
+        control: a gloo group, so that decisions on the CPU don't wait for the GPU; None for a single process.
     """
 
     rank: int
@@ -34,12 +34,12 @@ class World:
         return self.rank == 0
 
     def own_rows(self, global_batch_size: int) -> slice:
-        """The rows of a global batch that this process has."""
+        """The rows of a global batch that belong to this process."""
         rows = global_batch_size // self.size
         return slice(self.rank * rows, (self.rank + 1) * rows)
 
     def highest(self, value: int) -> int:
-        """The highest ``value`` of all processes, the same answer in each."""
+        """The highest ``value`` of all processes, the same in each."""
         if self.size == 1:
             return value
         values = torch.tensor([value], dtype=torch.int32, device="cpu")
@@ -53,16 +53,16 @@ class World:
         return tensor
 
     def min_(self, tensor: Tensor) -> Tensor:
-        """The least of ``tensor`` over the processes, in place."""
+        """The minimum of ``tensor`` over the processes, in place."""
         if self.size > 1:
             dist.all_reduce(tensor, op=dist.ReduceOp.MIN)
         return tensor
 
     def gather_rows(self, tensor: Tensor) -> Tensor | None:
-        """``[rows, ...]`` of each process -> ``[size * rows, ...]`` in order of rank, on rank 0; None elsewhere."""
+        """``[rows, ...]`` of each process -> ``[size * rows, ...]`` by rank, on rank 0; None in other processes."""
         if self.size == 1:
             return tensor
-        raw = tensor.detach().contiguous().view(torch.uint8)  # bytes, because gloo knows no bfloat16 and NCCL no bool
+        raw = tensor.detach().contiguous().view(torch.uint8)  # bytes: gloo does not support bfloat16, nor NCCL bool
         parts = [torch.empty_like(raw) for _ in range(self.size)] if self.is_main else None
         dist.gather(raw, parts)
         return None if parts is None else torch.cat(parts).view(tensor.dtype)
@@ -78,8 +78,8 @@ def joined(device: str = "auto") -> Iterator[World]:
     """Join the processes that torchrun started, and leave them at the end.
 
     Args:
-        device: ``auto`` (a GPU where there is one, else the CPU) or a torch device. With ``auto`` or ``cuda`` each
-            process takes the GPU of its local rank.
+        device: ``auto`` (a GPU if there is one, else the CPU) or a torch device. With ``auto`` or ``cuda`` each process
+            uses the GPU of its local rank.
 
     Raises:
         InputError: the device does not exist, or there are more processes than GPUs.
@@ -100,7 +100,7 @@ def joined(device: str = "auto") -> Iterator[World]:
 
 
 def is_first_to_say(message: str) -> bool:
-    """Whether no other process of this start by torchrun has asked for the same ``message``; True where in doubt."""
+    """Whether this process is the first to ask for ``message``, of those that torchrun started; True if in doubt."""
     environment = os.environ
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
@@ -137,22 +137,25 @@ def _device(name: str, local_rank: int, size: int) -> torch.device:
 
 
 class FlatGradients:
-    """The gradients of ``parameters`` in one buffer of memory, so that one call sums, measures or clears them all.
+    """The gradients of ``parameters`` in one buffer, so that one call sums, measures or clears them all.
 
-    Each parameter's ``grad`` is a view into the buffer; backward adds to it in place. Clear with :meth:`clear` (an
-    optimiser's ``zero_grad`` would take the views away).
+    The ``grad`` of each parameter is a view into the buffer, and backward adds to it in place. Clear with
+    :meth:`clear`; the ``zero_grad`` of an optimiser would remove the views.
+
+    Args:
+        parameters: all of one dtype and device.
+        world: the processes to sum over; None if there is only one.
 
     Attributes:
-        flat: ``[all gradients]``, in the order of the parameters.
+        flat: ``[total size]``, all gradients in the order of the parameters.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], world: World | None = None):
         self._world = world
         parameters = list(parameters)
-        self.flat = torch.zeros(
-            sum(one.numel() for one in parameters), dtype=parameters[0].dtype, device=parameters[0].device
-        )
-        views = self.flat.split([one.numel() for one in parameters])
+        sizes = [parameter.numel() for parameter in parameters]
+        self.flat = torch.zeros(sum(sizes), dtype=parameters[0].dtype, device=parameters[0].device)
+        views = self.flat.split(sizes)
         for parameter, view in zip(parameters, views):
             parameter.grad = view.view_as(parameter)
 
@@ -161,6 +164,6 @@ class FlatGradients:
         self.flat.zero_()
 
     def sum_over_processes(self) -> None:
-        """Sum the gradients over the processes of ``world``, in place; without a world there is nothing to sum."""
+        """Sum the gradients over the processes of ``world``, in place."""
         if self._world is not None:
             self._world.sum_(self.flat)

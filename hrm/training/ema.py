@@ -10,11 +10,11 @@ from torch import nn
 class EMA:
     """Averages the parameters of ``model``: ``average += (1 - rate) * (parameter - average)`` after each step.
 
-    Buffers, the puzzle embedding's rows among them, are not averaged: only a few rows change in a step, and averaging
-    a million of them each time would cost more than the step.
+    Buffers such as the puzzle embedding are not averaged: a step changes only a few of a million rows, and averaging
+    all of them would cost more than the step.
 
     Attributes:
-        averages: the averaged tensors by parameter name, of the parameters' dtype.
+        averages: the averaged tensors by parameter name, in the parameters' dtype.
     """
 
     def __init__(self, model: nn.Module, rate: float):
@@ -24,12 +24,12 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the parameters as they are now."""
+        """Add the current parameters to the averages."""
         torch._foreach_lerp_(list(self.averages.values()), list(self._parameters.values()), 1.0 - self.rate)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within this context the model computes with the averages; afterwards with its own parameters again."""
+        """Let the model compute with the averages within this context."""
         self._swap()
         try:
             yield
@@ -38,7 +38,7 @@ class EMA:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        # In place, so that whoever holds the parameters (optimiser, compiled code, a CUDA graph) sees the averages.
+        # In place, because the optimiser, compiled code and CUDA graphs hold the parameters' memory.
         for name, parameter in self._parameters.items():
             kept = parameter.clone()
             parameter.copy_(self.averages[name])

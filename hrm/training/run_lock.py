@@ -11,9 +11,9 @@ LOCK_FILE = ".lock"
 
 
 class RunLock:
-    """A lock on the folder of a run, held by its first process; it ends with that process, whatever ends it.
+    """A lock on the folder of a run. The first process holds it; the system releases it when that process ends.
 
-    On systems and file systems without locks there is none.
+    Does nothing on systems and file systems without locks.
     """
 
     def __init__(self, folder: Path):
@@ -24,7 +24,7 @@ class RunLock:
         """Take the lock; every process of ``world`` calls this.
 
         Raises:
-            InputError: another run has it.
+            InputError: another run holds it.
         """
         taken = True
         if world.is_main and self._descriptor is None:
@@ -37,7 +37,7 @@ class RunLock:
             )
 
     def release(self) -> None:
-        """Let other runs have the folder."""
+        """Let other runs use the folder."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

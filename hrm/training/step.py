@@ -21,7 +21,7 @@ class Update:
     Attributes:
         optimizers: they step one after the other.
         global_batch_size: rows of all processes together; the loss, a sum over rows, is divided by it.
-        gradients: one buffer for all gradients, summed over the processes; None leaves each parameter its gradient.
+        gradients: one buffer for all gradients, summed over the processes; None lets each parameter keep its own.
         watch: called with the loss when the gradients are complete, before any weight changes.
     """
 

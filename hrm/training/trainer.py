@@ -15,7 +15,8 @@ from hrm.training.clock import RunClock
 from hrm.training.config import TrainConfig
 from hrm.training.distributed import World
 from hrm.training.log_sums import LogSums
-from hrm.training.loggers import Loggers, Reporter
+from hrm.training.loggers import Loggers
+from hrm.training.reporter import Reporter
 from hrm.training.resume import check_same_run, keep_dtype
 from hrm.training.run_data import RunData
 from hrm.training.run_folder import RunFolder

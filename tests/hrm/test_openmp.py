@@ -1,4 +1,4 @@
-"""Whoever leaves computing to another thread keeps no OpenMP threads of its own."""
+"""A thread that waits for another thread's results keeps no OpenMP threads."""
 
 import os
 import threading
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(gnu_runtime() is None, reason="torch comes witho
 
 
 def in_a_new_thread(run):
-    """``run()``, which computes with two threads; what it returns."""
+    """The result of ``run()``, called in a new thread that computes with two."""
     returned = []
 
     def body():
@@ -38,7 +38,7 @@ def compute():
 
 
 def new_team():
-    """The calling thread computes for the first time; the other thread of its team."""
+    """Compute for the first time in the calling thread; returns the other thread of its team."""
     before = threads()
     compute()
     (other,) = threads() - before
@@ -46,7 +46,7 @@ def new_team():
 
 
 def ends(thread):
-    """A thread that has been told to end is seen for a moment longer."""
+    """Whether ``thread`` ends, which may take a moment."""
     deadline = time.monotonic() + 60
     while thread in threads() and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -59,13 +59,13 @@ def test_threads_end_and_come_back():
         compute()
         assert other in threads()
         release_threads()
-        release_threads()  # there is nothing to end
+        release_threads()  # nothing is left to end
         return ends(other) and new_team() != other
 
     assert in_a_new_thread(run)
 
 
-def test_only_the_engine_has_threads_while_it_thinks():
+def test_only_the_engine_has_threads_while_it_computes():
     torch.manual_seed(0)
     sizes = {"seq_len": 16, "vocab_size": 6, "hidden_size": 32, "num_heads": 2, "expansion": 1, "H_layers": 1}
     model = HRM(HRMConfig(**sizes, L_layers=1, forward_dtype="float32", halt_max_steps=4))
@@ -75,10 +75,10 @@ def test_only_the_engine_has_threads_while_it_thinks():
         other = new_team()
         with Engine(model, 2) as engine:
             assert len(list(engine.solve(puzzles))) == 8
-            went = ends(other)
+            ended = ends(other)
             compute()
             results = engine.solve(puzzles)
             assert next(results).steps
-            return went, len(list(results))
+            return ended, len(list(results))
 
     assert in_a_new_thread(run) == (True, 7)

@@ -1,4 +1,4 @@
-"""A tiny data set and configurations for it."""
+"""A tiny data set, and configurations to train on it."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def _split(rng: np.random.Generator, groups: int) -> dict[str, SetBuilder]:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
-    """24 groups to learn ``label = input % 4 + 1`` from, on 9 cells; three puzzle identifiers."""
+    """24 groups of puzzles of 9 cells with ``label = input % 4 + 1``, and three puzzle identifiers."""
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("training") / "data"
     splits = {"train": _split(rng, 24), "test": _split(rng, 5)}
     write_dataset(folder, splits, vocab_size=5, seq_len=9, identifiers=["<blank>", "a", "b", "c"])
@@ -36,7 +36,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def configure(data, tmp_path):
-    """A function that makes the configuration of a run of a tiny model in ``tmp_path / out``."""
+    """A function that returns the configuration of a run of a tiny model in ``tmp_path / out``."""
 
     def make(out: str = "run", arch: dict | None = None, **changes) -> TrainConfig:
         sizes = {"hidden_size": 16, "num_heads": 2, "L_layers": 1, "L_cycles": 1, "halt_max_steps": 3}

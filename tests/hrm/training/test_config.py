@@ -1,4 +1,4 @@
-"""Recipes, overrides and what is said of wrong ones."""
+"""Recipes and overrides, and the errors for wrong ones."""
 
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def test_recipes_of_tiny_recursive_models(data):
         assert (model.hidden_size, model.num_heads, model.halt_max_steps, model.gradient) == (512, 8, 16, "last_cycle")
 
 
-def test_the_keys_of_arch_are_the_familys(data):
+def test_the_keys_of_arch_belong_to_the_family(data):
     metadata = open_dataset(data, "train").metadata
     overrides = ["data=x", "arch.gradient=3", "arch.recompute=true", "gradient_warmup=100"]
     config = load_config("trm-sudoku-extreme-1k", overrides)
@@ -105,7 +105,7 @@ def test_overrides_files_and_bases(tmp_path):
         (["lrr=3"], "unknown key lrr; did you mean lr"),
         (["data_path=x"], "unknown key data_path; did you mean data"),
         (["arch.hidden=3"], "unknown key arch.hidden; did you mean arch.hidden_size"),
-        (["arch.qqq=3"], "unknown key arch.qqq; there are arch.H_cycles, arch.H_layers"),
+        (["arch.qqq=3"], "unknown key arch.qqq; expected one of arch.H_cycles, arch.H_layers"),
         (["arch.vocab_size=3"], "arch.vocab_size comes from the data set"),
         (["arch=3"], r"arch: Input should be a valid dictionary \(got 3\)"),
         (["lr=fast"], r"lr: .* valid number.* \(got 'fast'\)"),
@@ -113,7 +113,7 @@ def test_overrides_files_and_bases(tmp_path):
         (["epochs=1.5"], r"epochs: .*integer.* \(got 1.5\)"),
         (["global_batch_size=0"], r"global_batch_size: .*greater than 0 \(got 0\)"),
         (["loss=mse"], "loss: Input should be 'stablemax_cross_entropy' or 'softmax_cross_entropy'"),
-        (["lr"], "'lr' is no override; expected key=value"),
+        (["lr"], "'lr' is not an override; expected key=value"),
         (["lr=${nothing}"], "overrides .*: Interpolation key 'nothing' not found"),
     ],
 )
@@ -127,16 +127,16 @@ NAMES = ("2024_11_28", "007", "1.10", "1e3", "12:30:45", "on", "run #5", "[a]", 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_stay_as_they_are_typed(tmp_path, name):
+def test_names_keep_their_text(tmp_path, name):
     config = load_config("demo", [f"data={name}", f"out={name}", f"init={name}", f"device={name}"])
     assert [str(one) for one in (config.data, config.out, config.init, config.device)] == [name] * 4
-    if name in NAMES[:6]:  # the others mean something to YAML, in a file
+    if name in NAMES[:6]:  # the others have a meaning in a YAML file
         (tmp_path / "mine.yaml").write_text(f"base: demo\ndata: {name}\nout: {name}\n")
         config = load_config(str(tmp_path / "mine.yaml"))
         assert config.data == config.out == Path(name)
 
 
-def test_a_base_named_like_a_number(tmp_path, monkeypatch):
+def test_a_base_may_be_named_like_a_number(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "007").write_text("base: demo\nlr: 3e-3\ninit: null\n")
     (tmp_path / "mine.yaml").write_text("base: 007\n")
@@ -145,7 +145,7 @@ def test_a_base_named_like_a_number(tmp_path, monkeypatch):
     assert load_config("mine.yaml", ["data=x", "init=y", "init=null"]).init is None
 
 
-def test_an_empty_out_is_the_default_one():
+def test_an_empty_out_is_the_default():
     assert load_config("demo", ["data=x", "out="]).out == load_config("demo", ["data=x"]).out == Path("runs/demo")
 
 
@@ -154,9 +154,13 @@ def test_wrong_recipes_are_named(tmp_path):
         InputError, match=r"no recipe 'sudoku-extreme' \(did you mean sudoku-extreme-1k\?\); expected arc-1"
     ):
         load_config("sudoku-extreme", ["data=x"])
-    with pytest.raises(InputError, match="no data folder given; say data=DIR"):
+    with pytest.raises(InputError, match="no data folder; add --data DIR, as in: hrm train demo --data data/sudoku"):
         load_config("demo")
-    for text, message in (("- 1\n- 2\n", "holds no mapping"), ("a: [1", "cannot be read"), ("base: {0}", "own base")):
+    for text, message in (
+        ("- 1\n- 2\n", "does not hold a mapping"),
+        ("a: [1", "cannot be read"),
+        ("base: {0}", "own base"),
+    ):
         path = tmp_path / "bad.yaml"
         path.write_text(text.format(path) if "{0}" in text else text)
         with pytest.raises(InputError, match=message):
@@ -170,7 +174,7 @@ def test_impossible_models_are_named(data):
 
 
 def test_recipes_do_not_read_the_environment(tmp_path, monkeypatch):
-    """A key of the same file is filled in; what a resolver of OmegaConf would fetch stays as it is written."""
+    """References to keys of the same file are resolved; those to OmegaConf's resolvers keep their text."""
     monkeypatch.setenv("HRM_SECRET", "7")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("data: ${oc.env:HRM_SECRET}\nepochs: 5\nseed: ${epochs}\nout: runs/${seed}\n")
@@ -201,13 +205,13 @@ BOMB = "a: &a [1, 2]\n" + "".join(
     ],
     ids=["aliases", "cycle", "deep", "word", "digits", "code"],
 )
-def test_recipes_that_ask_for_too_much(tmp_path, text, message):
+def test_recipes_that_need_too_much_memory_or_run_code_are_refused(tmp_path, text, message):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(text)
     with pytest.raises(InputError, match=f"recipe .*recipe.yaml cannot be read: {message}"):
         load_config(str(recipe))
 
 
-def test_a_number_of_thousands_of_digits_is_told_in_a_line():
+def test_a_number_of_thousands_of_digits_is_reported_in_one_line():
     with pytest.raises(InputError, match=r"overrides epochs=9{93}\.\.\.: Exceeds the limit"):
         load_config("demo", ["epochs=" + "9" * 5000])

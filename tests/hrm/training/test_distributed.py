@@ -1,4 +1,4 @@
-"""Several processes compute what one computes."""
+"""Several processes compute the same as one."""
 
 import csv
 import os
@@ -39,9 +39,9 @@ RUNS = {
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
-def test_two_processes_equal_one_and_each_goes_on_from_the_other(configure, cpu, tmp_path, run, jittered, monkeypatch):
-    """But for rounding: two processes add gradients in another order. How far that may go, runs of one process say
-    whose first weights are off by a unit in the last place."""
+def test_two_processes_equal_one_and_each_resumes_the_other(configure, cpu, tmp_path, run, jittered, monkeypatch):
+    """Except for rounding, because two processes add gradients in another order. How large that effect may be, runs of
+    one process show whose first weights are off by a unit in the last place."""
     changes = {"log_every": 4, "checkpoint_every": 3, "ema": True, "eval_interval": 1, **run}
     changes["arch"] = {"halt_exploration_prob": 0.3} | changes.get("arch", {})
     one = train(configure("one", max_steps=9, **changes), cpu)
@@ -55,7 +55,7 @@ def test_two_processes_equal_one_and_each_goes_on_from_the_other(configure, cpu,
     assert "on 2 x cpu" in done.stdout and done.stdout.count("limit reached at step 6") == 1
     resumed = train(config.model_copy(update={"max_steps": 9, "resume": True}), cpu)
 
-    # Rows of the log and evaluations come every four steps, evaluations at the end of each of the three parts too.
+    # Rows and evaluations come every four steps; evaluations also at the end of each of the three parts.
     for file, names in (
         ("metrics.csv", ("loss", "exact_accuracy", "accuracy", "finished", "steps", "grad_norm", "lr", "epoch")),
         ("evaluation.csv", ("lm_loss", "accuracy")),
@@ -77,7 +77,7 @@ def test_two_processes_equal_one_and_each_goes_on_from_the_other(configure, cpu,
         for key, tensor in whole.items():
             drift = max((other[key].double() - tensor.double()).abs().max().item() for other in others)
             error = (parts[key].double() - tensor.double()).abs().max().item()
-            # (rounding may also make a row halt a segment later, from where on its states are others altogether)
+            # (rounding may also make a row halt a segment later, after which its states are unrelated)
             assert error <= max(2e-5, min(2 * drift, 1e-3)), f"{name} {key}: off by {error}, by rounding {drift}"
 
 
@@ -120,7 +120,7 @@ with joined("cpu") as world:
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_leaves_no_trace_in_the_log(configure, tmp_path):
-    """The sums of a row that is not complete are kept for each process, and added in the same order."""
+    """The sums of an incomplete row are saved per process, and added in the same order."""
     recipe, script = tmp_path / "recipe.yaml", tmp_path / "interrupted.py"
     config = configure("out", max_steps=11, log_every=4, checkpoint_every=3, arch={"halt_exploration_prob": 0.3})
     recipe.write_text(yaml.safe_dump(config.model_dump(mode="json")))
@@ -153,11 +153,11 @@ with joined("cpu") as world:
     assert world.highest(rank) == 1 and world.highest(-rank) == 0
     assert world.sum_(torch.tensor([1.5 + rank])).item() == 4.0 and world.min_(torch.tensor(rank + 3)).item() == 3
     world.barrier()
-    (Path(sys.argv[1]) / f"good_{rank}").touch()  # (lines that two processes print can run into each other)
+    (Path(sys.argv[1]) / f"good_{rank}").touch()  # (printed lines of two processes can mix)
 """
 
 
-def test_what_processes_say_to_each_other(tmp_path):
+def test_the_exchanges_between_processes(tmp_path):
     script = tmp_path / "gather.py"
     script.write_text(GATHER)
     done = torchrun(2, str(script), str(tmp_path))
@@ -175,7 +175,7 @@ def test_torchrun_refuses_a_batch_that_does_not_divide(configure, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_error_of_all_processes_is_told_once(monkeypatch):
+def test_an_error_of_all_processes_is_printed_once(monkeypatch):
     server = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True)
     assert is_first_to_say("a") and is_first_to_say("a")  # not started by torchrun
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
@@ -196,7 +196,7 @@ def test_one_process_needs_no_group():
         assert world.gather_rows(tensor) is tensor and world.sum_(tensor) is tensor
 
 
-def test_devices_that_are_not_there(monkeypatch):
+def test_devices_that_do_not_exist_are_refused(monkeypatch):
     for name in ("toaster", "meta", "mps"):
         with pytest.raises(InputError, match=f"device={name} is not supported; give auto, cpu, cuda"), joined(name):
             pass
@@ -209,7 +209,7 @@ def test_devices_that_are_not_there(monkeypatch):
         pass
 
 
-def test_flat_gradients_are_views_that_backward_adds_to():
+def test_backward_adds_to_the_views_of_flat_gradients():
     a, b = torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.ones(4))
     gradients = FlatGradients([a, b])
     for _ in range(2):
@@ -220,5 +220,5 @@ def test_flat_gradients_are_views_that_backward_adds_to():
     assert a.grad.tolist() == [[4.0] * 3] * 2 and b.grad.tolist() == [6.0] * 4
 
 
-def test_the_world_is_plain_data():
+def test_only_rank_zero_is_main():
     assert World(1, 2, torch.device("cpu")).is_main is False

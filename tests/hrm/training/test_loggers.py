@@ -1,11 +1,12 @@
-"""The CSV log and the optional loggers."""
+"""The CSV log, the optional loggers and the progress on the terminal."""
 
 import builtins
 
 import pytest
 
 from hrm.errors import InputError
-from hrm.training.loggers import CsvLog, Loggers, Reporter
+from hrm.training.loggers import CsvLog, Loggers
+from hrm.training.reporter import Reporter
 
 
 def test_csv_grows_by_rows_and_columns(tmp_path):
@@ -18,7 +19,7 @@ def test_csv_grows_by_rows_and_columns(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
 
 
-def test_csv_of_a_resumed_run(tmp_path):
+def test_opening_the_csv_of_a_resumed_run_drops_later_rows(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("step,loss\n1,0.5\n2,0.25\n3,0.125\n4,0.1\n5")  # the last row was cut short
     log = CsvLog(path, last_step=2)
@@ -36,7 +37,7 @@ def test_csv_that_a_spreadsheet_saved_keeps_its_rows(tmp_path):
     assert path.read_text().split() == ["step,loss,exact", "1,0.5,", "2,0.25,", "3,,1"]
 
 
-def test_a_resumed_run_has_one_row_a_step(tmp_path):
+def test_a_resumed_run_writes_one_row_per_step(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("step,loss\n4,0.5\n6,0.25\n6,0.25\n")
     loggers = Loggers(tmp_path, "csv", {}, 6)
@@ -46,7 +47,7 @@ def test_a_resumed_run_has_one_row_a_step(tmp_path):
     assert path.read_text().split() == ["step,loss", "4,0.5", "6,0.25", "8,0.125", "9,0.125"]
 
 
-def test_tensorboard_gets_the_numbers(tmp_path):
+def test_tensorboard_receives_the_numbers(tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     loggers = Loggers(tmp_path, "tensorboard", {}, 0)
     loggers.log("train", {"step": 3, "loss": 0.5, "accuracy": None})
@@ -58,7 +59,7 @@ def test_tensorboard_gets_the_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
-def test_a_missing_logger_is_named(tmp_path, monkeypatch, kind):
+def test_a_missing_logger_package_is_named(tmp_path, monkeypatch, kind):
     real = builtins.__import__
 
     def without(name, *arguments, **keywords):
@@ -73,13 +74,13 @@ def test_a_missing_logger_is_named(tmp_path, monkeypatch, kind):
         Loggers(tmp_path, kind, {}, 0)
 
 
-def test_the_reporter_writes_lines_where_nobody_watches(capsys, monkeypatch):
-    monkeypatch.setattr("hrm.training.loggers.time.monotonic", lambda: 100.0)
+def test_the_reporter_writes_lines_into_a_file(capsys, monkeypatch):
+    monkeypatch.setattr("hrm.training.reporter.time.monotonic", lambda: 100.0)
     row = {"step": 10, "loss": 1.5, "exact_accuracy": 0.25, "steps": None, "puzzles_per_second": 120.0}
     reporter = Reporter(quiet=False)
     reporter.begin(total=20, done=0)
     reporter.show(row)
-    reporter.show(row | {"step": 11})  # too soon after
+    reporter.show(row | {"step": 11})  # too soon after the row before
     reporter.show(row | {"step": 20}, last=True)
     reporter.close()
     lines = capsys.readouterr().out.splitlines()

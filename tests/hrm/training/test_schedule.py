@@ -1,4 +1,4 @@
-"""Learning rate and number of steps, by value."""
+"""Learning rates and numbers of steps."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def test_cosine_falls_to_the_ratio_and_stays():
     assert rates == pytest.approx([2.0, 1.7363961, 1.1, 0.4636039, 0.2, 0.2], rel=1e-7)
 
 
-def test_without_warm_up_and_shorter_than_the_warm_up():
+def test_no_warm_up_and_a_run_shorter_than_the_warm_up():
     assert learning_rate(1, 3.0, 0, 1, 1.0) == 3.0
     assert learning_rate(5, 3.0, 10, 5, 0.5) == 1.5
     assert learning_rate(10, 3.0, 10, 5, 0.5) == 3.0  # no steps left for the cosine

@@ -1,9 +1,8 @@
-"""A training step waits for nothing, and replayed as a graph it computes what it computes call by call."""
-
-import csv
+"""A training step never waits for the device, and its replay as a graph computes the same as its launches."""
 
 import pytest
 import torch
+from runs import rows
 from safetensors.torch import load_file
 
 from hrm.errors import InputError
@@ -19,16 +18,11 @@ aten = torch.ops.aten
 
 @pytest.fixture
 def recorded(monkeypatch, recorded_capture):
-    """Runs on a CPU that go through a recorded graph; the kernels of other backends are no operators to record."""
+    """Runs on the CPU use a recorded graph, on the reference backend: kernels of other backends are not recorded."""
     capture = recorded_capture
     monkeypatch.setattr(trainer_module, "graph_capture", lambda config, world: capture)
     with use_backend("reference"):
         yield capture
-
-
-def rows(path, skip=("seconds", "puzzles_per_second")):
-    with path.open(newline="") as file:
-        return [{k: v for k, v in row.items() if k not in skip} for row in csv.DictReader(file)]
 
 
 def assert_close_runs(a, b):
@@ -53,8 +47,8 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_a_replayed_run_is_the_direct_run(configure, cpu, recorded, options, monkeypatch):
-    """Schedule, exploration, refill, halting, evaluation with other weights in between: all of it in the operators."""
+def test_a_replayed_run_equals_the_direct_run(configure, cpu, recorded, options, monkeypatch):
+    """With schedule, exploration, refill, halting, and evaluations of other weights in between."""
     changes = {"max_steps": 12, "eval_interval": 1, "lr_warmup_steps": 6, "eval_max_examples": 3, **options}
     changes["arch"] = {"halt_exploration_prob": 0.5} | changes.get("arch", {})
     train(configure("graph", **changes), cpu)
@@ -67,7 +61,7 @@ def test_a_replayed_run_is_the_direct_run(configure, cpu, recorded, options, mon
         assert float(row["lm_loss"]) == pytest.approx(float(other["lm_loss"]), rel=1e-4)
 
 
-def test_a_step_in_bfloat16_reads_copies_that_the_optimiser_writes(configure, cpu, recorded):
+def test_a_step_in_bfloat16_reads_the_copies_that_the_optimiser_writes(configure, cpu, recorded):
     run = Trainer(configure(max_steps=9, ema=True, arch={"forward_dtype": "bfloat16"}), cpu)
     weights = list(run.state.model.parameters())
     for step in range(9):
@@ -75,7 +69,7 @@ def test_a_step_in_bfloat16_reads_copies_that_the_optimiser_writes(configure, cp
         run.train_step()
         assert all(p._version > version for p, version in zip(weights, versions, strict=True))
         assert all(torch.equal(run.state.adam.copies[p], p.bfloat16()) for p in weights), step
-        if step == 6:  # what an evaluation does
+        if step == 6:  # as an evaluation does
             with run.state.ema.applied():
                 pass
     casts = [
@@ -96,8 +90,8 @@ def test_a_replayed_run_resumes(configure, cpu, recorded):
         assert all(torch.equal(tensor, two[key]) for key, tensor in one.items()), name
 
 
-def test_another_gradient_is_another_graph(configure, cpu, recorded, monkeypatch):
-    """Four stages of five steps: each warms up and is captured for itself; then what the configuration says."""
+def test_another_gradient_mode_captures_another_graph(configure, cpu, recorded, monkeypatch):
+    """Four stages of five steps, each with its warm-up and capture; the last one goes on after the gradient warm-up."""
     changes = {"max_steps": 25, "gradient_warmup": 20, "arch": {"gradient": 5, "L_cycles": 2}}
     train(configure("graph", **changes), cpu)
     assert len(recorded.recorders) == 4 and recorded.replays == 4 * 5 - 4 * WARM_UP + 5
@@ -106,7 +100,7 @@ def test_another_gradient_is_another_graph(configure, cpu, recorded, monkeypatch
     assert_close_runs(*(configure(name).out for name in ("graph", "direct")))
 
 
-def test_a_run_changes_between_graph_and_direct(configure, cpu, recorded, monkeypatch):
+def test_a_run_may_change_from_graph_to_direct(configure, cpu, recorded, monkeypatch):
     train(configure("whole", max_steps=10), cpu)
     train(configure("parts", max_steps=5), cpu)
     monkeypatch.undo()
@@ -131,26 +125,26 @@ def test_a_number_that_is_not_finite_names_its_step(configure, cpu, recorded):
     run.close()
 
 
-def test_direct_steps_wait_for_nothing_either(configure, cpu, recorder):
-    """What several processes, or cuda_graph=false, run: all but the CPU's own count of optimiser steps."""
+def test_direct_steps_never_wait_either(configure, cpu, recorder):
+    """As several processes and cuda_graph=false run them, without the optimiser, which counts steps on the CPU."""
     run = Trainer(configure(), cpu)
     with use_backend("reference"):
         run.train_step()
-        run.state.adam.step = lambda: None  # its count of steps is a tensor on the CPU, whatever the device
+        run.state.adam.step = lambda: None  # its step count is always a CPU tensor
         with recorder() as seen:
             run.train_step()
     assert len(seen.calls) > 100
     run.close()
 
 
-def test_the_recorder_sees_what_would_wait(recorder):
+def test_the_recorder_detects_operations_that_wait(recorder):
     x = torch.arange(4.0)
     for waiting in (lambda: x.sum().item(), lambda: x[x > 1], lambda: bool(x[0] > 0), lambda: x.nonzero()):
         with pytest.raises(AssertionError, match="waits for the device|boolean index"), recorder():
             waiting()
 
 
-def test_other_shapes_begin_anew(recorded_capture):
+def test_other_shapes_start_over(recorded_capture):
     capture, total, want = recorded_capture, torch.zeros(()), 0.0
     graph = StepGraph(lambda inputs: total.add_(inputs["x"].sum()), capture, torch.device("cpu"))
     replayed = []
@@ -162,7 +156,7 @@ def test_other_shapes_begin_anew(recorded_capture):
     assert len(capture.recorders) == 2
 
 
-def test_where_a_step_is_no_graph(configure, cpu):
+def test_when_steps_run_without_a_graph(configure, cpu):
     assert graph_capture(configure(), cpu) is None
     for changes, size in (
         ({"cuda_graph": False}, 1),
@@ -177,7 +171,7 @@ def test_where_a_step_is_no_graph(configure, cpu):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_on_a_gpu_it_trains_as_launch_by_launch(configure, dtype):
+def test_on_a_gpu_a_graph_trains_as_launch_by_launch(configure, dtype):
     world = World(0, 1, torch.device("cuda", 0))
     assert isinstance(graph_capture(configure(), world), CudaCapture)
     changes = {"max_steps": 12, "eval_interval": 1, "ema": True, "log_every": 1, "device": "cuda"}
