@@ -67,8 +67,7 @@ def train(
         device=device,
     )
     if is_main():
-        reasons = {"solved": "training puzzles solved", "limit": "limit reached"}
-        lines = [f"{reasons.get(result.reason, result.reason)} at step {result.step}; checkpoint {result.checkpoint}"]
+        lines = [str(result)]
         if result.reason == "interrupted":
             typed = [text for name, value in options.items() if value is not None for text in (name, str(value))]
             typed += overrides if "resume=true" in overrides else [*overrides, "--resume"]

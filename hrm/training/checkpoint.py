@@ -145,7 +145,7 @@ def open_newest(run: Path) -> Checkpoint:
     """
     found = checkpoints(run)
     if not found:
-        raise InputError(f"{run} holds no checkpoint to resume from; leave out resume=true and choose a new out=")
+        raise InputError(f"{run} holds no checkpoint to resume from; leave out --resume, or choose another --out")
     newest = found[-1]
     try:
         state = read_json(newest / STATE_FILE)
@@ -159,7 +159,7 @@ def open_newest(run: Path) -> Checkpoint:
         way_out = (
             f"remove it to resume from the one before, {found[-2].name}"
             if len(found) > 1
-            else "there is no earlier one: start again with a new out="
+            else "there is no earlier one: start again in another --out"
         )
         raise InputError(f"checkpoint {newest} is damaged ({reason}); {way_out}") from None
 

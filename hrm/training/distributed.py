@@ -122,16 +122,16 @@ def _device(name: str, local_rank: int, size: int) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise InputError(f"device={name} is not supported; give auto, cpu, cuda or cuda:0")
+        raise InputError(f"device {name} is not supported; expected auto, cpu, cuda or cuda:N")
     if device.type == "cpu":
         return device
     count = torch.cuda.device_count()
     if device.index is not None and size > 1:
-        raise InputError(f"device={name} is one GPU for {size} processes; give device=cuda, and each takes its own")
+        raise InputError(f"device {name} is one GPU for {size} processes; give --device cuda, and each uses its own")
     index = local_rank if device.index is None else device.index
     if index >= count:
         raise InputError(
-            f"GPU {index} does not exist, this machine has {count}; start fewer processes, or give device=cpu"
+            f"GPU {index} does not exist, this machine has {count}; start fewer processes, or give --device cpu"
         )
     return torch.device("cuda", index)
 

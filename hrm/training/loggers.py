@@ -103,7 +103,7 @@ class Loggers:
                 )
         except ImportError:
             raise InputError(
-                f"logger={kind} needs a package that is not here; pip install -e '.[train]' in the clone"
+                f"logger={kind} needs a package that is not installed; run pip install -e '.[train]' in the clone"
             ) from None
 
     def log(self, kind: str, row: Row) -> None:

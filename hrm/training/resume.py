@@ -52,7 +52,7 @@ def check_same_run(saved: Checkpoint, model: ModelConfig, config: TrainConfig, d
         if old != new:
             raise InputError(
                 f"checkpoint {saved.path} does not fit this run: {name} was {old} and is {new}; "
-                "give what it was trained with, or start a new run in another out="
+                "give the value it was trained with, or start a new run in another --out"
             )
     changed = [name for name in now if name not in _UNREMARKABLE and now[name] != before.get(name)]
     return [f"{name} is now {now[name]}, was {before.get(name)}" for name in changed]
@@ -63,6 +63,6 @@ def _check_same_puzzles(saved: Checkpoint, config: TrainConfig, data: dict[str, 
     for name, what in ((PUZZLES, "the puzzles"), (NAMES, "the names of the puzzle identifiers")):
         if name in known and known[name] != data[name]:  # checkpoints of earlier versions do not have them
             raise InputError(
-                f"checkpoint {saved.path} does not fit this run: {what} of data={config.data} are not those it was "
-                "trained on; give that folder, or start a new run in another out= with init="
+                f"checkpoint {saved.path} does not fit this run: {what} of {config.data} are not those it was trained "
+                "on; give the folder it was trained on, or start a new run in another --out with --init"
             )

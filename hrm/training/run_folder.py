@@ -36,10 +36,10 @@ class RunFolder:
         """
         out = self.path
         if out.exists() and not out.is_dir():
-            raise InputError(f"out={out} is a file; give a folder")
+            raise InputError(f"{out} is a file; give a folder as --out")
         if not self._resume and out.is_dir() and any(file.name != LOCK_FILE for file in out.iterdir()):
-            way_out = "add resume=true to go on with that run, or choose" if checkpoints(out) else "choose"
-            raise InputError(f"out={out} is not empty; {way_out} another out=")
+            way_out = "add --resume to continue that run, or choose" if checkpoints(out) else "choose"
+            raise InputError(f"{out} is not empty; {way_out} another --out")
 
     def open_checkpoint(self) -> Checkpoint | None:
         """The checkpoint to resume from, None for a new run. No process changes the folder before all have seen it.
@@ -82,9 +82,9 @@ class RunFolder:
             yield
         except OSError as error:
             way_out = (
-                f"the last good checkpoint is {self.last_checkpoint}; make room and resume from it with resume=true"
+                f"the last good checkpoint is {self.last_checkpoint}; free some space and resume from it with --resume"
                 if self.last_checkpoint
-                else "there is no checkpoint yet; make room and start again"
+                else "there is no checkpoint yet; free some space and start again"
             )
             reason = error.strerror or error
             raise InputError(f"{what} cannot be written in {self.path} ({reason}); {way_out}") from error

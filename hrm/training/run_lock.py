@@ -33,7 +33,7 @@ class RunLock:
         if world.highest(0 if taken else 1):
             self.release()
             raise InputError(
-                f"another run is training in out={self._folder}; wait for its end, stop it, or choose another out="
+                f"another run is training in {self._folder}; wait until it ends, stop it, or choose another --out"
             )
 
     def release(self) -> None:

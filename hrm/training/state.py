@@ -61,11 +61,11 @@ class TrainingState:
         self.carry: Carry | None = None
 
     def set_learning_rates(self, factor: float | Tensor) -> None:
-        """Set each optimiser to ``factor`` times its base rate."""
+        """Set each optimiser to ``factor`` times its base rate; a tensor in place, as ``capturable`` needs it."""
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 rate = self._base_rates[name] * factor
-                if isinstance(group["lr"], Tensor):
+                if isinstance(rate, Tensor):
                     group["lr"].copy_(rate)
                 else:
                     group["lr"] = rate
@@ -94,7 +94,7 @@ class TrainingState:
         weights = load(model, "cpu", puzzle_emb, rows, length, identifiers=names).state_dict()
         if PUZZLE_EMB in weights:
             weights[PUZZLE_EMB] = weights[PUZZLE_EMB][self._own_rows()]
-        self._load_weights(weights, f"init={model}")
+        self._load_weights(weights, f"--init {model}")
         if self.ema:
             self.ema = EMA(self.model, self.ema.rate)
 

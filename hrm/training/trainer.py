@@ -34,7 +34,7 @@ class TrainingError(InputError):
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended.
+    """How a run ended; ``print`` shows it in one line.
 
     Attributes:
         step: steps made since the run began.
@@ -47,6 +47,10 @@ class Result:
     reason: Reason
     checkpoint: Path
     evaluation: Metrics | None
+
+    def __str__(self) -> str:
+        how = {"solved": "training puzzles solved", "limit": "limit reached"}.get(self.reason, self.reason)
+        return f"{how} at step {self.step}; checkpoint {self.checkpoint}"
 
 
 def train(config: TrainConfig, world: World) -> Result:
@@ -95,13 +99,22 @@ class Trainer:
             raise
 
     def _open(self, config: TrainConfig) -> None:
-        world = self._world
-        self._data = RunData.open(config, world)
+        self._data = RunData.open(config, self._world)
         self._folder.require_free()
         self._reporter.say(f"data {config.data} ({self._data.train.num_examples:,} examples), run {config.out}")
         saved = self._folder.open_checkpoint()
-        self.config = config = keep_dtype(config, saved) if saved else config
+        self.config = keep_dtype(config, saved) if saved else config
+        notes = self._build(saved)
+        self._folder.claim()
+        self._open_log()
+        for note in notes:
+            self._reporter.say(note)
+        before = saved.state if saved else {}
+        self._clock.start(before.get("seconds", 0.0), before.get("row_seconds", 0.0))
 
+    def _build(self, saved: Checkpoint | None) -> list[str]:
+        """Build the state of the run, new or as in ``saved``, and its runner; returns notes for the user."""
+        config, world, total = self.config, self._world, self._data.total_steps
         capture = graph_capture(config, world)
         self.state = TrainingState(config, self._data, world.device, capturable=capture is not None)
         self.sums = LogSums(world.device)
@@ -112,23 +125,16 @@ class Trainer:
             check_fits(self.state.model, self._data.test)
         notes = self._resume(saved) if saved else self._initialize()
         self._saved_at = self.state.step if saved else -1
-        self.runner = StepRunner(config, world, self.state, self.sums, self._data.total_steps, capture)
-        total = self._data.total_steps
+        self.runner = StepRunner(config, world, self.state, self.sums, total, capture)
         self.last_step = max(self.state.step, min(total, config.max_steps or total))
-
-        self._folder.claim()
-        self._open_log()
-        for note in notes:
-            self._reporter.say(note)
-        before = saved.state if saved else {}
-        self._clock.start(before.get("seconds", 0.0), before.get("row_seconds", 0.0))
+        return notes
 
     def _initialize(self) -> list[str]:
-        """Set the weights of a new run; returns notes for the user."""
+        """Load the weights that a new run starts with, if any; returns notes for the user."""
         if self.config.init is None:
             return []
         self.state.start_from(self.config.init, self.config.puzzle_emb)
-        return [f"begins with the weights of {self.config.init}"]
+        return [f"starts with the weights of {self.config.init}"]
 
     def _resume(self, saved: Checkpoint) -> list[str]:
         """Continue from ``saved``; returns notes for the user."""
@@ -273,8 +279,8 @@ class Trainer:
         sums = world.gather_rows(self.sums.values[None])
         tensors = self.state.tensors(world)
         with self._folder.writing(f"the checkpoint of step {step}"):
-            sharded = isinstance(model.puzzle_emb, ShardedEmbedding)
-            table = write_table(config.out, model.puzzle_emb, world) if sharded else None
+            table = model.puzzle_emb
+            table_file = write_table(config.out, table, world) if isinstance(table, ShardedEmbedding) else None
             if sums is None:  # only the first process gathers and writes
                 return
             values = {
@@ -287,7 +293,7 @@ class Trainer:
             }
             extra = {"task": self._data.train.metadata.task, "training": config.model_dump(mode="json")}
             tensors |= {"log": {"sums": sums}}
-            write_checkpoint(config.out, step, model, tensors, values, extra, config.keep, table)
+            write_checkpoint(config.out, step, model, tensors, values, extra, config.keep, table_file)
 
     def _require_finite(self) -> None:
         bad = self.runner.finite.first_bad_step(self._world)
@@ -295,7 +301,7 @@ class Trainer:
             return
         saved = self._folder.last_checkpoint
         way_out = (
-            f"the last good checkpoint is {saved}: resume from it with resume=true and a lower lr"
+            f"the last good checkpoint is {saved}: resume from it with --resume and a lower lr"
             if saved
             else "there is no checkpoint yet: start again with a lower lr or a longer lr_warmup_steps"
         )

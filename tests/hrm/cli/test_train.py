@@ -113,7 +113,7 @@ def test_it_trains_evaluates_and_says_so(data, tmp_path, run):
 
     code, printed, err = run(*arguments)
     assert code == 2 and printed == ""
-    assert err == f"hrm: out={out} is not empty; add resume=true to go on with that run, or choose another out=\n"
+    assert err == f"hrm: {out} is not empty; add --resume to continue that run, or choose another --out\n"
 
 
 def test_help_lists_the_recipes(run):

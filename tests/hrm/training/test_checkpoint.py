@@ -138,7 +138,9 @@ def test_a_full_disk_while_saving_is_reported(configure, cpu, monkeypatch):
 def test_a_full_disk_while_logging_is_reported(configure, cpu, monkeypatch, saved):
     run = Trainer(configure(max_steps=3, log_every=2, checkpoint_every=1 if saved else None), cpu)
     monkeypatch.setattr("hrm.training.loggers.CsvLog.append", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
-    way_out = "last good checkpoint is .*step_00000001; make room and resume" if saved else "there is no checkpoint yet"
+    way_out = (
+        "last good checkpoint is .*step_00000001; free some space and resume" if saved else "there is no checkpoint yet"
+    )
     with pytest.raises(InputError, match=f"the log cannot be written in {run.config.out} .full.; .*{way_out}"):
         run.run()
     run.close()

@@ -105,7 +105,7 @@ with joined("cpu") as world:
     if world.is_main:
         held.take(World(0, 1, world.device))
     world.barrier()
-    for changes, message in (({}, "is not empty; add resume=true"), ({"resume": True}, "another run is training")):
+    for changes, message in (({}, "is not empty; add --resume"), ({"resume": True}, "another run is training")):
         try:
             train(config.model_copy(update=changes), world)
         except ValueError as error:
@@ -198,14 +198,14 @@ def test_one_process_needs_no_group():
 
 def test_devices_that_do_not_exist_are_refused(monkeypatch):
     for name in ("toaster", "meta", "mps"):
-        with pytest.raises(InputError, match=f"device={name} is not supported; give auto, cpu, cuda"), joined(name):
+        with pytest.raises(InputError, match=f"device {name} is not supported; expected auto, cpu, cuda"), joined(name):
             pass
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(InputError, match="GPU 2 does not exist, this machine has 2; start fewer"), joined("cuda"):
         pass
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(InputError, match="device=cuda:0 is one GPU for 3 processes"), joined("cuda:0"):
+    with pytest.raises(InputError, match="device cuda:0 is one GPU for 3 processes"), joined("cuda:0"):
         pass
 
 

@@ -69,7 +69,8 @@ def test_a_missing_logger_package_is_named(tmp_path, monkeypatch, kind):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(
-        InputError, match=rf"logger={kind} needs a package that is not here; pip install -e '.\[train\]' in the clone"
+        InputError,
+        match=rf"logger={kind} needs a package that is not installed; run pip install -e '.\[train\]' in the clone",
     ):
         Loggers(tmp_path, kind, {}, 0)
 

@@ -119,11 +119,11 @@ def test_a_run_does_not_resume_on_other_puzzles_of_the_same_shape(configure, cpu
     shutil.copytree(config.data, tmp_path / "other")
     labels = np.load(tmp_path / "other/train/all__labels.npy")
     np.save(tmp_path / "other/train/all__labels.npy", np.flip(labels, 1))
-    with pytest.raises(InputError, match=f"the puzzles of data={tmp_path / 'other'} are not those it was trained on"):
+    with pytest.raises(InputError, match=f"the puzzles of {tmp_path / 'other'} are not those it was trained on"):
         train(again, cpu)
     np.save(tmp_path / "other/train/all__labels.npy", labels.astype(np.int32))  # the same puzzles
     (tmp_path / "other/identifiers.json").write_text('["<blank>", "a", "c", "b"]')
-    with pytest.raises(InputError, match="the names of the puzzle identifiers of data=.* are not those"):
+    with pytest.raises(InputError, match="the names of the puzzle identifiers of .* are not those"):
         train(again, cpu)
     shutil.copy(config.data / "identifiers.json", tmp_path / "other")
     assert train(again, cpu).step == 3
@@ -133,7 +133,7 @@ def test_runs_that_do_not_fit_are_refused_and_change_nothing(configure, cpu, tmp
     config = configure(max_steps=2)
     train(config, cpu)
     before = {path: path.stat().st_mtime_ns for path in config.out.rglob("*")}
-    with pytest.raises(InputError, match=f"out={config.out} is not empty; add resume=true"):
+    with pytest.raises(InputError, match=f"{config.out} is not empty; add --resume"):
         train(config, cpu)
     for changes, message in (
         ({"arch": {"hidden_size": 32}}, "arch.hidden_size was 16 and is 32"),
@@ -151,7 +151,7 @@ def test_runs_that_do_not_fit_are_refused_and_change_nothing(configure, cpu, tmp
     assert before == {path: path.stat().st_mtime_ns for path in config.out.rglob("*")}
 
     (tmp_path / "other.txt").write_text("precious")
-    with pytest.raises(InputError, match=f"out={tmp_path} is not empty; choose another out="):
+    with pytest.raises(InputError, match=f"{tmp_path} is not empty; choose another --out"):
         train(config.model_copy(update={"out": tmp_path}), cpu)
     with pytest.raises(InputError, match="holds no checkpoint to resume from"):
         train(configure("new", resume=True), cpu)

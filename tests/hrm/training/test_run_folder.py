@@ -18,7 +18,7 @@ def test_two_runs_do_not_share_a_folder(configure, cpu):
         Trainer(config, cpu)
     again = config.model_copy(update={"resume": True})
     for _ in range(2):  # before its first checkpoint, and after it
-        with pytest.raises(InputError, match=f"another run is training in out={config.out}; wait for its end"):
+        with pytest.raises(InputError, match=f"another run is training in {config.out}; wait until it ends"):
             train(again, cpu)
         run.train_step()
         run.save()

@@ -91,7 +91,7 @@ def test_init_starts_with_the_weights_of_another_run(configure, cpu, sharded):
 
 def test_init_refuses_models_that_do_not_fit(configure, cpu, tmp_path):
     first = train(configure("first", max_steps=1), cpu).checkpoint
-    with pytest.raises(InputError, match="init=.*does not fit this run: inner.H_init is .16., expected .32."):
+    with pytest.raises(InputError, match="--init .*does not fit this run: inner.H_init is .16., expected .32."):
         train(configure("wider", init=str(first), arch={"hidden_size": 32, "puzzle_emb_ndim": 32}), cpu)
     with pytest.raises(InputError, match="nothing does not exist"):
         train(configure("none", init="nothing"), cpu)
