@@ -138,7 +138,7 @@ def test_help_lists_the_recipes(run):
         (["demo", "data={data}", "arch.num_heads=3"], "hidden_size 64 is not a multiple of num_heads 3"),
         (["demo", "data={data}", "arch.expansion=.inf"], "expansion: Input should be a finite number (got inf)"),
         (["demo", "data={data}", "resume=true"], "holds no checkpoint to resume from"),
-        (["demo", "data={data}", "device=quantum"], "device=quantum is not supported"),
+        (["demo", "data={data}", "device=quantum"], "device quantum is not supported"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(data, tmp_path, monkeypatch, run, arguments, message):
