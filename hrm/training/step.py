@@ -28,7 +28,20 @@ class Update:
     optimizers: Sequence[Optimizer]
     global_batch_size: int
     gradients: FlatGradients | None = None
-    watch: Callable[[Tensor], None] | None = None
+    watch: Callable[[Tensor], None] = lambda loss: None
+
+    def clear_gradients(self) -> None:
+        """Forget the gradients of the last step."""
+        if self.gradients is not None:
+            self.gradients.clear()  # SparseSignSGD forgets its gradients by itself
+            return
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+
+    def sum_gradients(self) -> None:
+        """Sum the gradients over the processes; SparseSignSGD does that by itself."""
+        if self.gradients is not None:
+            self.gradients.sum_over_processes()
 
 
 def train_step(compute_loss: Callable[[], tuple[Tensor, Output]], update: Update) -> tuple[Tensor, Output]:
@@ -44,21 +57,14 @@ def train_step(compute_loss: Callable[[], tuple[Tensor, Output]], update: Update
     Returns:
         The detached loss, and the second result of ``compute_loss``.
     """
-    if update.gradients is not None:
-        update.gradients.clear()  # SparseSignSGD drops its gradients by itself
-    else:
-        for optimizer in update.optimizers:
-            optimizer.zero_grad()
+    update.clear_gradients()
     loss, output = compute_loss()
     (loss / update.global_batch_size).backward()
-    if update.gradients is not None:
-        update.gradients.sum_over_processes()
-    loss = loss.detach()
-    if update.watch is not None:
-        update.watch(loss)
+    update.sum_gradients()
+    update.watch(loss.detach())
     for optimizer in update.optimizers:
         optimizer.step()
-    return loss, output
+    return loss.detach(), output
 
 
 def segment_loss(
