@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from hrm.data.arc import SIDE, original, read_task, sizes
+from hrm.data.arc import SEQ_LEN, SIDE, VOCAB_SIZE, original, read_task, sizes
+from hrm.data.format import PuzzleDataset
 from hrm.errors import InputError
+from hrm.files import read_json
 
+_VOTED_AT_ONCE = 4096
 PASS_KS = (1, 2, 5, 10, 100, 1000)
 
 _original: Callable[[str], tuple[str, Callable[[np.ndarray], np.ndarray]]] = lru_cache(maxsize=4096)(original)
@@ -143,6 +146,37 @@ class ArcVotes:
             return {f"attempt_{i + 1}": grids[i] if i < len(grids) else grids[0] for i in range(k)}
 
         return {task: [attempts(answers) for answers in tests] for task, tests in self.ranked(k).items()}
+
+
+def votes_on(dataset: PuzzleDataset) -> ArcVotes | None:
+    """Votes on the tasks of an ARC test split; None for any other split."""
+    file = dataset.file("test_puzzles.json")
+    is_arc = (dataset.metadata.vocab_size, dataset.metadata.seq_len) == (VOCAB_SIZE, SEQ_LEN)
+    return ArcVotes(read_json(file)) if is_arc and dataset.split == "test" and file.is_file() else None
+
+
+def count_votes(votes: ArcVotes, names: list[str], arrays: dict[str, np.ndarray]) -> None:
+    """Count the predictions of a split, in the order of its examples.
+
+    Args:
+        votes: on the split's tasks.
+        names: of its puzzle identifiers.
+        arrays: of :meth:`hrm.inference.predictions.Predictions.arrays`.
+
+    Raises:
+        InputError: a puzzle identifier has no name.
+    """
+    highest = int(arrays["puzzle_identifiers"].max(initial=0))
+    if not isinstance(names, list) or highest >= len(names):
+        known = f"{len(names)} names" if isinstance(names, list) else "no list of names"
+        raise InputError(
+            f"identifiers.json has {known} and the examples the puzzle identifier {highest}, so their tasks are not "
+            "known and cannot be voted on; build the data set again"
+        )
+    names_of_rows = [names[identifier] for identifier in arrays["puzzle_identifiers"]]
+    for start in range(0, len(names_of_rows), _VOTED_AT_ONCE):
+        rows = slice(start, start + _VOTED_AT_ONCE)
+        votes.add(names_of_rows[rows], arrays["inputs"][rows], arrays["predictions"][rows], arrays["q_halt"][rows])
 
 
 def _grids(tokens: np.ndarray) -> list[np.ndarray]:

@@ -18,7 +18,8 @@ from hrm.data.maze import Maze
 from hrm.data.sudoku import Sudoku
 from hrm.data.task import PuzzleTask
 from hrm.errors import InputError
-from hrm.inference.engine import Engine, Puzzle, Result, sigmoid
+from hrm.inference.engine import Engine, Puzzle, Result
+from hrm.inference.engine.results import sigmoid
 from hrm.inference.segments import require_positive
 
 
