@@ -24,8 +24,7 @@ from bench.workloads import Workload
 from hrm.data import maze, sudoku
 from hrm.data.maze import Maze
 from hrm.data.sudoku import Sudoku
-from hrm.inference.calibrate import FILE as CALIBRATION
-from hrm.inference.calibrate import halting_of
+from hrm.inference.halting import CALIBRATION_FILE, parse_halting
 from hrm.model import HRM
 from hrm.trm import build
 
@@ -58,7 +57,7 @@ def solve(folder: Path, count: int, slots: int, setup: Setup) -> Workload:
         return maze.generate(count, task.size, rng, min_path=2).inputs
 
     def by_engine(halt: str) -> Callable[..., list[torch.Tensor]]:
-        rule = halting_of(folder, halt)
+        rule = parse_halting(halt, folder)
 
         def run(model: HRM, given: np.ndarray, first: dict[str, torch.Tensor]) -> list[torch.Tensor]:
             with _share_outside(model) as outside, hrm.Engine(model, slots, config.halt_max_steps, halt=rule) as engine:
@@ -96,7 +95,7 @@ def solve(folder: Path, count: int, slots: int, setup: Setup) -> Workload:
         }
 
     ways = {"all segments": "fixed", "halting": "q"}
-    if (folder / CALIBRATION).is_file():
+    if (folder / CALIBRATION_FILE).is_file():
         ways["calibrated"] = "calibrated"
 
     def arguments(device: str, dtype: torch.dtype, seed: int) -> tuple[Any, ...]:

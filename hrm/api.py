@@ -20,7 +20,7 @@ from hrm.data.fingerprint import names_fingerprint
 from hrm.data.format import open_dataset
 from hrm.errors import InputError
 from hrm.files import require_new, require_writable, write_json
-from hrm.inference.halting import parse_halting
+from hrm.inference.halting import CALIBRATION_FILE, calibration_folder, parse_halting
 from hrm.locate import require_known
 from hrm.progress import Progress, begun, silent
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from hrm.inference.calibrate import Calibration
     from hrm.inference.halting import Halting
     from hrm.inference.metrics import Metrics
-    from hrm.inference.scaling import Cell as ScalingCell
+    from hrm.inference.scaling import Scaling
     from hrm.inference.solve import Solution
     from hrm.model import HRM
     from hrm.training.adapt import Adaptation
@@ -158,7 +158,7 @@ def evaluate(
     """
     out = _results_folder(out, _EVALUATION_FILES, force)
     _require_known(model)
-    _check_halting(model, halt)
+    halting = _halting(model, halt)
     dataset = _open(data, split)
     with _loaded(model, dataset, puzzle_emb, device) as (loaded, is_main):
         from hrm.inference import evaluate as evaluation
@@ -168,7 +168,7 @@ def evaluate(
             dataset,
             batch_size=batch_size or (256 if halt == "fixed" else 64),
             max_steps=max_steps,
-            halt=_halting(model, halt),
+            halt=halting,
             max_examples=max_examples,
             out=out,
             progress=progress,
@@ -245,7 +245,7 @@ def solve(
         InputError: a puzzle cannot be read, task, puzzles and model do not fit, or an argument is impossible.
     """
     _require_known(model)
-    _check_halting(model, halt)
+    halting = _halting(model, halt)
     with _loaded(model, None, "strict", device) as (loaded, _):
         import numpy as np
 
@@ -264,7 +264,7 @@ def solve(
             task,
             tokens,
             max_steps=max_steps,
-            halt=_halting(model, halt),
+            halt=halting,
             puzzle_identifiers=np.full(len(tokens), identifier),
             batch_size=batch_size,
             progress=progress,
@@ -290,7 +290,7 @@ def scale(
     puzzle_emb: PuzzleEmb = "strict",
     device: str = "auto",
     progress: Progress = silent,
-) -> list[ScalingCell]:
+) -> Scaling:
     """Measure accuracy against compute: every combination of numbers of segments and rollouts, without retraining.
 
     ::
@@ -322,18 +322,18 @@ def scale(
         raise InputError("noise changes no answer of a single rollout; give several rollouts, such as 1,4")
     out = _results_folder(out, _SCALING_FILES, force)
     _require_known(model)
-    _check_halting(model, halt)
+    halting = _halting(model, halt)
     dataset = _open(data, split)
     with _loaded(model, dataset, puzzle_emb, device, one_process="hrm scale") as (loaded, _):
         from hrm.inference import scaling
 
-        cells = scaling.measure(
+        found = scaling.scale(
             loaded,
             _task_of(dataset),
             dataset,
             segments=list(segments or _powers_of_two(loaded.config.halt_max_steps)),
             rollouts=list(rollouts),
-            halt=_halting(model, halt),
+            halt=halting,
             augment=augment,
             noise=noise,
             seed=seed,
@@ -343,8 +343,8 @@ def scale(
         )
     if out is not None:
         about = {"checkpoint": str(model), "data": str(dataset.folder), "split": dataset.split, "halt": halt}
-        scaling.save(cells, out, **about, augment=augment, noise=noise, seed=seed)
-    return cells
+        found.save(out, **about, augment=augment, noise=noise, seed=seed)
+    return found
 
 
 def calibrate(
@@ -583,13 +583,11 @@ def _calibration_folder(model: Model) -> Path | None:
     """
     if not isinstance(model, str | Path):
         return None
-    from hrm.inference.calibrate import FILE, folder_of
-
-    folder = folder_of(model)
+    folder = calibration_folder(model)
     if folder == models.folder(str(model)):
-        raise InputError(f"{model} comes with the package, which keeps its own {FILE}; add --out DIR")
+        raise InputError(f"{model} comes with the package, which keeps its own {CALIBRATION_FILE}; add --out DIR")
     if not folder.exists() and "/" in str(model):
-        raise InputError(f"{model} is not a local folder to write {FILE} to; add --out DIR")
+        raise InputError(f"{model} is not a local folder to write {CALIBRATION_FILE} to; add --out DIR")
     require_writable(folder)
     return folder
 
@@ -599,25 +597,9 @@ def _require_known(model: Model) -> None:
         require_known(str(model))
 
 
-def _check_halting(model: Model, halt: str | Halting) -> None:
-    """Check the rule of halting before torch is imported.
-
-    Raises:
-        InputError: there is no such rule, or ``"calibrated"`` is used with a model object.
-    """
-    if halt != "calibrated":
-        parse_halting(halt)
-    elif not isinstance(model, str | Path):
-        raise InputError("halt is 'calibrated', and the model is an object; give its name, or halt='margin:X'")
-
-
-def _halting(model: Model, halt: str | Halting) -> str | Halting:
-    """The rule of halting, with ``"calibrated"`` replaced by the margin stored beside the model."""
-    if halt != "calibrated":
-        return halt
-    from hrm.inference.calibrate import calibrated
-
-    return calibrated(model)  # type: ignore[arg-type]  # a name: _check_halting
+def _halting(model: Model, halt: str | Halting) -> Halting:
+    """The rule of halting, read before torch is imported."""
+    return parse_halting(halt, model if isinstance(model, str | Path) else None)
 
 
 def _folder_of(data: Data) -> Path:

@@ -142,7 +142,7 @@ class Analysis:
         found = []
         for index in self.shown.tolist():
             trace = self.answers.trace(index)
-            found.append(Solution(inputs[index], trace, self.task.check(inputs[index], trace[-1].tokens)))
+            found.append(Solution(inputs[index], trace, self.task.check(inputs[index], trace[-1].tokens), self.task))
         return found
 
     def save(self, out: Path, title: str) -> None:

@@ -36,7 +36,7 @@ def calibrate(
     halting.png), where --halt calibrated finds it. Use puzzles that the model was not trained on.
     """
     from hrm import api
-    from hrm.inference.calibrate import FILE, folder_of
+    from hrm.inference.halting import CALIBRATION_FILE, calibration_folder
 
     with progress_bar() as progress:
         calibration = api.calibrate(
@@ -53,7 +53,7 @@ def calibrate(
             progress=progress,
         )
     print(calibration.markdown())
-    beside, threshold = folder_of(model), calibration.chosen.threshold
+    beside, threshold = calibration_folder(model), calibration.chosen.threshold
     folder = beside if out is None else out.expanduser()
     halt = "calibrated" if folder.resolve() == beside.resolve() else f"margin:{threshold}"
-    print(f"threshold {threshold:.6g} in {folder / FILE}; use it with --halt {halt}")
+    print(f"threshold {threshold:.6g} in {folder / CALIBRATION_FILE}; use it with --halt {halt}")

@@ -1,7 +1,6 @@
 """``hrm scale``: accuracy against compute."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -67,10 +66,9 @@ def scale(
     are seen to solve the puzzle come first.
     """
     from hrm import api
-    from hrm.inference import scaling
 
     with progress_bar() as progress:
-        cells = api.scale(
+        found = api.scale(
             model,
             data,
             segments=None if segments is None else _numbers("--segments", segments),
@@ -91,9 +89,9 @@ def scale(
     if as_json:
         about = {"checkpoint": model, "data": str(data), "split": split, "halt": halt}
         about |= {"augment": not no_augment, "noise": noise, "seed": seed}
-        print(json.dumps(about | {"cells": [asdict(one) for one in cells]}))
+        print(json.dumps(found.as_dict(**about)))
     else:
-        print(scaling.markdown(cells))
+        print(found)
 
 
 def _numbers(option: str, text: str) -> list[int]:

@@ -61,15 +61,13 @@ def solve(
     _check_output("--gif", gif, puzzle, ".gif")
     _check_output("--png", png, puzzle, ".png")
     _check_output("--out", out, puzzle, ".csv", ".jsonl")
-    if halt != "calibrated":
-        parse_halting(halt)
     require_known(model)
+    halting = parse_halting(halt, model)
     source = read_source(puzzle)
     task = _known_task(model)
     inputs = None if task is None else read_puzzles(task, source, one_only=bool(gif or png))
 
     from hrm import api
-    from hrm.inference.calibrate import halting_of
     from hrm.inference.draw import draw_answer, draw_trace, save_gif, save_png
     from hrm.training.distributed import joined
     from hrm.weights import load, read_extra
@@ -86,7 +84,7 @@ def solve(
                 loaded,
                 tokens,
                 task=task,
-                halt=halting_of(model, halt),
+                halt=halting,
                 max_steps=max_steps,
                 identifier=identifier,
                 batch_size=batch_size,

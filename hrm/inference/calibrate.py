@@ -1,4 +1,4 @@
-"""How sure a model has to be before it may halt: a threshold on q_halt - q_continue, found on held-out puzzles."""
+"""Calibrated halting: the threshold on q_halt - q_continue that saves most segments on held-out puzzles."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -9,27 +9,27 @@ import numpy as np
 
 from hrm.data.format import PuzzleDataset
 from hrm.errors import InputError
-from hrm.files import read_json, write_json, written_beside
+from hrm.files import write_json, written_beside
 from hrm.inference.engine import Engine
 from hrm.inference.examples import LabelledPuzzles
-from hrm.inference.halting import Halting, Margin, parse_halting
+from hrm.inference.halting import CALIBRATION_FILE
 from hrm.inference.segments import require_positive
-from hrm.locate import locate
+from hrm.inference.tables import html_table, markdown_table
 from hrm.model import HRM
 from hrm.progress import Progress, silent
 
-FILE = "halting.json"
 _THRESHOLDS = 200  # candidates, evenly spread over the margins that occur
+_HEADER = ("rule", "q_halt - q_continue above", "exact accuracy", "segments")
 
 
 @dataclass(frozen=True)
 class Point:
-    """What halting by one threshold comes to.
+    """Accuracy and compute with one threshold.
 
     Attributes:
         threshold: a puzzle halts where q_halt - q_continue exceeds it.
-        exact_accuracy: the part of the puzzles answered all right.
-        mean_steps: segments a puzzle.
+        exact_accuracy: share of puzzles whose answer is all right, 0 to 1.
+        mean_steps: segments per puzzle.
     """
 
     threshold: float
@@ -37,18 +37,18 @@ class Point:
     mean_steps: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Calibration:
-    """Accuracy against mean steps, and the threshold chosen.
+    """Accuracy against mean segments, and the chosen threshold.
 
     Attributes:
         points: one for each threshold, ascending.
-        chosen: the one with the fewest mean steps among those that lose no more accuracy than wanted.
+        chosen: the point with the fewest segments among those within the allowed loss.
         by_q: halting where q_halt > q_continue, for comparison.
-        fixed: all segments, the measure of what is lost; its threshold is infinite.
-        loss: the loss of exact accuracy that was allowed.
-        max_steps: the most segments.
-        count: labelled puzzles.
+        fixed: all segments; its threshold is infinite.
+        loss: allowed loss of exact accuracy, 0 to 1.
+        max_steps: most segments.
+        count: number of labelled puzzles.
     """
 
     points: tuple[Point, ...]
@@ -59,27 +59,34 @@ class Calibration:
     max_steps: int
     count: int
 
+    def __repr__(self) -> str:
+        return f"Calibration(chosen={self.chosen}, fixed={self.fixed}, count={self.count})"
+
+    def __str__(self) -> str:
+        return f"{self._conditions}\n\n{markdown_table(_HEADER, self._rules())}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self._conditions}</p>{html_table(self._rules(), _HEADER)}"
+
     def markdown(self) -> str:
-        """A table of the points where accuracy or steps change visibly, and of the three rules."""
+        """A table of the three rules, and of some twenty points."""
+        points = [_row("", point) for point in self.points[:: max(1, len(self.points) // 20)]]
+        return f"{self._conditions}\n\n{markdown_table(_HEADER, self._rules() + points)}\n"
 
-        def row(name: str, point: Point) -> str:
-            threshold = "-" if math.isinf(point.threshold) else f"{point.threshold:.4g}"
-            return f"| {name} | {threshold} | {point.exact_accuracy:.2%} | {point.mean_steps:.3f} |"
+    @property
+    def _conditions(self) -> str:
+        return f"{self.count} puzzles, at most {self.max_steps} segments, allowed loss {self.loss:.2%}."
 
-        lines = [
-            f"{self.count} puzzles, at most {self.max_steps} segments, allowed loss {self.loss:.2%}.",
-            "",
-            "| rule | q_halt - q_continue above | exact accuracy | segments |",
-            "| --- | --- | --- | --- |",
-            row("fixed", self.fixed),
-            row("q", self.by_q),
-            row("calibrated", self.chosen),
-        ]
-        spread = self.points[:: max(1, len(self.points) // 20)]
-        return "\n".join(lines + [row("", point) for point in spread]) + "\n"
+    def _rules(self) -> list[tuple[str, ...]]:
+        return [_row("fixed", self.fixed), _row("q", self.by_q), _row("calibrated", self.chosen)]
 
     def save(self, folder: Path, source: str) -> None:
-        """Write ``halting.json`` (:func:`calibrated` reads it), ``halting.md`` and ``halting.png`` into ``folder``."""
+        """Write ``halting.json``, ``halting.md`` and ``halting.png`` into ``folder``.
+
+        Args:
+            folder: the checkpoint's folder makes the threshold available as ``halt="calibrated"``.
+            source: the puzzles, for ``measured_on`` in the file.
+        """
         values: dict[str, Any] = {"threshold": self.chosen.threshold, "measured_on": source}
         values |= {name: getattr(self, name) for name in ("loss", "max_steps", "count")}
         values |= {name: asdict(getattr(self, name)) for name in ("chosen", "by_q")}
@@ -88,25 +95,30 @@ class Calibration:
             part.write_text(self.markdown())
         with written_beside(folder / "halting.png") as part:
             self._draw(part)
-        write_json(folder / FILE, values)  # the last one: with it the threshold is in force
+        write_json(folder / CALIBRATION_FILE, values)  # last: with this file the threshold takes effect
 
     def _draw(self, file: Path) -> None:
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.add_subplot()
-        steps, accuracy = zip(*((one.mean_steps, 100 * one.exact_accuracy) for one in self.points))
-        axes.plot(steps, accuracy, color="#1f5fd0", label="by threshold")
+        steps, accuracy = zip(*((point.mean_steps, 100 * point.exact_accuracy) for point in self.points))
+        axes.plot(steps, accuracy, color="#1f5fd0", label="each threshold")
         for point, name, marker in (
             (self.fixed, "fixed", "s"),
             (self.by_q, "q_halt > q_continue", "o"),
             (self.chosen, f"calibrated (> {self.chosen.threshold:.3g})", "*"),
         ):
             axes.plot(point.mean_steps, 100 * point.exact_accuracy, marker, markersize=10, label=name)
-        axes.set(xlabel="segments a puzzle", ylabel="exact accuracy, %", title=f"{self.count} puzzles")
+        axes.set(xlabel="segments per puzzle", ylabel="exact accuracy, %", title=f"{self.count} puzzles")
         axes.grid(alpha=0.3)
         axes.legend()
         figure.savefig(file, format="png", dpi=120)
+
+
+def _row(rule: str, point: Point) -> tuple[str, ...]:
+    threshold = "-" if math.isinf(point.threshold) else f"{point.threshold:.4g}"
+    return rule, threshold, f"{point.exact_accuracy:.2%}", f"{point.mean_steps:.3f}"
 
 
 def calibrate(
@@ -119,28 +131,28 @@ def calibrate(
     slots: int = 64,
     progress: Progress = silent,
 ) -> Calibration:
-    """Find the threshold on q_halt - q_continue with the fewest mean segments for an allowed loss of exact accuracy.
+    """Find the threshold on q_halt - q_continue with the fewest segments for an allowed loss of exact accuracy.
 
-    Every labelled puzzle runs through all segments once; from its answers and margins follow accuracy and steps for
-    every threshold.
+    Every labelled puzzle runs through all segments once; its answers and margins give accuracy and segments for every
+    threshold.
 
     Args:
         model: its mode is restored.
         dataset: held-out puzzles.
-        loss: by how much exact accuracy may be below that of all segments, and of halting by Q, 0 to 1; with 0 it is
-            not below them on these puzzles.
-        max_steps: the most segments; None is the model's ``halt_max_steps``.
-        max_examples: only this many puzzles, from the start.
-        slots: puzzles side by side.
-        progress: told how many puzzles are done.
+        loss: exact accuracy that may be lost, compared with all segments and with halting by Q, 0 to 1. With 0 nothing
+            is lost on these puzzles.
+        max_steps: most segments; None is the model's ``halt_max_steps``.
+        max_examples: look only at the first examples.
+        slots: number of puzzles side by side.
+        progress: called with the number of finished puzzles.
 
     Raises:
-        InputError: data set and model don't fit, no puzzle has labels, or a number is impossible.
+        InputError: data set and model don't fit, no puzzle has labels, or a number is invalid.
     """
     max_steps = model.config.halt_max_steps if max_steps is None else max_steps
     require_positive(max_steps=max_steps, max_examples=max_examples, slots=slots)
     if not 0 <= loss < 1:
-        raise InputError(f"loss is {loss}, expected a part of the puzzles from 0 to below 1, such as 0.01")
+        raise InputError(f"loss is {loss}, expected a share of the puzzles from 0 to below 1, such as 0.01")
     puzzles = LabelledPuzzles(model, dataset, max_examples)
     margins, right = np.zeros((max_steps, puzzles.count)), np.zeros((max_steps, puzzles.count), bool)
     progress("calibrating", 0, puzzles.count)
@@ -155,7 +167,7 @@ def calibrate(
 
 
 def choose(margins: np.ndarray, right: np.ndarray, loss: float = 0.0) -> Calibration:
-    """The calibration for ``[max_steps, n]`` margins (q_halt - q_continue) and whether the answers then were right."""
+    """The calibration of ``[max_steps, n]`` margins (q_halt - q_continue), and whether the answers are right."""
     max_steps, count = margins.shape
 
     def point(threshold: float) -> Point:
@@ -164,48 +176,18 @@ def choose(margins: np.ndarray, right: np.ndarray, loss: float = 0.0) -> Calibra
         steps = halts.argmax(0)
         return Point(threshold, float(right[steps, np.arange(count)].mean()), float(steps.mean()) + 1)
 
-    # Between two margins that occur all thresholds do the same; below the least every puzzle halts at once.
+    # Thresholds between two neighbouring margins are equivalent; below the lowest margin every puzzle halts at once.
     occurring = np.unique(margins[:-1])
-    spread, least = [], 0.0
+    spread, lowest = [], 0.0
     if occurring.size:
         quantiles = np.quantile(occurring, np.linspace(0, 1, _THRESHOLDS), method="nearest")
-        spread, least = np.unique(quantiles).tolist(), float(occurring[0]) - 1
-    points = tuple(point(threshold) for threshold in [least, *spread])
+        spread, lowest = np.unique(quantiles).tolist(), float(occurring[0]) - 1
+    points = tuple(point(threshold) for threshold in [lowest, *spread])
     fixed = Point(math.inf, float(right[-1].mean()), float(max_steps))
     by_q = point(0.0)
-    # Counted in puzzles, so that 0.1 + 0.2 does not decide. A model may lose answers by going on: then Q is ahead.
-    wanted = max(fixed.exact_accuracy, by_q.exact_accuracy) * count - loss * count - 1e-6
-    # The highest margin that occurs halts nothing before the end, so there is always one.
-    good = [one for one in (*points, by_q) if one.exact_accuracy * count >= wanted]
-    chosen = min(good, key=lambda one: (one.mean_steps, -one.exact_accuracy, one.threshold))
+    # Counted in puzzles, so that rounding does not decide. A model may lose answers in later segments: then Q is ahead.
+    required = max(fixed.exact_accuracy, by_q.exact_accuracy) * count - loss * count - 1e-6
+    # Never empty: above the highest margin that occurs no puzzle halts before the end.
+    allowed = [point for point in (*points, by_q) if point.exact_accuracy * count >= required]
+    chosen = min(allowed, key=lambda point: (point.mean_steps, -point.exact_accuracy, point.threshold))
     return Calibration(points, chosen, by_q, fixed, loss, max_steps, count)
-
-
-def calibrated(checkpoint: Path | str) -> Margin:
-    """The rule that ``hrm calibrate`` stored beside ``checkpoint``.
-
-    Raises:
-        InputError: there is none, or it is damaged.
-    """
-    file = folder_of(checkpoint) / FILE
-    if not file.is_file():
-        raise InputError(
-            f"{checkpoint} has not been calibrated ({file} is missing); run hrm calibrate {checkpoint} --data DIR, "
-            "or choose another way of halting"
-        )
-    values = read_json(file)
-    threshold = values.get("threshold") if isinstance(values, dict) else None
-    if not isinstance(threshold, int | float) or math.isnan(threshold):
-        raise InputError(f"{file} holds no threshold; run hrm calibrate {checkpoint} again")
-    return Margin(float(threshold))
-
-
-def halting_of(checkpoint: Path | str, halt: str) -> Halting:
-    """The rule that ``halt`` names: ``calibrated``, or one of :func:`hrm.inference.halting.parse_halting`."""
-    return calibrated(checkpoint) if halt == "calibrated" else parse_halting(halt)
-
-
-def folder_of(checkpoint: Path | str) -> Path:
-    """The folder beside whose weights ``halting.json`` lies."""
-    path = locate(checkpoint)
-    return path if path.is_dir() or not path.exists() else path.parent

@@ -1,21 +1,28 @@
-"""When a puzzle is done thinking: the rules the engine asks after every segment."""
+"""Rules of halting: whether a puzzle ends after a segment."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from hrm.errors import InputError
+from hrm.files import read_json
+from hrm.locate import locate
+
+CALIBRATION_FILE = "halting.json"
+"""The file beside a checkpoint in which ``hrm calibrate`` stores a threshold."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What the slots of an engine stand at after a segment, one row each; rows without a puzzle hold anything.
+    """The slots of an engine after a segment, one row each; the values of rows without a puzzle are undefined.
 
     Attributes:
         steps: ``[slots]`` int, segments so far, from 1.
         tokens: ``[slots, seq_len]`` integers, the most likely answer.
-        unchanged: ``[slots]`` int, the last so many segments left the answer as it was.
+        unchanged: ``[slots]`` int, number of last segments that did not change the answer.
         q_halt, q_continue: ``[slots]`` float32 logits; q_continue is 0 for models without that head.
     """
 
@@ -32,7 +39,7 @@ class Moment:
 
 
 Halting = Callable[[Moment], np.ndarray]
-"""``[slots]`` bool: the rows that are done. It must judge each row by that row alone."""
+"""A rule of halting: ``[slots]`` bool, the rows that halt. It must not judge a row by other rows."""
 
 
 def halts_by_q(moment: Moment) -> np.ndarray:
@@ -43,13 +50,13 @@ def halts_by_q(moment: Moment) -> np.ndarray:
 
 
 def halts_at_the_end(moment: Moment) -> np.ndarray:
-    """Never before the last segment: the published evaluation."""
+    """Halt after the last segment only: the published evaluation."""
     return np.zeros(len(moment.steps), bool)
 
 
 @dataclass(frozen=True)
 class Stable:
-    """The answer has been the same for ``segments`` segments after the one that gave it."""
+    """Halt where the answer has not changed for ``segments`` segments."""
 
     segments: int
 
@@ -59,7 +66,7 @@ class Stable:
 
 @dataclass(frozen=True)
 class Margin:
-    """q_halt exceeds q_continue by more than ``threshold``; :func:`hrm.inference.calibrate.calibrate` finds one."""
+    """Halt where q_halt exceeds q_continue by more than ``threshold``, as :mod:`hrm.inference.calibrate` finds one."""
 
     threshold: float
 
@@ -68,15 +75,19 @@ class Margin:
 
 
 def ignores_answers(rule: Halting) -> bool:
-    """``rule`` is one of ours that looks at no answer: its :class:`Moment` may hold any tokens and counts."""
+    """Whether ``rule`` is known not to look at tokens: its :class:`Moment` may have any tokens and counts."""
     return rule in (halts_by_q, halts_at_the_end) or isinstance(rule, Margin)
 
 
-def parse_halting(halt: str | Halting) -> Halting:
-    """The rule that ``halt`` names: ``q``, ``fixed``, ``stable:K`` or ``margin:X``; a callable is one already.
+def parse_halting(halt: str | Halting, checkpoint: Path | str | None = None) -> Halting:
+    """The rule that ``halt`` names; torch is not imported.
+
+    Args:
+        halt: ``"q"``, ``"fixed"``, ``"stable:K"``, ``"margin:X"`` or ``"calibrated"``; a callable is returned as it is.
+        checkpoint: the model for ``"calibrated"``, as :func:`hrm.load` takes it; None for a model without a file.
 
     Raises:
-        InputError: there is no such rule.
+        InputError: there is no such rule, or no threshold is stored beside ``checkpoint``.
     """
     if callable(halt):
         return halt
@@ -85,14 +96,43 @@ def parse_halting(halt: str | Halting) -> Halting:
         return halts_by_q
     if halt == "fixed":
         return halts_at_the_end
+    if halt == "calibrated":
+        if checkpoint is None:
+            raise InputError("halt is 'calibrated', and the model is an object; give its name, or halt='margin:X'")
+        return _calibrated(checkpoint)
     try:
         if name == "stable" and colon and int(value) >= 1:
             return Stable(int(value))
-        if name == "margin" and colon and not np.isnan(float(value)):
+        if name == "margin" and colon and not math.isnan(float(value)):
             return Margin(float(value))
     except ValueError:
         pass
     raise InputError(
         f"halt is {halt!r}, expected 'q', 'fixed', 'stable:K' (the answer unchanged for K segments, K at least 1), "
-        "'margin:X' (q_halt above q_continue by more than X) or, on the command line, 'calibrated'"
+        "'margin:X' (q_halt above q_continue by more than X) or, for a model given by name, 'calibrated'"
     )
+
+
+def calibration_folder(checkpoint: Path | str) -> Path:
+    """The folder of :data:`CALIBRATION_FILE`: beside the weights of ``checkpoint``."""
+    path = locate(checkpoint)
+    return path if path.is_dir() or not path.exists() else path.parent
+
+
+def _calibrated(checkpoint: Path | str) -> Margin:
+    """The rule that ``hrm calibrate`` stored beside ``checkpoint``.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    file = calibration_folder(checkpoint) / CALIBRATION_FILE
+    if not file.is_file():
+        raise InputError(
+            f"{checkpoint} has not been calibrated ({file} is missing); run hrm calibrate {checkpoint} --data DIR, "
+            "or choose another rule of halting"
+        )
+    values = read_json(file)
+    threshold = values.get("threshold") if isinstance(values, dict) else None
+    if not isinstance(threshold, int | float) or math.isnan(threshold):
+        raise InputError(f"{file} holds no threshold; run hrm calibrate {checkpoint} again")
+    return Margin(float(threshold))

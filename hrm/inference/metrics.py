@@ -1,6 +1,5 @@
 """The metrics of an evaluation: sums over rows and processes, their means, and how they are shown."""
 
-import html
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -8,6 +7,8 @@ from dataclasses import dataclass, fields
 
 import torch
 import torch.distributed as dist
+
+from hrm.inference.tables import html_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +66,7 @@ class Metrics:
         return "\n".join(f"{description:<{width}}  {value:>9}" for description, _, value in rows)
 
     def _repr_html_(self) -> str:
-        rows = (
-            f"<tr><td>{html.escape(description)}</td><td><code>{html.escape(name)}</code></td>"
-            f'<td style="text-align: right">{html.escape(value)}</td></tr>'
-            for description, name, value in self.table()
-        )
-        return f"<table>{''.join(rows)}</table>"
+        return html_table(self.table())
 
 
 _SHOWN = {

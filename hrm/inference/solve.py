@@ -1,5 +1,6 @@
-"""Solving puzzles: the model's answer, segment by segment, until it halts."""
+"""Solving puzzles: the model's answer after each segment, until it halts."""
 
+import html
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from hrm.compatibility import check_puzzles_fit
 from hrm.data.task import PuzzleTask
 from hrm.errors import InputError
+from hrm.inference.board import board_html
 from hrm.inference.engine import Engine, Frame, Puzzle
 from hrm.inference.halting import Halting, parse_halting
 from hrm.inference.segments import require_positive
@@ -15,19 +17,21 @@ from hrm.model import HRM
 from hrm.progress import Progress, silent
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Solution:
-    """How a puzzle was solved.
+    """A puzzle with its answers.
 
     Attributes:
         inputs: ``[seq_len]`` uint8, the puzzle.
-        frames: the answer after each segment up to the one where the puzzle halted.
-        reason: why the answer is not valid, None where it is.
+        frames: the answer after each segment up to the one where the puzzle halts.
+        reason: why the answer is not valid, None if it is.
+        task: how boards look when the solution is printed; None prints no board.
     """
 
     inputs: np.ndarray
     frames: tuple[Frame, ...]
     reason: str | None
+    task: PuzzleTask | None = None
 
     @property
     def answer(self) -> np.ndarray:
@@ -41,7 +45,7 @@ class Solution:
 
     @property
     def steps(self) -> int:
-        """Segments used."""
+        """Number of segments."""
         return len(self.frames)
 
     @property
@@ -56,13 +60,28 @@ class Solution:
 
     @property
     def confidence(self) -> float:
-        """The model's own estimate of the probability that the answer is right."""
+        """The model's estimate of the probability that the answer is right."""
         return self.frames[-1].confidence
 
     def changed(self, segment: int) -> np.ndarray:
-        """``[seq_len]`` bool, the tokens that ``frames[segment]`` changed; the first one changes the puzzle."""
+        """``[seq_len]`` bool, the tokens that ``frames[segment]`` changed; the first frame changes the puzzle."""
         before = self.frames[segment - 1].tokens if segment else self.inputs
         return self.frames[segment].tokens != before
+
+    @property
+    def _verdict(self) -> str:
+        segments = "1 segment" if self.steps == 1 else f"{self.steps} segments"
+        return f"{self.reason or 'valid'}, {segments}, confidence {self.confidence:.1%}"
+
+    def __repr__(self) -> str:
+        return f"Solution({self._verdict})"
+
+    def __str__(self) -> str:
+        return self._verdict if self.task is None else f"{self.task.render(self.answer)}\n{self._verdict}"
+
+    def _repr_html_(self) -> str:
+        board = "" if self.task is None else board_html(self.task, self.answer, self.inputs)
+        return f"{board}<p>{html.escape(self._verdict)}</p>"
 
 
 def solve(
@@ -81,13 +100,13 @@ def solve(
     Args:
         model: trained on this task; its mode (training, evaluation) is restored.
         task: checks the answers.
-        puzzles: ``[n, seq_len]`` input tokens, as ``task.parse`` gives them.
-        max_steps: the most segments for a puzzle; None is the model's ``halt_max_steps``.
-        halt: as for :class:`hrm.Engine`: ``"q"`` ends a puzzle where its q_halt exceeds its q_continue, ``"fixed"``
-            after ``max_steps`` segments.
+        puzzles: ``[n, seq_len]`` input tokens, as ``task.parse`` returns them.
+        max_steps: most segments for a puzzle; None is the model's ``halt_max_steps``.
+        halt: as for :class:`hrm.Engine`: ``"q"`` ends a puzzle where q_halt > q_continue, ``"fixed"`` after
+            ``max_steps`` segments.
         puzzle_identifiers: ``[n]`` rows of the puzzle embedding; None is 0, the blank one, for all.
-        batch_size: puzzles solved side by side.
-        progress: told how many puzzles are done.
+        batch_size: number of puzzles side by side.
+        progress: called with the number of solved puzzles.
 
     Returns:
         ``n`` solutions, in order.
@@ -105,13 +124,13 @@ def solve(
     check_puzzles_fit(model, task, puzzles, identifiers)
     if not len(puzzles):
         return []
-    given = [Puzzle(inputs, int(identifier)) for inputs, identifier in zip(puzzles, identifiers)]
+    rows = [Puzzle(inputs, int(identifier)) for inputs, identifier in zip(puzzles, identifiers)]
     solutions: list[Solution] = []
-    progress("solving", 0, len(given))
+    progress("solving", 0, len(rows))
     with Engine(model, min(batch_size, len(puzzles)), max_steps, halt=halting) as engine:
-        for inputs, result in zip(puzzles.astype(np.uint8), engine.solve(given, trace=True)):
-            solutions.append(Solution(inputs, result.trace, task.check(inputs, result.tokens)))
-            progress("solving", len(solutions), len(given))
+        for inputs, result in zip(puzzles.astype(np.uint8), engine.solve(rows, trace=True)):
+            solutions.append(Solution(inputs, result.trace, task.check(inputs, result.tokens), task))
+            progress("solving", len(solutions), len(rows))
     return solutions
 
 
@@ -119,7 +138,7 @@ def _integers(name: str, value: Any, expected: str, dimensions: int) -> np.ndarr
     try:
         array = np.asarray(value)
     except ValueError as error:  # rows of different lengths
-        raise InputError(f"{name} is no array ({error}), expected integers {expected}") from None
+        raise InputError(f"{name} is not an array ({error}), expected integers {expected}") from None
     if array.dtype.kind not in "iu" or array.ndim != dimensions:
         raise InputError(f"{name} is {array.dtype} of shape {list(array.shape)}, expected integers {expected}")
     return array

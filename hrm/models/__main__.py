@@ -14,8 +14,9 @@ import hrm
 from hrm.data import task_of
 from hrm.data.format import open_dataset
 from hrm.files import read_json, write_json
-from hrm.inference.calibrate import calibrate, calibrated
+from hrm.inference.calibrate import calibrate
 from hrm.inference.evaluate import evaluate
+from hrm.inference.halting import parse_halting
 from hrm.locate import locate
 from hrm.models import CARD, Accuracy, Card
 
@@ -77,7 +78,7 @@ def _measured(model: hrm.HRM, folder: Path, words: str, how: str) -> Accuracy:
     command, _, data = how.rpartition("=")
     dataset = open_dataset(data, "test")
     fixed = evaluate(model, dataset, batch_size=256)
-    early = evaluate(model, dataset, batch_size=64, halt=calibrated(folder))
+    early = evaluate(model, dataset, batch_size=64, halt=parse_halting("calibrated", folder))
     return Accuracy(
         puzzles=words,
         data=command,

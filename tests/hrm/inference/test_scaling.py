@@ -10,11 +10,12 @@ import torch
 from hrm import HRM, Engine, HRMConfig, InputError, load, save
 from hrm.data import maze, sudoku
 from hrm.data.format import SetBuilder, open_dataset, write_dataset
-from hrm.inference import scaling
-from hrm.inference.calibrate import calibrate, calibrated, choose
+from hrm.inference.calibrate import calibrate, choose
 from hrm.inference.engine import Puzzle
 from hrm.inference.evaluate import evaluate
+from hrm.inference.halting import parse_halting
 from hrm.inference.rollouts import ranked, roll_out, symmetry
+from hrm.inference.scaling import Scaling, ScalingCell, scale
 from hrm.inference.solve import solve
 from hrm.training.adapt import adapt
 
@@ -103,15 +104,16 @@ def test_the_vote():
 def test_cells_are_what_separate_runs_give(folder, how, tmp_path, told):
     dataset, task = open_dataset(folder, "test"), sudoku.Sudoku(4)
     several = {"segments": [1, 3, 6], "rollouts": [1, 3]}
-    cells = scaling.measure(tiny(), task, dataset, slots=8, halt="q", progress=told, **several, **how)
+    found = scale(tiny(), task, dataset, slots=8, halt="q", progress=told, **several, **how)
+    cells = found.cells
     assert told.ends == {"rollouts": (3 * dataset.num_examples,) * 2}
     assert [(one.segments, one.rollouts) for one in cells] == [(1, 1), (3, 1), (6, 1), (1, 3), (3, 3), (6, 3)]
     for one in cells:
         alone = {"segments": [one.segments], "rollouts": [one.rollouts]}
-        assert [one] == scaling.measure(tiny(), task, dataset, slots=8, halt="q", **alone, **how)
+        assert Scaling((one,)) == scale(tiny(), task, dataset, slots=8, halt="q", **alone, **how)
     direct = evaluate(tiny(), dataset, batch_size=8, halt="q", max_steps=3)
     assert (cells[1].exact_accuracy, cells[1].compute) == pytest.approx((direct.exact_accuracy, direct.steps))
-    scaling.save(cells, tmp_path, data="x")
+    found.save(tmp_path, data="x")
     assert json.loads((tmp_path / "scaling.json").read_text())["cells"][0]["segments"] == 1
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
 
@@ -120,12 +122,12 @@ def test_cells_are_what_separate_runs_give(folder, how, tmp_path, told):
 def test_labels_of_the_picture_do_not_overlap(settles):
     """Points of many segments coincide where every puzzle has halted after ``settles``; those of rollouts come near."""
     cells = [
-        scaling.Cell(steps, tries, min(0.995, 0.9 + 0.01 * min(steps, settles).bit_length()), 1, used)
+        ScalingCell(steps, tries, min(0.995, 0.9 + 0.01 * min(steps, settles).bit_length()), 1, used)
         for tries in (1, 4, 16)
         for steps in (1, 2, 4, 8, 16, 32, 64)
         for used in [tries * min(steps, settles, 4 + steps / 20)]
     ]
-    (axes,) = (figure := scaling._figure(cells)).axes
+    (axes,) = (figure := Scaling(tuple(cells)).figure()).axes
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in axes.texts]
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
@@ -176,11 +178,13 @@ def test_a_calibration_holds_in_evaluation(folder, tmp_path, told):
     dataset = open_dataset(folder, "test")
     save(tiny(), tmp_path / "model")
     with pytest.raises(InputError, match="has not been calibrated"):
-        calibrated(tmp_path / "model")
+        parse_halting("calibrated", tmp_path / "model")
     found = calibrate(tiny(), dataset, slots=6, progress=told)
     assert told.ends == {"calibrating": (found.count, found.count)}
     found.save(tmp_path / "model", "test")
-    metrics = evaluate(load(tmp_path / "model"), dataset, batch_size=6, halt=calibrated(tmp_path / "model"))
+    metrics = evaluate(
+        load(tmp_path / "model"), dataset, batch_size=6, halt=parse_halting("calibrated", tmp_path / "model")
+    )
     assert metrics.exact_accuracy == pytest.approx(found.chosen.exact_accuracy)
     assert metrics.steps == pytest.approx(found.chosen.mean_steps)
     assert metrics.exact_accuracy >= evaluate(tiny(), dataset, batch_size=6).exact_accuracy - 1e-9

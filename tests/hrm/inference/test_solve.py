@@ -163,7 +163,7 @@ def test_frames_are_the_models_own_answers():
             r"puzzle_identifiers is float64 of shape \[2\], expected integers \[n\] = \[2\]",
         ),
         ({"puzzle_identifiers": 1}, r"puzzle_identifiers is int64 of shape \[\], expected integers"),
-        ({"puzzles": [[1, 2], [3]]}, "puzzles is no array .*inhomogeneous.*, expected integers"),
+        ({"puzzles": [[1, 2], [3]]}, "puzzles is not an array .*inhomogeneous.*, expected integers"),
         ({"puzzles": 3}, r"puzzles is int64 of shape \[\], expected integers"),
         ({"puzzles": np.ones((2, 16), "m8[s]")}, r"puzzles is timedelta64\[s\] of shape \[2, 16\], expected integers"),
         ({"task": Sudoku(9)}, "vocab_size 11 and seq_len 81, the model 6 and 16"),
