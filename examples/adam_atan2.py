@@ -1,4 +1,4 @@
-"""AdamATan2 in a plain training loop: a network learns two spirals. Run it: python examples/adam_atan2.py"""
+"""AdamATan2 in a plain training loop: a network separates two spirals. Run it: python examples/adam_atan2.py"""
 
 import math
 
@@ -25,6 +25,6 @@ if __name__ == "__main__":
         schedule.step()
         if step % 100 == 99:
             print(f"step {step + 1}: loss {loss.item():.4f}")
-    right = (model(points).argmax(1) == labels).float().mean().item()
-    print(f"points right: {right:.1%}")
-    assert right > 0.98
+    accuracy = (model(points).argmax(1) == labels).float().mean().item()
+    print(f"accuracy: {accuracy:.1%}")
+    assert accuracy > 0.98

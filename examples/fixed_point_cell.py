@@ -1,7 +1,8 @@
-"""A recurrent cell of your own, iterated to a fixed point and trained through its last update alone.
+"""A recurrent cell of your own, iterated to a fixed point and trained with gradients through its last updates only.
 
-The cell looks at a ring of bits, each seeing its two neighbours, and has to mark the bits that lie in a run of ones
-that holds a seed: a flood, which needs as many updates as the run is long. Run it: python examples/fixed_point_cell.py
+The cell sees a ring of places: some are free, some of these are seeds. It has to mark every place that a flood from a
+seed reaches through free places. Each update sees the two neighbours of a place, so a long flood needs many updates.
+Run it: python examples/fixed_point_cell.py
 """
 
 import torch
@@ -15,7 +16,7 @@ SIZE, STEPS = 12, 16
 
 
 class Cell(nn.Module):
-    """``z, x -> z``: a convolution over the ring of state and input, [B, channels, SIZE]."""
+    """One update ``z, x -> z`` of the state [B, channels, SIZE] from the input [B, 2, SIZE]: a gated convolution."""
 
     def __init__(self, channels: int = 16) -> None:
         super().__init__()
@@ -27,7 +28,7 @@ class Cell(nn.Module):
 
 
 def puzzles(count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rings [count, 2, SIZE] of free places and seeds; [count, SIZE] which places a flood from the seeds reaches."""
+    """Random rings [count, 2, SIZE], free places and seeds, and the places [count, SIZE] that the flood reaches."""
     free = torch.rand(count, SIZE, generator=generator) < 0.8
     seeds = free & (torch.rand(count, SIZE, generator=generator) < 0.1)
     reached = seeds
@@ -54,6 +55,7 @@ if __name__ == "__main__":
             print(f"step {step + 1}: gradients through {updates} updates, loss {loss.item():.4f}")
     x, reached = puzzles(64, generator)
     with torch.no_grad():
-        right = ((head(fixed_point(cell, state, x, steps=STEPS)).squeeze(1) > 0) == reached.bool()).float().mean()
-    print(f"places right: {right.item():.1%}")
-    assert right > 0.95
+        marked = head(fixed_point(cell, state, x, steps=STEPS)).squeeze(1) > 0
+    accuracy = (marked == reached.bool()).float().mean().item()
+    print(f"accuracy: {accuracy:.1%}")
+    assert accuracy > 0.95

@@ -1,6 +1,6 @@
-"""A recursive model of another project on the ops of hrm_kernels: one line, the same numbers.
+"""Run another project's recursive model on the ops of hrm_kernels: one added line, the same results.
 
-The model is plain PyTorch with the structure and names of the published code. Run it: python examples/patch_a_model.py
+The model is plain PyTorch, with the structure and names of the published code. Run it: python examples/patch_a_model.py
 """
 
 import torch
@@ -85,7 +85,7 @@ if __name__ == "__main__":
     before = results()
     print(hrm_kernels.patch(model))
     after = results()
-    worst = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(after, before))
-    print(f"largest difference of output and gradients, relative: {worst:.1e}")
-    assert worst < 1e-5
-    print(f"given back: {hrm_kernels.unpatch(model)}")
+    error = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(after, before))
+    print(f"largest relative difference of output and gradients: {error:.1e}")
+    assert error < 1e-5
+    print(f"restored modules: {hrm_kernels.unpatch(model)}")
