@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hrm.api import adapt, analyze, calibrate, evaluate, scale, solve, train
     from hrm.config import HRMConfig, TRMConfig
+    from hrm.data import register_task
     from hrm.data.format import PuzzleDataset, SetBuilder, open_dataset, write_dataset
     from hrm.data.task import Cell, PuzzleTask
     from hrm.errors import InputError
@@ -45,6 +46,7 @@ __all__ = [
     "from_published",
     "load",
     "open_dataset",
+    "register_task",
     "save",
     "scale",
     "solve",
@@ -55,6 +57,7 @@ __all__ = [
 _MODULES = {
     "api": ("adapt", "analyze", "calibrate", "evaluate", "scale", "solve", "train"),
     "config": ("HRMConfig", "TRMConfig"),
+    "data": ("register_task",),
     "data.format": ("PuzzleDataset", "SetBuilder", "open_dataset", "write_dataset"),
     "data.task": ("Cell", "PuzzleTask"),
     "errors": ("InputError",),

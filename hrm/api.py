@@ -196,7 +196,7 @@ def solve(
 @overload
 def solve(
     model: Model,
-    puzzles: Sequence[str] | np.ndarray,
+    puzzles: list[str] | np.ndarray,
     *,
     task: PuzzleTask | None = None,
     halt: str | Halting = "q",
@@ -210,7 +210,7 @@ def solve(
 
 def solve(
     model: Model,
-    puzzles: str | Sequence[str] | np.ndarray,
+    puzzles: str | list[str] | np.ndarray,
     *,
     task: PuzzleTask | None = None,
     halt: str | Halting = "q",
@@ -542,7 +542,7 @@ def json_values(metrics: Metrics) -> dict[str, float | None]:
 
 def _texts(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Settings as the text of overrides: ``{"arch": {"H_cycles": 2}}`` becomes ``{"arch.H_cycles": "2"}``."""
-    texts = {}
+    texts: dict[str, str] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
             texts |= _texts(value, f"{prefix}{name}.")
