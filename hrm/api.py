@@ -529,9 +529,7 @@ def analyze(
             progress=progress,
         )
     if out is not None:
-        found.save(
-            out, f"{model if isinstance(model, str | Path) else 'a model'} on {dataset.folder} ({dataset.split})"
-        )
+        found.save(out, f"{_name_of(model)} on {dataset.folder} ({dataset.split})")
     return found
 
 

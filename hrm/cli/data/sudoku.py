@@ -1,4 +1,4 @@
-"""``hrm data sudoku``."""
+"""``hrm data sudoku``: generate Sudoku puzzles, or take them from files or the hub."""
 
 from typing import Annotated
 
@@ -17,30 +17,41 @@ def sudoku(
     out: Out,
     csv: Csv = None,
     hub: Annotated[
-        str | None, typer.Option(help="Puzzles from a data set of the hub: sapientinc/sudoku-extreme.")
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Read puzzles from a data set of the hub: sapientinc/sudoku-extreme."),
     ] = None,
     size: Annotated[
-        int | None, typer.Option(help="4, 6 or 9; the size of generated puzzles (9), or the one files must have.")
+        int | None,
+        typer.Option(
+            metavar="N", help="Board size, 4, 6 or 9: of generated puzzles (default: 9), or required of files."
+        ),
     ] = None,
     train: Train = None,
     test: Test = None,
-    augment: Annotated[int, typer.Option(min=0, help="Random equivalent puzzles added to each training puzzle.")] = 0,
-    min_rating: Annotated[int, typer.Option(min=0, help="Least difficulty: guesses a solver tries.")] = 0,
-    extra_clues: Annotated[
-        int, typer.Option(min=0, help="Generated puzzles get up to so many clues beyond those they need.")
+    augment: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Random equivalent puzzles added to each training puzzle.")
     ] = 0,
-    check_unique: Annotated[
-        bool, typer.Option(help="Prove that each puzzle taken from a file has one solution (2 ms for a hard one).")
-    ] = True,
+    min_rating: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Lowest difficulty: number of guesses that a solver needs.")
+    ] = 0,
+    extra_clues: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Add up to N clues that a generated puzzle does not need.")
+    ] = 0,
+    no_check_unique: Annotated[
+        bool,
+        typer.Option(
+            "--no-check-unique",
+            help="Do not check that puzzles from files have one solution only (2 ms for a hard one).",
+        ),
+    ] = False,
     seed: Seed = 0,
     skip_bad: SkipBad = False,
     force: Force = False,
 ) -> None:
-    """Sudoku: generated (without --csv and --hub), from CSV files, or from the hub.
+    """Generate Sudoku puzzles, or read them from CSV files (--csv) or the hub (--hub).
 
     The published recipe is --hub sapientinc/sudoku-extreme --train 1000 --augment 1000. Generated training and test
-    puzzles are distinct; a 4 x 4 puzzle may still have an equivalent (digits renamed, rows swapped) in the other set,
-    as there are few.
+    puzzles differ; since there are few 4 x 4 puzzles, a test puzzle may equal a training puzzle up to a symmetry.
     """
     import numpy as np
 
@@ -61,7 +72,7 @@ def sudoku(
                 raise InputError("--extra-clues is for generated puzzles; leave it out, or leave out --csv and --hub")
             task, paths = find_sources(csv, hub, Sudoku, size)
             splits = read_splits(paths, task, bad, train, test, min_rating, rng, progress)
-            if check_unique:
+            if not no_check_unique:
                 for split, path in zip(("train", "test"), (paths[0], paths[-1]), strict=True):
                     part = splits[split]
                     found = solve(part.inputs, begun(progress, f"solving {split}", len(part))).counts

@@ -173,10 +173,10 @@ def test_options_that_do_not_fit_are_named(tmp_path, hrm_data, monkeypatch):
         ("sudoku", *out, "--train", 0): ["'--train'"],
         ("sudoku", *out, "--csv", tmp_path / "csv"): ["has no CSV file; expected train.csv or train.csv.gz"],
         ("sudoku", *out, "--csv", tmp_path / "no.csv"): ["no.csv is missing"],
-        ("sudoku", *out, "--csv", HARD): ["is one file; say with --test"],
+        ("sudoku", *out, "--csv", HARD): ["is one file; add --test N"],
         ("sudoku", *out, "--csv", HARD, "--test", 200): ["leaves none to train on; lower --test"],
         ("sudoku", *out, "--csv", HARD, "--size", 4): ["puzzles of size 9, --size asks for 4"],
-        ("sudoku", *out, "--csv", HARD, "--hub", "a/b"): ["--csv and --hub are two sources; give one"],
+        ("sudoku", *out, "--csv", HARD, "--hub", "a/b"): ["--csv and --hub exclude each other; give one"],
         ("sudoku", *out, "--csv", HARD, "--test", 5, "--min-rating", 99999): ["no usable puzzle of rating 99999"],
         ("maze", *out, "--size", 9, "--min-path", 80): ["80 steps or more", "lower --min-path"],
         ("maze", *out, "--csv", HARD, "--max-path", 8): [

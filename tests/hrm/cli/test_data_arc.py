@@ -94,7 +94,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tasks, tmp_path, monkeypatch, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--subsets", "training,concept"), "there is no subset concept; there are: evaluation, training"),
+        (("--subsets", "training,concept"), "no subset concept; expected evaluation, training"),
         (
             ("--subsets", "training", "--test-subset", "evaluation"),
             "--test-subset names evaluation, which --subsets leaves out",
@@ -122,7 +122,7 @@ def test_what_file_managers_and_archivers_leave_is_not_read(tasks, tmp_path, mon
     assert in_process(monkeypatch, *options) == 0
     assert "train: 5 tasks" in capsys.readouterr().out
     assert in_process(monkeypatch, *options, "--force", "--subsets", ".ipynb_checkpoints") == 2
-    assert "there are: concept, evaluation, training" in capsys.readouterr().err
+    assert "expected concept, evaluation, training" in capsys.readouterr().err
 
 
 def test_a_test_that_is_also_a_training_example_is_named(tmp_path, monkeypatch, capsys):
