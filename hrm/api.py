@@ -27,7 +27,7 @@ from hrm.progress import Progress, begun, silent
 if TYPE_CHECKING:
     import numpy as np
 
-    from hrm.analysis.report import Analysis
+    from hrm.analysis.results import Analysis
     from hrm.data.format import PuzzleDataset
     from hrm.data.task import PuzzleTask
     from hrm.inference.calibrate import Calibration
@@ -513,9 +513,9 @@ def analyze(
     _require_known(model)
     dataset = _open(data, split)
     with _loaded(model, dataset, puzzle_emb, device, one_process="hrm analyze") as (loaded, _):
-        from hrm.analysis import report
+        from hrm.analysis import analyze as run_analysis
 
-        found = report.analyze(
+        found = run_analysis(
             loaded,
             _task_of(dataset),
             dataset,
@@ -529,7 +529,9 @@ def analyze(
             progress=progress,
         )
     if out is not None:
-        found.save(out, f"{_name_of(model)} on {dataset.folder} ({dataset.split})")
+        from hrm.analysis import write_report
+
+        write_report(found, out, f"{_name_of(model)} on {dataset.folder} ({dataset.split})")
     return found
 
 
@@ -588,6 +590,10 @@ def _calibration_folder(model: Model) -> Path | None:
         raise InputError(f"{model} is not a local folder to write {CALIBRATION_FILE} to; add --out DIR")
     require_writable(folder)
     return folder
+
+
+def _name_of(model: Model) -> str:
+    return str(model) if isinstance(model, str | Path) else type(model).__name__
 
 
 def _require_known(model: Model) -> None:

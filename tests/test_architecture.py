@@ -77,8 +77,6 @@ def test_the_layers_hold():
 
 REMAINING = {
     ("bench.workloads", "bench.published"),
-    ("hrm.analysis.pictures", "hrm.analysis.report"),
-    ("hrm.cli", "hrm.cli.commands"),
     ("hrm_kernels.ops.rope_attention.triton_kernels", "hrm_kernels.ops.rope_attention"),
 }
 """Imports that close a circle and are to be removed."""

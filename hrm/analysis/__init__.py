@@ -1,8 +1,10 @@
-"""Seeing a model think: its states, its answers and when it halts, as numbers, pictures and a report."""
+"""How a model solves puzzles: its states, its answers and when it halts, as numbers, figures and a report."""
 
 from hrm.analysis.answers import Answers, answers_by_segment, difficulty
 from hrm.analysis.baselines import Baseline, train_baseline
-from hrm.analysis.report import Analysis, analyze
+from hrm.analysis.report import write_report
+from hrm.analysis.results import Analysis, BaselineRun, Trajectories
+from hrm.analysis.run import analyze
 from hrm.analysis.states import (
     Covariance,
     StateUpdate,
@@ -17,8 +19,10 @@ __all__ = [
     "Analysis",
     "Answers",
     "Baseline",
+    "BaselineRun",
     "Covariance",
     "StateUpdate",
+    "Trajectories",
     "analyze",
     "answers_by_segment",
     "difficulty",
@@ -28,4 +32,5 @@ __all__ = [
     "state_updates",
     "train_baseline",
     "untrained",
+    "write_report",
 ]

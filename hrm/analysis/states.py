@@ -13,6 +13,7 @@ from hrm.trm import build
 from hrm_kernels.nn import MixingModule, ReasoningModule
 
 Level = Literal["H", "L"]
+LEVELS: tuple[Level, Level] = ("H", "L")
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 
 from hrm import HRM, HRMConfig, load, save
-from hrm.analysis import analyze, answers_by_segment, difficulty
-from hrm.analysis.report import FILES, _batch, _chosen
+from hrm.analysis import analyze, answers_by_segment, difficulty, write_report
+from hrm.analysis.report import FILES
+from hrm.analysis.run import _batch, _chosen
 from hrm.data import task_of
 from hrm.data.batches import evaluation_batches
 from hrm.data.format import SetBuilder, open_dataset, write_dataset
@@ -122,7 +123,7 @@ def test_the_page_needs_nothing_else(folder, tmp_path, told):
     assert len(told.ends) == 5 and {description: done for description, (done, _) in told.ends.items()} == {
         description: total for description, (_, total) in told.ends.items()
     }
-    found.save(tmp_path, "<a model> & its data")
+    write_report(found, tmp_path, "<a model> & its data")
     boards = sorted(tmp_path.glob("board-*.gif"))
     assert {path.name for path in tmp_path.iterdir()} == {*FILES, *(path.name for path in boards)}
     assert len(boards) == len(found.shown) and 1 <= len(boards) <= 3
@@ -153,5 +154,5 @@ def test_a_model_without_variance_or_a_right_answer_can_be_looked_at(folder):
     with torch.no_grad():
         model.inner.q_head.bias.copy_(torch.tensor([99.0, 0.0]))
     found = analyze(model, task_of(6, 16), dataset, puzzles=1, boards=1)
-    assert found.answers.halting_steps.tolist() == [1] * 30 and found.numbers()["baselines"] == {}
+    assert found.answers.halting_steps.tolist() == [1] * 30 and found.as_dict()["baselines"] == {}
     assert len(found.solutions()) == 1
