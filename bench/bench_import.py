@@ -1,22 +1,17 @@
 """How long a user waits before anything runs: importing, the first call, the command line.
 
-In fresh processes, which take turns.
+Each program runs in a fresh process; the programs take turns.
 """
 
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
-from bench import suite
-from bench.suite import Setup
-
-ROOT = Path(__file__).parents[1]
+from bench import processes, suite
+from bench.setup import Setup
 
 FIRST_CALL = """
 import torch, hrm_kernels
@@ -28,13 +23,8 @@ assert (y.double() - z * (z.square().mean(-1, keepdim=True) + 1e-5).rsqrt()).abs
 """
 
 
-def environment() -> dict[str, str]:
-    """Of a process that imports bench and the packages from here."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-
-
 def programs(setup: Setup) -> dict[str, list[str]]:
-    """What is run, by name."""
+    """The commands, by name."""
     python = [sys.executable, "-c"]
     backends = {"cpu": ["reference", "cpu"], "cuda": ["reference", "triton", "cuda"]}[setup.device]
     return {
@@ -51,21 +41,21 @@ def programs(setup: Setup) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def samples(request: pytest.FixtureRequest) -> dict[str, list[float] | str]:
-    """Seconds of each program, measured in turns; or why there are none."""
+    """By program, its seconds in each turn, or why there are none."""
     setup = request.getfixturevalue("setup")
-    found: dict[str, list[float] | str] = {name: [] for name in programs(setup)}
+    measured: dict[str, list[float] | str] = {name: [] for name in programs(setup)}
     for turn in range(8 if setup.full else 4):
         for name, program in programs(setup).items():
-            times = found[name]
+            times = measured[name]
             if isinstance(times, str):
                 continue
             start = time.perf_counter()
-            done = subprocess.run(program, cwd=ROOT, env=environment(), capture_output=True, text=True)
+            done = processes.run(program)
             if done.returncode:
-                found[name] = done.stderr.strip().splitlines()[-1]
-            elif turn:  # the first brings the files into memory
+                measured[name] = processes.error_of(done)
+            elif turn:  # the first turn reads the files into memory
                 times.append(time.perf_counter() - start)
-    return found
+    return measured
 
 
 def test_import(
@@ -79,7 +69,7 @@ def test_import(
     if isinstance(times, str):
         unmeasured(parameter, "ours", times, "BackendUnavailable" not in times)
     information = {"suite": "import", "workload": parameter, "candidate": "ours", "kind": "import"}
-    suite.hand_over(benchmark, times, {**information, "device": setup.device})
+    suite.report_samples(benchmark, times, {**information, "device": setup.device})
 
 
 def parameters(setup: Setup) -> list[str]:

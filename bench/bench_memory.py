@@ -1,21 +1,17 @@
-"""Peak memory of a gradient as the number of cycles grows: one-step is flat, backpropagation through all is linear.
+"""Peak memory of a gradient as the number of cycles grows: one-step is flat, full backpropagation grows linearly.
 
-Each in a fresh process (:mod:`bench.memory`), which checks the gradients against float64.
+Each measurement runs in a fresh process (:mod:`bench.memory`), which checks the gradients against float64.
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
-from bench import suite
-from bench.bench_import import environment
-from bench.memory import BATCH, GRADIENTS, POSITIONS
-from bench.suite import BACKENDS, Setup
-
-ROOT = Path(__file__).parents[1]
+from bench import processes, suite
+from bench.candidates import BACKENDS
+from bench.memory import GRADIENTS, SIZE
+from bench.setup import Setup
 
 
 def parameters(setup: Setup) -> list[tuple[str, str, int, int]]:
@@ -33,14 +29,14 @@ def test_peak_memory(
     parameter: tuple[str, str, int, int],
 ) -> None:
     backend, gradient, cycles, layers = parameter
+    dtype = str(setup.dtype).removeprefix("torch.")
     command = [sys.executable, "-m", "bench.memory", backend, gradient, str(cycles), "--layers", str(layers)]
-    command += ["--device", setup.device, "--dtype", str(setup.dtype).removeprefix("torch.")]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    done = processes.run([*command, "--device", setup.device, "--dtype", dtype])
     name = f"{gradient}, {cycles} cycles"
     if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1]
+        reason = processes.error_of(done)
         unmeasured(name, backend, reason, "BackendUnavailable" not in reason)
-    found = json.loads(done.stdout)
+    measured = json.loads(done.stdout)
     information = {
         "suite": "memory",
         "workload": name,
@@ -48,11 +44,11 @@ def test_peak_memory(
         "kind": gradient,
         "cycles": cycles,
         "layers": layers,
-        "batch": BATCH,
-        "positions": POSITIONS,
-        "dtype": str(setup.dtype).removeprefix("torch."),
+        "batch": SIZE.batch,
+        "positions": SIZE.positions,
+        "dtype": dtype,
         "device": setup.device,
-        "peak_bytes": found["peak_bytes"],
-        "error": [found["error"]],
+        "peak_bytes": measured["peak_bytes"],
+        "error": [measured["error"]],
     }
-    suite.hand_over(benchmark, [found["seconds"]], information)
+    suite.report_samples(benchmark, [measured["seconds"]], information)

@@ -1,12 +1,11 @@
-"""Every op at the published width, forward, and forward with backward."""
+"""Every op at the published width: forward only, and forward with backward; both optimisers."""
 
 from collections.abc import Callable, Iterator
 
-from bench.suite import Setup
-from bench.workloads import Workload, adam_atan2, of_op, sparse_sign_sgd
-
-SHORT, LONG = 82, 901
-"""Positions of a Sudoku, and of a maze or an ARC grid."""
+from bench.setup import Setup
+from bench.sizes import LONG, SHORT, Size
+from bench.workload import Workload
+from bench.workloads import adam_atan2, op_workload, sparse_sign_sgd
 
 
 def workloads(setup: Setup) -> Iterator[Workload]:
@@ -15,11 +14,11 @@ def workloads(setup: Setup) -> Iterator[Workload]:
         for op in ("add_rms_norm", "swiglu", "rope_attention", "token_mixing", "stablemax_cross_entropy"):
             for backward in (False, True):
                 # the published loss is computed in float64, which no compiler makes fast
-                compiled = op != "stablemax_cross_entropy"
-                yield of_op(op, B, SHORT, backward, itemsize=setup.itemsize, compiled=compiled)
+                is_compiled = op != "stablemax_cross_entropy"
+                yield op_workload(op, Size(B, SHORT), backward, itemsize=setup.itemsize, is_compiled=is_compiled)
     B = 32 if setup.device == "cuda" else 1
     for backward in (False, True):
-        yield of_op("rope_attention", B, LONG, backward, itemsize=setup.itemsize)
+        yield op_workload("rope_attention", Size(B, LONG), backward, itemsize=setup.itemsize)
     yield adam_atan2()
     yield sparse_sign_sgd(384)
 

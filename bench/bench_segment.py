@@ -2,22 +2,10 @@
 
 from collections.abc import Callable, Iterator
 
-from bench.bench_ops import LONG, SHORT
-from bench.suite import Setup
-from bench.workloads import (
-    LAYERS,
-    MULTIPLY_ADDS,
-    D,
-    Workload,
-    block_operations,
-    in_float64,
-    think,
-    think_as_published,
-    thinker,
-)
-
-PASSES = 6 * LAYERS
-"""Blocks: 2 cycles of 2 L updates and 1 H update."""
+from bench.model_workloads import segment
+from bench.setup import Setup
+from bench.sizes import LONG, SHORT, Size
+from bench.workload import Workload
 
 
 def workloads(setup: Setup) -> Iterator[Workload]:
@@ -27,24 +15,7 @@ def workloads(setup: Setup) -> Iterator[Workload]:
         sizes = [(1, SHORT), (4, SHORT), (8, SHORT), (32, SHORT), (1, 256), (1, 512), (1, LONG), (8, LONG)]
     else:
         sizes = [(1, SHORT), (4, SHORT), (8, SHORT), (1, 300), (1, LONG)]
-    yield from (segment(B, S, setup) for B, S in sizes)
-
-
-def segment(B: int, S: int, setup: Setup) -> Workload:
-    # each state, and each weight of a block, once a use: between uses lie as many bytes of other blocks
-    moved = (PASSES * MULTIPLY_ADDS + 3 * PASSES // LAYERS * B * S * D) * setup.itemsize
-    return Workload(
-        f"segment {B} x {S}",
-        lambda device, dtype, seed: thinker(device, dtype, B, S),
-        think,
-        bytes=moved,
-        operations=PASSES * block_operations(B * S, S),
-        graph=False,
-        kind="segment",
-        size=(B, S),
-        plain=think_as_published,
-        widen=in_float64,
-    )
+    yield from (segment(Size(B, S), setup.itemsize) for B, S in sizes)
 
 
 def test_segment(record: Callable[[], None]) -> None:

@@ -1,9 +1,9 @@
-"""From puzzles to answers: trained models in :class:`hrm.Engine`, all segments as published, and halting early.
+"""From puzzles to answers with trained models in :class:`hrm.Engine`: all segments as published, and halting early.
 
-Models are those shipped in ``hrm/models``, or ``--model FOLDER``. The first segment is checked against float64 before
-timing. Beside the engine stands a loop over the same segments without one. Early is by Q, and by the threshold of
-``hrm calibrate`` where the model has one; the tables have the share of puzzles solved, the mean segments and, on a CPU,
-the share of the time that passed outside the model's calls beside the time.
+The models are those shipped in ``hrm/models``, or ``--model FOLDER``. The first segment is checked against float64
+before timing. A loop over the same segments shows what the engine adds. Early halting is by Q, and by the threshold of
+``hrm calibrate`` for models that have one. Besides the time, the tables show the share of puzzles solved, the mean
+number of segments and, on a CPU, the share of time outside the model.
 """
 
 import functools
@@ -19,8 +19,8 @@ import torch
 
 import hrm
 from bench import published
-from bench.suite import Setup
-from bench.workloads import Workload
+from bench.setup import Setup
+from bench.workload import Workload
 from hrm.data import maze, sudoku
 from hrm.data.maze import Maze
 from hrm.data.sudoku import Sudoku
@@ -28,26 +28,27 @@ from hrm.inference.halting import CALIBRATION_FILE, parse_halting
 from hrm.model import HRM
 from hrm.trm import build
 
-SEED = 2026  # of the puzzles; the shipped models have theirs from others
+SEED = 2026
+"""Of the puzzles; the shipped models were trained on puzzles of other seeds."""
 
 
 def workloads(setup: Setup) -> Iterator[Workload]:
     for folder in setup.models:
         if setup.device == "cuda":
             yield solve(folder, 4096, 1024, setup)
-        else:  # more of the small boards: they are so quick that an engine's start and its last slots would show
+        else:  # more of the small boards: they are so fast that the engine's start and its last slots would show
             yield solve(folder, 32 * max(4, 160 // _load(folder, setup.device).config.seq_len), 32, setup)
         if setup.full:
             yield solve(folder, 16, 1, setup)
 
 
 def solve(folder: Path, count: int, slots: int, setup: Setup) -> Workload:
-    """``count`` puzzles, ``slots`` of them side by side."""
+    """Solve ``count`` puzzles, ``slots`` at a time."""
     model = _load(folder, setup.device)
     config = model.config
     task = Sudoku.from_shape(config.vocab_size, config.seq_len) or Maze.from_shape(config.vocab_size, config.seq_len)
     if task is None:
-        pytest.exit(f"{folder}: this suite makes puzzles for Sudoku and mazes alone; leave the model out", 2)
+        pytest.exit(f"{folder}: this suite generates Sudokus and mazes only; leave the model out", 2)
 
     @functools.cache
     def puzzles() -> np.ndarray:
@@ -59,9 +60,9 @@ def solve(folder: Path, count: int, slots: int, setup: Setup) -> Workload:
     def by_engine(halt: str) -> Callable[..., list[torch.Tensor]]:
         rule = parse_halting(halt, folder)
 
-        def run(model: HRM, given: np.ndarray, first: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        def run(model: HRM, inputs: np.ndarray, first: dict[str, torch.Tensor]) -> list[torch.Tensor]:
             with _share_outside(model) as outside, hrm.Engine(model, slots, config.halt_max_steps, halt=rule) as engine:
-                results = list(engine.solve(given))
+                results = list(engine.solve(inputs))
             return [
                 torch.from_numpy(np.stack([result.tokens for result in results])),
                 torch.tensor([float(result.steps) for result in results]),
@@ -70,11 +71,11 @@ def solve(folder: Path, count: int, slots: int, setup: Setup) -> Workload:
 
         return run
 
-    def by_loop(model: HRM, given: np.ndarray, first: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-        """The segments of "all segments" and nothing else: what the engine adds is the difference."""
+    def by_loop(model: HRM, inputs: np.ndarray, first: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """The same segments as "all segments", without an engine."""
         tokens = []
         with _share_outside(model) as outside:
-            for rows in torch.from_numpy(given.astype(np.int64)).split(slots):
+            for rows in torch.from_numpy(inputs.astype(np.int64)).split(slots):
                 batch = {
                     "inputs": rows.to(setup.device),
                     "puzzle_identifiers": first["puzzle_identifiers"][: len(rows)],
@@ -84,36 +85,38 @@ def solve(folder: Path, count: int, slots: int, setup: Setup) -> Workload:
                     for _ in range(config.halt_max_steps):
                         carry, outputs = model(carry, batch)
                     tokens.append(outputs["logits"].argmax(-1).cpu())
-        return [torch.cat(tokens), torch.full((len(given),), float(config.halt_max_steps)), outside]
+        return [torch.cat(tokens), torch.full((len(inputs),), float(config.halt_max_steps)), outside]
 
     def score(results: list[torch.Tensor]) -> dict[str, float | None]:
         tokens, steps, outside = results
         return {
             "solved": float(task.solves(puzzles(), tokens.numpy()).mean()),
             "segments": float(steps.mean()),
-            "outside": float(outside) if setup.device == "cpu" else None,  # a GPU goes on when the call has returned
+            # on a GPU a call returns before its work is done
+            "outside": float(outside) if setup.device == "cpu" else None,
         }
 
-    ways = {"all segments": "fixed", "halting": "q"}
+    rules = {"all segments": "fixed", "halting": "q"}
     if (folder / CALIBRATION_FILE).is_file():
-        ways["calibrated"] = "calibrated"
+        rules["calibrated"] = "calibrated"
 
     def arguments(device: str, dtype: torch.dtype, seed: int) -> tuple[Any, ...]:
-        given = torch.from_numpy(puzzles()[:slots].astype(np.int64)).to(device)
-        identifiers = torch.zeros(len(given), dtype=torch.int64, device=device)
-        return model, puzzles(), {"inputs": given, "puzzle_identifiers": identifiers}
+        inputs = torch.from_numpy(puzzles()[:slots].astype(np.int64)).to(device)
+        identifiers = torch.zeros(len(inputs), dtype=torch.int64, device=device)
+        return model, puzzles(), {"inputs": inputs, "puzzle_identifiers": identifiers}
 
     return Workload(
         f"solve {count} of {folder.name}, {slots} slots",
         arguments,
         _first_segment,
-        graph=False,
-        compiled=False,
+        is_capturable=False,
+        is_compiled=False,
         kind="solve",
-        size=(slots, config.positions),
-        plain=_published_first_segment if config.family == "hrm" else None,
-        widen=lambda a: (_in_float64(a[0]), *a[1:]),
-        ways={"all segments, no engine": by_loop} | {name: by_engine(halt) for name, halt in ways.items()},
+        batch=slots,
+        positions=config.positions,
+        eager=_published_first_segment if config.family == "hrm" else None,
+        to_float64=lambda values: (_in_float64(values[0]), *values[1:]),
+        variants={"all segments, no engine": by_loop} | {name: by_engine(halt) for name, halt in rules.items()},
         puzzles=count,
         score=score,
     )
@@ -121,7 +124,7 @@ def solve(folder: Path, count: int, slots: int, setup: Setup) -> Workload:
 
 @contextmanager
 def _share_outside(model: HRM) -> Iterator[torch.Tensor]:
-    """Of the time in here, the share that passes outside the model's calls; the same run says both."""
+    """Yield a tensor that is set, at the end, to the share of time spent outside the model's calls."""
     share = torch.zeros(())
     started, inside = 0.0, 0.0
 

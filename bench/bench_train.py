@@ -1,61 +1,25 @@
 """A whole training step of the published 27M model: refill, segment, Q target, loss, backward, both optimisers.
 
-The loss and every gradient are checked against float64 on the first step.
+The loss and every gradient of the first step are checked against float64.
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
+from dataclasses import replace
 
-from bench import published
-from bench.bench_ops import SHORT
-from bench.suite import Setup
-from bench.workloads import (
-    LAYERS,
-    MULTIPLY_ADDS,
-    TRAINING_PASSES,
-    Workload,
-    block_operations,
-    train,
-    train_in_one_graph,
-    trainer,
-)
-
-PARAMETERS = 2 * LAYERS * MULTIPLY_ADDS
+from bench.model_workloads import training_step
+from bench.setup import Setup
+from bench.sizes import SHORT, Size
+from bench.workload import Workload
 
 
 def workloads(setup: Setup) -> Iterator[Workload]:
     if setup.device == "cuda":
-        yield from (step(B, setup) for B in (32, 384))
-        yield step(384, setup, ", one graph")
+        yield from (training_step(Size(B, SHORT), setup.itemsize) for B in (32, 384))
+        yield training_step(Size(384, SHORT), setup.itemsize, as_graph=True)
     else:
-        yield from (step(B, setup) for B in ([1, 2, 8, 16] if setup.full else [2]))
-
-
-def step(B: int, setup: Setup, graph: str = "") -> Workload:
-    # weights read by every pass, their gradients written, 28 bytes of each parameter for the optimiser
-    moved = TRAINING_PASSES * MULTIPLY_ADDS * setup.itemsize + 28 * PARAMETERS
-    return Workload(
-        f"training step {B} x {SHORT}{graph}",
-        lambda device, dtype, seed: trainer(device, dtype, B, SHORT, LAYERS),
-        train_in_one_graph if graph else train,
-        bytes=moved,
-        operations=TRAINING_PASSES * block_operations(B * SHORT, SHORT),
-        graph=False,
-        compiled=setup.device == "cuda",  # on a CPU it compiles longer than all the rest takes
-        checked=not graph,  # (it hands out its loss alone)
-        own=True,
-        kind="training step",
-        size=(B, SHORT),
-        plain=published.train_step,
-        widen=_widened,
-        compiling=lambda compiled: partial(published.train_step, call=compiled(published.forward)),
-    )
-
-
-def _widened(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    model, _, state = arguments
-    return published.in_float64(model), [], {**state, "carry": published.carry_in_float64(state["carry"])}
+        for B in [1, 2, 8, 16] if setup.full else [2]:
+            # on a CPU the compilation takes longer than all the rest
+            yield replace(training_step(Size(B, SHORT), setup.itemsize), is_compiled=False)
 
 
 def test_training_step(record: Callable[[], None]) -> None:

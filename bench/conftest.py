@@ -1,4 +1,4 @@
-"""The suites' options, and how a workload and a candidate become a test."""
+"""Options of the suites, and how a workload and a candidate become a test."""
 
 import os
 import sys
@@ -9,25 +9,28 @@ from typing import Any, NoReturn
 import pytest
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # `pytest bench/` imports bench itself
+sys.path.insert(0, str(ROOT))  # so that `pytest bench/` can import bench
 
 import torch  # noqa: E402
 
 from bench import suite  # noqa: E402
-from bench.ceilings import measured  # noqa: E402
+from bench.candidates import candidates  # noqa: E402
+from bench.ceilings import measure_ceilings  # noqa: E402
+from bench.costs import Cost  # noqa: E402
+from bench.measure import DTYPES  # noqa: E402
+from bench.setup import Setup  # noqa: E402
 from hrm_kernels import doctor  # noqa: E402
 
 SESSION = pytest.StashKey[suite.Session]()
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("bench")
-    group.addoption("--full", action="store_true", help="all sizes and candidates; more repeats")
-    group.addoption("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
+    group.addoption("--full", action="store_true", help="all sizes and candidates; more turns")
+    group.addoption("--device", choices=("cpu", "cuda"), help="default: cuda on a machine with a GPU")
     group.addoption("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, float32 on a CPU")
-    group.addoption("--seconds", type=float, help="turns of a workload for so long; default: 1.5, with --full 10")
-    group.addoption("--model", action="append", type=Path, help="a trained model for bench_solve (more than once)")
+    group.addoption("--seconds", type=float, help="time for the turns of a workload; default: 1.5, with --full 10")
+    group.addoption("--model", action="append", type=Path, help="a trained model for bench_solve; may be repeated")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -36,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     which = "*" if config.getoption("--full") or device == "cuda" else "sudoku4"  # the others take minutes on a CPU
     shipped = sorted(path.parent for path in (ROOT / "hrm" / "models").glob(f"{which}/config.json"))
     models = config.getoption("--model") or shipped
-    setup = suite.Setup(
+    setup = Setup(
         device,
         DTYPES[dtype],
         config.getoption("--full"),
@@ -47,16 +50,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test with ``record`` becomes one for each candidate of each of its module's ``workloads(setup)``.
+    """Parametrize the tests of a suite.
 
-    One with ``parameter`` becomes one for each of ``parameters(setup)``.
+    A test with the fixture ``record`` runs for each candidate of each of its module's ``workloads(setup)``; a test with
+    ``parameter`` runs for each of ``parameters(setup)``.
     """
     setup = metafunc.config.stash[SESSION].setup
     if "record" in metafunc.fixturenames:
         pairs = [
             pytest.param((workload, name), id=f"{workload.name}: {name}")
             for workload in metafunc.module.workloads(setup)
-            for name in suite.candidates(workload, setup)
+            for name in candidates(workload, setup)
         ]
         metafunc.parametrize("measurement", pairs)
     if "parameter" in metafunc.fixturenames:
@@ -76,23 +80,30 @@ def _suite(item: pytest.Item) -> str:
 
 
 @pytest.fixture(scope="session")
-def setup(request: pytest.FixtureRequest) -> suite.Setup:
+def setup(request: pytest.FixtureRequest) -> Setup:
     return request.config.stash[SESSION].setup
 
 
 @pytest.fixture
 def unmeasured(request: pytest.FixtureRequest) -> Callable[[str, str, str, bool], NoReturn]:
-    """``unmeasured(workload, candidate, reason, failed)`` puts it into the JSON, and fails or skips the test."""
+    """``unmeasured(workload, candidate, reason, failed)`` records the reason in the JSON; the test fails or skips."""
     session = request.config.stash[SESSION]
 
-    def say(workload: str, candidate: str, reason: str, failed: bool) -> NoReturn:
-        named = {"suite": _suite(request.node), "workload": workload, "candidate": candidate}
-        session.unmeasured.append(named | {"reason": reason, "failed": failed})
+    def record(workload: str, candidate: str, reason: str, failed: bool) -> NoReturn:
+        session.unmeasured.append(
+            {
+                "suite": _suite(request.node),
+                "workload": workload,
+                "candidate": candidate,
+                "reason": reason,
+                "failed": failed,
+            }
+        )
         if failed:
             pytest.fail(f"{workload}, {candidate}: {reason}", pytrace=False)
         pytest.skip(reason)
 
-    return say
+    return record
 
 
 @pytest.fixture
@@ -102,7 +113,7 @@ def record(
     measurement: tuple,
     unmeasured: Callable[[str, str, str, bool], NoReturn],
 ) -> Callable[[], None]:
-    """Measure the workload unless it has been, and hand over this candidate's samples."""
+    """Measure the workload if it has not been measured yet, and report this candidate's samples."""
     workload, name = measurement
     session = request.config.stash[SESSION]
     wanted = [
@@ -112,7 +123,7 @@ def record(
     ]
 
     def run() -> None:
-        session.ceilings = session.ceilings or measured(session.setup.device)
+        session.ceilings = session.ceilings or measure_ceilings(session.setup.device)
         row, eager = session.row(_suite(request.node), workload, name, wanted)
         kind, _, reason = row["status"].partition(": ")
         if kind in ("absent", "unavailable"):
@@ -120,14 +131,14 @@ def record(
         if kind != "ok":
             unmeasured(workload.name, name, row["status"], True)
         information = suite.describe(workload, row, eager, session.setup)
-        suite.hand_over(benchmark, row["times"], {"suite": _suite(request.node), "candidate": name} | information)
+        suite.report_samples(benchmark, row["times"], {"suite": _suite(request.node), "candidate": name} | information)
 
     return run
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
     report = doctor.report()
-    machine_info.pop("node")  # a name that says nothing
+    machine_info.pop("node")  # the host's name is of no use to a reader
     machine_info |= {key: report[key] for key in ("versions", "gpus", "backends")}
     machine_info["cpu"] = report["cpu"] | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")}
 
@@ -135,12 +146,13 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output_json: dict) -> None:
     session = config.stash[SESSION]
     setup = session.setup
-    # before and after the benchmarks: a ceiling is the best that was seen
-    ceilings = {key: max(value, session.ceilings.get(key, 0)) for key, value in measured(setup.device).items()}
+    # measured before and after the benchmarks: the better one is the ceiling
+    ceilings = {key: max(value, session.ceilings.get(key, 0)) for key, value in measure_ceilings(setup.device).items()}
     for one in output_json["benchmarks"]:
         info = one["extra_info"]
         if "operations" in info:
-            info |= suite.against(ceilings, one["stats"]["median"], info["bytes"], info["operations"])
+            cost = Cost(info["bytes"], info["operations"])
+            info |= suite.against_ceilings(ceilings, one["stats"]["median"], cost)
     output_json["bench"] = {
         "device": setup.device,
         "dtype": str(setup.dtype).removeprefix("torch."),
@@ -151,5 +163,5 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output
 
 
 def _parameters(item: pytest.Item) -> dict[str, Any]:
-    """What a parametrized test is run with."""
+    """The arguments of a parametrized test."""
     return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}

@@ -1,4 +1,4 @@
-"""What else computes the same: other packages' functions in the place of ours, each where it is installed."""
+"""Functions of other packages that compute the same as an op of ``hrm_kernels``, where they are installed."""
 
 import importlib.util
 from collections.abc import Callable
@@ -16,24 +16,24 @@ from hrm_kernels.ops.rope_attention.reference import apply_rope
 class Peer:
     """
     Attributes:
-        name: in the tables.
+        name: name in the tables.
         kind: the op it computes.
-        package: what must be importable; None is torch itself.
-        gpu: runs on NVIDIA GPUs alone.
+        package: the package it needs; None is torch itself.
+        needs_gpu: runs on NVIDIA GPUs only.
         op: takes the op's arguments.
-        same: computes the same values, so that they are checked.
+        is_same: computes the same values, so they are checked.
     """
 
     name: str
     kind: str
     package: str | None
-    gpu: bool
+    needs_gpu: bool
     op: Callable[..., Any]
-    same: bool = True
+    is_same: bool = True
 
-    def absent(self, device: str) -> str | None:
-        """None where it can run, else why not."""
-        if self.gpu and device != "cuda":
+    def absent_reason(self, device: str) -> str | None:
+        """None if it can run, else why not."""
+        if self.needs_gpu and device != "cuda":
             return "runs on NVIDIA GPUs only"
         if self.package and importlib.util.find_spec(self.package) is None:
             return f"{self.package} is not installed"
@@ -43,7 +43,7 @@ class Peer:
 def _liger_norm(x: torch.Tensor, residual: torch.Tensor, eps: float) -> torch.Tensor:
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
-    weight = x.new_ones(x.shape[-1])  # it has no form without
+    weight = x.new_ones(x.shape[-1])  # Liger requires one
     return LigerRMSNormFunction.apply(x + residual, weight, eps, 0.0, "llama", False)
 
 
@@ -73,7 +73,7 @@ def _flash_attn_3(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, num_h
     from flash_attn_interface import flash_attn_func
 
     out = flash_attn_func(*_rotated(qkv, cos, sin, num_heads))
-    return (out[0] if isinstance(out, tuple) else out).flatten(2)  # some versions return the log-sum-exp too
+    return (out[0] if isinstance(out, tuple) else out).flatten(2)  # some versions also return the log-sum-exp
 
 
 def _cudnn(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, num_heads: int) -> torch.Tensor:
@@ -85,7 +85,7 @@ def _cudnn(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, num_heads: i
 
 
 def _with(make: Callable[[list[torch.Tensor]], torch.optim.Optimizer]) -> Callable[..., Any]:
-    """A step of another optimiser on the same parameters."""
+    """A step of another optimiser on the same parameters; ``make`` creates it at the first step."""
     made: WeakKeyDictionary[torch.optim.Optimizer, torch.optim.Optimizer] = WeakKeyDictionary()
 
     def step(ours: torch.optim.Optimizer, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -120,7 +120,7 @@ PEERS = [
     Peer("flash-attn 3", "rope_attention", "flash_attn_interface", True, _flash_attn_3),
     Peer("cuDNN", "rope_attention", None, True, _cudnn),
     Peer("adam-atan2", "AdamATan2", "adam_atan2", True, _with(_adam_atan2)),
-    # both are other rules than AdamATan2's: what they cost is compared, not what they compute
-    Peer("torch fused AdamW", "AdamATan2", None, False, _with(_fused_adamw), same=False),
-    Peer("adam-atan2-pytorch", "AdamATan2", "adam_atan2_pytorch", False, _with(_adam_atan2_pytorch), same=False),
+    # both follow another update rule than AdamATan2: their cost is compared, not their values
+    Peer("torch fused AdamW", "AdamATan2", None, False, _with(_fused_adamw), is_same=False),
+    Peer("adam-atan2-pytorch", "AdamATan2", "adam_atan2_pytorch", False, _with(_adam_atan2_pytorch), is_same=False),
 ]

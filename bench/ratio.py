@@ -1,8 +1,8 @@
-"""Is the cpu backend still faster than eager PyTorch? ``python -m bench.ratio``, seconds; a part of ``make test``.
+"""Is the cpu backend still faster than eager PyTorch? ``python -m bench.ratio`` takes seconds; ``make test`` runs it.
 
-Prints how many times as fast it is, and fails where it is slower: in three of four turns. Turns in which threads waited
-for a core do not count and are taken again: other work slows eager's threads more than ours. Where too few are left, it
-says so and judges nothing.
+Prints how many times as fast it is, and fails if it is slower in three of four turns. Turns in which threads waited for
+a core do not count and are repeated, since load slows eager PyTorch more. With too few undisturbed turns it says so and
+judges nothing.
 """
 
 import statistics
@@ -11,9 +11,12 @@ from collections.abc import Iterator
 
 import torch
 
-from bench import timing
-from bench.suite import Setup, candidates
-from bench.workloads import Workload, of_op
+from bench.candidates import candidates
+from bench.measure import measure
+from bench.setup import Setup
+from bench.sizes import SHORT, Size
+from bench.workload import Workload
+from bench.workloads import op_workload
 from hrm_kernels.backends import available_backends
 
 ROUNDS, ENOUGH = 25, 9  # turns wanted, and needed for a judgement
@@ -22,18 +25,18 @@ PATIENCE = 4
 
 def workloads() -> Iterator[Workload]:
     for op in ("add_rms_norm", "swiglu", "rope_attention"):
-        yield of_op(op, 4, 82, True, itemsize=4)
+        yield op_workload(op, Size(4, SHORT), backward=True, itemsize=4)
     for backward in (False, True):
-        yield of_op("transformer_block", 1, 82, backward, itemsize=4)
+        yield op_workload("transformer_block", Size(1, SHORT), backward, itemsize=4)
 
 
-def slower(ratios: list[float]) -> bool:
-    """Whether three quarters of ``ratios``, eager's time over ours, are below 1."""
+def is_slower(ratios: list[float]) -> bool:
+    """Whether three quarters of ``ratios``, eager's time divided by ours, are below 1."""
     return statistics.quantiles(ratios, n=4, method="inclusive")[2] < 1
 
 
-def told(ratios: list[float], disturbed: int) -> str:
-    """What ``ratios`` of undisturbed turns come to, where there are enough."""
+def summary(ratios: list[float], disturbed: int) -> str:
+    """The median ratio of the undisturbed turns, or why it is not judged."""
     turns = f"other work disturbed {disturbed} of {len(ratios) + disturbed} turns"
     if len(ratios) < ENOUGH:
         return f"not judged: {turns}; run python -m bench.ratio again when the machine is quiet"
@@ -50,13 +53,13 @@ def main() -> int:
     failed = []
     for workload in workloads():
         chosen = {name: one for name, one in candidates(workload, setup).items() if name in ("eager", "cpu")}
-        rows = timing.measure(workload, "cpu", torch.float32, chosen, lambda turn: ROUNDS, PATIENCE)
+        rows = measure(workload, "cpu", torch.float32, chosen, lambda turn: ROUNDS, PATIENCE)
         if rows["cpu"]["status"] != "ok":
             failed.append(f"{workload.name}: {rows['cpu']['status']}")
             continue
         ratios = [eager / ours for eager, ours in zip(rows["eager"]["times"], rows["cpu"]["times"])]
-        print(f"{workload.name}: {told(ratios, rows['cpu']['disturbed'])}")
-        if len(ratios) >= ENOUGH and slower(ratios):
+        print(f"{workload.name}: {summary(ratios, rows['cpu']['disturbed'])}")
+        if len(ratios) >= ENOUGH and is_slower(ratios):
             failed.append(f"{workload.name}: slower than eager PyTorch, {statistics.median(ratios):.2f} x")
     for line in failed:
         print(f"bench.ratio: {line}", file=sys.stderr)

@@ -1,14 +1,13 @@
-"""The eager reference of the benchmarks computes what the model does, and its operations are those that are counted."""
+"""The eager computation of the benchmarks equals the model's, and has the counted operations."""
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import published
-from bench.bench_segment import PASSES
-from bench.plan import Model
-from bench.workloads import LAYERS, MULTIPLY_ADDS, TRAINING_PASSES, block_operations, train, trainer
+from bench import models, published
+from bench.counts import Model
+from bench.sizes import Size
 from hrm.config import HRMConfig
 from hrm.model import HRM
 from hrm_kernels.backends import use_backend
@@ -52,7 +51,7 @@ def test_outputs_of_two_training_calls(positions):
 
 def test_loss_and_gradients_of_a_step():
     found = []
-    for step in (published.train_step, train):
+    for step in (models.eager_training_step, models.training_step):
         model, batch = small()
         model.train()
         optimizers = [AdamATan2(model.parameters(), lr=1e-3), SparseSignSGD([model.puzzle_emb], lr=1e-3)]
@@ -68,7 +67,7 @@ def test_loss_and_gradients_of_a_step():
     assert moved < 1e-5
 
 
-def test_in_float64_nothing_is_rounded_to_less():
+def test_in_float64_nothing_is_rounded_to_float32():
     model, batch = small()
     carry, outputs = published.forward(
         published.in_float64(model), published.carry_in_float64(model.initial_carry(batch)), batch
@@ -79,14 +78,15 @@ def test_in_float64_nothing_is_rounded_to_less():
 
 
 def test_counted_operations_are_those_of_the_published_computation():
-    model, _, state = trainer("cpu", torch.float32, 1, 82, LAYERS)
-    # (the counter does not know the fused attention of CPUs)
+    size = Size(1, 82)
+    model, _, state = models.training_arguments(size, "cpu", torch.float32)
+    # the counter does not know the fused attention of CPUs
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         published.forward(model.eval(), state["carry"], state["batch"])
     heads = 2 * 512 * (81 * 11 + 2)
-    assert counter.get_total_flops() == PASSES * block_operations(82, 82) + heads
+    assert counter.get_total_flops() == size.segment_passes * size.block_operations + heads
     counted = Model(HRMConfig(seq_len=81, vocab_size=11, puzzle_emb_ndim=512))
-    assert counted.segment_passes == PASSES and counted.training_passes == TRAINING_PASSES
-    assert counted.pass_operations * 82 == block_operations(82, 82)
-    assert counted.block_weights == MULTIPLY_ADDS
+    assert counted.segment_passes == size.segment_passes and counted.training_passes == size.training_passes
+    assert counted.size.block_operations == size.block_operations
+    assert counted.size.block_weights == size.block_weights
     assert counted.weights == sum(p.numel() for p in model.parameters()) == 27_275_266

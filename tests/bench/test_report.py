@@ -1,4 +1,4 @@
-"""Tables, plots and comparisons are made of the files' numbers; the plan of counted ones."""
+"""Tables, plots and comparisons show the numbers of the files."""
 
 import json
 import os
@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import pytest_benchmark.cli
 from PIL import Image
 
-from bench import compare, plan, report
+from bench.report import __main__ as report
+from bench.report import sections, text
+from bench.report.runs import read
 
 ROOT = Path(__file__).parents[2]
 SIZES = [(1, 82), (8, 82), (1, 901)]
@@ -73,7 +76,7 @@ def folder(tmp_path):
     ] * 2
     missing.append({"suite": "ops", "workload": "norm", "candidate": "cpu", "reason": "wrong: off", "failed": True})
     write(tmp_path / "bench.json", rows, unmeasured=missing)
-    (tmp_path / "other.json").write_text("[1, 2]")  # not of this suite
+    (tmp_path / "other.json").write_text("[1, 2]")  # not a file of this suite
     return tmp_path
 
 
@@ -85,7 +88,7 @@ def test_tables_and_pictures(folder, capsys):
     assert (
         "| segment 1 x 82 | eager | 100 ms | 90.0 ms, 110 ms | 1.00 | 50% (arithmetic) | 20 GFLOP/s | 1.00 MB |" in text
     )
-    assert "| segment 1 x 901 | cpu | 50.0 ms |" in text  # the name again where another one stood before
+    assert "| segment 1 x 901 | cpu | 50.0 ms |" in text  # a row names its workload if the row before has another
     assert "| solve 64 | cpu, halting | 500 ms | 450 ms, 550 ms; disturbed | 3.50 |  |  |  | 128 | 75.0% |" in text
     assert "| one-step | cpu | 5.00 MB | 5.00 MB |" in text and "| full | cpu | 10.0 MB | 20.0 MB |" in text
     assert "| import hrm | 1.25 s | 1.12 s, 1.38 s |" in text
@@ -100,80 +103,45 @@ def test_tables_and_pictures(folder, capsys):
     "value, shown", [(2.5, "2.50 s"), (0.0123, "12.3 ms"), (4.56e-5, "45.6 µs"), (1e-7, "0.100 µs")]
 )
 def test_times_have_three_digits(value, shown):
-    assert report.seconds(value) == shown
+    assert text.seconds(value) == shown
 
 
 def test_only_what_is_between_the_markers_changes(tmp_path, folder):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    rows, heads = report.read(folder)
-    assert report.fill(readme, report.summary(rows, heads, folder))
-    text = readme.read_text()
-    assert text.startswith(f"before\n{report.BEGIN}\nA CPU") and text.endswith(f"{report.END}\nafter\n")
-    assert "old" not in text and "| segment 8 x 82 | eager | 800 ms |" in text
-    readme.write_text("no markers")
-    assert not report.fill(readme, "new") and readme.read_text() == "no markers"
+    page, (begin, end) = tmp_path / "page.md", sections.markers("bench.report")
+    page.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    assert sections.section(page, "bench.report") == "old" and sections.section(page, "other") is None
+    assert sections.fill(page, "bench.report", report.page_section(read(folder), folder, [folder / "cost.png"], page))
+    shown = page.read_text()
+    assert shown.startswith(f"before\n{begin}\nA CPU") and shown.endswith(f"![cost](cost.png)\n{end}\nafter\n")
+    assert "old" not in shown and "| segment 8 x 82 | eager | 800 ms |" in shown
+    page.write_text("no markers")
+    assert not sections.fill(page, "bench.report", "new") and page.read_text() == "no markers"
 
 
 def test_a_folder_without_measurements(tmp_path, capsys):
     assert report.main([str(tmp_path)]) == 2
     assert f"bench.report: {tmp_path} has no measurements; make some: pytest bench/" in capsys.readouterr().err
-    assert compare.main([str(tmp_path / "no.json"), str(tmp_path)]) == 2
+    assert report.main([str(tmp_path / "no.json")]) == 2
 
 
-def test_slower_is_beyond_the_spread(tmp_path, capsys):
-    old = [benchmark("ops", "a", "cpu", 1.0), benchmark("ops", "b", "cpu", 1.0), benchmark("ops", "c", "cpu", 1.0)]
-    new = [benchmark("ops", "a", "cpu", 1.15), benchmark("ops", "b", "cpu", 1.5), benchmark("ops", "c", "cpu", 0.5)]
-    write(tmp_path / "old.json", old)
-    write(
-        tmp_path / "new.json", [*new, benchmark("ops", "d", "cpu", 1.0)], ceilings=CEILINGS | {"copy_bytes_per_s": 5e9}
-    )
-    assert compare.main([str(tmp_path / "old.json"), str(tmp_path / "new.json")]) == 1
-    assert capsys.readouterr().out.splitlines() == [
-        "note: the ceiling copy_bytes_per_s was 1e+10, now 5e+09",
-        "slower: ops, b, cpu: 1.00 s -> 1.50 s (1.50 x)",
-        "faster: ops, c, cpu: 1.00 s -> 500 ms (0.50 x)",
-        "3 benchmarks in both, 1 slower, 1 faster; 0 in OLD alone, 1 in NEW alone",
-    ]
-    assert compare.main([str(tmp_path / "old.json"), str(tmp_path / "old.json")]) == 0
-
-
-def test_plan_of_the_published_sudoku_recipe(capsys):
-    assert plan.main(["--task", "sudoku", "--gpus", "8", "--batch", "768"]) == 0
-    text = capsys.readouterr().out
-    assert "768 rows of 82 positions on 8 GPUs, 26,042 steps; 27.28 M parameters" in text
-    config = plan.HRMConfig(seq_len=81, vocab_size=11, puzzle_emb_ndim=512)
-    model, gpu = plan.Model(config), plan.GPUS["H200"]
-    step = plan.training_step(model, gpu, 1, 384, fused=True, reached=True)
-    assert step.arithmetic == pytest.approx(64 * 384 * 82 * (2 * 3_407_872 + 4 * 82 * 512) / 790e12)
-    assert model.pass_bytes(True) == pytest.approx(20e3, rel=0.05) and model.pass_bytes(False) == 36 * 1024
-    assert plan.all_reduce_bytes(model, 1, 384) == 0
-    assert plan.all_reduce_bytes(model, 2, 1) == 4 * 27_275_266 + 4 * 512 + 8
-    # every GPU has as many rows: only the all-reduce grows
-    assert plan.training_step(model, gpu, 8, 3072, True, True).arithmetic == step.arithmetic
-
-
-def test_plan_of_a_million_identifiers_and_of_too_few_rows(capsys):
-    assert plan.main(["--task", "arc-1", "--gpus", "8", "--identifiers", "1000000"]) == 0
-    assert "- puzzle embedding: 2.05 GB (0.256 GB with puzzle_emb_sharded=true)" in capsys.readouterr().out
-    assert plan.main(["--gpus", "1000"]) == 2
-    assert "expected at least one GPU, and a row for each" in capsys.readouterr().err
+def run_suite(which, *options):
+    command = [sys.executable, "-m", "pytest", "bench/bench_ops.py", "-k", which, "--benchmark-only", *options]
+    # pytest-benchmark measures nothing in a worker of pytest-xdist, which it knows from the environment
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment["OMP_NUM_THREADS"] = "1"
+    command += ["-q", "-p", "no:cacheprovider"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
 @pytest.mark.slow
 def test_the_suite_writes_what_the_report_reads(tmp_path):
     file = tmp_path / "bench.json"
-    command = [sys.executable, "-m", "pytest", "bench/bench_ops.py", "-k", "SparseSignSGD or (swiglu and not backward)"]
-    command += ["--benchmark-only", f"--benchmark-json={file}", "-q", "-p", "no:cacheprovider"]
-    # a worker of pytest-xdist says so in the environment, and pytest-benchmark then measures nothing
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
-    environment["OMP_NUM_THREADS"] = "1"
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    done = run_suite("SparseSignSGD or (swiglu and not backward)", f"--benchmark-json={file}")
     assert done.returncode == 0, done.stdout
-    rows, (head,) = report.read(file)
-    found = {(row["kind"], row["candidate"]): row for row in rows}
-    assert {("swiglu", "eager"), ("SparseSignSGD", "eager")} <= found.keys()
-    row = found["swiglu", "eager"]
+    rows, (head,) = read(file)
+    measured = {(row["kind"], row["candidate"]): row for row in rows}
+    assert {("swiglu", "eager"), ("SparseSignSGD", "eager")} <= measured.keys()
+    row = measured["swiglu", "eager"]
     assert row["times_eager"] == 1 and row["bound"] == "memory" and row["of_ceiling"] > 0
     assert max(row["error"]) < 1e-6 and row["rounds"] >= 5 and 1e-6 < row["median"] < 1
     assert head["ceilings"]["copy_bytes_per_s"] > 1e8
@@ -181,14 +149,36 @@ def test_the_suite_writes_what_the_report_reads(tmp_path):
     assert known.items() <= head["unmeasured"][0].items()
 
 
-@pytest.mark.slow
-def test_one_step_memory_is_flat_where_full_grows():
-    def peak(gradient, cycles):
-        command = [sys.executable, "-m", "bench.memory", "eager", gradient, str(cycles)]
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True
-        )
-        return json.loads(done.stdout)["peak_bytes"]
+def scaled(path, factor):
+    """A copy of a run's file in which every time is ``factor`` times as long."""
+    content = json.loads(path.read_text())
+    for one in content["benchmarks"]:
+        one["stats"] |= {key: factor * one["stats"][key] for key in ("min", "max", "mean", "median", "q1", "q3", "iqr")}
+    copy = path.with_name(f"times-{factor}.json")
+    copy.write_text(json.dumps(content))
+    return copy
 
-    flat, grows = [peak("one_step", n) for n in (2, 8)], [peak("full", n) for n in (2, 8)]
-    assert flat[1] < 1.3 * flat[0] and grows[1] > 2 * grows[0]
+
+def test_pytest_benchmark_compares_committed_runs(tmp_path, monkeypatch, capsys):
+    old = tmp_path / "old.json"
+    old.write_bytes((ROOT / "bench/results/cpu-2026-11-27/bench.json").read_bytes())
+    files = [str(old), str(scaled(old, 1.5))]
+    monkeypatch.setattr(
+        sys, "argv", ["pytest-benchmark", "compare", *files, "--between=median", "-k", "swiglu and cpu"]
+    )
+    pytest_benchmark.cli.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("test_op[")]
+    assert [line.partition("  ")[0] for line in lines] == [
+        "test_op[swiglu 8 x 82: cpu]",
+        "test_op[swiglu 8 x 82 + backward: cpu]",
+    ]
+    assert all(line.endswith("+50.0%") for line in lines)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_slower_than_a_former_run_fails(tmp_path):
+    former = tmp_path / "former.json"
+    assert run_suite("SparseSignSGD and eager", f"--benchmark-json={former}").returncode == 0
+    compared = f"--benchmark-compare={scaled(former, 1e-3)}"
+    done = run_suite("SparseSignSGD and eager", compared, "--benchmark-compare-fail=median:10%")
+    assert done.returncode != 0 and "Performance has regressed" in done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The GPU script as far as a machine without one goes: it says so, and a dry run on the CPU writes its files."""
+"""``make gpu`` on a machine without a GPU: it says so, and a dry run on the CPU writes its files."""
 
 import json
 import os
@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import gpu
+from bench.gpu.run import Options, Run
+from bench.gpu.targets import TARGETS, compare
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments):
@@ -21,7 +22,7 @@ def run(*arguments):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so_in_one_line(tmp_path):
+def test_without_a_gpu_there_is_one_line(tmp_path):
     done = run("--out", str(tmp_path))
     assert done.returncode == 2 and done.stderr == "bench.gpu: there is no GPU that torch can use\n"
     assert not list(tmp_path.iterdir())
@@ -56,7 +57,7 @@ def timing(workload, backend, seconds, **more):
     } | more
 
 
-def test_expected_and_measured():
+def test_targets_and_measured_values():
     rows = [
         timing("add_rms_norm", "triton", 1e-3, bytes=3.4e9),
         timing("transformer_block", "triton", 0.38e-3, operations=2e11),
@@ -64,7 +65,7 @@ def test_expected_and_measured():
     ]
     by_name = {(row["workload"], row["backend"]): row for row in rows}
     ceilings = {"copy_bytes_per_s": 4e12, "matmul_flops_per_s": 8e14}
-    got = {e.what: gpu._compare(e, by_name, ceilings) for e in gpu.EXPECTED}
+    got = {target.what: compare(target, by_name, ceilings) for target in TARGETS}
     assert got["add_rms_norm, of the copy bandwidth"]["measured"] == "85%"
     assert got["add_rms_norm, of the copy bandwidth"]["met"] is True
     assert got["block pass without gradient"]["measured"] == "0.380 ms"
@@ -92,13 +93,12 @@ def test_the_answer_and_its_launches_are_those_of_the_cuda_backend(answer, launc
         ("recurrent_cycles batch 1", "cuda"): timing("recurrent_cycles batch 1", "cuda", 1e-4, launches=cycles),
         ("reasoning_module batch 1", "cuda"): timing("reasoning_module batch 1", "cuda", 1e-4, launches=module),
     }
-    rows = [gpu._compare(expectation, by_name, {}) for expectation in gpu.EXPECTED[-2:]]
+    rows = [compare(target, by_name, {}) for target in TARGETS[-2:]]
     assert tuple(row["measured"] for row in rows) == measured and {row["met"] for row in rows} == {met}
 
 
-def test_a_process_that_broke_off_and_failures_stay_in_the_table(tmp_path):
-    options = gpu.argparse.Namespace(minutes=1, dry_run=True, quick=True)
-    one = gpu.Run(tmp_path, options, "cpu")
+def test_failures_and_a_process_that_ended_early_are_in_the_table(tmp_path):
+    one = Run(tmp_path, Options(quick=True, dry_run=True), "cpu")
     lines = [
         {"workload": "ceilings", "copy_bytes_per_s": 1e12, "matmul_flops_per_s": 1e14},
         {"workload": "swiglu", "backend": "all", "status": "started"},
@@ -108,7 +108,7 @@ def test_a_process_that_broke_off_and_failures_stay_in_the_table(tmp_path):
     ]
     file = tmp_path / "timings.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    one._read_timings(file)
+    one.read_timings(file)
     one.part("nothing", 1)  # a part that raises is a failed part
     assert one.result["parts"]["nothing"]["status"] == "failed"
     text = (tmp_path / "results.md").read_text()
@@ -117,18 +117,18 @@ def test_a_process_that_broke_off_and_failures_stay_in_the_table(tmp_path):
     assert "| rope_attention |  | all | failed: its process ended" in text
 
 
-def test_what_a_command_starts_ends_with_its_time(tmp_path, monkeypatch):
-    one = gpu.Run(tmp_path, gpu.argparse.Namespace(minutes=1, dry_run=True, quick=True), "cpu")
+def test_processes_that_a_command_starts_end_with_its_time(tmp_path, monkeypatch):
+    one = Run(tmp_path, Options(quick=True, dry_run=True), "cpu")
     program = (
         "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print('child', p.pid, flush=True); p.wait()"
     )
 
     class Process(subprocess.Popen):
-        """Its time is over when it has said what it started."""
+        """Times out as soon as it has printed what it started."""
 
         def wait(self, timeout=None):
             while timeout is not None:
-                if (tmp_path / "log").read_text().count("\n") == 2:  # the command, and what it says
+                if (tmp_path / "log").read_text().count("\n") == 2:  # the command, and its output
                     raise subprocess.TimeoutExpired(self.args, timeout)
                 assert self.poll() is None
                 time.sleep(0.01)
@@ -138,14 +138,14 @@ def test_what_a_command_starts_ends_with_its_time(tmp_path, monkeypatch):
     code, output = one.call("log", [sys.executable, "-c", program], 60, {})
     assert code is None
     stat = Path(f"/proc/{output.split()[-1]}/stat")
-    deadline = time.monotonic() + 60  # it has been killed; that it is gone shows a moment later
+    deadline = time.monotonic() + 60  # it has been killed, but it may take a moment to disappear
 
-    def runs():
+    def is_running():
         try:
             return stat.read_text().split(")")[-1].split()[0] != "Z"
         except FileNotFoundError:
             return False
 
-    while runs():
+    while is_running():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -1,0 +1,1 @@
+"""Tables and plots of a run: ``python -m bench.report FOLDER``."""
