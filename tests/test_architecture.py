@@ -76,7 +76,6 @@ def test_the_layers_hold():
 
 
 REMAINING = {
-    ("bench.workloads", "bench.published"),
     ("hrm_kernels.ops.rope_attention.triton_kernels", "hrm_kernels.ops.rope_attention"),
 }
 """Imports that close a circle and are to be removed."""
@@ -113,7 +112,7 @@ def test_only_ffi_knows_python():
 PLANTS = {
     "imports": {
         "hrm_kernels/backends.py": ("import hrm.config", "hrm_kernels.backends -> hrm.config"),
-        "hrm/model.py": ("from bench import timing", "hrm.model -> bench.timing"),
+        "hrm/model.py": ("from bench import turns", "hrm.model -> bench.turns"),
         "hrm/data/task.py": ("from hrm.model import HRM", "hrm.data.task -> hrm.model"),
         "hrm/inference/solve.py": (
             "def late():\n    import hrm.training.trainer",
@@ -175,7 +174,7 @@ def test_planted_imports_of_kernels_are_found():
         f"{ops}.swiglu": {f"{ops}.swiglu.triton_kernels"},
         f"{ops}.transformer_block.triton_block": {f"{ops}.swiglu.triton_kernels", f"{ops}.linear"},
         "hrm_kernels.tuning.__main__": {f"{ops}.transformer_block.triton_block"},
-        "bench.timing": {f"{ops}.swiglu.cpu_kernels"},
+        "bench.turns": {f"{ops}.swiglu.cpu_kernels"},
         "hrm.model": {ops, f"{ops}.reasoning_module.first_position"},
     }
     assert misplaced_kernel_imports(allowed) == []
