@@ -54,7 +54,7 @@ $(TRITON_STAMP): $(STAMP)
 	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > $$($(VENV_TRITON)/bin/python $(SITE))/first.pth
 	@echo "$(TRITON)" > $@
 
-# Benchmarks: some minutes on two cores; BENCH_ARGS=--full takes all sizes and candidates.
+# Benchmarks: minutes on two cores; BENCH_ARGS=--full measures all sizes and candidates. See bench/README.md.
 BENCH_OUT ?= bench/results/cpu-$(shell date -u +%Y-%m-%d)
 bench: $(STAMP)
 	mkdir -p $(BENCH_OUT)
@@ -76,9 +76,9 @@ sanitize: $(STAMP)
 		$(BIN)/python -m pytest -p no:cacheprovider tests/hrm_kernels/test_cpu.py tests/hrm_kernels/test_cpu_properties.py \
 		tests/csrc/test_cpu_boundary.py
 
-# On a machine with a GPU, with what its python has (torch, triton, pytest, hypothesis): nothing is installed or built.
-# The CUDA library comes from `make install` there, or from HRM_KERNELS_NATIVE=cuda make install where there is no GPU.
-# GPU_ARGS=--quick, or see $(PYTHON) -m bench.gpu --help. Writes bench/results/.
+# Everything that needs a GPU, with the packages of $(PYTHON) (torch, triton, pytest, hypothesis): installs and builds
+# nothing. The CUDA library comes from `make install` there, or from HRM_KERNELS_NATIVE=cuda make install elsewhere.
+# GPU_ARGS=--quick is shorter; $(PYTHON) -m bench.gpu --help lists the options. Writes bench/results/.
 gpu:
 	$(PYTHON) -m bench.gpu $(GPU_ARGS)
 

@@ -70,6 +70,6 @@ def segment_cost(size: Size, itemsize: int) -> Cost:
 
 def training_step_cost(size: Size, itemsize: int) -> Cost:
     """One training step: every pass reads its weights or writes their gradients, then AdamATan2 takes a step."""
-    moved = size.training_passes * size.block_weights * itemsize
+    moved: float = size.training_passes * size.block_weights * itemsize
     moved += adam_atan2_cost(2 * size.layers * size.block_weights).bytes
     return Cost(moved, size.training_passes * size.block_operations)

@@ -1,7 +1,7 @@
-// Fused multiply-adds as fast as one core can: bench/ceilings.py builds this where there is a compiler, and runs it on
-// every core at once.
+// The most multiply-adds that one core can do. bench/fma.py builds this if there is a compiler, and runs it on every
+// core at once.
 //
-// The chains are independent, and enough to cover the latency (4 cycles) of two units; they stay in registers.
+// The chains are independent, enough to hide the latency (4 cycles) of two units, and stay in registers.
 #if defined(__AVX512F__)
 typedef float Vector __attribute__((vector_size(64)));
 #else
@@ -10,7 +10,7 @@ typedef float Vector __attribute__((vector_size(32)));
 
 constexpr int kChains = 12;
 
-// Runs `iterations` rounds of all chains. Returns their floating-point operations; `sink` takes the results.
+// Runs `iterations` rounds of all chains and returns their floating-point operations; `sink` keeps the results alive.
 extern "C" double fma_peak(long iterations, float factor, float* sink) {
   Vector chains[kChains];
   for (int i = 0; i < kChains; ++i) chains[i] = Vector{} + static_cast<float>(i);

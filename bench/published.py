@@ -1,8 +1,8 @@
-"""The published computation of HRM and TRM in plain PyTorch, op by op: what ``eager`` means in the tables.
+"""The published computation of HRM and TRM in plain PyTorch, op by op: ``eager`` in the tables.
 
-Nothing of hrm_kernels computes here: weights are cast where they are used, heads are split by views, attention is
-``scaled_dot_product_attention``, the Q target runs a whole second segment. Functions take an :class:`hrm.HRM` or an
-:class:`hrm.TRM` for its weights alone. In a model of float64 parameters everything is float64: the exact values.
+Nothing here is computed by ``hrm_kernels``: weights are cast where they are used, heads are split by views, attention
+is ``scaled_dot_product_attention``, and the Q target runs a whole second segment. The functions use an :class:`hrm.HRM`
+or an :class:`hrm.TRM` only for its weights. With float64 parameters everything is float64.
 """
 
 import copy
@@ -29,8 +29,9 @@ def carry_in_float64(carry: Carry) -> Carry:
 
 
 def _dtype(model: HRM) -> torch.dtype:
-    own = model.inner.lm_head.weight.dtype
-    return own if own is torch.float64 else model.config.dtype
+    """The dtype of the activations."""
+    weights = model.inner.lm_head.weight.dtype
+    return weights if weights is torch.float64 else model.config.dtype
 
 
 def _rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
@@ -57,7 +58,7 @@ def _swiglu(x: torch.Tensor, mlp: Any) -> torch.Tensor:
 def block(
     layer: PostNormBlock | MixingBlock, x: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, eps: float
 ) -> torch.Tensor:
-    """A block over ``x [B, S, D]``."""
+    """A block; ``x`` and the result are ``[B, S, D]``."""
     B, S, D = x.shape
     if isinstance(layer, MixingBlock):
         across = x.transpose(1, 2)
@@ -80,7 +81,7 @@ def module(
     sin: torch.Tensor | None,
     eps: float,
 ) -> torch.Tensor:
-    """An update of a recurrent module, a ``ReasoningModule`` or ``MixingModule`` of :mod:`hrm_kernels.nn`."""
+    """One update of a ``ReasoningModule`` or ``MixingModule`` of :mod:`hrm_kernels.nn`."""
     z = z + injection
     for layer in level.layers:
         z = block(layer, z, cos, sin, eps)
@@ -88,6 +89,7 @@ def module(
 
 
 def embed(model: HRM, batch: Batch) -> torch.Tensor:
+    """Input embeddings ``[B, S, D]``: the puzzle's embedding first, then its cells."""
     inner, config, dtype = model.inner, model.config, _dtype(model)
     x = F.embedding(batch["inputs"], inner.embed_tokens.embedding_weight.to(dtype))
     if config.puzzle_emb_ndim:
@@ -102,19 +104,21 @@ def embed(model: HRM, batch: Batch) -> torch.Tensor:
 def segment(
     model: HRM, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``(z_H, z_L, logits, q_halt, q_continue)``, with the gradient of one update each, for a TRM of the last cycle."""
+    """One segment: ``(z_H, z_L, logits, q_halt, q_continue)``.
+
+    Gradients flow through the last update of each module, for a TRM through the last cycle.
+    """
     inner, config = model.inner, model.config
     tables = inner.cos, inner.sin, config.rms_norm_eps
     H_level = inner.L_level if isinstance(model, TRM) else inner.H_level
-    with_gradients = {"one_step": 2, "last_cycle": config.L_cycles + 1}[str(config.gradient)]
-    updates = (["L"] * config.L_cycles + ["H"]) * config.H_cycles
-    for index, update in enumerate(updates):
-        kept = torch.is_grad_enabled() and index >= len(updates) - with_gradients
-        with torch.set_grad_enabled(kept):
-            if update == "L":
+    L_updates_with_gradient = {"one_step": 1, "last_cycle": config.L_cycles}[str(config.gradient)]
+    for H_cycle in range(config.H_cycles):
+        is_last = torch.is_grad_enabled() and H_cycle == config.H_cycles - 1
+        for L_cycle in range(config.L_cycles):
+            with torch.set_grad_enabled(is_last and L_cycle >= config.L_cycles - L_updates_with_gradient):
                 z_L = module(inner.L_level, z_L, z_H + x, *tables)
-            else:
-                z_H = module(H_level, z_H, z_L, *tables)
+        with torch.set_grad_enabled(is_last):
+            z_H = module(H_level, z_H, z_L, *tables)
     q = _linear(z_H[:, 0], inner.q_head)
     q = q.to(torch.promote_types(q.dtype, torch.float32))
     q_halt, q_continue = q[:, 0], q[:, 1] if config.learns_to_continue else torch.zeros_like(q[:, 1])
@@ -122,7 +126,7 @@ def segment(
 
 
 def forward(model: HRM, carry: Carry, batch: Batch) -> tuple[Carry, dict[str, torch.Tensor]]:
-    """What a call of the model does: refill, one segment, halting, and in training the Q target."""
+    """One call of the model: refill, one segment, halting, and in training the Q target."""
     config, dtype, refill = model.config, _dtype(model), carry.halted
     data = {
         name: torch.where(refill.view(-1, *(1,) * (values.ndim - 1)), values, carry.current_data[name])
@@ -140,8 +144,10 @@ def forward(model: HRM, carry: Carry, batch: Batch) -> tuple[Carry, dict[str, to
         z_H, z_L = z_H.detach(), z_L.detach()
         halted = steps >= config.halt_max_steps
         if model.training and config.halt_max_steps > 1:
-            least = act.draw_min_steps(len(steps), config.halt_max_steps, config.halt_exploration_prob, None, x.device)
-            halted = act.halts(steps, q_halt, q_continue, config.halt_max_steps, least)
+            min_steps = act.draw_min_steps(
+                len(steps), config.halt_max_steps, config.halt_exploration_prob, None, x.device
+            )
+            halted = act.halts(steps, q_halt, q_continue, config.halt_max_steps, min_steps)
             if config.learns_to_continue:
                 _, _, _, next_halt, next_continue = segment(model, z_H, z_L, x)
                 target = act.target_q_continue(steps, next_halt, next_continue, config.halt_max_steps)
