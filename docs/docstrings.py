@@ -1,4 +1,4 @@
-"""Docstrings are plain text with Sphinx's roles; this griffe extension turns the roles into links of MkDocs."""
+"""Docstrings are plain text with Sphinx's roles; this griffe extension turns them into Markdown."""
 
 import re
 from typing import Any
@@ -7,13 +7,10 @@ import griffe
 
 
 class SphinxRoles(griffe.Extension):
-    """``:func:`hrm.load` `` becomes a link to that name, and ``::`` before an indented block a colon."""
+    """``:func:`hrm.load` `` becomes code, and ``::`` before an indented block a colon (or nothing, on its own line)."""
 
     def on_instance(self, *, obj: griffe.Object, **unused: Any) -> None:
         if obj.docstring is not None:
-            text = re.sub(r":(?:func|class|meth|mod|attr):`~?([^`]+)`", self._link, obj.docstring.value)
-            obj.docstring.value = re.sub(r"^(.*\S)?[ \t]*::$", r"\1:", text, flags=re.MULTILINE)
-
-    @staticmethod
-    def _link(match: re.Match[str]) -> str:
-        return f"`{match[1]}`"
+            text = re.sub(r":(?:func|class|meth|mod|attr|data):`~?([^`]+)`", r"`\1`", obj.docstring.value)
+            text = re.sub(r"^[ \t]*::$", "", text, flags=re.MULTILINE)
+            obj.docstring.value = re.sub(r"::$", ":", text, flags=re.MULTILINE)

@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from hrm.cli import main
+from hrm_kernels.nn import ReasoningModule
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -75,7 +76,10 @@ def test_the_ops_are_what_is_tested():
 PAGES = {path.relative_to(ROOT).as_posix(): path for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]}
 SLOW = {"docs/tutorials/arc.md", "docs/how-to/gpus.md"}  # ARC's long sequences; torchrun
 BLOCK = re.compile(r"^(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
-SMALLER = {"docs/tutorials/own-puzzle.md": [('("train", 2000)', '("train", 64)')]}  # else it trains for half a minute
+SMALLER = {  # what Python trains, for a few steps instead of half a minute
+    "README.md": [('out="demo/run2"', 'out="demo/run2", max_steps=4')],
+    "docs/tutorials/own-puzzle.md": [("epochs=16", "epochs=16, max_steps=4")],
+}
 LIMITS = {"data": {"--train": 64, "--test": 16, "--augment": 2}}
 EXTRA = {
     "train": ["max_steps=4"],
@@ -98,7 +102,7 @@ class Reader:
 
     def __init__(self, page, folder, monkeypatch):
         self.page, self.folder, self.monkeypatch = page, folder, monkeypatch
-        self.names = {"__name__": page}
+        self.names = {"__name__": page, "my_model": ReasoningModule(1, 64, 2)}
 
     def python(self, text):
         for old, new in SMALLER.get(self.page, []):
@@ -118,19 +122,29 @@ class Reader:
 
     def run(self, command, may_fail=False):
         words = shlex.split(command, comments=True)
-        code, output = self.hrm(smaller(words)) if words[0] == "hrm" else self.shell(command)
+        if words[0] == "hrm":
+            code, output = self.hrm(smaller(words))
+        else:
+            code, output = self.inline(words[2]) if words[:2] == ["python", "-c"] else self.shell(command)
         invalid = words[:2] == ["hrm", "solve"] and code == 1  # a model of four steps does not solve much
         assert code == 0 or may_fail or invalid, f"{command} exits with {code}\n{output}"
         return output
 
+    # in this process, where torch is loaded already
+
     def hrm(self, words):
-        """In this process, where torch is loaded already."""
         self.monkeypatch.setattr(sys, "argv", words)
         output = io.StringIO()
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             with pytest.raises(SystemExit) as ended:
                 main()
         return ended.value.code or 0, output.getvalue()
+
+    def inline(self, code):
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            exec(code, {})
+        return 0, output.getvalue()
 
     def shell(self, command):
         command = command.replace("torchrun", f"{shlex.quote(sys.executable)} -m torch.distributed.run")
