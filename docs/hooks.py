@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 def on_files(files: Files, config: Any) -> None:
     """Add the files that live elsewhere in the repository."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").replace("](docs/", "](")
+    text = re.sub(r"\[([^]]+)\]\(bench/README\.md\)", r"`\1`", text)  # not a page of the site
     files.append(File.generated(config, "contributing.md", content=text))
     for name in re.findall(r"\]\(\.\./(bench/results/\S+)\)", (ROOT / "docs" / "benchmarks.md").read_text()):
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))

@@ -212,6 +212,15 @@ def test_links_of_files_outside_the_site_lead_somewhere(name):
         assert not anchor or anchor in anchors(linked), f"{name} links to {target}"
 
 
+PLACES = r"`((?:hrm|hrm_kernels|csrc|tests|bench|docs|examples)/[\w./-]*)`"
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
+def test_every_file_that_is_named_is_there(page):
+    for name in re.findall(PLACES, (ROOT / page).read_text("utf-8")):
+        assert (ROOT / name).exists(), f"{page} names {name}"
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
