@@ -342,7 +342,7 @@ def scale(
             progress=progress,
         )
     if out is not None:
-        about = {"checkpoint": str(model), "data": str(dataset.folder), "split": dataset.split, "halt": halt}
+        about = {"checkpoint": _name_of(model), "data": str(dataset.folder), "split": dataset.split, "halt": halt}
         found.save(out, **about, augment=augment, noise=noise, seed=seed)
     return found
 
