@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from hrm_kernels.backends import BackendUnavailable, available_backends, explain, use_backend
 from hrm_kernels.casts import frozen_weights
 from hrm_kernels.fixed_point import fixed_point
+from hrm_kernels.ops import specs
 from hrm_kernels.ops.add_rms_norm import add_rms_norm
 from hrm_kernels.ops.linear import linear
 from hrm_kernels.ops.reasoning_module import reasoning_module
@@ -39,6 +40,7 @@ __all__ = [
     "reasoning_module",
     "recurrent_cycles",
     "rope_attention",
+    "specs",
     "stablemax_cross_entropy",
     "swiglu",
     "token_mixing",

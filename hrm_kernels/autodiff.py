@@ -1,7 +1,7 @@
-"""What no kernel differentiates, done by the references: second-order gradients, forward mode and torch.func.
+"""Differentiation that kernels do not do: second-order gradients, forward mode, torch.func.
 
-A kernel computes a result, or its first-order gradient, from plain memory. Where more is asked for, plain PyTorch does
-it: :func:`kernels_cannot_serve` sends a call to the reference, and :func:`first_order` a backward.
+A kernel computes a result, or its first-order gradient, from plain memory. Plain PyTorch does the rest:
+:func:`kernels_cannot_serve` sends a call to the reference, :func:`first_order` sends a backward there.
 """
 
 import functools
@@ -27,9 +27,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-_LISTS = (list, tuple)  # (every launch asks)
+_LISTS = (list, tuple)  # built once: every launch reads it
 Again = Callable[[Any], tuple[Callable[..., Any], Sequence[Any]]]
-"""``again(ctx) -> (function, arguments)``: in PyTorch what forward did, and its first arguments as ctx kept them."""
+"""``again(ctx) -> (function, arguments)``: the forward in PyTorch, and its first arguments as ctx saved them."""
 
 
 def tensors(arguments: Sequence[Any]) -> Iterator[torch.Tensor]:
@@ -53,9 +53,9 @@ def each(function: Callable[[torch.Tensor], Any], value: Any) -> Any:
 
 
 def traced_as_constant(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a function of plain values: torch.compile takes its answer as it finds it, and does not look inside.
+    """Decorate a function of plain values: torch.compile calls it while it traces, and takes the result as constant.
 
-    ``torch.compiler.assume_constant_result`` does the same, but it imports torch._dynamo, and Triton with it, at once.
+    ``torch.compiler.assume_constant_result`` does the same, but imports torch._dynamo, and with it Triton, at once.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
@@ -69,7 +69,7 @@ _of_thread = _OfThread()
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """``scaled_dot_product_attention``, out of operations that differentiate in any mode where that is needed.
+    """``scaled_dot_product_attention``, made of operations that differentiate in any mode where that is needed.
 
     PyTorch's fused kernels have neither second-order gradients nor forward mode.
     """
@@ -80,17 +80,17 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor
 
 @traced_as_constant
 def in_transform() -> bool:
-    """Whether a transform of torch.func is under way (while torch.compile traces one, too)."""
+    """Whether a transform of torch.func is active (also while torch.compile traces one)."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _is_batched(gradient: torch.Tensor | None) -> bool:
-    """Whether it is one of many in ``torch.autograd.grad(is_grads_batched=True)``, which has a vmap of its own."""
+    """Whether it comes from ``torch.autograd.grad(is_grads_batched=True)``, which has its own vmap."""
     return gradient is not None and torch._C._functorch.is_legacy_batchedtensor(gradient)
 
 
 def kernels_cannot_serve(arguments: Sequence[Any]) -> str | None:
-    """Why only the reference can differentiate a call as it is asked to; None where it need not."""
+    """Why only the reference can run a call, because of the active differentiation; None where kernels can."""
     if in_transform():
         return "kernels read plain memory, and the call is inside a transform of torch.func (grad, vmap, jvp, ...)"
     if has_tangent(arguments):
@@ -100,23 +100,23 @@ def kernels_cannot_serve(arguments: Sequence[Any]) -> str | None:
 
 @traced_as_constant
 def _level() -> int:
-    """Of forward-mode differentiation; below 0 where none is under way."""
+    """The level of forward-mode differentiation; below 0 where it is not active."""
     return forward_mode._current_level
 
 
 def has_tangent(arguments: Sequence[Any]) -> bool:
-    """Whether forward-mode differentiation follows one of ``arguments``."""
+    """Whether one of ``arguments`` carries a tangent of forward-mode differentiation."""
     if _level() < 0:  # the usual case, without looking at any tensor
         return False
-    if torch.compiler.is_compiling():  # it does not show tangents
+    if torch.compiler.is_compiling():  # tangents are not visible then
         return True
     return any(forward_mode.unpack_dual(one).tangent is not None for one in tensors(arguments))
 
 
 def without_tangents(value: T) -> T:
-    """``value``, detached where forward-mode differentiation is under way: a constant of it, as of no_grad.
+    """``value``, detached where forward-mode differentiation is active: a constant, as under no_grad.
 
-    Else it is the same object, so that whatever is kept for a weight is found again.
+    Elsewhere it is the same object, so that what is cached for a weight is found again.
     """
     if _level() < 0:
         return value
@@ -124,7 +124,7 @@ def without_tangents(value: T) -> T:
 
 
 def is_negated(arguments: Sequence[Any]) -> bool:
-    """Whether one of ``arguments`` is lazily negated (a conjugate's imaginary part is): its memory does not show it."""
+    """Whether one of ``arguments`` is lazily negated, such as the imaginary part of a conjugate: its memory is not."""
     for value in arguments:
         if isinstance(value, torch.Tensor):
             if value.is_neg():
@@ -135,27 +135,27 @@ def is_negated(arguments: Sequence[Any]) -> bool:
 
 
 def first_order(again: Again) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorate ``backward`` of a kernels' autograd.Function, which serves plain first-order gradients only.
+    """Decorate ``backward`` of an autograd.Function of kernels, which computes only first-order gradients.
 
-    Under ``create_graph=True`` its result has to be differentiable itself, and under vmap (``is_grads_batched``, or
-    ``jacobian(vectorize=True)``) gradients are no plain memory: then the reference is differentiated in its place.
+    Under ``create_graph=True`` its result must be differentiable, and under vmap (``is_grads_batched``, or
+    ``jacobian(vectorize=True)``) gradients are not plain memory. In both cases the reference is differentiated instead.
 
     Args:
-        again: of the same arguments as ``forward``, as far as it needs them: gradients are returned in this order.
+        again: returns a function and its arguments, in the order of ``forward``: gradients are returned in this order.
     """
 
     def decorate(kernels: Callable[..., Any]) -> Callable[..., Any]:
         def either(ctx: Any, *gradients: Any) -> Any:
             if torch.is_grad_enabled() or in_transform() or any(map(_is_batched, gradients)):
-                found = _differentiate(*again(ctx), gradients)
-                return *found, *(None,) * (len(ctx.needs_input_grad) - len(found))
+                of_first = _differentiate(*again(ctx), gradients)
+                return *of_first, *(None,) * (len(ctx.needs_input_grad) - len(of_first))
             return kernels(ctx, *gradients)
 
         @functools.wraps(kernels)
         def backward(ctx: Any, *gradients: Any) -> Any:
-            if torch.compiler.is_compiling():  # it refuses second-order gradients itself
+            if torch.compiler.is_compiling():  # torch.compile refuses second-order gradients
                 return kernels(ctx, *gradients)
-            if torch._C._is_any_autocast_enabled():  # dtypes are those of the forward
+            if torch._C._is_any_autocast_enabled():  # the forward has chosen the dtypes
                 with torch._C._DisableAutocast():
                     return either(ctx, *gradients)
             return either(ctx, *gradients)
@@ -170,20 +170,22 @@ def _differentiate(function: Callable[..., Any], arguments: Sequence[Any], gradi
     _of_thread.differentiates = True
     try:
         with torch.enable_grad():
-            # aliases: the same tensor may come twice, or be made from another one
-            own = [one.view_as(one) if isinstance(one, torch.Tensor) else one for one in arguments]
-            outputs = function(*own)
+            # aliases: one tensor may come twice, or be computed from another
+            aliases = [one.view_as(one) if isinstance(one, torch.Tensor) else one for one in arguments]
+            outputs = function(*aliases)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        pairs = [(out, given) for out, given in zip(outputs, gradients) if out.requires_grad and given is not None]
-        asked = {at: one for at, one in enumerate(own) if isinstance(one, torch.Tensor) and one.requires_grad}
-        found = torch.autograd.grad(
+        pairs = [
+            (out, gradient) for out, gradient in zip(outputs, gradients) if out.requires_grad and gradient is not None
+        ]
+        leaves = {at: one for at, one in enumerate(aliases) if isinstance(one, torch.Tensor) and one.requires_grad}
+        of_leaves = torch.autograd.grad(
             [out for out, _ in pairs],
-            list(asked.values()),
-            [given for _, given in pairs],
+            list(leaves.values()),
+            [dout for _, dout in pairs],
             create_graph=torch.is_grad_enabled(),
             materialize_grads=True,
         )
     finally:
         _of_thread.differentiates = False
-    by_place = dict(zip(asked, found))
-    return [by_place.get(at) for at in range(len(own))]
+    by_place = dict(zip(leaves, of_leaves))
+    return [by_place.get(at) for at in range(len(aliases))]

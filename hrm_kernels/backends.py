@@ -1,7 +1,7 @@
-"""Which backend runs a call, and why not another one.
+"""Choose the backend that runs a call, and explain the choice.
 
-Each op has a table ``{backend name: Backend}``. A call asks, in order of preference for its tensors' device,
-the backends of that table whether they can serve it; each answers with None or with the reason why not.
+Each op has a table ``{backend name: Backend}``. A call asks the backends of that table whether they can serve it, in
+the order of preference for its tensors' device. Each answers with None, or with the reason why it cannot.
 """
 
 import functools
@@ -9,7 +9,7 @@ import inspect
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,16 +20,18 @@ import torch
 from hrm_kernels import native
 from hrm_kernels.autodiff import each, has_tangent, is_negated, kernels_cannot_serve, tensors, traced_as_constant
 from hrm_kernels.checks import check_tensor
+from hrm_kernels.spec import OpSpec
 
 PREFERENCE = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 """Backends in order, by tensor device; on other devices only ``reference`` runs."""
 
 T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
 NAMES = ("cuda", "triton", "cpu", "reference")
 
 
 class BackendUnavailable(RuntimeError):
-    """The backend that was asked for cannot serve the call; the message names the op and the reason."""
+    """The requested backend cannot serve the call; the message names the op and the reason."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,11 @@ class Backend:
 
     Attributes:
         run: takes the op's arguments, returns its result, differentiates. It must trace under
-            ``torch.compile(fullgraph=True)``: plain PyTorch does as it is, kernels go through registered ops.
+            ``torch.compile(fullgraph=True)``: plain PyTorch does, kernels go through registered ops.
         unsupported: takes the op's arguments, returns None or the reason why this backend cannot serve them.
         passed_over: takes the op's arguments, returns None or the reason why the automatic choice asks this backend
-            after all others but ``reference``. That is no failure: nobody is warned, and ``use_backend`` takes it.
+            after all others except ``reference``. This is not a failure: there is no warning, and ``use_backend``
+            still selects the backend.
     """
 
     run: Callable[..., Any]
@@ -56,7 +59,7 @@ def _check_name(name: str, origin: str) -> str:
 
 
 _ops: dict[str, "Op"] = {}
-_said: set[str] = set()
+_warned: set[str] = set()
 _library = torch.library.Library("hrm_kernels", "DEF")
 
 _default: str | None = None  # the choice that every thread starts with
@@ -120,46 +123,46 @@ def keep_backend(function: Callable[..., T]) -> Callable[..., T]:
 
 
 class Op:
-    """An op's table of backends, callable with the op's arguments; the first is a tensor, or a list of them.
+    """An op's table of backends, callable with the op's arguments; the first is a tensor or a list of tensors.
 
-    Creating it registers ``torch.ops.hrm_kernels.<name>``, which goes the same way as the public function:
-    it decomposes into its backend, so it differentiates, traces and exports with it.
+    Creating it registers ``torch.ops.hrm_kernels.<name>``, which calls the same backends as the public function. The
+    registered op decomposes into its backend, so it differentiates, traces and exports like the backend.
 
-    What no kernel does goes to the reference: transforms of ``torch.func``, forward-mode differentiation, second-order
+    The reference does what no kernel does: transforms of ``torch.func``, forward-mode differentiation, second-order
     gradients (:mod:`hrm_kernels.autodiff`). Every backend runs with ``torch.autocast`` off.
     """
 
     def __init__(
         self,
-        name: str,
-        schema: str | None,
+        spec: OpSpec,
         backends: Mapping[str, Backend],
         unflatten: Callable[..., Any] | None = None,
-        *,
-        lowered: int = 0,
-        promoted: int = 0,
     ):
-        """``unflatten`` turns the schema's arguments (lists of tensors) into the op's (named tuples).
+        """``unflatten`` turns the arguments of the schema, or of the public function, into the op's (named tuples).
 
         Without a schema nothing is registered: for optimisers, whose step changes tensors in place and is not traced.
-        Under ``torch.autocast`` the first ``lowered`` arguments are cast to its dtype, as PyTorch does for products and
-        attention; or the first ``promoted`` to the widest dtype among them, as for a sum. Others stay as they are.
         """
-        self.name, self._in_place = name, schema is None
-        self._lowered, self._promoted = lowered, promoted
+        self.spec, self.name, self._in_place = spec, spec.name, spec.schema is None
         self.backends = dict(backends)
-        _ops[name] = self
-        if schema is None:
+        self.unflatten = unflatten or (lambda *arguments: arguments)
+        self.signature = inspect.signature(backends["reference"].run)
+        _ops[self.name] = self
+        if spec.schema is None:
             return
-        _library.define(f"{name}{schema}")
-        # the schema has no nested lists, so the registered form passes weights as one flat list
+        _library.define(f"{self.name}{spec.schema}")
+        # schemas have no nested lists: the registered op takes weights as one flat list
         registered = self if unflatten is None else lambda *arguments: self(*unflatten(*arguments))
-        _library.impl(name, registered, "CompositeImplicitAutograd")
+        _library.impl(self.name, registered, "CompositeImplicitAutograd")
+
+    def public(self, function: Function) -> Function:
+        """Decorate the op's public function, whose arguments :func:`explain` takes."""
+        self.signature = inspect.signature(function)
+        return function
 
     def __call__(self, *arguments: Any) -> Any:
         if torch._C._is_any_autocast_enabled():
             arguments = self.under_autocast(*arguments)
-            if torch.compiler.is_compiling():  # which cannot trace the other one
+            if torch.compiler.is_compiling():  # Dynamo cannot trace _DisableAutocast
                 with torch.autocast(_first(arguments).device.type, enabled=False):
                     return self._run(arguments)
             with torch._C._DisableAutocast():
@@ -169,18 +172,18 @@ class Op:
     def _run(self, arguments: tuple[Any, ...]) -> Any:
         name, skipped = self.select(*arguments)
         if skipped and not torch.compiler.is_compiling():
-            _say_once(f"{self.name} runs on backend {name!r}; {'; '.join(skipped)}")
+            _warn_once(f"{self.name} runs on backend {name!r}; {'; '.join(skipped)}")
         if name == "triton" and not torch.compiler.is_compiling():  # launches are on the current device
             with torch.cuda.device_of(_first(arguments)):
                 return self.backends[name].run(*arguments)
         return self.backends[name].run(*arguments)
 
     def under_autocast(self, *arguments: Any) -> tuple[Any, ...]:
-        """The op's first arguments, or all, with dtypes as ``torch.autocast`` wants them; as they are where it is off.
+        """The op's first arguments, or all, in the dtypes that ``torch.autocast`` asks for; unchanged where it is off.
 
         float64 stays float64, as in PyTorch.
         """
-        count = self._lowered or self._promoted
+        count = self.spec.cast
         if not (count and torch._C._is_any_autocast_enabled()):
             return arguments
         cast, rest = arguments[:count], arguments[count:]
@@ -191,14 +194,14 @@ class Op:
         if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
             return arguments
         widest = functools.reduce(torch.promote_types, dtypes)
-        dtype = torch.get_autocast_dtype(device) if self._lowered else widest
+        dtype = torch.get_autocast_dtype(device) if self.spec.autocast == "lower" else widest
         return *each(lambda one: one.to(dtype) if _is_cast(one) else one, cast), *rest
 
     def select(self, *arguments: Any) -> tuple[str, list[str]]:
         """The backend that runs a call with these arguments, and the reasons why preferred ones do not.
 
         Raises:
-            BackendUnavailable: the one that was asked for cannot serve the call, or none can.
+            BackendUnavailable: the requested backend cannot serve the call, or no backend can.
         """
         name = _choice.requested
         if name is not None:
@@ -227,15 +230,15 @@ class Op:
         return [*kernels, *later, *(name for name in names if name == "reference")]
 
     def reason(self, name: str, *arguments: Any) -> str | None:
-        """None where backend ``name`` can serve the call, else why not."""
+        """Why backend ``name`` cannot serve the call; None where it can."""
         if name not in self.backends:
             return f"{self.name} has no {name} kernels in this version"
         only_reference = None if name == "reference" else self._only_reference(arguments)
         return only_reference or self.backends[name].unsupported(*arguments)
 
     def _only_reference(self, arguments: tuple[Any, ...]) -> str | None:
-        """Why no kernels can serve the call, on any backend; None where they may."""
-        if self._in_place and is_negated(arguments):  # what a launcher reads, it resolves; what is written cannot be
+        """Why no backend's kernels can serve the call; None where they may."""
+        if self._in_place and is_negated(arguments):  # launchers resolve what they read, not what they write
             return "kernels write plain memory, and a tensor is lazily negated; pass tensor.resolve_neg()"
         return kernels_cannot_serve(arguments)
 
@@ -245,26 +248,44 @@ def _is_cast(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() and tensor.dtype is not torch.float64
 
 
-def _first(arguments: tuple[Any, ...]) -> torch.Tensor:
-    return arguments[0] if isinstance(arguments[0], torch.Tensor) else arguments[0][0]
+def _first(arguments: Sequence[Any]) -> torch.Tensor:
+    """The first tensor of the op's first argument, which may be a list of tensors, or of such lists."""
+    value = arguments[0]
+    return value if isinstance(value, torch.Tensor) else _first(value)
 
 
 def _preference(arguments: tuple[Any, ...]) -> tuple[str, ...]:
     return PREFERENCE.get(_first(arguments).device.type, ("reference",))
 
 
-def launcher(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorate a function that launches kernels: registers it, and goes through the registration under torch.compile.
+def launcher(
+    schema: str, fake: Callable[..., Any], grouped: tuple[int, type] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a function that launches kernels: register it as an op, and call that op under torch.compile.
 
-    Called directly it does without the dispatcher (which takes longer than a small kernel); while torch.compile traces,
-    it is the opaque op ``torch.ops.hrm_kernels.<name>``, and so it is under a dispatch mode (make_fx, FakeTensorMode).
-    It has no gradient of its own: an autograd.Function calls it. Arguments that are lazily negated are resolved first.
+    A direct call skips the dispatcher, which takes longer than a small kernel. While torch.compile traces, and under a
+    dispatch mode (make_fx, FakeTensorMode), the function is the opaque op ``torch.ops.hrm_kernels.<name>``. It has no
+    gradient: an autograd.Function calls it. Lazily negated arguments are resolved first.
 
     Args:
         schema: ``name(arguments) -> results`` as in ``torch.library.define``. Results are new tensors.
-        fake: takes the same arguments, returns empty tensors like the results.
+        fake: takes the same arguments as the function, returns empty tensors like the results.
+        grouped: ``(place, NamedTuple)``: the function's argument there is such a tuple; the schema has its fields.
     """
     name = schema.partition("(")[0]
+
+    def group(flat: tuple[Any, ...]) -> tuple[Any, ...]:
+        if grouped is None:
+            return flat
+        place, kind = grouped
+        after = place + len(kind._fields)  # type: ignore[attr-defined]
+        return *flat[:place], kind(*flat[place:after]), *flat[after:]
+
+    def ungroup(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        if grouped is None:
+            return arguments
+        place, _ = grouped
+        return *arguments[:place], *arguments[place], *arguments[place + 1 :]
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         def launch(*arguments: Any) -> Any:
@@ -273,18 +294,18 @@ def launcher(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
             return function(*arguments)
 
         def launch_registered(*arguments: Any) -> Any:
-            if has_tangent(arguments):  # of a function that was compiled before
+            if has_tangent(arguments):  # in code that was compiled without tangents
                 raise NotImplementedError(f"{name}: kernels have no forward-mode gradients; don't compile the call")
-            return launch(*arguments)
+            return launch(*group(arguments))
 
         _library.define(schema)
         _library.impl(name, launch_registered, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"hrm_kernels::{name}", fake, lib=_library)
+        torch.library.register_fake(f"hrm_kernels::{name}", lambda *flat: fake(*group(flat)), lib=_library)
         registered = getattr(torch.ops.hrm_kernels, name).default
 
         @functools.wraps(function)
         def call(*arguments: Any) -> Any:
-            return registered(*arguments) if is_traced() else launch(*arguments)
+            return registered(*ungroup(arguments)) if is_traced() else launch(*arguments)
 
         return call
 
@@ -292,17 +313,17 @@ def launcher(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., A
 
 
 def is_traced() -> bool:
-    """Whether kernels are launched through their registration: torch.compile or a dispatch mode looks on."""
+    """Whether kernels are launched as registered ops: torch.compile traces, or a dispatch mode is active."""
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
 _TRITON_INSTALLED = find_spec("triton") is not None
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether Triton's kernels run in its interpreter, on CPU tensors (slow: for tests)."""
+"""Whether Triton kernels run in Triton's interpreter, on CPU tensors (slow: for tests)."""
 
 
 def triton_cannot_run(tensor: torch.Tensor) -> str | None:
-    """None where Triton kernels can work on ``tensor``, else the reason why not."""
+    """Why Triton kernels cannot work on ``tensor``; None where they can."""
     if not _TRITON_INSTALLED:
         return "Triton is not installed; pip install triton (Linux)"
     if tensor.dtype is torch.float64:
@@ -320,7 +341,7 @@ def _cpu_library() -> str | None:
 
 
 def cpu_cannot_run(tensor: torch.Tensor) -> str | None:
-    """None where the CPU library's kernels can work on ``tensor``, else the reason why not."""
+    """Why the kernels of the CPU library cannot work on ``tensor``; None where they can."""
     if tensor.dtype not in (torch.float32, torch.bfloat16):
         return f"CPU kernels are for float32 and bfloat16, not {str(tensor.dtype).removeprefix('torch.')}"
     if tensor.device.type != "cpu":
@@ -333,7 +354,7 @@ CUDA_DEVICE = "cuda"
 
 
 def cuda_cannot_run(tensor: torch.Tensor) -> str | None:
-    """None where the CUDA library's kernels can work on ``tensor``, else the reason why not."""
+    """Why the kernels of the CUDA library cannot work on ``tensor``; None where they can."""
     if tensor.device.type != CUDA_DEVICE:
         return f"the cuda kernels are for {CUDA_DEVICE} tensors, not {tensor.device.type}"
     if torch.version.hip:
@@ -357,14 +378,14 @@ def _ask_cuda_library(index: int) -> str | None:
     return f"the cuda library cannot run on GPU {index}: {reason}" if reason else None
 
 
-def _say_once(message: str) -> None:
-    if message not in _said:
-        _said.add(message)
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
         warnings.warn(message, stacklevel=5)
 
 
 def available_backends() -> dict[str, str | None]:
-    """Every backend by name: None where ops run on it here, else the reason why not."""
+    """Every backend by name: None where ops run on it here, or the reason why they cannot."""
     return {name: _availability(name) for name in NAMES}
 
 
@@ -392,34 +413,35 @@ def explain(op: str, *arguments: Any) -> str:
 
     Args:
         op: the name of a public function, such as ``"rope_attention"``.
-        arguments: what that function would get, in order; what has a default may be left out.
+        arguments: those of that function, in order; arguments with a default may be left out.
 
     Returns:
         The backend's name.
 
     Raises:
         ValueError: there is no such op.
-        TypeError: an argument without a default is missing, there are too many, or the first is no tensor.
+        TypeError: an argument without a default is missing, there are too many, or the first is not a tensor.
     """
     if op not in _ops:
         raise ValueError(f"explain: there is no op {op!r}; expected one of {', '.join(_ops)}")
     table = _ops[op]
-    signature = inspect.signature(table.backends["reference"].run)
     try:
-        given = signature.bind(*arguments)
+        bound = table.signature.bind(*arguments)
     except TypeError as error:
-        raise TypeError(f"explain: {error}; {op} takes ({', '.join(signature.parameters)})") from None
-    given.apply_defaults()
-    arguments = table.under_autocast(*given.args)
-    some = isinstance(arguments[0], list | tuple) and len(arguments[0]) > 0
-    check_tensor("explain", f"{op}'s {next(iter(given.arguments))}", arguments[0][0] if some else arguments[0])
+        raise TypeError(f"explain: {error}; {op} takes ({', '.join(table.signature.parameters)})") from None
+    bound.apply_defaults()
+    first = bound.args[0]
+    while isinstance(first, list | tuple) and first:
+        first = first[0]
+    check_tensor("explain", f"{op}'s {next(iter(bound.arguments))}", first)
+    arguments = table.under_autocast(*table.unflatten(*bound.args))
     chosen, _ = table.select(*arguments)
     device = _first(arguments).device.type
     print(f"{op} on {device} tensors of {_first(arguments).dtype}: {chosen}")
     for name in NAMES:
         if name == chosen:
             why = (
-                "asked for by use_backend or HRM_KERNELS_BACKEND"
+                "requested by use_backend or HRM_KERNELS_BACKEND"
                 if requested()
                 else "the first that can serve the call"
             )
@@ -430,8 +452,8 @@ def explain(op: str, *arguments: Any) -> str:
 
 
 def _why_not(backend: Backend, name: str, chosen: str, arguments: tuple[Any, ...]) -> str:
-    """Why the choice fell on ``chosen``, though backend ``name`` can serve the call."""
+    """Why ``chosen`` runs the call, although backend ``name`` can serve it."""
     if name not in _preference(arguments):
-        return f"not for {_first(arguments).device.type} tensors unless asked for"
+        return f"not for {_first(arguments).device.type} tensors unless requested"
     passed_over = None if requested() else backend.passed_over(*arguments)
     return f"can serve it too, after {chosen}" + (f": {passed_over}" if passed_over else "")

@@ -1,9 +1,9 @@
-"""Parameters in the dtype of the activations, and who may keep a copy of them.
+"""Parameters in the dtype of the activations, and when a converted copy may be used again.
 
-PyTorch keeps no complete record of writes to a parameter: its version misses fused optimisers, writes through
-``.data``, NumPy, DLPack or the storage, collectives, and other processes. A copy is therefore made in every call,
-unless somebody says that it stays right: :func:`frozen_weights` for as long as it is entered, or an optimiser that
-writes the copy together with the parameter (:meth:`hrm_kernels.optim.AdamATan2.keep_copies`).
+PyTorch does not record every write to a parameter: the version counter misses fused optimisers, writes through
+``.data``, NumPy, DLPack or the storage, collectives, and other processes. So every call makes a new copy, with two
+exceptions: inside :func:`frozen_weights`, and where an optimiser writes the copy together with the parameter
+(:meth:`hrm_kernels.optim.AdamATan2.keep_copies`).
 """
 
 import functools
@@ -31,9 +31,9 @@ class _Copy:
     """A parameter in another dtype.
 
     Attributes:
-        weight: the parameter; holding it keeps its ``id`` from being used again.
-        values: keeps its address as long as the parameter keeps its layout and device.
-        state: ``(address, version)`` of the parameter when the values were made from it; None: they are stale.
+        weight: the parameter; while this reference exists, no other object gets its ``id``.
+        values: the copy; its address stays the same while the parameter keeps its layout and device.
+        state: ``(address, version)`` of the parameter when it was copied; None if the copy is stale.
     """
 
     weight: torch.Tensor
@@ -44,7 +44,7 @@ class _Copy:
         weight = self.weight
         if self.state == _state(weight):
             return
-        # an inference tensor could not be saved for a later backward, and has no version
+        # not in inference mode: an inference tensor cannot be saved for backward, and has no version
         with torch.inference_mode(False), torch.no_grad():
             if _alike(self.values, weight):
                 self.values.copy_(weight)
@@ -66,11 +66,11 @@ class _Kept:
 
 
 class FrozenWeights:
-    """While this is entered, weights do not change: each is cast, and packed for the CPU library, only once.
+    """A context in which weights do not change: each is cast, and packed for the CPU library, only once.
 
-    What was made stays until the object goes, so it can be entered again and again, as :class:`hrm.Engine` does for
-    each segment. It holds for the thread that enters it. Changes that PyTorch counts (in-place operations, steps of
-    any ``torch.optim`` optimiser) are seen all the same; see :func:`frozen_weights` for those that are not.
+    The copies live as long as this object, which can be entered many times: :class:`hrm.Engine` does it for each
+    segment. It applies to the thread that enters it. Changes that PyTorch counts (in-place operations, steps of any
+    ``torch.optim`` optimiser) are noticed; :func:`frozen_weights` lists those that are not.
     """
 
     def __init__(self) -> None:
@@ -90,13 +90,13 @@ class FrozenWeights:
         _of_thread.frozen = self._outer.pop()
 
     def refresh(self) -> None:
-        """Bring copies up to date where they lie, before a CUDA graph that was captured in here reads them."""
+        """Update the copies in place, before a CUDA graph that was captured inside this context reads them."""
         self._forget_after_steps()
         for copy in self._copies.values():
             copy.bring_up_to_date()
 
     def cast(self, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
-        """The copy of ``weight``; None while a graph is captured that would hold a new one in its own memory."""
+        """The copy of ``weight``; None if there is none yet and a CUDA graph, which would own it, is being captured."""
         self._forget_after_steps()
         copy = self._copies.get((id(weight), dtype))
         if _is_captured(weight):
@@ -108,15 +108,15 @@ class FrozenWeights:
         return copy.values
 
     def add(self, values: torch.Tensor) -> None:
-        """``values`` is the copy of a parameter."""
+        """Note that ``values`` is the copy of a parameter."""
         self._addresses.add(values.data_ptr())
 
     def knows(self, weights: Iterable[torch.Tensor]) -> bool:
-        """Whether these are parameters, or copies of them. Others may be new in each call, and would pile up here."""
+        """Whether these are parameters or copies of parameters. Other tensors may be new in each call, and pile up."""
         return all(type(weight) is nn.Parameter or weight.data_ptr() in self._addresses for weight in weights)
 
     def packed(self, key: Any, weights: list[torch.Tensor], make: Callable[[], Any]) -> Any:
-        """``make()``, or what it gave before for these weights."""
+        """``make()``, or its earlier result for these weights."""
         self._forget_after_steps()
         states = [_state(weight) for weight in weights]
         held = self._packed.get(key)
@@ -125,7 +125,7 @@ class FrozenWeights:
         return held[2]
 
     def _forget_after_steps(self) -> None:
-        """A step of an optimiser changes parameters, and a fused one does not raise their versions."""
+        """Drop everything after a step of an optimiser: a fused step does not raise the versions of parameters."""
         if self._steps != _steps:
             self._steps = _steps
             self._packed.clear()
@@ -143,18 +143,18 @@ _steps = 0  # of all optimisers
 
 
 def active() -> FrozenWeights | None:
-    """What this thread has entered."""
+    """The innermost context that this thread has entered."""
     return _of_thread.frozen
 
 
 @contextmanager
 def frozen_weights() -> Iterator[None]:
-    """The weights used inside do not change: layers and models cast and pack them once, not in every call.
+    """Declare that the weights used inside do not change: layers cast and pack them once, not in every call.
 
-    For evaluation in a loop. :class:`hrm.Engine` and the functions of ``hrm`` that solve and evaluate do it themselves.
-    In-place operations and steps of ``torch.optim`` optimisers are seen all the same. What PyTorch does not record is
-    not: writes through ``.data``, NumPy, DLPack or the storage, collectives on a parameter, other processes. Leave the
-    context around those. It holds for the current thread.
+    For evaluation in a loop. :class:`hrm.Engine` and the functions of ``hrm`` that solve and evaluate enter it
+    themselves. In-place operations and steps of ``torch.optim`` optimisers are still noticed. Writes that PyTorch does
+    not record are not: through ``.data``, NumPy, DLPack or the storage, by collectives on a parameter, from other
+    processes. Leave the context before you make them. It applies to the current thread.
     """
     if _of_thread.frozen is not None:
         yield
@@ -164,7 +164,7 @@ def frozen_weights() -> Iterator[None]:
 
 
 def with_frozen_weights(function: Function) -> Function:
-    """Decorate what uses each weight several times in a call and changes none: the call itself freezes them."""
+    """Decorate a function that uses each weight several times and changes none: weights are frozen during a call."""
 
     @functools.wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:
@@ -177,19 +177,19 @@ def with_frozen_weights(function: Function) -> Function:
 
 
 def cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """``weight`` in ``dtype``, differentiable; of a parameter a kept copy where somebody vouches for one.
+    """``weight`` in ``dtype``, differentiable.
 
-    Inside :func:`frozen_weights`, and for a parameter whose optimiser keeps copies, it is without gradients the same
-    tensor from call to call, and with gradients an alias of it whose backward brings the gradient to the parameter.
-    Elsewhere, and always under ``torch.compile``, it is a conversion. A weight in ``dtype`` already comes back itself.
-    Don't write to the result.
+    Inside :func:`frozen_weights`, and for a parameter whose optimiser keeps copies, the result is a kept copy: without
+    gradients the same tensor in every call, with gradients an alias of it whose backward passes the gradient to the
+    parameter. Elsewhere, and always under ``torch.compile``, the weight is converted. A weight that already has
+    ``dtype`` is returned itself. Do not write to the result.
 
-    While a CUDA graph is captured, only copies that are there before are used, since replays write no new ones:
-    whoever replays calls :meth:`FrozenWeights.refresh` or :func:`refresh` first.
+    While a CUDA graph is captured, only existing copies are used, because replays write no new ones. Call
+    :meth:`FrozenWeights.refresh` or :func:`refresh` before a replay.
     """
     if weight.dtype == dtype:
         return weight
-    # the exact type: what functorch, FakeTensorMode and sharding wrap has no memory of its own to copy
+    # exactly this type: tensors wrapped by functorch, FakeTensorMode or sharding have no memory of their own to copy
     if torch.compiler.is_compiling() or type(weight) is not nn.Parameter or weight.is_inference():
         return weight.to(dtype)
     frozen, kept = _of_thread.frozen, _kept.get(id(weight), {}).get(dtype)
@@ -212,8 +212,8 @@ def cast(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def keep_copy(weight: nn.Parameter, dtype: torch.dtype, owner: Any) -> torch.Tensor:
     """A copy of ``weight`` in ``dtype`` for :func:`cast`, which ``owner`` writes whenever it writes the parameter.
 
-    ``owner`` is an optimiser. It puts the copy into its ``copies``, writes both, and then calls :func:`written`. The
-    copy serves for as long as it is there.
+    ``owner`` is an optimiser. It puts the copy into its ``copies``, writes both, and then calls :func:`written`.
+    :func:`cast` uses the copy for as long as it is in ``copies``.
     """
     _watch_optimizers()
     copy = _Copy(weight, _convert(weight, dtype), _state(weight))
@@ -223,7 +223,7 @@ def keep_copy(weight: nn.Parameter, dtype: torch.dtype, owner: Any) -> torch.Ten
 
 
 def written(weights: Iterable[torch.Tensor], copies: Mapping[torch.Tensor, torch.Tensor]) -> None:
-    """Say that ``weights`` and their ``copies`` were written together; those that :func:`cast` uses are right."""
+    """Report that ``weights`` and their ``copies`` were written together, so that :func:`cast` may use the copies."""
     for weight in weights:
         for kept in _kept.get(id(weight), {}).values():
             if kept.copy.values is copies.get(weight):
@@ -231,7 +231,7 @@ def written(weights: Iterable[torch.Tensor], copies: Mapping[torch.Tensor, torch
 
 
 def refresh(weights: Iterable[torch.Tensor]) -> None:
-    """Write the kept copies of those ``weights`` that have changed, before a CUDA graph reads them."""
+    """Update the kept copies of ``weights`` that have changed, before a CUDA graph reads them."""
     for weight in weights:
         for kept in _kept.get(id(weight), {}).values():
             kept.copy.bring_up_to_date()
@@ -262,7 +262,7 @@ def _state(weight: torch.Tensor) -> State:
 
 def _convert(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     with torch.inference_mode(False), torch.no_grad():
-        if weight.device.type == "cpu" and weight.is_contiguous():  # memory that a copy before had: no page faults
+        if weight.device.type == "cpu" and weight.is_contiguous():  # on the memory of an earlier copy: no page faults
             return empty(*weight.shape, dtype=dtype).copy_(weight)
         return weight.detach().to(dtype)
 
@@ -278,7 +278,7 @@ class _Alias(torch.autograd.Function):
 
     @staticmethod
     def forward(weight: torch.Tensor, copy: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        return copy.detach()  # shares the version: a backward after the copy was written again is an error
+        return copy.detach()  # shares the version: a backward after the copy has been rewritten is an error
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:

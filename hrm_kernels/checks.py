@@ -1,4 +1,4 @@
-"""Checks of arguments: each names the op, the argument, what came, what was expected and the way out."""
+"""Checks of arguments. Messages name the op, the argument, the value, the expected value and what to do."""
 
 from numbers import Integral
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-"""float64 is served by the reference alone, as the measure of the others."""
+"""Only the reference serves float64, as the measure of the others."""
 
 
 def check_tensor(op: str, name: str, value: Any) -> None:
@@ -33,7 +33,7 @@ def check_like(op: str, name: str, value: Any, model_name: str, model: torch.Ten
 
 
 def check_shape(op: str, name: str, value: torch.Tensor, expected: tuple[int | None, ...], meaning: str) -> None:
-    """``value`` has the shape ``expected``, where None admits any size; ``meaning`` says it in letters."""
+    """``value`` has the shape ``expected``, where None allows any size; ``meaning`` is the shape in letters."""
     fits = value.ndim == len(expected)
     if fits:
         for size, want in zip(value.shape, expected, strict=True):
@@ -45,7 +45,7 @@ def check_shape(op: str, name: str, value: torch.Tensor, expected: tuple[int | N
 
 
 def check_count(op: str, name: str, value: Any) -> None:
-    """``value`` is an integer above 0, NumPy's among them."""
+    """``value`` is an integer above 0 (NumPy integers too)."""
     if not isinstance(value, int | Integral) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{op}: {name} is {value!r}, expected an integer >= 1")
 
@@ -102,12 +102,6 @@ def check_block_weights(op: str, name: str, weights: Any, x_name: str, x: torch.
     check_shape(op, f"{name}.o", o, (dim, qkv.shape[0] // 3), "[D, H d]")
     check_shape(op, f"{name}.gate_up", gate_up, (2 * inner, dim), "[2 I, D] with I from down's [D, I]")
     check_shape(op, f"{name}.down", down, (dim, inner), "[D, I]")
-
-
-def check_state(op: str, name: str, value: Any) -> None:
-    """``value`` holds hidden states ``[B, S, D]``."""
-    check_tensor(op, name, value)
-    check_shape(op, name, value, (None, None, None), "[B, S, D]")
 
 
 def check_layers(

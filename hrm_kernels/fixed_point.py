@@ -27,54 +27,54 @@ def fixed_point(
 ) -> State:
     """Update ``state`` by ``cell`` ``steps`` times; only the last updates carry gradients.
 
-    Where the updates have come close to a fixed point ``z* = f(z*, x)``, the implicit function theorem gives its exact
-    gradient ``(I - J)^-1 df/dw`` with the Jacobian ``J = df/dz``: no update on the way there matters, and none has to
-    be kept. The last update alone gives the first term of the Neumann series ``I + J + J² + ...`` of that inverse (the
-    one-step gradient), the last k updates its first k terms. Memory for them does not grow with ``steps``.
+    Close to a fixed point ``z* = f(z*, x)``, the implicit function theorem gives the exact gradient
+    ``(I - J)^-1 df/dw`` with the Jacobian ``J = df/dz``. It does not depend on the updates that led there, so none
+    of them is kept. The inverse is the Neumann series ``I + J + J² + ...``. Differentiating the last update gives its
+    first term (the one-step gradient), the last k updates give the first k terms. Memory does not grow with ``steps``.
 
     Args:
-        cell: ``cell(state, *inputs) -> state``; or several of them taken in turn, such as ``[L, L, H]`` for a
-            two-level model: a cycle, which starts anew after its last one.
+        cell: ``cell(state, *inputs) -> state``; or several cells called in turn, such as ``[L, L, H]`` for a two-level
+            model: a cycle, which is repeated.
         state: a tensor or a tuple of tensors, of any shape; it is not written to.
-        inputs: what every update gets beside the state, gradients included.
-        steps: updates, >= 1, of all cells together.
-        gradient: ``"one_step"``: the last update (of several cells, the shortest run of last updates in which each of
-            them occurs); an integer k: the last k updates; ``"last_cycle"``: as many as there are cells;
-            ``"full"``: all of them, which is backpropagation through time. More than ``steps`` is all of them.
-        recompute: keep only the state before the updates that carry gradients; the backward runs the updates again,
-            by halves, so that of k updates it holds ``log2(k)`` states, as many gradients of the weights, and what a
-            single update keeps: it pays where activations outweigh the weights, or k is large. Each update runs
-            ``1 + log2(k) / 2`` times more. Random numbers (dropout) are drawn the same again.
+        inputs: further arguments of every update; they get gradients too.
+        steps: the number of updates of all cells together, >= 1.
+        gradient: ``"one_step"``: the last update (with several cells, the shortest run of last updates that contains
+            each cell); an integer k: the last k updates; ``"last_cycle"``: as many as there are cells; ``"full"``: all
+            updates, which is backpropagation through time. A number above ``steps`` means all updates.
+        recompute: keep only the state before the updates that carry gradients. The backward runs the updates again, by
+            halves: for k updates it holds ``log2(k)`` states, as many gradients of the weights, and the activations of
+            one update. This pays where activations are larger than the weights, or k is large. Each update runs
+            ``1 + log2(k) / 2`` times more. Random numbers (dropout) are the same again, and so is the backend.
 
     Returns:
-        The last state, a tensor or a tuple as ``state`` is. It is detached from ``state`` where fewer than all updates
-        carry gradients, in forward mode too.
+        The last state, a tensor or a tuple like ``state``. It is detached from ``state`` unless all updates carry
+        gradients; in forward mode too.
 
     Raises:
-        TypeError: ``state`` is neither a tensor nor a tuple of tensors, or a cell returns another kind or number.
-        ValueError: ``steps`` or ``gradient`` is impossible.
+        TypeError: ``state`` is neither a tensor nor a tuple of tensors, or a cell returns a different structure.
+        ValueError: ``steps`` or ``gradient`` is not valid.
 
     Source: deep equilibrium models (arXiv 1909.01377), section 3; HRM (arXiv 2506.21734), section 2, "Approximate
-    gradient"; on what truncation loses, arXiv 2111.05177.
+    gradient"; on the error of the truncation, arXiv 2111.05177.
     """
     cells = [cell] if callable(cell) else list(cell) if isinstance(cell, Iterable) else []
     if not cells or not all(callable(one) for one in cells):
-        raise TypeError("fixed_point: cell is no function, expected cell(state, *inputs) -> state, or a list of such")
-    alone = isinstance(state, torch.Tensor)
+        raise TypeError("fixed_point: cell is not a function; expected cell(state, *inputs) -> state, or a list")
+    is_tensor = isinstance(state, torch.Tensor)
     tensors: Any = (state,) if isinstance(state, torch.Tensor) else state
     if not isinstance(tensors, tuple) or not tensors or not all(isinstance(one, torch.Tensor) for one in tensors):
-        given = "an empty tuple" if state == () else type(state).__name__
-        raise TypeError(f"fixed_point: state is {given}, expected a tensor or a tuple of tensors")
+        kind = "an empty tuple" if state == () else type(state).__name__
+        raise TypeError(f"fixed_point: state is {kind}, expected a tensor or a tuple of tensors")
     first = steps - gradient_steps(cells, steps, gradient)
 
     def run(start: int, stop: int, *state: torch.Tensor) -> tuple[torch.Tensor, ...]:
         for step in range(start, stop):
-            given = cells[step % len(cells)](state[0] if alone else state, *inputs)
-            new = (given,) if alone else given
+            result = cells[step % len(cells)](state[0] if is_tensor else state, *inputs)
+            new = (result,) if is_tensor else result
             if not isinstance(new, tuple) or len(new) != len(state) or not isinstance(new[0], torch.Tensor):
-                expected = "a tensor" if alone else f"a tuple of {len(state)} tensors"
+                expected = "a tensor" if is_tensor else f"a tuple of {len(state)} tensors"
                 raise TypeError(
-                    f"fixed_point: the cell returned {type(given).__name__}, expected {expected} as state is"
+                    f"fixed_point: the cell returned {type(result).__name__}, expected {expected} as state is"
                 )
             state = new
         return state
@@ -95,14 +95,14 @@ def fixed_point(
         tensors = checkpoint(run_by_halves, first, steps, *tensors, use_reentrant=False)
     else:
         tensors = run(first, steps, *tensors)
-    return tensors[0] if alone else tensors  # type: ignore[return-value]
+    return tensors[0] if is_tensor else tensors  # type: ignore[return-value]
 
 
 def gradient_steps(cells: Sequence[object], steps: int, gradient: Gradient) -> int:
     """How many of ``steps`` updates by ``cells`` in turn carry gradients; see :func:`hrm_kernels.fixed_point`.
 
     Raises:
-        ValueError: ``steps`` or ``gradient`` is impossible.
+        ValueError: ``steps`` or ``gradient`` is not valid.
     """
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"fixed_point: steps is {steps!r}, expected an integer >= 1")
@@ -124,16 +124,16 @@ def gradient_steps(cells: Sequence[object], steps: int, gradient: Gradient) -> i
 def warm_up(step: int, over: int, last: int, first: int = 1) -> int:
     """The number of updates with gradients at training step ``step``: from ``first`` to ``last`` in equal stages.
 
-    Short gradients are cheap and steady while the states are far from a fixed point; longer ones are exacter later.
+    Short gradients are cheap and stable while the states are far from a fixed point; longer ones are more exact later.
 
     Args:
         step: of the training, counted from 0.
-        over: steps over which the number grows; 0 gives ``last`` at once.
+        over: the number of training steps of the warm-up; 0 means ``last`` from the start.
         last: the number from step ``over`` on.
-        first: the number at step 0; may be larger than ``last``.
+        first: the number at step 0; it may be larger than ``last``.
 
     Raises:
-        ValueError: a number is below its least (step and over 0, first and last 1).
+        ValueError: a number is too small (step and over below 0, first or last below 1).
     """
     for name, value, least in (("step", step, 0), ("over", over, 0), ("last", last, 1), ("first", first, 1)):
         if value < least:

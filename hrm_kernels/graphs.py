@@ -1,7 +1,7 @@
-"""Functions of tensors as CUDA graphs: one launch for all their kernels, captured once and replayed.
+"""Functions of tensors as CUDA graphs: all kernels in one launch, captured once and replayed.
 
-What a graph reads and writes it finds by address. Inputs are therefore copied into memory of the graph's own, and what
-comes out is copied from there, so that a caller owns what it gets; weights are read where they lie.
+A graph reads and writes fixed addresses. Inputs are therefore copied into the graph's memory, and results are copied
+out of it, so that the caller owns them. Weights are read in place.
 """
 
 import os
@@ -17,24 +17,24 @@ Tensors = tuple[torch.Tensor, ...]
 Function = Callable[..., Tensors]
 Replay = Callable[[], None]
 Capture = Callable[[Callable[[], Tensors]], tuple[Replay, Tensors]]
-"""Takes a function without arguments; returns what runs its work again, and the tensors where the results then are."""
+"""Takes a function without arguments; returns a function that replays its work, and the tensors of the results."""
 
 ENABLED = os.environ.get("HRM_KERNELS_GRAPHS") != "0"
-"""``HRM_KERNELS_GRAPHS=0`` in the environment runs everything launch by launch: to save memory, or to find a fault."""
+"""``HRM_KERNELS_GRAPHS=0`` in the environment disables graphs, to save memory or to find an error."""
 
-KEPT = 4  # graphs; each holds the memory of its function's intermediate results
-SEEN = 64  # calls remembered that have come once
+KEPT = 4  # graphs; each holds the memory of the intermediate results
+SEEN = 64  # combinations remembered that were called once
 
 
 def cuda_capture(function: Callable[[], Tensors]) -> tuple[Replay, Tensors]:
-    """Capture ``function`` on the current device, after a run on a side stream in which libraries set themselves up."""
+    """Capture ``function`` on the current device, after a warm-up on a side stream that initialises libraries."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         function()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # thread_local: another thread's allocation (pinning a batch, say) does not end the capture
+    # thread_local: an allocation by another thread (such as pinning a batch) does not end the capture
     with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         outputs = function()
     return graph.replay, outputs
@@ -42,7 +42,7 @@ def cuda_capture(function: Callable[[], Tensors]) -> tuple[Replay, Tensors]:
 
 @contextmanager
 def launch_by_launch() -> Iterator[None]:
-    """No graphs in here, for whoever warms up for a capture of its own, around all of it."""
+    """Disable graphs while an outer capture warms up."""
     global ENABLED
     before, ENABLED = ENABLED, False
     try:
@@ -52,7 +52,7 @@ def launch_by_launch() -> Iterator[None]:
 
 
 def capturable(tensor: torch.Tensor) -> bool:
-    """Whether work on ``tensor`` can be captured now: on an NVIDIA or AMD GPU, eagerly, and in no other capture."""
+    """Whether work on ``tensor`` can be captured now: on a GPU, in eager mode, outside other captures."""
     return (
         ENABLED
         and tensor.is_cuda
@@ -72,19 +72,20 @@ class _Captured:
 class Graphs:
     """Calls a function through graphs, one for each combination of shapes, dtypes, device, stream and addresses.
 
-    A combination's first call is direct, its second captures: a call that never comes again (weights made anew for it,
-    say) captures nothing. Moved weights are another combination. Of the graphs the ``kept`` last used stay.
+    The first call of a combination runs directly, the second one captures. So a call that is never repeated (because
+    its weights are new, for example) captures nothing. Moved weights are a new combination. The ``kept`` graphs that
+    were used last stay.
 
     Args:
-        capture: :func:`cuda_capture`; tests have another.
-        kept: graphs at most.
+        capture: :func:`cuda_capture`; tests pass another one.
+        kept: the largest number of graphs.
     """
 
     def __init__(self, capture: Capture = cuda_capture, kept: int = KEPT):
         self._capture, self._kept = capture, kept
         self._graphs: OrderedDict[Hashable, _Captured] = OrderedDict()
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
-        self._lock = threading.Lock()  # a graph's inputs, replay and outputs belong together
+        self._lock = threading.Lock()  # copying inputs, replaying and copying outputs is one step
 
     def __call__(
         self, function: Function, inputs: Sequence[torch.Tensor], fixed: Sequence[torch.Tensor], options: Hashable
@@ -92,10 +93,10 @@ class Graphs:
         """``function(*inputs)``.
 
         Args:
-            function: launches the same work for the same key, and waits for nothing.
-            inputs: all on one device; copied in.
-            fixed: what the function reads beside them; by address.
-            options: whatever else decides what the function does.
+            function: launches the same work for the same key, and does not synchronise.
+            inputs: tensors on one device; they are copied into the graph's memory.
+            fixed: other tensors that the function reads, in place.
+            options: everything else that the work depends on.
         """
         key = (options, _stream(inputs[0]), tuple(map(_layout, inputs)), tuple(map(_place, fixed)))
         with self._lock:
@@ -106,28 +107,28 @@ class Graphs:
                     if len(self._seen) > SEEN:
                         self._seen.popitem(last=False)
                     return function(*inputs)
-                captured = self._begin(function, inputs, key)
+                captured = self._capture_new(function, inputs, key)
             self._graphs.move_to_end(key)
             with _plain(inputs[0]):
-                for own, given in zip(captured.inputs, inputs, strict=True):
-                    own.copy_(given)
+                for static, value in zip(captured.inputs, inputs, strict=True):
+                    static.copy_(value)
                 captured.replay()
                 return tuple(output.clone() for output in captured.outputs)
 
-    def _begin(self, function: Function, inputs: Sequence[torch.Tensor], key: Hashable) -> _Captured:
-        while len(self._graphs) >= self._kept:  # before the new one asks for memory
+    def _capture_new(self, function: Function, inputs: Sequence[torch.Tensor], key: Hashable) -> _Captured:
+        while len(self._graphs) >= self._kept:  # first, to free memory for the new graph
             self._graphs.popitem(last=False)
         with _plain(inputs[0]):
-            own = tuple(torch.empty_like(given).copy_(given) for given in inputs)
-            replay, outputs = self._capture(lambda: function(*own))
-        captured = self._graphs[key] = _Captured(replay, own, outputs)
+            static = tuple(torch.empty_like(value).copy_(value) for value in inputs)
+            replay, outputs = self._capture(lambda: function(*static))
+        captured = self._graphs[key] = _Captured(replay, static, outputs)
         del self._seen[key]
         return captured
 
 
 @contextmanager
 def _plain(tensor: torch.Tensor) -> Iterator[None]:
-    """On the tensor's device, without gradients, not in inference mode, whose tensors later calls could not fill."""
+    """On the tensor's device, without gradients, and outside inference mode: later calls write to the tensors."""
     with torch.cuda.device_of(tensor), torch.inference_mode(False), torch.no_grad():
         yield
 

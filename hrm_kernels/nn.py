@@ -1,7 +1,8 @@
 """Drop-in layers on the ops of this package, with the parameter names of the published code.
 
 Parameters are float32 and are used in the dtype of the activations. Each call converts them
-(:func:`hrm_kernels.casts.cast`); :func:`hrm_kernels.frozen_weights` and an optimiser's ``keep_copies`` save that.
+(:func:`hrm_kernels.casts.cast`), except inside :func:`hrm_kernels.frozen_weights` or after ``keep_copies`` of an
+optimiser.
 """
 
 import math
@@ -36,11 +37,11 @@ __all__ = [
     "truncated_normal_",
 ]
 
-_STD_OF_TRUNCATED_NORMAL = 0.87962566103423978  # of a standard normal cut at ±2; JAX divides by it too
+_STD_OF_TRUNCATED_NORMAL = 0.87962566103423978  # of a standard normal cut at ±2, as in JAX
 
 
 def truncated_normal_(tensor: torch.Tensor, std: float) -> torch.Tensor:
-    """Fill ``tensor`` from a normal distribution cut at two standard deviations, so that ``std`` is what comes out."""
+    """Fill ``tensor`` from a normal distribution cut at ±2 deviations and scaled so that its deviation is ``std``."""
     if std == 0:
         return nn.init.zeros_(tensor)
     wide = std / _STD_OF_TRUNCATED_NORMAL
@@ -48,7 +49,7 @@ def truncated_normal_(tensor: torch.Tensor, std: float) -> torch.Tensor:
 
 
 def swiglu_inner_size(hidden_size: int, expansion: float) -> int:
-    """Inner size I of a SwiGLU: two thirds of ``expansion * hidden_size``, up to the next multiple of 256."""
+    """Inner size I of a SwiGLU: two thirds of ``expansion * hidden_size``, rounded up to a multiple of 256."""
     return math.ceil(round(expansion * hidden_size * 2 / 3) / 256) * 256
 
 
@@ -78,7 +79,7 @@ class Linear(nn.Linear):
 
 
 class Embedding(nn.Module):
-    """Table ``embedding_weight [num_embeddings, embedding_dim]``; looked up in ``dtype``."""
+    """A table ``embedding_weight [num_embeddings, embedding_dim]``; its rows are returned in ``dtype``."""
 
     def __init__(self, num_embeddings: int, embedding_dim: int, std: float, dtype: torch.dtype) -> None:
         super().__init__()
@@ -96,7 +97,7 @@ class LookUp(NamedTuple):
     Attributes:
         ids: ``[B]`` identifiers.
         rows: ``[B, embedding_dim]`` float32, a leaf that collects the gradient.
-        route: how they came from other processes, where the table is divided.
+        route: how the rows came from other processes, if the table is sharded.
     """
 
     ids: torch.Tensor
@@ -105,14 +106,13 @@ class LookUp(NamedTuple):
 
 
 class SparseEmbedding(nn.Module):
-    """A table of which a training step touches only the rows it looks up.
+    """A table of which a training step reads and writes only the rows that it looks up.
 
-    ``weights [num_embeddings, embedding_dim]`` is a buffer, float32, starting at 0. In training every look-up is kept
-    until the optimiser has used it; :class:`hrm_kernels.optim.SparseSignSGD` brings the gradients of all of them to
-    the table.
+    ``weights [num_embeddings, embedding_dim]`` is a float32 buffer that starts at 0. In training every look-up is kept
+    until the optimiser has used it: :class:`hrm_kernels.optim.SparseSignSGD` applies the gradients to the table.
 
     Attributes:
-        look_ups: those since the optimiser's last step or ``zero_grad``.
+        look_ups: the look-ups since the optimiser's last step or ``zero_grad``.
     """
 
     weights: torch.Tensor
@@ -133,12 +133,12 @@ class SparseEmbedding(nn.Module):
         return self.look_ups[-1].rows if self.look_ups else None
 
     def forget(self) -> None:
-        """Forget the look-ups, and their gradients."""
+        """Drop the look-ups and their gradients."""
         self.look_ups: list[LookUp] = []
         self.used = False
 
     def keep(self, look_up: LookUp) -> torch.Tensor:
-        """Keep a look-up for the optimiser's next step; gives its rows."""
+        """Keep a look-up for the optimiser's next step; returns its rows."""
         if self.used:
             self.forget()
         self.look_ups.append(look_up)
@@ -186,7 +186,7 @@ class SwiGLU(nn.Module):
         inner = swiglu_inner_size(hidden_size, expansion)
         if inner < 1:
             raise ValueError(
-                f"SwiGLU: expansion is {expansion!r}, expected more, so that the inner size is above 0 (published: 4.0)"
+                f"SwiGLU: expansion is {expansion!r}, expected more, for an inner size above 0 (published: 4.0)"
             )
         self.gate_up_proj = Linear(hidden_size, 2 * inner)
         self.down_proj = Linear(inner, hidden_size)
@@ -208,7 +208,7 @@ class PostNormBlock(nn.Module):
         self.mlp = SwiGLU(hidden_size, expansion)
 
     def weights(self, dtype: torch.dtype) -> BlockWeights:
-        """The block's matrices in ``dtype``, differentiable; without gradients the same tensors until they change."""
+        """The block's matrices in ``dtype``, differentiable."""
         attention, mlp = self.self_attn, self.mlp
         linears = (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj)
         return BlockWeights(*(cast(linear.weight, dtype) for linear in linears))
@@ -220,7 +220,7 @@ class PostNormBlock(nn.Module):
 
 
 class ReasoningModule(nn.Module):
-    """A recurrent module (H-level or L-level): injection added, then its blocks in turn.
+    """A recurrent module (H-level or L-level): add the injection, then run the blocks in turn.
 
     ``forward(z [B, S, D], injection [B, S, D], cos, sin) -> [B, S, D]`` is :func:`hrm_kernels.reasoning_module`.
     """
@@ -247,7 +247,7 @@ class ReasoningModule(nn.Module):
 
 
 class MixingBlock(nn.Module):
-    """A block whose positions see each other through a SwiGLU (``mlp_t``) in the place of attention.
+    """A block that mixes positions by a SwiGLU (``mlp_t``) instead of attention.
 
     ``forward(x [B, positions, D]) -> [B, positions, D]``: :func:`hrm_kernels.token_mixing`, then the SwiGLU over the
     channels with its norm.
@@ -266,7 +266,7 @@ class MixingBlock(nn.Module):
 
 
 class MixingModule(nn.Module):
-    """A recurrent module of :class:`MixingBlock` s: injection added, then its blocks in turn.
+    """A recurrent module of :class:`MixingBlock` blocks: add the injection, then run the blocks in turn.
 
     ``forward(z [B, positions, D], injection [B, positions, D]) -> [B, positions, D]``.
     """

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from hrm_kernels.casts import keep_copy, written
 from hrm_kernels.nn import SparseEmbedding
-from hrm_kernels.ops.adam_atan2 import adam_atan2
+from hrm_kernels.ops.adam_atan2 import Step, adam_atan2
 from hrm_kernels.ops.sparse_sign_sgd import sparse_sign_sgd
 from hrm_kernels.sharded_embedding import ShardedEmbedding
 
@@ -27,28 +27,28 @@ def _check_lr_and_decay(optimizer: str, lr: float | torch.Tensor, weight_decay: 
 
 
 class AdamATan2(Optimizer):
-    """Adam whose step is ``lr * atan2(m, sqrt(v))``: bounded, free of scale, without an epsilon.
+    """Adam with the step ``lr * atan2(m, sqrt(v))``: bounded, independent of scale, without an epsilon.
 
     With t counted from 1: ``p *= 1 - lr * weight_decay``; ``m += (1 - b1) (g - m)``; ``v += (1 - b2) (g² - v)``;
     ``p -= lr / (1 - b1^t) * atan2(m, sqrt(v) / sqrt(1 - b2^t))``.
 
     Args:
         params: parameters or parameter groups.
-        lr: learning rate, a number or (to change it inside a CUDA graph) a tensor.
-        betas: decay of the averages of gradient and squared gradient.
+        lr: learning rate, a number, or a tensor to change it inside a CUDA graph.
+        betas: decay rates of the averages of the gradient and of its square.
         weight_decay: decoupled weight decay.
-        capturable: keep the step count on the parameters' device, so that a CUDA graph can hold ``step``.
+        capturable: keep the step counts on the device of the parameters, so that a CUDA graph can contain ``step``.
 
     ``copies`` maps a parameter to a tensor of its shape in another dtype, such as the bfloat16 weights of the forward
-    pass: a step writes it together with the parameter. It starts empty and is no part of the state; :meth:`keep_copies`
-    fills it with the copies that the layers of :mod:`hrm_kernels.nn` use, and whoever adds another entry fills it the
-    first time.
+    pass. A step writes the copy together with the parameter. ``copies`` starts empty and is not part of the state.
+    :meth:`keep_copies` fills it with the copies that the layers of :mod:`hrm_kernels.nn` use. If you add a tensor
+    yourself, initialise it with the values of the parameter.
 
     On GPUs with Triton a step is one launch for all parameters of a group (two if ``capturable``); on the ``cuda``
-    backend one for every 64 of them.
+    backend it is one launch for every 64 parameters.
 
-    State of a parameter: ``step`` (float32 scalar), ``exp_avg``, ``exp_avg_sq`` (like the parameter; float32 for one in
-    float16, where squares of gradients would be 0, and steps 15 times too large).
+    State of a parameter: ``step`` (float32 scalar), ``exp_avg`` and ``exp_avg_sq`` (like the parameter; float32 for a
+    float16 parameter, because squares of gradients would be 0 in float16, and steps 15 times too large).
 
     Source: Everett et al., arXiv 2407.05872, section 5.
     """
@@ -73,7 +73,7 @@ class AdamATan2(Optimizer):
         self.copies, self._tables = getattr(self, "copies", {}), getattr(self, "_tables", {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As :meth:`torch.optim.Optimizer.load_state_dict`, which would give averages the parameter's dtype."""
+        """Load a state; unlike the method of the base class it keeps averages in float32 for float16 parameters."""
         super().load_state_dict(state_dict)
         numbers = (number for group in state_dict["param_groups"] for number in group["params"])
         params = (p for group in self.param_groups for p in group["params"])
@@ -84,7 +84,7 @@ class AdamATan2(Optimizer):
                     self.state[p][name] = saved.to(p.device, _state_dtype(p), copy=True)
 
     def keep_copies(self, dtype: torch.dtype) -> None:
-        """From now on write the copies in ``dtype`` that layers of :mod:`hrm_kernels.nn` compute with, too.
+        """From now on, let each step also write the copies in ``dtype`` that layers of :mod:`hrm_kernels.nn` use.
 
         Then no forward pass casts a weight. Call it again after moving the parameters to another device.
         """
@@ -118,28 +118,30 @@ class AdamATan2(Optimizer):
         for p in params:
             copy = self.copies.get(p)
             buckets.setdefault((p.device, p.dtype, None if copy is None else copy.dtype), []).append(p)
-        for (_, dtype, copied), own in buckets.items():
-            params, grads = own, [p.grad for p in own if p.grad is not None]  # (all have one)
-            copies = None if copied is None else [self.copies[p] for p in own]
-            if dtype is torch.float16:  # a step in float32, of which the parameter is the copy
-                params, grads, copies = [p.float() for p in own], [grad.float() for grad in grads], own
+        for (_, dtype, copied), bucket in buckets.items():
+            params, grads = bucket, [p.grad for p in bucket if p.grad is not None]  # (every one has a gradient)
+            copies = None if copied is None else [self.copies[p] for p in bucket]
+            if dtype is torch.float16:  # step a float32 copy, and write the parameter as the copy of that
+                params, grads, copies = [p.float() for p in bucket], [grad.float() for grad in grads], bucket
             adam_atan2(
-                params,
-                grads,
-                [self.state[p]["exp_avg"] for p in own],
-                [self.state[p]["exp_avg_sq"] for p in own],
-                [self.state[p]["step"] for p in own],
-                copies,
-                group["lr"],
-                group["betas"],
-                group["weight_decay"],
-                group["capturable"],
-                self._tables,
+                Step(
+                    params,
+                    grads,
+                    exp_avgs=[self.state[p]["exp_avg"] for p in bucket],
+                    exp_avg_sqs=[self.state[p]["exp_avg_sq"] for p in bucket],
+                    steps=[self.state[p]["step"] for p in bucket],
+                    copies=copies,
+                    lr=group["lr"],
+                    betas=group["betas"],
+                    weight_decay=group["weight_decay"],
+                    capturable=group["capturable"],
+                    tables=self._tables,
+                )
             )
             if copied is not None:
                 if dtype is torch.float16:
-                    torch._foreach_copy_([self.copies[p] for p in own], own)
-                written(own, self.copies)
+                    torch._foreach_copy_([self.copies[p] for p in bucket], bucket)
+                written(bucket, self.copies)
 
 
 def _state_dtype(p: torch.Tensor) -> torch.dtype:
@@ -153,19 +155,19 @@ def _joined(parts: Sequence[Any]) -> torch.Tensor:
 class SparseSignSGD(Optimizer):
     """Sign SGD on the rows that a training step looked up in a :class:`hrm_kernels.nn.SparseEmbedding`.
 
-    A step takes the gradients of all look-ups since the last step or ``zero_grad``, so gradients can be accumulated
-    over several batches; every process must have made equally many. Gradients of equal identifiers are summed (over
-    all processes of the group too), then once for each identifier that occurs
-    ``w = w * (1 - lr * weight_decay) - lr * sign(g)``: a row with gradient 0 still decays. No other row is read or
-    written, nothing waits for the device, and there is no state but the learning rate.
+    A step uses the gradients of all look-ups since the last step or ``zero_grad``, so that gradients can be accumulated
+    over several batches; every process must have made the same number of look-ups. Gradients of equal identifiers are
+    summed, also over all processes of the group. Then each identifier that occurs is updated once:
+    ``w = w * (1 - lr * weight_decay) - lr * sign(g)``. A row whose gradient is 0 still decays. No other row is read or
+    written, nothing waits for the device, and there is no state except the learning rate.
 
     Args:
-        embeddings: the tables, :class:`hrm_kernels.sharded_embedding.ShardedEmbedding` among them: then each process
-            updates the rows it holds. ``param_groups[0]["params"]`` holds their ``weights``.
+        embeddings: the tables. They may be :class:`hrm_kernels.sharded_embedding.ShardedEmbedding`: then each process
+            updates its own rows. ``param_groups[0]["params"]`` holds their ``weights``.
         lr: learning rate, a number or a tensor.
         weight_decay: decoupled weight decay.
-        process_group: sum over its processes; None is the default group where ``torch.distributed`` is initialised. A
-            sharded table has its own.
+        process_group: the group to sum over; None is the default group if ``torch.distributed`` is initialised. A
+            sharded table has its own group.
 
     Source: published HRM code, arXiv 2506.21734; signSGD, arXiv 1802.04434.
     """
@@ -188,7 +190,7 @@ class SparseSignSGD(Optimizer):
         super().__init__([e.weights for e in self.embeddings], {"lr": lr, "weight_decay": weight_decay})
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the look-ups and their gradients."""
+        """Drop the look-ups and their gradients."""
         for embedding in self.embeddings:
             embedding.forget()
 
@@ -206,12 +208,13 @@ class SparseSignSGD(Optimizer):
             if not look_ups:
                 continue
             if isinstance(embedding, ShardedEmbedding):
-                ids, grads = zip(*map(embedding.owned_gradients, look_ups))
-                sparse_sign_sgd(embedding.weights, _joined(ids), _joined(grads), lr, decay)
+                owned = zip(*map(embedding.owned_gradients, look_ups))
+                ids, grads = map(_joined, owned)
+                sparse_sign_sgd(embedding.weights, ids, grads, lr, decay)
             else:
                 parts = [one.ids for one in look_ups], [one.rows.grad for one in look_ups]
-                own_ids, own_grads = (self._gather(_joined(part)) for part in parts)
-                sparse_sign_sgd(embedding.weights, own_ids, own_grads, lr, decay)
+                ids, grads = (self._gather(_joined(part)) for part in parts)
+                sparse_sign_sgd(embedding.weights, ids, grads, lr, decay)
         return loss
 
     def _gather(self, local: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Weights in the order in which the CPU library reads them, packed again when they change.
 
-A parameter's version misses many writes (see :mod:`hrm_kernels.casts`), so what is kept from an earlier call is
-compared with the weights by a checksum of all their bytes. Inside :func:`hrm_kernels.frozen_weights` it is not.
+The version of a parameter misses many writes (see :mod:`hrm_kernels.casts`). A cached result is therefore used only if
+a checksum of all bytes of the weights is unchanged. Inside :func:`hrm_kernels.frozen_weights` there is no checksum.
 """
 
 import weakref
@@ -18,13 +18,14 @@ Packed = TypeVar("Packed")
 
 @dataclass
 class _Entry:
-    """What was packed.
+    """Packed weights.
 
     Attributes:
-        versions: of the weights then.
-        checksum: of the weights then; None until they come a second time: most weights that change come only once.
-        storages: when the memory of a weight is gone, so is the entry. (References to the tensors would keep
-            ``torch.utils.swap_tensors`` from working.)
+        versions: the versions of the weights when they were packed.
+        checksum: their checksum then; None until the weights are used a second time, because weights that change are
+            mostly used once.
+        storages: the entry is removed when the memory of a weight is freed. (References to the tensors would break
+            ``torch.utils.swap_tensors``.)
     """
 
     value: Any
@@ -37,13 +38,13 @@ _entries: dict[Hashable, _Entry] = {}
 
 
 def packed(weights: Sequence[torch.Tensor], options: Hashable, make: Callable[[list[torch.Tensor]], Packed]) -> Packed:
-    """``make(contiguous weights)``, or what it gave before for the same memory with the same values.
+    """``make(contiguous weights)``, or its earlier result for the same memory with the same values.
 
     Args:
-        weights: float32 or bfloat16, on the CPU. Of strided ones a copy is packed, in every call; so are tensors made
-            in ``torch.inference_mode()``, whose memory may be used again unseen.
-        options: what else ``make`` depends on.
-        make: must not hold on to the weights.
+        weights: float32 or bfloat16, on the CPU. Strided weights are copied and packed in every call. So are tensors
+            made in ``torch.inference_mode()``, because writes to them are not counted.
+        options: everything else that ``make`` depends on.
+        make: must not keep references to the weights.
     """
     if any(weight.is_inference() or not weight.is_contiguous() for weight in weights):
         return make([weight.contiguous() for weight in weights])
@@ -63,7 +64,7 @@ def _compared(key: Hashable, own: list[torch.Tensor], make: Callable[[list[torch
         if checksum == entry.checksum:
             return entry.value
     del entry
-    _entries.pop(key, None)  # before the new one, which then takes its memory
+    _entries.pop(key, None)  # first, so that the new entry can use its memory
     value = make(own)
     storages = [weakref.ref(weight.untyped_storage(), lambda _: _entries.pop(key, None)) for weight in own]
     _entries[key] = _Entry(value, versions, checksum, storages)

@@ -43,6 +43,7 @@ def measure(
         RuntimeError: two candidates disagree.
     """
     from hrm_kernels.nn import rope_tables
+    from hrm_kernels.ops.rope_attention.heads import Heads
     from hrm_kernels.ops.transformer_block import triton_block
     from hrm_kernels.ops.transformer_block.triton_kernels import fits_a_row
 
@@ -56,7 +57,7 @@ def measure(
     weights = [random(*shape) * shape[1] ** -0.5 for _ in range(layers) for shape in shapes]
     positions = 82 if rows % 82 == 0 else rows
     tables = rope_tables(positions, dim // heads, device=device)
-    shared = triton_block.Shared(rows // positions, *tables, heads, 1e-5)
+    shared = triton_block.Shared(rows // positions, Heads(*tables, heads), 1e-5)
     x = random(rows, dim)
     found: dict[str, float] = {}
     with torch.no_grad():
@@ -79,7 +80,7 @@ def problems(op: str, device: torch.device, dtype: torch.dtype) -> Iterator[tupl
     Calls return all that they compute or change. In ``dtype``; the optimisers in float32, with copies in ``dtype``.
     """
     from hrm_kernels.nn import rope_tables
-    from hrm_kernels.ops.adam_atan2 import adam_atan2
+    from hrm_kernels.ops.adam_atan2 import Step, adam_atan2
     from hrm_kernels.ops.rope_attention import rope_attention
     from hrm_kernels.ops.sparse_sign_sgd import sparse_sign_sgd
     from hrm_kernels.ops.stablemax_cross_entropy import stablemax_cross_entropy
@@ -121,7 +122,7 @@ def problems(op: str, device: torch.device, dtype: torch.dtype) -> Iterator[tupl
         tables: dict = {}
 
         def call() -> Sequence[Tensor]:
-            adam_atan2(params, grads, means, squares, counts, copies, 1e-4, (0.9, 0.95), 0.1, True, tables)
+            adam_atan2(Step(params, grads, means, squares, counts, copies, 1e-4, (0.9, 0.95), 0.1, True, tables))
             return [*params, *means, *squares, *copies, *counts]
 
         return call

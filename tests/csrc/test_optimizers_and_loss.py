@@ -14,7 +14,7 @@ import torch
 import hrm_kernels as k
 from hrm_kernels import backends, native
 from hrm_kernels.nn import SparseEmbedding
-from hrm_kernels.ops.adam_atan2 import adam_atan2
+from hrm_kernels.ops.adam_atan2 import Step, adam_atan2
 from hrm_kernels.ops.sparse_sign_sgd import sparse_sign_sgd
 from hrm_kernels.ops.stablemax_cross_entropy import stablemax_cross_entropy_with_argmax
 from hrm_kernels.optim import AdamATan2, SparseSignSGD
@@ -164,7 +164,7 @@ def test_empty_parameters_alone_count_their_steps(device):
     p, rate = torch.empty(0, 3, device=device), torch.tensor(0.1, device=device)
     for count, lr, capturable in ((torch.zeros(()), 0.1, False), (torch.zeros((), device=device), rate, True)):
         with k.use_backend("cuda"):
-            adam_atan2([p], [p], [p], [p], [count], None, lr, (0.9, 0.95), 0.0, capturable, {})
+            adam_atan2(Step([p], [p], [p], [p], [count], None, lr, (0.9, 0.95), 0.0, capturable, {}))
         assert count == 1
 
 
@@ -241,7 +241,7 @@ def test_what_adam_cannot_serve(device):
     def reason(p, lr=0.1, capturable=False, count=None):
         count = torch.zeros((), device=device if capturable else "cpu") if count is None else count
         with k.use_backend("cuda"), pytest.raises(k.BackendUnavailable) as error:
-            adam_atan2([p], [p], [p], [p], [count], None, lr, (0.9, 0.95), 0.0, capturable, {})
+            adam_atan2(Step([p], [p], [p], [p], [count], None, lr, (0.9, 0.95), 0.0, capturable, {}))
         return str(error.value)
 
     assert "float32, bfloat16 and float16, not float64" in reason(torch.ones(4, dtype=torch.float64, device=device))

@@ -16,6 +16,7 @@ import hrm_kernels as k
 from hrm_kernels import backends
 from hrm_kernels.nn import rope_tables
 from hrm_kernels.ops.rope_attention import cuda_kernels
+from hrm_kernels.ops.rope_attention.heads import Heads
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 ROOT = Path(__file__).parents[2]
@@ -131,13 +132,13 @@ def test_published_tables(device):
 def test_log_sum_exp(device):
     """Saved only where a gradient will be asked for; the result is the same."""
     qkv, cos, sin, _ = make((2, 19, 2, 32), F16, device=device)
-    out, lse = cuda_kernels.forward(qkv, cos, sin, 2, True)
+    out, lse = cuda_kernels.forward(qkv, Heads(cos, sin, 2), True)
     q, key = (part.view(2, 19, 2, 32).double() for part in qkv.split(64, dim=-1)[:2])
     table = [t[:19, None].double() for t in (cos, sin)]
     q, key = (x * table[0] + torch.cat((-x[..., 16:], x[..., :16]), -1) * table[1] for x in (q, key))
     scores = torch.einsum("bmhd,bnhd->bhmn", q, key) / 32**0.5
     assert (lse.double() * torch.tensor(2.0).log() - scores.logsumexp(-1)).abs().max() < 5e-3  # q and k are rounded
-    again, nothing = cuda_kernels.forward(qkv, cos, sin, 2, False)
+    again, nothing = cuda_kernels.forward(qkv, Heads(cos, sin, 2), False)
     assert torch.equal(out, again) and nothing.numel() == 0
     with k.use_backend("cuda"), torch.no_grad():
         assert torch.equal(k.rope_attention(qkv.clone().requires_grad_(), cos, sin, 2), out)
@@ -327,7 +328,7 @@ def test_broken_kernels_are_seen(cuda_on_cpu, compiler, fault):
     positions, head_dim = 41, 64
     qkv, cos, sin, dout = make((1, positions, 1, head_dim))
     want = run(qkv, cos, sin, dout, 1)
-    _, lse = cuda_kernels.forward(qkv, cos, sin, 1, True)
+    _, lse = cuda_kernels.forward(qkv, Heads(cos, sin, 1), True)
     seen = []
     for order in range(4):
         type(cuda_on_cpu)(library, None).configure(1, order)

@@ -7,7 +7,7 @@ import torch.autograd.forward_ad as forward_mode
 import hrm_kernels as k
 from hrm_kernels import backends
 from hrm_kernels.nn import rope_tables
-from hrm_kernels.ops.adam_atan2 import adam_atan2
+from hrm_kernels.ops.adam_atan2 import Step, adam_atan2
 from hrm_kernels.ops.sparse_sign_sgd import sparse_sign_sgd
 
 HEADS = 2
@@ -270,13 +270,13 @@ def test_compiled_kernels_resolve_lazy_negation():
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
 @pytest.mark.parametrize("optimizer", ["adam", "sparse"])
 def test_optimisers_leave_lazily_negated_tensors_to_the_reference(optimizer, backend, monkeypatch):
-    monkeypatch.setattr(backends, "_said", set())
+    monkeypatch.setattr(backends, "_warned", set())
     start, gradient = random(4, 8).float(), random(4, 8, seed=1).float()
 
     def step(weights, gradient):
         if optimizer == "adam":
             state = [[torch.zeros_like(weights)], [torch.zeros_like(weights)], [torch.zeros(())]]
-            adam_atan2([weights], [gradient], *state, None, 0.1, (0.9, 0.9), 0.1, False, {})
+            adam_atan2(Step([weights], [gradient], *state, None, 0.1, (0.9, 0.9), 0.1, False, {}))
         else:
             sparse_sign_sgd(weights, torch.arange(4), gradient, 0.1, 0.1)
         return weights

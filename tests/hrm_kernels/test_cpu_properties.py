@@ -12,7 +12,7 @@ import hrm_kernels as k
 from hrm_kernels import backends, native
 from hrm_kernels.nn import rope_tables
 from hrm_kernels.ops import stablemax_cross_entropy
-from hrm_kernels.ops.adam_atan2 import adam_atan2
+from hrm_kernels.ops.adam_atan2 import Step, adam_atan2
 from hrm_kernels.ops.sparse_sign_sgd import sparse_sign_sgd
 
 pytestmark = [
@@ -86,7 +86,7 @@ def calls(draw, op):
 
         def adam(p, g, m, v):
             p, m, v, count = p.clone(), m.clone(), v.square(), torch.tensor(float(steps))
-            adam_atan2([p], [g], [m], [v], [count], None, lr, (0.9, 0.95), decay, False, {})
+            adam_atan2(Step([p], [g], [m], [v], [count], None, lr, (0.9, 0.95), decay, False, {}))
             assert count == steps + 1
             return p, m, v
 

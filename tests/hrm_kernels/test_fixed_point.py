@@ -295,9 +295,9 @@ def test_wrong_cells_and_states():
         fixed_point(lambda z: (z, z), z, steps=1)
     with pytest.raises(TypeError, match="the cell returned Tensor, expected a tuple of 2 tensors as state is"):
         fixed_point(lambda z: z[0], (z, z), steps=1)
-    with pytest.raises(TypeError, match="cell is no function"):
+    with pytest.raises(TypeError, match="cell is not a function"):
         fixed_point([], z, steps=1)
-    with pytest.raises(TypeError, match="cell is no function"):
+    with pytest.raises(TypeError, match="cell is not a function"):
         fixed_point(5, torch.zeros(2), steps=2)
     with pytest.raises(TypeError, match="state is an empty tuple, expected a tensor"):
         fixed_point(lambda state: state, (), steps=2)

@@ -29,7 +29,7 @@ def test_swiglu_inner_size():
         (lambda: nn.RoPEAttention(64, 0), "^RoPEAttention: num_heads is 0, expected an integer >= 1$"),
         (lambda: nn.RoPEAttention(0, 8), "^RoPEAttention: hidden_size is 0, expected an integer >= 1$"),
         (lambda: nn.RoPEAttention(64, True), "^RoPEAttention: num_heads is True, expected an integer >= 1$"),
-        (lambda: nn.SwiGLU(64, 0), "^SwiGLU: expansion is 0, expected more, so that the inner size is above 0"),
+        (lambda: nn.SwiGLU(64, 0), "^SwiGLU: expansion is 0, expected more, for an inner size above 0"),
         (lambda: nn.SwiGLU(0), "^SwiGLU: hidden_size is 0, expected an integer >= 1$"),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 
 import hrm_kernels as k
 from hrm_kernels.nn import SparseEmbedding
-from hrm_kernels.ops.adam_atan2 import triton_kernels
+from hrm_kernels.ops.adam_atan2 import Step, triton_kernels
 from hrm_kernels.ops.sparse_sign_sgd import sparse_sign_sgd
 from hrm_kernels.optim import AdamATan2, SparseSignSGD
 
@@ -242,7 +242,7 @@ def test_float64_and_strange_strides_are_refused_with_the_reason():
 
 def test_explain_takes_lists(capsys):
     p = [torch.ones(4, device=DEVICE)]
-    chosen = k.explain("adam_atan2", p, p, p, p, [torch.zeros(())], None, 0.1, (0.9, 0.95), 0.0, False, {})
+    chosen = k.explain("adam_atan2", Step(p, p, p, p, [torch.zeros(())], None, 0.1, (0.9, 0.95), 0.0, False, {}))
     assert chosen in (("cpu", "reference") if DEVICE == "cpu" else ("cuda", "triton"))
     assert "adam_atan2 on" in capsys.readouterr().out
 

@@ -14,6 +14,7 @@ from hrm_kernels.tuning import table as tables
 
 pytest.importorskip("triton")
 
+from hrm_kernels.ops.rope_attention.heads import Heads  # noqa: E402
 from hrm_kernels.ops.transformer_block import triton_block  # noqa: E402
 from hrm_kernels.ops.transformer_block import triton_kernels as fused  # noqa: E402
 from hrm_kernels.tuning import __main__ as command  # noqa: E402
@@ -145,7 +146,7 @@ def test_all_paths_compute_the_same(rows):
         (torch.randn(shape, generator=g).double() * shape[1] ** -0.5).to(HERE) for _ in range(2) for shape in shapes
     ]
     x = torch.randn(rows, dim, generator=g).to(HERE)
-    shared = triton_block.Shared(1, *rope_tables(rows, 32, device=HERE), 9, 1e-5)
+    shared = triton_block.Shared(1, Heads(*rope_tables(rows, 32, device=HERE), 9), 1e-5)
     assert fused.fits_a_row(x.half()) and list(triton_block.PATHS) == list(CANDIDATES)
     with torch.no_grad():
         want = triton_block.infer_library(x, [w.float() for w in exact], shared)
@@ -159,7 +160,7 @@ def test_a_pass_takes_the_path_of_the_table(monkeypatch):
     for name in CANDIDATES:
         monkeypatch.setitem(triton_block.PATHS, name, lambda x, *rest, name=name: taken.append(name) or x)
     monkeypatch.setattr(tuning, "choose", lambda device, dtype, rows: "whole_row" if rows < 100 else "library")
-    shared = triton_block.Shared(1, None, None, 1, 1e-5)
+    shared = triton_block.Shared(1, Heads(None, None, 1), 1e-5)
     for rows, dim, dtype in (
         (8, 512, torch.float16),
         (40, 512, torch.float16),

@@ -1,83 +1,53 @@
 """The step of :class:`hrm_kernels.optim.AdamATan2` on parameters of one dtype and device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
 from hrm_kernels.backends import Backend, Op, cuda_cannot_run, triton_cannot_run
 from hrm_kernels.ops.adam_atan2 import cpu_kernels, cuda_kernels, reference
+from hrm_kernels.ops.adam_atan2.spec import SPEC
+from hrm_kernels.ops.adam_atan2.step import Step
 from hrm_kernels.tuning.table import cuda_is_unproven
 
+__all__ = ["Step", "adam_atan2"]
 
-def _triton(params: Sequence[Tensor], grads: Sequence[Tensor], *arguments: Any) -> None:
+
+def _triton(step: Step) -> None:
     from hrm_kernels.ops.adam_atan2 import triton_kernels
 
-    triton_kernels.step(params, [g.contiguous() for g in grads], *arguments)
+    triton_kernels.run(step._replace(grads=[grad.contiguous() for grad in step.grads]))
 
 
-def _gpu_unsupported(
-    cannot_run: Callable[[Tensor], str | None],
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    copies: Sequence[Tensor] | None,
-    lr: float | Tensor,
-    betas: tuple[float, float],
-    weight_decay: float,
-    capturable: bool,
-    tables: dict,
-) -> str | None:
-    reason = cannot_run(params[0])
+def _gpu_unsupported(cannot_run: Callable[[Tensor], str | None], step: Step) -> str | None:
+    device = step.params[0].device
+    reason = cannot_run(step.params[0])
     if reason is not None:
         return reason
-    if not all(x.is_contiguous() for group in (params, exp_avgs, exp_avg_sqs, copies or ()) for x in group):
+    if not step.is_contiguous():
         return "a parameter, its state or its copy is not contiguous"
-    if isinstance(lr, Tensor) and not capturable and lr.device.type != "cpu":
+    if isinstance(step.lr, Tensor) and not step.capturable and step.lr.device.type != "cpu":
         return "a learning rate on the GPU needs capturable=True"
-    if capturable and any(step.device != params[0].device for step in steps):
+    if step.capturable and any(count.device != device for count in step.steps):
         return "capturable=True needs the step counts on the parameters' device"
-    if not capturable and any(step.device.type != "cpu" for step in steps):
+    if not step.capturable and any(count.device.type != "cpu" for count in step.steps):
         return "step counts on the GPU, which a step would wait for, need capturable=True"
     return None
 
 
 _op = Op(
-    "adam_atan2",
-    None,
+    SPEC,
     {
         "reference": Backend(reference.adam_atan2),
         "triton": Backend(_triton, partial(_gpu_unsupported, triton_cannot_run)),
-        "cuda": Backend(cuda_kernels.step, partial(_gpu_unsupported, cuda_cannot_run), cuda_is_unproven("adam_atan2")),
-        "cpu": Backend(cpu_kernels.step, cpu_kernels.unsupported),
+        "cuda": Backend(cuda_kernels.run, partial(_gpu_unsupported, cuda_cannot_run), cuda_is_unproven("adam_atan2")),
+        "cpu": Backend(cpu_kernels.run, cpu_kernels.unsupported),
     },
 )
 
 
-def adam_atan2(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    copies: Sequence[Tensor] | None,
-    lr: float | Tensor,
-    betas: tuple[float, float],
-    weight_decay: float,
-    capturable: bool,
-    tables: dict,
-) -> None:
-    """One step of all parameters together; everything but grads and lr is changed in place.
-
-    Args:
-        params, grads, exp_avgs, exp_avg_sqs: at least one of each, one dtype, one device, the same shapes.
-        steps: float32 scalars: on the device if ``capturable``, else on the CPU.
-        copies: where the new parameters are written too, in another dtype; None for nowhere.
-        lr: a number or a scalar tensor.
-        betas, weight_decay: as in :class:`hrm_kernels.optim.AdamATan2`.
-        tables: the caller keeps this dictionary from step to step: device memory that a CUDA graph goes on reading.
-    """
-    _op(params, grads, exp_avgs, exp_avg_sqs, steps, copies, lr, betas, weight_decay, capturable, tables)
+@_op.public
+def adam_atan2(step: Step) -> None:
+    """One step of all parameters together."""
+    _op(step)

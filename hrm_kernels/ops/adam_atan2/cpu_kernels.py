@@ -1,59 +1,37 @@
-from collections.abc import Sequence
+"""The CPU library's step: all parameters in one call."""
 
 import torch
-from torch import Tensor
 
 from hrm_kernels import native
+from hrm_kernels.backends import cpu_cannot_run
+from hrm_kernels.ops.adam_atan2.step import Step
 
 
-def step(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    copies: Sequence[Tensor] | None,
-    lr: float | Tensor,
-    betas: tuple[float, float],
-    weight_decay: float,
-    capturable: bool,
-    tables: dict,
-) -> None:
-    """All parameters in one call; what it writes has a new version afterwards, as after PyTorch's own operations."""
-    torch._foreach_add_(list(steps), 1)
-    counts = torch.stack([step.detach() for step in steps]).double()
-    copies = list(copies or ())
+def run(step: Step) -> None:
+    torch._foreach_add_(list(step.steps), 1)
+    counts = torch.stack([count.detach() for count in step.steps]).double()
     native.load("cpu").module.adam_atan2(
-        [p.detach() for p in params],
-        [g.detach().contiguous() for g in grads],
-        list(exp_avgs),
-        list(exp_avg_sqs),
-        copies,
-        1 - betas[0] ** counts,
-        1 - betas[1] ** counts,
-        float(lr),
-        *betas,
-        weight_decay,
+        [p.detach() for p in step.params],
+        [g.detach().contiguous() for g in step.grads],
+        list(step.exp_avgs),
+        list(step.exp_avg_sqs),
+        list(step.copies or ()),
+        1 - step.betas[0] ** counts,
+        1 - step.betas[1] ** counts,
+        float(step.lr),
+        *step.betas,
+        step.weight_decay,
         torch.get_num_threads(),
     )
-    torch.autograd.graph.increment_version([*params, *exp_avgs, *exp_avg_sqs, *copies])
+    step.count_writes()
 
 
-def unsupported(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    copies: Sequence[Tensor] | None,
-    *rest: object,
-) -> str | None:
-    from hrm_kernels.backends import cpu_cannot_run
-
-    if params[0].dtype is not torch.float32:
-        return f"its CPU kernel is for float32 parameters, not {str(params[0].dtype).removeprefix('torch.')}"
-    if copies is not None and copies[0].dtype is not torch.bfloat16:
+def unsupported(step: Step) -> str | None:
+    dtype = step.params[0].dtype
+    if dtype is not torch.float32:
+        return f"its CPU kernel is for float32 parameters, not {str(dtype).removeprefix('torch.')}"
+    if step.copies is not None and step.copies[0].dtype is not torch.bfloat16:
         return "its CPU kernel writes copies in bfloat16 only"
-    if not all(x.is_contiguous() for group in (params, exp_avgs, exp_avg_sqs, copies or ()) for x in group):
+    if not step.is_contiguous():
         return "a parameter, its state or its copy is not contiguous"
-    return cpu_cannot_run(params[0])
+    return cpu_cannot_run(step.params[0])

@@ -1,45 +1,30 @@
 """The cuda backend: all parameters in one launch of csrc/cuda/adam_atan2.cu (64 at a time)."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from hrm_kernels import native
+from hrm_kernels.ops.adam_atan2.step import Step
 
 
-def step(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    copies: Sequence[Tensor] | None,
-    lr: float | Tensor,
-    betas: tuple[float, float],
-    weight_decay: float,
-    capturable: bool,
-    tables: dict,
-) -> None:
+def run(step: Step) -> None:
     """As the op. Step counts on the CPU go up there, before the launch has run; those on the device in the launch."""
-    device = params[0].device
-    lr_on_device = lr.detach().float() if isinstance(lr, Tensor) and capturable and lr.device == device else None
-    copies = list(copies or ())
+    device, lr = step.params[0].device, step.lr
+    lr_on_device = lr.detach().float() if isinstance(lr, Tensor) and step.capturable and lr.device == device else None
     native.load("cuda").module.adam_atan2(
-        [p.detach() for p in params],
-        [g.detach().contiguous() for g in grads],
-        list(exp_avgs),
-        list(exp_avg_sqs),
-        copies,
-        list(steps),
+        [p.detach() for p in step.params],
+        [g.detach().contiguous() for g in step.grads],
+        list(step.exp_avgs),
+        list(step.exp_avg_sqs),
+        list(step.copies or ()),
+        list(step.steps),
         float(lr) if lr_on_device is None else 0.0,
         lr_on_device,
-        *betas,
-        weight_decay,
-        _arrived(device, tables) if capturable else None,
+        *step.betas,
+        step.weight_decay,
+        _arrived(device, step.tables) if step.capturable else None,
     )
-    # as PyTorch's own kernels do: a later backward through old values is an error, not a wrong gradient
-    torch.autograd.graph.increment_version([*params, *exp_avgs, *exp_avg_sqs, *copies])
+    step.count_writes()
 
 
 def _arrived(device: torch.device, tables: dict) -> Tensor:

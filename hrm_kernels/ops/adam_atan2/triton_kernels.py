@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hrm_kernels.ops.adam_atan2.step import Step
 from hrm_kernels.tuning.ahead_of_time import Case
 
 CHUNK = 1024  # elements of a program: 4 warps, 8 elements a thread; 16 take 250 registers and leave 2 programs to an SM
@@ -190,7 +191,8 @@ class Table:
         return aligned
 
 
-def _table(params: Sequence[Tensor], tables: dict[Any, Any]) -> Table:
+def _table(step: Step) -> Table:
+    params, tables = step.params, step.tables
     if params[0].is_cuda and torch.cuda.is_current_stream_capturing():
         # Its own table, which every replay fills again: later steps outside the graph write other addresses elsewhere.
         table = Table(params)
@@ -202,83 +204,61 @@ def _table(params: Sequence[Tensor], tables: dict[Any, Any]) -> Table:
     return tables[key]
 
 
-def step(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    copies: Sequence[Tensor] | None,
-    lr: float | Tensor,
-    betas: tuple[float, float],
-    weight_decay: float,
-    capturable: bool,
-    tables: dict[Any, Any],
-) -> None:
+def run(step: Step) -> None:
     """As the op; all contiguous. Capturable: two launches. Else one for each count of steps: one, as a rule."""
-    if capturable:
-        on_device = isinstance(lr, Tensor) and lr.device == params[0].device
-        table = _table(params, tables)
-        table.write_addresses({7: steps})
+    if step.capturable:
+        on_device = isinstance(step.lr, Tensor) and step.lr.device == step.params[0].device
+        table = _table(step)
+        table.write_addresses({7: step.steps})
         advance_kernel[(1,)](
             table.values,
             table.scalars,
-            lr if on_device else float(lr),
-            float(weight_decay),
-            len(params),
-            *(_log2(beta) for beta in betas),
+            step.lr if on_device else float(step.lr),
+            float(step.weight_decay),
+            len(step.params),
+            *(_log2(beta) for beta in step.betas),
             on_device,
             table.block,
             num_warps=1,
             enable_fp_fusion=True,
         )
-        _launch(table, params, grads, exp_avgs, exp_avg_sqs, copies, (0.0, 0.0, 0.0), betas, True)
+        _launch(table, step, (0.0, 0.0, 0.0))
     else:
-        rate = float(lr)  # of a tensor on the CPU: nothing to wait for
-        torch._foreach_add_(list(steps), 1)
-        counts = [int(step) for step in steps]
+        rate = float(step.lr)  # of a tensor on the CPU: nothing to wait for
+        torch._foreach_add_(list(step.steps), 1)
+        counts = [int(count) for count in step.steps]
         for count in sorted(set(counts)):
-            own = [index for index, other in enumerate(counts) if other == count]
-            p, g, m, v = ([tensors[index] for index in own] for tensors in (params, grads, exp_avgs, exp_avg_sqs))
-            own_copies = None if copies is None else [copies[index] for index in own]
+            some = step.of([index for index, other in enumerate(counts) if other == count])
             scalars = (
-                rate / (1 - betas[0] ** count),
-                (1 - betas[1] ** count) ** -0.5,
-                1 - rate * weight_decay,
+                rate / (1 - step.betas[0] ** count),
+                (1 - step.betas[1] ** count) ** -0.5,
+                1 - rate * step.weight_decay,
             )
-            _launch(_table(p, tables), p, g, m, v, own_copies, scalars, betas, False)
-    # as PyTorch's own kernels do: a later backward through old values is an error, not a wrong gradient
-    torch.autograd.graph.increment_version([*params, *exp_avgs, *exp_avg_sqs, *(copies or ())])
+            _launch(_table(some), some, scalars)
+    step.count_writes()
 
 
 def _log2(beta: float) -> float:
     return math.log2(beta) if beta else -1e300  # beta^t = 0
 
 
-def _launch(
-    table: Table,
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    copies: Sequence[Tensor] | None,
-    scalars: tuple[float, float, float],
-    betas: tuple[float, float],
-    on_device: bool,
-) -> None:
-    rows = {0: params, 1: grads, 2: exp_avgs, 3: exp_avg_sqs} | ({} if copies is None else {4: copies})
+def _launch(table: Table, step: Step, scalars: tuple[float, float, float]) -> None:
+    rows = {0: step.params, 1: step.grads, 2: step.exp_avgs, 3: step.exp_avg_sqs}
+    if step.copies is not None:
+        rows[4] = step.copies
     aligned = table.write_addresses(rows)
+    beta1, beta2 = step.betas
     if table.chunks:
         step_kernel[(table.chunks,)](
             table.values,
             table.scalars,
             *scalars,
-            1 - betas[0],
-            betas[1],
-            1 - betas[1],
-            DTYPE=_TYPES[params[0].dtype],
-            COPY=None if copies is None else _TYPES[copies[0].dtype],
-            ON_DEVICE=on_device,
+            1 - beta1,
+            beta2,
+            1 - beta2,
+            DTYPE=_TYPES[step.params[0].dtype],
+            COPY=None if step.copies is None else _TYPES[step.copies[0].dtype],
+            ON_DEVICE=step.capturable,
             ALIGNED=aligned,
             BLOCK_P=table.block,
             CHUNK=CHUNK,

@@ -4,8 +4,9 @@ import torch
 
 from hrm_kernels.autodiff import first_order
 from hrm_kernels.backends import Backend, Op, cpu_cannot_run, triton_cannot_run
-from hrm_kernels.checks import check_eps, check_like, check_shape, check_tensor
+from hrm_kernels.checks import check_eps
 from hrm_kernels.ops.add_rms_norm import cpu_kernels, reference
+from hrm_kernels.ops.add_rms_norm.spec import SPEC
 
 
 def _again(ctx: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -50,17 +51,16 @@ def _triton(x: torch.Tensor, residual: torch.Tensor, eps: float) -> torch.Tensor
 
 
 _op = Op(
-    "add_rms_norm",
-    "(Tensor x, Tensor residual, float eps) -> Tensor",
+    SPEC,
     {
         "reference": Backend(reference.add_rms_norm),
         "triton": Backend(_triton, lambda x, residual, eps: triton_cannot_run(x)),
         "cpu": Backend(cpu_kernels.add_rms_norm, lambda x, residual, eps: cpu_cannot_run(x)),
     },
-    promoted=2,
 )
 
 
+@_op.public
 def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
     """``rms_norm(x + residual)``, RMSNorm without a weight: the post-norm of a block.
 
@@ -81,10 +81,6 @@ def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -> 
     Source: HRM (arXiv 2506.21734), section 2; RMSNorm, arXiv 1910.07467.
     """
     x, residual = _op.under_autocast(x, residual)
-    check_tensor("add_rms_norm", "x", x)
-    check_like("add_rms_norm", "residual", residual, "x", x)
-    if x.ndim == 0 or x.shape[-1] == 0:
-        raise ValueError(f"add_rms_norm: x has shape {list(x.shape)}, expected [..., D] with D >= 1")
-    check_shape("add_rms_norm", "residual", residual, tuple(x.shape), "the shape of x")
-    check_eps("add_rms_norm", eps)
+    SPEC.check(x, residual)
+    check_eps(SPEC.name, eps)
     return _op(x, residual, eps)

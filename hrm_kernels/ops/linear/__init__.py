@@ -2,8 +2,8 @@ import torch
 from torch import Tensor
 
 from hrm_kernels.backends import Backend, Op, cpu_cannot_run, triton_cannot_run
-from hrm_kernels.checks import check_like, check_shape, check_tensor
 from hrm_kernels.ops.linear import cpu_kernels, reference
+from hrm_kernels.ops.linear.spec import SPEC
 
 
 def _cpu_cannot_run(x: Tensor, weight: Tensor, *rest: object) -> str | None:
@@ -17,8 +17,7 @@ def _cuda_cannot_run(x: Tensor, *rest: object) -> str | None:
 
 
 _op = Op(
-    "linear",
-    "(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor",
+    SPEC,
     {
         "reference": Backend(reference.linear),
         # On a GPU the matrix products of all backends are PyTorch's.
@@ -26,10 +25,10 @@ _op = Op(
         "cuda": Backend(reference.linear, _cuda_cannot_run),
         "cpu": Backend(cpu_kernels.linear, _cpu_cannot_run),
     },
-    lowered=3,
 )
 
 
+@_op.public
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """``x @ weight.T + bias``, as :func:`torch.nn.functional.linear`.
 
@@ -51,12 +50,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     Source: :func:`torch.nn.functional.linear`.
     """
     x, weight, bias = _op.under_autocast(x, weight, bias)
-    check_tensor("linear", "x", x)
-    check_like("linear", "weight", weight, "x", x)
-    if x.ndim < 1:
-        raise ValueError("linear: x has shape [], expected [..., in]")
-    check_shape("linear", "weight", weight, (None, x.shape[-1]), "[out, in] with in from x")
-    if bias is not None:
-        check_like("linear", "bias", bias, "x", x)
-        check_shape("linear", "bias", bias, (weight.shape[0],), "[out]")
+    if bias is None:
+        SPEC.check(x, weight)
+    else:
+        SPEC.check(x, weight, bias)
     return _op(x, weight, bias)

@@ -3,66 +3,57 @@ from collections.abc import Sequence
 import torch
 
 from hrm_kernels.backends import Backend, Op
-from hrm_kernels.checks import check_eps, check_layers, check_like, check_shape, check_state
+from hrm_kernels.checks import check_eps, check_layers
 from hrm_kernels.ops.reasoning_module import cuda_kernels, reference
-from hrm_kernels.ops.transformer_block import BlockWeights, cpu_cannot_run_blocks, triton_cannot_run_blocks
-
-
-def blocks(flat: Sequence[torch.Tensor]) -> list[BlockWeights]:
-    """The blocks of a flat list of their matrices, four to a block: the registered form of ``layers``."""
-    return [BlockWeights(*flat[index : index + 4]) for index in range(0, len(flat), 4)]
+from hrm_kernels.ops.reasoning_module.spec import SPEC
+from hrm_kernels.ops.rope_attention.heads import Heads
+from hrm_kernels.ops.transformer_block import cpu_cannot_run_blocks, triton_cannot_run_blocks
+from hrm_kernels.ops.transformer_block.weights import BlockWeights, flat, layers_of
 
 
 def _triton(
     z: torch.Tensor,
     injection: torch.Tensor,
     layers: Sequence[BlockWeights],
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    num_heads: int,
+    heads: Heads,
     eps: float,
     recompute: bool = False,
 ) -> torch.Tensor:
-    from hrm_kernels.ops.transformer_block.triton_block import blocks
+    from hrm_kernels.ops.transformer_block import triton_block
 
-    weights = [weight for block in layers for weight in block]
-    return blocks(z + injection, weights, cos, sin, num_heads, eps, recompute)
+    return triton_block.blocks(z + injection, flat(layers), heads, eps, recompute)
 
 
 def _cpu(
     z: torch.Tensor,
     injection: torch.Tensor,
     layers: Sequence[BlockWeights],
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    num_heads: int,
+    heads: Heads,
     eps: float,
     recompute: bool = False,
 ) -> torch.Tensor:
-    from hrm_kernels.ops.transformer_block.cpu_block import blocks
+    from hrm_kernels.ops.transformer_block import cpu_block
 
-    weights = [weight for block in layers for weight in block]
-    return blocks(z, injection, weights, cos, sin, num_heads, eps, recompute)
+    return cpu_block.blocks(z, injection, flat(layers), heads, eps, recompute)
 
 
 _op = Op(
-    "reasoning_module",
-    "(Tensor z, Tensor injection, Tensor[] layers, Tensor? cos, Tensor? sin, int num_heads, float eps, "
-    "bool recompute=False) -> Tensor",
+    SPEC,
     {
         "reference": Backend(reference.reasoning_module),
         "triton": Backend(
-            _triton,
-            lambda z, injection, layers, cos, sin, num_heads, *rest: triton_cannot_run_blocks(z, layers, num_heads),
+            _triton, lambda z, injection, layers, heads, *rest: triton_cannot_run_blocks(z, layers, heads)
         ),
-        "cpu": Backend(_cpu, lambda z, injection, layers, cos, sin, *rest: cpu_cannot_run_blocks(z, layers, cos, sin)),
+        "cpu": Backend(_cpu, lambda z, injection, layers, heads, *rest: cpu_cannot_run_blocks(z, layers, heads)),
         "cuda": Backend(cuda_kernels.reasoning_module, cuda_kernels.unsupported, cuda_kernels.passed_over),
     },
-    unflatten=lambda z, injection, layers, *rest: (z, injection, blocks(layers), *rest),
-    lowered=3,
+    unflatten=lambda z, injection, layers, cos, sin, num_heads, *rest: (
+        (z, injection, layers_of(layers), Heads(cos, sin, num_heads), *rest)
+    ),
 )
 
 
+@_op.public
 def reasoning_module(
     z: torch.Tensor,
     injection: torch.Tensor,
@@ -95,9 +86,7 @@ def reasoning_module(
     Source: HRM (arXiv 2506.21734), section 2.
     """
     z, injection, layers = _op.under_autocast(z, injection, layers)
-    check_state("reasoning_module", "z", z)
-    check_like("reasoning_module", "injection", injection, "z", z)
-    check_shape("reasoning_module", "injection", injection, tuple(z.shape), "the shape of z")
-    check_layers("reasoning_module", "layers", layers, "z", z, num_heads, cos, sin)
-    check_eps("reasoning_module", eps)
-    return _op(z, injection, layers, cos, sin, int(num_heads), eps, recompute)
+    SPEC.check(z, injection)
+    check_layers(SPEC.name, "layers", layers, "z", z, num_heads, cos, sin)
+    check_eps(SPEC.name, eps)
+    return _op(z, injection, layers, Heads(cos, sin, int(num_heads)), eps, recompute)

@@ -7,6 +7,8 @@ import torch
 
 from hrm_kernels import native
 from hrm_kernels.backends import cuda_cannot_run, launcher, traced_as_constant
+from hrm_kernels.ops.rope_attention.heads import Heads
+from hrm_kernels.ops.transformer_block.weights import flat
 
 MOST_TOKENS = 4096
 """B * S up to which the kernel serves a call: 32 rows of 128."""
@@ -28,7 +30,7 @@ def passed_over(z: torch.Tensor, *rest: object) -> str | None:
     return f"its tiles are for few tokens (B * S), and from {FEW_TOKENS} on larger ones should win; not measured yet"
 
 
-def cannot_run(z: torch.Tensor, modules: Sequence[Sequence[Sequence[torch.Tensor]]], num_heads: int) -> str | None:
+def cannot_run(z: torch.Tensor, modules: Sequence[Sequence[Sequence[torch.Tensor]]], heads: Heads) -> str | None:
     """None where the kernel can update ``z [B, S, D]`` with the blocks of these modules, else why not."""
     reason = cuda_cannot_run(z)
     if reason is not None:
@@ -42,8 +44,8 @@ def cannot_run(z: torch.Tensor, modules: Sequence[Sequence[Sequence[torch.Tensor
     columns, inner = qkv.shape[0] // 3, down.shape[1]
     if any(block[0].shape[0] != 3 * columns or block[3].shape[1] != inner for layers in modules for block in layers):
         return "the cuda kernels are for blocks of equal sizes"
-    most_layers = max(len(layers) for layers in modules)
-    return _cannot_run_sizes(z.device.index or 0, positions, width, num_heads, columns // num_heads, inner, most_layers)
+    head_dim, most_layers = columns // heads.num_heads, max(len(layers) for layers in modules)
+    return _cannot_run_sizes(z.device.index or 0, positions, width, heads.num_heads, head_dim, inner, most_layers)
 
 
 @traced_as_constant
@@ -75,6 +77,7 @@ def _ready(tensor: torch.Tensor) -> torch.Tensor:
     "cuda_recurrent_cycles(Tensor z_H, Tensor z_L, Tensor x, Tensor[] H_weights, Tensor[] L_weights, Tensor? cos, "
     "Tensor? sin, int num_heads, int H_cycles, int L_cycles, float eps) -> (Tensor, Tensor)",
     lambda z_H, *rest: (torch.empty_like(z_H), torch.empty_like(z_H)),
+    grouped=(5, Heads),
 )
 def update(
     z_H: torch.Tensor,
@@ -82,9 +85,7 @@ def update(
     x: torch.Tensor,
     H_weights: Sequence[torch.Tensor],
     L_weights: Sequence[torch.Tensor],
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    num_heads: int,
+    heads: Heads,
     H_cycles: int,
     L_cycles: int,
     eps: float,
@@ -95,16 +96,16 @@ def update(
         H_weights, L_weights: flat, four matrices a block.
         H_cycles, L_cycles: as for ``recurrent_cycles``; 2 and 0 are a single ``z_H = H(z_H, z_L)``.
     """
-    weights = [[_ready(weight) for weight in flat] for flat in (H_weights, L_weights)]
+    weights = [[_ready(weight) for weight in one] for one in (H_weights, L_weights)]
     states = [_ready(state) for state in (z_H, z_L, x)]
-    tables = [None if table is None else _ready(table.float()) for table in (cos, sin)]
+    tables = [None if table is None else _ready(table.float()) for table in (heads.cos, heads.sin)]
     qkv, _, _, down = (weights[0] or weights[1])[:4]
-    head_dim, inner = qkv.shape[0] // (3 * num_heads), down.shape[1]
-    size = _workspace_bytes(*z_H.shape, num_heads, head_dim, inner)
+    head_dim, inner = qkv.shape[0] // (3 * heads.num_heads), down.shape[1]
+    size = _workspace_bytes(*z_H.shape, heads.num_heads, head_dim, inner)
     results = [torch.empty_like(states[0]) for _ in range(2)]
     workspace = torch.empty(size, dtype=torch.uint8, device=z_H.device)
     native.load("cuda").module.recurrent_cycles(
-        *states, *weights, *tables, num_heads, H_cycles, L_cycles, eps, *results, workspace
+        *states, *weights, *tables, heads.num_heads, H_cycles, L_cycles, eps, *results, workspace
     )
     return results[0], results[1]
 
@@ -113,26 +114,21 @@ def unsupported(
     z: torch.Tensor,
     injection: torch.Tensor,
     layers: Sequence[Sequence[torch.Tensor]],
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    num_heads: int,
+    heads: Heads,
     *rest: object,
 ) -> str | None:
-    tensors = [z, injection, *(weight for block in layers for weight in block)]
+    tensors = [z, injection, *flat(layers)]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return "the cuda kernels compute no gradients"
-    return cannot_run(z, [layers], num_heads)
+    return cannot_run(z, [layers], heads)
 
 
 def reasoning_module(
     z: torch.Tensor,
     injection: torch.Tensor,
     layers: Sequence[Sequence[torch.Tensor]],
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    num_heads: int,
+    heads: Heads,
     eps: float,
     recompute: bool = False,
 ) -> torch.Tensor:
-    weights = [weight for block in layers for weight in block]
-    return update(z, injection, z, weights, [], cos, sin, num_heads, 2, 0, eps)[0]
+    return update(z, injection, z, flat(layers), [], heads, 2, 0, eps)[0]

@@ -10,7 +10,7 @@ from hrm_kernels.ops.add_rms_norm import add_rms_norm
 from hrm_kernels.ops.reasoning_module import reasoning_module
 from hrm_kernels.ops.rope_attention.reference import apply_rope
 from hrm_kernels.ops.swiglu import swiglu
-from hrm_kernels.ops.transformer_block import BlockWeights
+from hrm_kernels.ops.transformer_block.weights import BlockWeights
 
 
 def first_position(

@@ -2,20 +2,20 @@ from collections.abc import Sequence
 
 import torch
 
+from hrm_kernels.ops.rope_attention.heads import Heads
 from hrm_kernels.ops.transformer_block.reference import transformer_block
+from hrm_kernels.ops.transformer_block.weights import BlockWeights
 
 
 def reasoning_module(
     z: torch.Tensor,
     injection: torch.Tensor,
-    layers: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]],
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    num_heads: int,
-    eps: float = 1e-5,
+    layers: Sequence[BlockWeights],
+    heads: Heads,
+    eps: float,
     recompute: bool = False,
 ) -> torch.Tensor:
     z = z + injection
     for weights in layers:
-        z = transformer_block(z, weights, cos, sin, num_heads, eps, recompute)
+        z = transformer_block(z, weights, heads, eps, recompute)
     return z

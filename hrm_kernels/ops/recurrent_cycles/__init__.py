@@ -5,12 +5,14 @@ import torch
 
 from hrm_kernels.autodiff import has_tangent
 from hrm_kernels.backends import Backend, Op
-from hrm_kernels.checks import check_count, check_eps, check_layers, check_like, check_shape, check_state
+from hrm_kernels.checks import check_count, check_eps, check_layers
 from hrm_kernels.graphs import Graphs, capturable
-from hrm_kernels.ops.reasoning_module import blocks
 from hrm_kernels.ops.reasoning_module.cuda_kernels import passed_over
 from hrm_kernels.ops.recurrent_cycles import cuda_kernels, reference
-from hrm_kernels.ops.transformer_block import BlockWeights, cpu_cannot_run_blocks, triton_cannot_run_blocks
+from hrm_kernels.ops.recurrent_cycles.spec import SPEC
+from hrm_kernels.ops.rope_attention.heads import Heads
+from hrm_kernels.ops.transformer_block import cpu_cannot_run_blocks, triton_cannot_run_blocks
+from hrm_kernels.ops.transformer_block.weights import BlockWeights, flat, layers_of
 
 _graphs = Graphs()
 
@@ -21,9 +23,7 @@ def _triton(
     x: torch.Tensor,
     H_layers: Sequence[BlockWeights],
     L_layers: Sequence[BlockWeights],
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    num_heads: int,
+    heads: Heads,
     H_cycles: int,
     L_cycles: int,
     eps: float,
@@ -32,10 +32,10 @@ def _triton(
     from hrm_kernels.ops.transformer_block.triton_block import Shared, infer
 
     shape, width = z_H.shape, z_H.shape[2]
-    H_weights, L_weights = ([weight for block in layers for weight in block] for layers in (H_layers, L_layers))
+    H_weights, L_weights = flat(H_layers), flat(L_layers)
 
     def run(z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        shared = Shared(shape[0], cos, sin, num_heads, eps)
+        shared = Shared(shape[0], heads, eps)
         H, L = ([weight.contiguous() for weight in weights] for weights in (H_weights, L_weights))
         return reference.run_cycles(
             z_H,
@@ -49,8 +49,8 @@ def _triton(
 
     inputs = [tensor.reshape(-1, width).contiguous() for tensor in (z_H, z_L, x)]
     if capturable(z_H) and z_H.numel() and H_cycles * L_cycles > 1:
-        fixed = [*H_weights, *L_weights, *(table for table in (cos, sin) if table is not None)]
-        sizes = (shape, len(H_layers), cos is None, num_heads, H_cycles, L_cycles, eps)
+        fixed = [*H_weights, *L_weights, *(table for _, table in heads.tables())]
+        sizes = (shape, len(H_layers), heads.cos is None, heads.num_heads, H_cycles, L_cycles, eps)
         z_H, z_L = _graphs(run, inputs, fixed, sizes)
     else:
         z_H, z_L = run(*inputs)
@@ -67,35 +67,35 @@ def _cpu(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from hrm_kernels.ops.recurrent_cycles.cpu_kernels import run
 
-    H_weights, L_weights = ([weight for block in layers for weight in block] for layers in (H_layers, L_layers))
+    H_weights, L_weights = flat(H_layers), flat(L_layers)
     return run(z_H.contiguous(), z_L.contiguous(), x.contiguous(), H_weights, L_weights, *rest)
 
 
 _op = Op(
-    "recurrent_cycles",
-    "(Tensor z_H, Tensor z_L, Tensor x, Tensor[] H_layers, Tensor[] L_layers, Tensor? cos, Tensor? sin, "
-    "int num_heads, int H_cycles, int L_cycles, float eps) -> (Tensor, Tensor)",
+    SPEC,
     {
         "reference": Backend(reference.recurrent_cycles),
         "triton": Backend(
             _triton,
-            lambda z_H, z_L, x, H_layers, L_layers, cos, sin, num_heads, *rest: triton_cannot_run_blocks(
-                z_H, [*H_layers, *L_layers], num_heads
+            lambda z_H, z_L, x, H_layers, L_layers, heads, *rest: triton_cannot_run_blocks(
+                z_H, [*H_layers, *L_layers], heads
             ),
         ),
         "cpu": Backend(
             _cpu,
-            lambda z_H, z_L, x, H_layers, L_layers, cos, sin, *rest: cpu_cannot_run_blocks(
-                z_H, [*H_layers, *L_layers], cos, sin
+            lambda z_H, z_L, x, H_layers, L_layers, heads, *rest: cpu_cannot_run_blocks(
+                z_H, [*H_layers, *L_layers], heads
             ),
         ),
         "cuda": Backend(cuda_kernels.recurrent_cycles, cuda_kernels.unsupported, passed_over),
     },
-    unflatten=lambda z_H, z_L, x, H_layers, L_layers, *rest: (z_H, z_L, x, blocks(H_layers), blocks(L_layers), *rest),
-    lowered=5,
+    unflatten=lambda z_H, z_L, x, H_layers, L_layers, cos, sin, num_heads, *rest: (
+        (z_H, z_L, x, layers_of(H_layers), layers_of(L_layers), Heads(cos, sin, num_heads), *rest)
+    ),
 )
 
 
+@_op.public
 def recurrent_cycles(
     z_H: torch.Tensor,
     z_L: torch.Tensor,
@@ -136,23 +136,19 @@ def recurrent_cycles(
 
     Source: HRM (arXiv 2506.21734), section 2, "Approximate gradient".
     """
-    op = "recurrent_cycles"
     z_H, z_L, x, H_layers, L_layers = given = _op.under_autocast(z_H, z_L, x, H_layers, L_layers)
-    check_state(op, "z_H", z_H)
-    for name, value in (("z_L", z_L), ("x", x)):
-        check_like(op, name, value, "z_H", z_H)
-        check_shape(op, name, value, tuple(z_H.shape), "the shape of z_H")
-    check_layers(op, "H_layers", H_layers, "z_H", z_H, num_heads, cos, sin)
-    check_layers(op, "L_layers", L_layers, "z_H", z_H, num_heads, cos, sin)
+    SPEC.check(z_H, z_L, x)
+    check_layers(SPEC.name, "H_layers", H_layers, "z_H", z_H, num_heads, cos, sin)
+    check_layers(SPEC.name, "L_layers", L_layers, "z_H", z_H, num_heads, cos, sin)
     for name, cycles in (("H_cycles", H_cycles), ("L_cycles", L_cycles)):
-        check_count(op, name, cycles)
-    check_eps(op, eps)
+        check_count(SPEC.name, name, cycles)
+    check_eps(SPEC.name, eps)
     if has_tangent(given):
         raise NotImplementedError(
-            f"{op}: an argument carries a forward-mode tangent, which would be lost here as gradients are; "
+            f"{SPEC.name}: an argument carries a forward-mode tangent, which would be lost here as gradients are; "
             "detach it (.detach()), or call reasoning_module for each update"
         )
     with torch.no_grad():
-        sizes = (int(num_heads), int(H_cycles), int(L_cycles))
-        z_H, z_L = _op(z_H, z_L, x, H_layers, L_layers, cos, sin, *sizes, eps)
+        heads = Heads(cos, sin, int(num_heads))
+        z_H, z_L = _op(z_H, z_L, x, H_layers, L_layers, heads, int(H_cycles), int(L_cycles), eps)
     return z_H.detach(), z_L.detach()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hrm_kernels.backends import launcher
 from hrm_kernels.ops.rope_attention.cpu_kernels import table
+from hrm_kernels.ops.rope_attention.heads import Heads
 from hrm_kernels.ops.transformer_block.packing import pack
 
 
@@ -14,6 +15,7 @@ from hrm_kernels.ops.transformer_block.packing import pack
     "cpu_recurrent_cycles(Tensor z_H, Tensor z_L, Tensor x, Tensor[] H_weights, Tensor[] L_weights, Tensor? cos, "
     "Tensor? sin, int num_heads, int H_cycles, int L_cycles, float eps) -> (Tensor, Tensor)",
     lambda z_H, z_L, *rest: (z_H.new_empty(z_H.shape), z_L.new_empty(z_L.shape)),
+    grouped=(5, Heads),
 )
 def run(
     z_H: Tensor,
@@ -21,14 +23,12 @@ def run(
     x: Tensor,
     H_weights: Sequence[Tensor],
     L_weights: Sequence[Tensor],
-    cos: Tensor | None,
-    sin: Tensor | None,
-    num_heads: int,
+    heads: Heads,
     H_cycles: int,
     L_cycles: int,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    H, L = pack(H_weights, num_heads), pack(L_weights, num_heads)
+    H, L = pack(H_weights, heads.num_heads), pack(L_weights, heads.num_heads)
     out_H, out_L = torch.empty_like(z_H), torch.empty_like(z_L)
     H.module.recurrent_cycles(
         z_H.detach(),
@@ -38,8 +38,8 @@ def run(
         H.layers,
         L.forward,
         L.layers,
-        table(cos),
-        table(sin),
+        table(heads.cos),
+        table(heads.sin),
         out_H,
         out_L,
         *H.sizes(),

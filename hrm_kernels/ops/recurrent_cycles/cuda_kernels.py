@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from hrm_kernels.ops.reasoning_module.cuda_kernels import cannot_run, update
+from hrm_kernels.ops.rope_attention.heads import Heads
+from hrm_kernels.ops.transformer_block.weights import flat
 
 
 def unsupported(
@@ -13,12 +15,10 @@ def unsupported(
     x: torch.Tensor,
     H_layers: Sequence[Sequence[torch.Tensor]],
     L_layers: Sequence[Sequence[torch.Tensor]],
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    num_heads: int,
+    heads: Heads,
     *rest: object,
 ) -> str | None:
-    return cannot_run(z_H, [H_layers, L_layers], num_heads)
+    return cannot_run(z_H, [H_layers, L_layers], heads)
 
 
 def recurrent_cycles(
@@ -27,15 +27,12 @@ def recurrent_cycles(
     x: torch.Tensor,
     H_layers: Sequence[Sequence[torch.Tensor]],
     L_layers: Sequence[Sequence[torch.Tensor]],
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    num_heads: int,
+    heads: Heads,
     H_cycles: int,
     L_cycles: int,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if H_cycles * L_cycles == 1:
         return z_H, z_L
-    H, L = ([weight for block in layers for weight in block] for layers in (H_layers, L_layers))
-    new_H, new_L = update(z_H, z_L, x, H, L, cos, sin, num_heads, H_cycles, L_cycles, eps)
+    new_H, new_L = update(z_H, z_L, x, flat(H_layers), flat(L_layers), heads, H_cycles, L_cycles, eps)
     return new_H if H_cycles > 1 else z_H, new_L

@@ -3,6 +3,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from hrm_kernels.ops.reasoning_module.reference import reasoning_module
+from hrm_kernels.ops.rope_attention.heads import Heads
+from hrm_kernels.ops.transformer_block.weights import BlockWeights
 
 Update = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """``update(z, injection)``: a module's next state."""
@@ -17,7 +19,7 @@ def run_cycles(
     H_cycles: int,
     L_cycles: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The order of the updates, for every backend that has them one by one."""
+    """The order of the updates, for every backend that runs them one by one."""
     with torch.no_grad():
         for h in range(H_cycles):
             last = h == H_cycles - 1
@@ -33,19 +35,17 @@ def recurrent_cycles(
     z_H: torch.Tensor,
     z_L: torch.Tensor,
     x: torch.Tensor,
-    H_layers: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]],
-    L_layers: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]],
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    num_heads: int,
+    H_layers: Sequence[BlockWeights],
+    L_layers: Sequence[BlockWeights],
+    heads: Heads,
     H_cycles: int,
     L_cycles: int,
-    eps: float = 1e-5,
+    eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     def H_update(z: torch.Tensor, injection: torch.Tensor) -> torch.Tensor:
-        return reasoning_module(z, injection, H_layers, cos, sin, num_heads, eps)
+        return reasoning_module(z, injection, H_layers, heads, eps)
 
     def L_update(z: torch.Tensor, injection: torch.Tensor) -> torch.Tensor:
-        return reasoning_module(z, injection, L_layers, cos, sin, num_heads, eps)
+        return reasoning_module(z, injection, L_layers, heads, eps)
 
     return run_cycles(z_H, z_L, x, H_update, L_update, H_cycles, L_cycles)

@@ -4,78 +4,60 @@ import torch
 
 from hrm_kernels.autodiff import first_order
 from hrm_kernels.backends import Backend, Op, cpu_cannot_run, triton_cannot_run
-from hrm_kernels.checks import check_heads, check_shape, check_tables, check_tensor
+from hrm_kernels.checks import check_heads, check_tables
 from hrm_kernels.ops.rope_attention import cpu_kernels, cuda_kernels, reference
+from hrm_kernels.ops.rope_attention.heads import (
+    Heads,
+    gpu_cannot_read_tables,
+    tables_need_gradients,
+    triton_cannot_attend,
+)
+from hrm_kernels.ops.rope_attention.spec import SPEC
 from hrm_kernels.tuning.table import cuda_is_unproven
 
 
 class _Triton(torch.autograd.Function):
+    """``apply(qkv, *heads, save)``: the tables are saved as tensors, so that writing to them is noticed."""
+
     @staticmethod
-    def forward(
-        ctx: Any, qkv: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, num_heads: int, save: bool
-    ) -> torch.Tensor:
+    def forward(ctx: Any, qkv: torch.Tensor, *heads_and_save: Any) -> torch.Tensor:  # type: ignore[override]
         from hrm_kernels.ops.rope_attention import triton_kernels
 
-        out, lse = triton_kernels.forward(qkv, cos, sin, num_heads, save)
+        *heads, save = heads_and_save
+        cos, sin, ctx.num_heads = heads
+        out, lse = triton_kernels.forward(qkv, Heads(*heads), save)
         # the long backward reads out, which the next op (a product with o) keeps anyway
-        ctx.save_for_backward(qkv, cos, sin, lse, None if triton_kernels.is_short(qkv, num_heads) else out)
-        ctx.num_heads = num_heads
+        ctx.save_for_backward(qkv, cos, sin, lse, None if triton_kernels.is_short(qkv, ctx.num_heads) else out)
         return out
 
     @staticmethod
-    @first_order(lambda ctx: (reference.rope_attention, (*ctx.saved_tensors[:3], ctx.num_heads)))
+    @first_order(reference.again)
     def backward(ctx: Any, dout: torch.Tensor) -> Any:  # type: ignore[override]
         from hrm_kernels.ops.rope_attention import triton_kernels
 
-        dqkv = triton_kernels.backward(dout.contiguous(), *ctx.saved_tensors, ctx.num_heads)
+        qkv, cos, sin, lse, out = ctx.saved_tensors
+        dqkv = triton_kernels.backward(dout.contiguous(), qkv, lse, out, Heads(cos, sin, ctx.num_heads))
         return dqkv, None, None, None, None
 
 
-def _triton(qkv: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, num_heads: int) -> torch.Tensor:
+def _triton(qkv: torch.Tensor, heads: Heads) -> torch.Tensor:
     save = torch.is_grad_enabled() and qkv.requires_grad
+    cos, sin, num_heads = heads
     if cos is not None and sin is not None:
         cos, sin = cos.contiguous(), sin.contiguous()
     return _Triton.apply(qkv.contiguous(), cos, sin, num_heads, save)
 
 
-HEAD_DIMS = (64, 32, 128)
-"""Widths of heads that the Triton kernels are for, the published one first."""
-
-
-def triton_cannot_attend(head_dim: int, dtype: torch.dtype) -> str | None:
-    """None where there are Triton kernels for heads of this width and dtype, else why not."""
-    if head_dim not in HEAD_DIMS:
-        return f"its attention is for head_dim 32, 64 and 128, not {head_dim}"
-    if head_dim == 128 and dtype is torch.float32:
-        return "its attention has no float32 kernels for head_dim 128, whose tiles don't fit into registers"
-    return None
-
-
-def _triton_cannot_serve(
-    qkv: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, num_heads: int
-) -> str | None:
-    reason = triton_cannot_attend(qkv.shape[-1] // (3 * num_heads), qkv.dtype)
-    if reason is not None:
-        return reason
-    for name, table in (("cos", cos), ("sin", sin)):
-        if table is not None and table.dtype is not torch.float32:
-            return f"its kernels read float32 tables, and {name} is {table.dtype}; convert it with .float()"
-        if table is not None and table.requires_grad and torch.is_grad_enabled():
-            return f"its kernels have no gradient for {name}; detach it"
-    return triton_cannot_run(qkv)
-
-
-def tables_differentiate(cos: torch.Tensor | None, sin: torch.Tensor | None) -> str | None:
-    """Why CPU kernels cannot serve these tables: they have no gradient for them; None where nobody asks for one."""
-    for name, table in (("cos", cos), ("sin", sin)):
-        if table is not None and table.requires_grad and torch.is_grad_enabled():
-            return f"its kernels have no gradient for {name}; detach it"
-    return None
+def _triton_cannot_serve(qkv: torch.Tensor, heads: Heads) -> str | None:
+    return (
+        triton_cannot_attend(qkv.shape[-1] // (3 * heads.num_heads), qkv.dtype)
+        or gpu_cannot_read_tables(heads)
+        or triton_cannot_run(qkv)
+    )
 
 
 _op = Op(
-    "rope_attention",
-    "(Tensor qkv, Tensor? cos, Tensor? sin, int num_heads) -> Tensor",
+    SPEC,
     {
         "reference": Backend(reference.rope_attention),
         "cuda": Backend(
@@ -83,14 +65,14 @@ _op = Op(
         ),
         "triton": Backend(_triton, _triton_cannot_serve),
         "cpu": Backend(
-            cpu_kernels.rope_attention,
-            lambda qkv, cos, sin, num_heads: tables_differentiate(cos, sin) or cpu_cannot_run(qkv),
+            cpu_kernels.rope_attention, lambda qkv, heads: tables_need_gradients(heads) or cpu_cannot_run(qkv)
         ),
     },
-    lowered=1,
+    unflatten=lambda qkv, *heads: (qkv, Heads(*heads)),
 )
 
 
+@_op.public
 def rope_attention(
     qkv: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, num_heads: int
 ) -> torch.Tensor:
@@ -115,8 +97,7 @@ def rope_attention(
     Source: RoPE, arXiv 2104.09864; HRM (arXiv 2506.21734), section 2.
     """
     (qkv,) = _op.under_autocast(qkv)
-    check_tensor("rope_attention", "qkv", qkv)
-    check_shape("rope_attention", "qkv", qkv, (None, None, None), "[B, S, 3 H d]")
-    check_heads("rope_attention", "qkv", qkv.shape[-1], num_heads, 3)
-    check_tables("rope_attention", cos, sin, qkv.shape[1], qkv.shape[2] // (3 * num_heads), qkv.device)
-    return _op(qkv.contiguous(), cos, sin, int(num_heads))
+    SPEC.check(qkv)
+    check_heads(SPEC.name, "qkv", qkv.shape[-1], num_heads, 3)
+    check_tables(SPEC.name, cos, sin, qkv.shape[1], qkv.shape[2] // (3 * num_heads), qkv.device)
+    return _op(qkv.contiguous(), Heads(cos, sin, int(num_heads)))

@@ -8,7 +8,8 @@ from torch import Tensor
 from hrm_kernels import native
 from hrm_kernels.autodiff import first_order
 from hrm_kernels.backends import launcher
-from hrm_kernels.ops.rope_attention import reference
+from hrm_kernels.ops.rope_attention.heads import Heads
+from hrm_kernels.ops.rope_attention.reference import again
 
 
 def table(values: Tensor | None) -> Tensor | None:
@@ -16,20 +17,24 @@ def table(values: Tensor | None) -> Tensor | None:
     return None if values is None else values.detach().float().contiguous()
 
 
+def _outputs(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+    batch, positions, columns = qkv.shape
+    return (
+        qkv.new_empty(batch, positions, columns // 3),
+        qkv.new_empty(batch, num_heads, positions, dtype=torch.float32),
+    )
+
+
 @launcher(
     "cpu_rope_attention_forward(Tensor qkv, Tensor? cos, Tensor? sin, int num_heads) -> (Tensor, Tensor)",
-    lambda qkv, cos, sin, num_heads: (
-        qkv.new_empty(qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3),
-        qkv.new_empty(qkv.shape[0], num_heads, qkv.shape[1], dtype=torch.float32),
-    ),
+    lambda qkv, heads: _outputs(qkv, heads.num_heads),
+    grouped=(1, Heads),
 )
-def forward(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, num_heads: int) -> tuple[Tensor, Tensor]:
+def forward(qkv: Tensor, heads: Heads) -> tuple[Tensor, Tensor]:
     """``out [B, S, H d]`` and the log-sum-exp of the scores ``[B, H, S]``."""
-    batch, positions, columns = qkv.shape
-    out = qkv.new_empty(batch, positions, columns // 3)
-    lse = qkv.new_empty(batch, num_heads, positions, dtype=torch.float32)
+    out, lse = _outputs(qkv, heads.num_heads)
     native.load("cpu").module.rope_attention_forward(
-        qkv.detach(), table(cos), table(sin), out, lse, num_heads, torch.get_num_threads()
+        qkv.detach(), table(heads.cos), table(heads.sin), out, lse, heads.num_heads, torch.get_num_threads()
     )
     return out, lse
 
@@ -37,42 +42,43 @@ def forward(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, num_heads: int)
 @launcher(
     "cpu_rope_attention_backward(Tensor dout, Tensor qkv, Tensor out, Tensor lse, Tensor? cos, Tensor? sin, "
     "int num_heads) -> Tensor",
-    lambda dout, qkv, out, lse, cos, sin, num_heads: qkv.new_empty(qkv.shape),
+    lambda dout, qkv, out, lse, heads: qkv.new_empty(qkv.shape),
+    grouped=(4, Heads),
 )
-def backward(
-    dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, cos: Tensor | None, sin: Tensor | None, num_heads: int
-) -> Tensor:
+def backward(dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, heads: Heads) -> Tensor:
+    """The gradient of qkv, ``[B, S, 3 H d]``."""
     dqkv = torch.empty_like(qkv)
     native.load("cpu").module.rope_attention_backward(
         dout.detach(),
         qkv.detach(),
         out.detach(),
         lse,
-        table(cos),
-        table(sin),
+        table(heads.cos),
+        table(heads.sin),
         dqkv,
-        num_heads,
+        heads.num_heads,
         torch.get_num_threads(),
     )
     return dqkv
 
 
 class _RoPEAttention(torch.autograd.Function):
+    """``apply(qkv, *heads)``: the tables are saved as tensors, so that writing to them is noticed."""
+
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, qkv: Tensor, cos: Tensor | None, sin: Tensor | None, num_heads: int
-    ) -> Tensor:
-        out, lse = forward(qkv, cos, sin, num_heads)
+    def forward(ctx: Any, qkv: Tensor, *heads: Any) -> Tensor:  # type: ignore[override]
+        cos, sin, ctx.num_heads = heads
+        out, lse = forward(qkv, Heads(*heads))
         ctx.save_for_backward(qkv, cos, sin, out, lse)
-        ctx.num_heads = num_heads
         return out
 
     @staticmethod
-    @first_order(lambda ctx: (reference.rope_attention, (*ctx.saved_tensors[:3], ctx.num_heads)))
+    @first_order(again)
     def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
         qkv, cos, sin, out, lse = ctx.saved_tensors
-        return backward(dout.contiguous(), qkv, out, lse, cos, sin, ctx.num_heads), None, None, None
+        dqkv = backward(dout.contiguous(), qkv, out, lse, Heads(cos, sin, ctx.num_heads))
+        return dqkv, None, None, None
 
 
-def rope_attention(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, num_heads: int) -> Tensor:
-    return _RoPEAttention.apply(qkv.contiguous(), cos, sin, num_heads)
+def rope_attention(qkv: Tensor, heads: Heads) -> Tensor:
+    return _RoPEAttention.apply(qkv.contiguous(), *heads)

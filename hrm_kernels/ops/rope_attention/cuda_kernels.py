@@ -11,27 +11,24 @@ from torch import Tensor
 from hrm_kernels import native
 from hrm_kernels.autodiff import first_order
 from hrm_kernels.backends import cuda_cannot_run, launcher
-from hrm_kernels.ops.rope_attention import reference
+from hrm_kernels.ops.rope_attention.heads import Heads, gpu_cannot_read_tables
+from hrm_kernels.ops.rope_attention.reference import again
 
 HEAD_DIMS = (32, 64, 128)
 MOST_POSITIONS = 128
 
 
-def unsupported(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, num_heads: int) -> str | None:
+def unsupported(qkv: Tensor, heads: Heads) -> str | None:
     """None where the kernels can serve the call, else why not."""
     if qkv.dtype not in (torch.bfloat16, torch.float16):
         return f"the cuda kernels are for bfloat16 and float16, not {str(qkv.dtype).removeprefix('torch.')}"
     batch, positions, columns = qkv.shape
     if not (batch and 1 <= positions <= MOST_POSITIONS):
         return f"the cuda kernels are for rows of 1 to {MOST_POSITIONS} positions, not {batch} of {positions}"
-    if columns // (3 * num_heads) not in HEAD_DIMS:
-        return f"the cuda kernels are for head_dim 32, 64 and 128, not {columns // (3 * num_heads)}"
-    for name, table in (("cos", cos), ("sin", sin)):
-        if table is not None and table.dtype is not torch.float32:
-            return f"the cuda kernels read float32 tables, and {name} is {table.dtype}; convert it with .float()"
-        if table is not None and table.requires_grad and torch.is_grad_enabled():
-            return f"the cuda kernels have no gradient for {name}; detach it"
-    return cuda_cannot_run(qkv)
+    head_dim = columns // (3 * heads.num_heads)
+    if head_dim not in HEAD_DIMS:
+        return f"the cuda kernels are for head_dim 32, 64 and 128, not {head_dim}"
+    return gpu_cannot_read_tables(heads, "the cuda kernels") or cuda_cannot_run(qkv)
 
 
 def _ready(tensor: Tensor, alignment: int = 16) -> Tensor:
@@ -40,8 +37,8 @@ def _ready(tensor: Tensor, alignment: int = 16) -> Tensor:
     return tensor.clone() if tensor.data_ptr() % alignment else tensor
 
 
-def _tables(*tables: Tensor | None) -> list[Tensor | None]:
-    return [None if table is None else _ready(table, 8) for table in tables]
+def _tables(heads: Heads) -> list[Tensor | None]:
+    return [None if table is None else _ready(table, 8) for table in (heads.cos, heads.sin)]
 
 
 def _outputs(qkv: Tensor, num_heads: int, save: bool) -> tuple[Tensor, Tensor]:
@@ -52,13 +49,14 @@ def _outputs(qkv: Tensor, num_heads: int, save: bool) -> tuple[Tensor, Tensor]:
 
 @launcher(
     "cuda_rope_attention(Tensor qkv, Tensor? cos, Tensor? sin, int num_heads, bool save) -> (Tensor, Tensor)",
-    lambda qkv, cos, sin, num_heads, save: _outputs(qkv, num_heads, save),
+    lambda qkv, heads, save: _outputs(qkv, heads.num_heads, save),
+    grouped=(1, Heads),
 )
-def forward(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, num_heads: int, save: bool) -> tuple[Tensor, Tensor]:
+def forward(qkv: Tensor, heads: Heads, save: bool) -> tuple[Tensor, Tensor]:
     """``out [B, S, H d]`` and lse ``[B, H, S]`` float32, which is empty without ``save``."""
-    out, lse = _outputs(qkv, num_heads, save)
+    out, lse = _outputs(qkv, heads.num_heads, save)
     native.load("cuda").module.rope_attention_forward(
-        _ready(qkv), *_tables(cos, sin), num_heads, out, lse if save else None
+        _ready(qkv), *_tables(heads), heads.num_heads, out, lse if save else None
     )
     return out, lse
 
@@ -66,33 +64,35 @@ def forward(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, num_heads: int,
 @launcher(
     "cuda_rope_attention_backward(Tensor dout, Tensor qkv, Tensor lse, Tensor? cos, Tensor? sin, int num_heads)"
     " -> Tensor",
-    lambda dout, qkv, lse, cos, sin, num_heads: qkv.new_empty(qkv.shape),
+    lambda dout, qkv, lse, heads: qkv.new_empty(qkv.shape),
+    grouped=(3, Heads),
 )
-def backward(dout: Tensor, qkv: Tensor, lse: Tensor, cos: Tensor | None, sin: Tensor | None, num_heads: int) -> Tensor:
+def backward(dout: Tensor, qkv: Tensor, lse: Tensor, heads: Heads) -> Tensor:
     """The gradient of qkv, ``[B, S, 3 H d]``."""
     dqkv = qkv.new_empty(qkv.shape)
     native.load("cuda").module.rope_attention_backward(
-        _ready(dout), _ready(qkv), lse, *_tables(cos, sin), num_heads, dqkv
+        _ready(dout), _ready(qkv), lse, *_tables(heads), heads.num_heads, dqkv
     )
     return dqkv
 
 
 class _RoPEAttention(torch.autograd.Function):
+    """``apply(qkv, *heads, save)``: the tables are saved as tensors, so that writing to them is noticed."""
+
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, qkv: Tensor, cos: Tensor | None, sin: Tensor | None, num_heads: int, save: bool
-    ) -> Tensor:
-        out, lse = forward(qkv, cos, sin, num_heads, save)
+    def forward(ctx: Any, qkv: Tensor, *heads_and_save: Any) -> Tensor:  # type: ignore[override]
+        *heads, save = heads_and_save
+        cos, sin, ctx.num_heads = heads
+        out, lse = forward(qkv, Heads(*heads), save)
         ctx.save_for_backward(qkv, cos, sin, lse)
-        ctx.num_heads = num_heads
         return out
 
     @staticmethod
-    @first_order(lambda ctx: (reference.rope_attention, (*ctx.saved_tensors[:3], ctx.num_heads)))
+    @first_order(again)
     def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
         qkv, cos, sin, lse = ctx.saved_tensors
-        return backward(dout, qkv, lse, cos, sin, ctx.num_heads), None, None, None, None
+        return backward(dout, qkv, lse, Heads(cos, sin, ctx.num_heads)), None, None, None, None
 
 
-def rope_attention(qkv: Tensor, cos: Tensor | None, sin: Tensor | None, num_heads: int) -> Tensor:
-    return _RoPEAttention.apply(qkv, cos, sin, num_heads, torch.is_grad_enabled() and qkv.requires_grad)
+def rope_attention(qkv: Tensor, heads: Heads) -> Tensor:
+    return _RoPEAttention.apply(qkv, *heads, torch.is_grad_enabled() and qkv.requires_grad)

@@ -1,6 +1,9 @@
+from typing import Any
+
 import torch
 
 from hrm_kernels.autodiff import attention
+from hrm_kernels.ops.rope_attention.heads import Heads
 
 
 def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -10,9 +13,14 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
-def rope_attention(
-    qkv: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, num_heads: int
-) -> torch.Tensor:
+def again(ctx: Any) -> tuple[Any, tuple[Any, ...]]:
+    """For :func:`hrm_kernels.autodiff.first_order`, of a Function that has saved qkv, cos and sin first."""
+    qkv, cos, sin = ctx.saved_tensors[:3]
+    return lambda qkv, *heads: rope_attention(qkv, Heads(*heads)), (qkv, cos, sin, ctx.num_heads)
+
+
+def rope_attention(qkv: torch.Tensor, heads: Heads) -> torch.Tensor:
+    cos, sin, num_heads = heads
     batch, positions, columns = qkv.shape
     q, k, v = qkv.view(batch, positions, 3, num_heads, columns // (3 * num_heads)).unbind(2)
     if cos is not None and sin is not None:

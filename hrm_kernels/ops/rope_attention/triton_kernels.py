@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 
 from hrm_kernels.backends import launcher
-from hrm_kernels.ops.rope_attention import HEAD_DIMS, triton_cannot_attend
+from hrm_kernels.ops.rope_attention.heads import HEAD_DIMS, Heads, triton_cannot_attend
 from hrm_kernels.tuning.ahead_of_time import Case, dtype_name
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -443,8 +443,9 @@ def _sizes(qkv: torch.Tensor, num_heads: int) -> tuple[int, int, int]:
     return batch, positions, columns // (3 * num_heads)
 
 
-def _turned(qkv: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, num_heads: int) -> torch.Tensor:
+def _turned(qkv: torch.Tensor, heads: Heads) -> torch.Tensor:
     """What the long kernels read q and k from: the workspace with both turned, or qkv itself without RoPE."""
+    cos, sin, num_heads = heads
     if cos is None:
         return qkv
     batch, positions, D = _sizes(qkv, num_heads)
@@ -461,26 +462,26 @@ ROTATE_ROWS = 16
 
 @launcher(
     "triton_rope_attention(Tensor qkv, Tensor? cos, Tensor? sin, int num_heads, bool save) -> (Tensor, Tensor)",
-    lambda qkv, cos, sin, num_heads, save: _outputs(qkv, num_heads, save),
+    lambda qkv, heads, save: _outputs(qkv, heads.num_heads, save),
+    grouped=(1, Heads),
 )
-def forward(
-    qkv: torch.Tensor, cos: torch.Tensor | None, sin: torch.Tensor | None, num_heads: int, save: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(qkv: torch.Tensor, heads: Heads, save: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """``(out, lse)`` of contiguous arguments; lse ``[B, H, S]`` is empty without ``save``."""
+    cos, sin, num_heads = heads
     out, lse = _outputs(qkv, num_heads, save)
     batch, positions, D = _sizes(qkv, num_heads)
-    how, heads = _plan(qkv, num_heads), batch * num_heads
+    how, programs = _plan(qkv, num_heads), batch * num_heads
     tile, options = how.forward, {"PRECISION": precision(qkv.dtype), "enable_fp_fusion": True}
     if out.numel() == 0:
         return out, lse
     if how.short:
-        short_forward_kernel[(heads,)](
+        short_forward_kernel[(programs,)](
             qkv, cos, sin, out, lse, positions, num_heads, D, ROPE=cos is not None, SAVE=save, BLOCK_S=tile.n,
             num_warps=tile.num_warps, num_stages=tile.num_stages, **options,
         )  # fmt: skip
     else:
-        qk = _turned(qkv, cos, sin, num_heads)
-        long_forward_kernel[(heads * triton.cdiv(positions, tile.m),)](
+        qk = _turned(qkv, heads)
+        long_forward_kernel[(programs * triton.cdiv(positions, tile.m),)](
             qk, qkv, out, lse, positions, num_heads, D, QK=3 if cos is None else 2, SAVE=save,
             BLOCK_M=tile.m, BLOCK_N=tile.n, num_warps=tile.num_warps, num_stages=tile.num_stages, **options,
         )  # fmt: skip
@@ -494,38 +495,34 @@ def _outputs(qkv: torch.Tensor, num_heads: int, save: bool) -> tuple[torch.Tenso
 
 
 @launcher(
-    "triton_rope_attention_backward(Tensor dout, Tensor qkv, Tensor? cos, Tensor? sin, Tensor lse, Tensor? out,"
+    "triton_rope_attention_backward(Tensor dout, Tensor qkv, Tensor lse, Tensor? out, Tensor? cos, Tensor? sin,"
     " int num_heads) -> Tensor",
-    lambda dout, qkv, cos, sin, lse, out, num_heads: torch.empty_like(qkv),
+    lambda dout, qkv, lse, out, heads: torch.empty_like(qkv),
+    grouped=(4, Heads),
 )
 def backward(
-    dout: torch.Tensor,
-    qkv: torch.Tensor,
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    lse: torch.Tensor,
-    out: torch.Tensor | None,
-    num_heads: int,
+    dout: torch.Tensor, qkv: torch.Tensor, lse: torch.Tensor, out: torch.Tensor | None, heads: Heads
 ) -> torch.Tensor:
     """The gradient of qkv; all contiguous. ``out`` is what forward returned, not needed where :func:`is_short`."""
+    cos, sin, num_heads = heads
     dqkv = torch.empty_like(qkv)
     batch, positions, D = _sizes(qkv, num_heads)
-    how, heads = _plan(qkv, num_heads), batch * num_heads
+    how, programs = _plan(qkv, num_heads), batch * num_heads
     tile, options = how.backward, {"PRECISION": precision(qkv.dtype), "enable_fp_fusion": True}
     if dqkv.numel() == 0:
         return dqkv
     if how.dq is None:
-        short_backward_kernel[(heads,)](
+        short_backward_kernel[(programs,)](
             qkv, cos, sin, dout, lse, dqkv, positions, num_heads, D, ROPE=cos is not None,
             BLOCK_M=tile.m, BLOCK_N=tile.n, num_warps=tile.num_warps, num_stages=tile.num_stages, **options,
         )  # fmt: skip
         return dqkv
-    qk, delta, options["QK"] = _turned(qkv, cos, sin, num_heads), torch.empty_like(lse), 3 if cos is None else 2
-    dq_kernel[(heads * triton.cdiv(positions, how.dq.m),)](
+    qk, delta, options["QK"] = _turned(qkv, heads), torch.empty_like(lse), 3 if cos is None else 2
+    dq_kernel[(programs * triton.cdiv(positions, how.dq.m),)](
         qk, qkv, cos, sin, out, dout, lse, delta, dqkv, positions, num_heads, D,
         BLOCK_M=how.dq.m, BLOCK_N=how.dq.n, num_warps=how.dq.num_warps, num_stages=how.dq.num_stages, **options,
     )  # fmt: skip
-    dkv_kernel[(heads * triton.cdiv(positions, tile.n),)](
+    dkv_kernel[(programs * triton.cdiv(positions, tile.n),)](
         qk, qkv, cos, sin, dout, lse, delta, dqkv, positions, num_heads, D,
         BLOCK_M=tile.m, BLOCK_N=tile.n, num_warps=tile.num_warps, num_stages=tile.num_stages, **options,
     )  # fmt: skip

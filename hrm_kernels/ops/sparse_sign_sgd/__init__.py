@@ -4,6 +4,7 @@ import torch
 
 from hrm_kernels.backends import Backend, Op, triton_cannot_run
 from hrm_kernels.ops.sparse_sign_sgd import cpu_kernels, cuda_kernels, reference
+from hrm_kernels.ops.sparse_sign_sgd.spec import SPEC
 from hrm_kernels.tuning.table import cuda_is_unproven
 
 
@@ -21,8 +22,7 @@ def _triton_unsupported(weights: torch.Tensor, *arguments: object) -> str | None
 
 
 _op = Op(
-    "sparse_sign_sgd",
-    None,
+    SPEC,
     {
         "reference": Backend(reference.sparse_sign_sgd),
         "triton": Backend(_triton, _triton_unsupported),
@@ -32,6 +32,7 @@ _op = Op(
 )
 
 
+@_op.public
 def sparse_sign_sgd(
     weights: torch.Tensor, ids: torch.Tensor, grads: torch.Tensor, lr: float | torch.Tensor, weight_decay: float
 ) -> None:

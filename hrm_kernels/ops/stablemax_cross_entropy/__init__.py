@@ -4,8 +4,10 @@ import torch
 
 from hrm_kernels.autodiff import first_order
 from hrm_kernels.backends import Backend, Op, cpu_cannot_run, cuda_cannot_run, triton_cannot_run
-from hrm_kernels.checks import check_shape, check_tensor
+from hrm_kernels.checks import check_shape
 from hrm_kernels.ops.stablemax_cross_entropy import cpu_kernels, cuda_kernels, reference
+from hrm_kernels.ops.stablemax_cross_entropy.spec import SPEC, WITH_ARGMAX
+from hrm_kernels.spec import OpSpec
 from hrm_kernels.tuning.table import cuda_is_unproven
 
 
@@ -49,8 +51,7 @@ def _cuda_unsupported(logits: torch.Tensor, labels: torch.Tensor, ignore_index: 
 
 
 _op = Op(
-    "stablemax_cross_entropy",
-    "(Tensor logits, Tensor labels, int ignore_index) -> Tensor",
+    SPEC,
     {
         "reference": Backend(reference.stablemax_cross_entropy),
         "triton": Backend(
@@ -63,8 +64,7 @@ _op = Op(
     },
 )
 _op_with_argmax = Op(
-    "stablemax_cross_entropy_with_argmax",
-    "(Tensor logits, Tensor labels, int ignore_index) -> (Tensor, Tensor)",
+    WITH_ARGMAX,
     {
         "reference": Backend(reference.with_argmax),
         "triton": Backend(lambda logits, labels, ignore: _triton(logits, labels, ignore, True), _triton_unsupported),
@@ -74,6 +74,7 @@ _op_with_argmax = Op(
 )
 
 
+@_op.public
 def stablemax_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = -100) -> torch.Tensor:
     """Cross entropy with stablemax in place of softmax: ``-log(s(x_label) / sum(s(x)))`` for each token.
 
@@ -94,10 +95,11 @@ def stablemax_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore_i
 
     Source: arXiv 2501.04697, section 5; used by HRM (arXiv 2506.21734), section 2.
     """
-    _check("stablemax_cross_entropy", logits, labels)
+    _check(SPEC, logits, labels)
     return _op(logits, labels, ignore_index)
 
 
+@_op_with_argmax.public
 def stablemax_cross_entropy_with_argmax(
     logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = -100
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,14 +107,13 @@ def stablemax_cross_entropy_with_argmax(
 
     Where several logits are the largest, the argmax is any one of them.
     """
-    _check("stablemax_cross_entropy_with_argmax", logits, labels)
+    _check(WITH_ARGMAX, logits, labels)
     return _op_with_argmax(logits, labels, ignore_index)
 
 
-def _check(op: str, logits: torch.Tensor, labels: torch.Tensor) -> None:
-    check_tensor(op, "logits", logits)
-    if logits.ndim == 0 or logits.shape[-1] == 0:
-        raise ValueError(f"{op}: logits has shape {list(logits.shape)}, expected [..., V] with V >= 1")
+def _check(spec: OpSpec, logits: torch.Tensor, labels: torch.Tensor) -> None:
+    op = spec.name
+    spec.check(logits)
     if not isinstance(labels, torch.Tensor) or labels.dtype not in (torch.int32, torch.int64):
         came = labels.dtype if isinstance(labels, torch.Tensor) else type(labels).__name__
         raise TypeError(f"{op}: labels is {came}, expected an int32 or int64 tensor; convert it with .long()")

@@ -4,8 +4,8 @@ import torch
 
 from hrm_kernels.autodiff import first_order
 from hrm_kernels.backends import Backend, Op, cpu_cannot_run, triton_cannot_run
-from hrm_kernels.checks import check_tensor
 from hrm_kernels.ops.swiglu import cpu_kernels, reference
+from hrm_kernels.ops.swiglu.spec import SPEC
 
 
 class _Triton(torch.autograd.Function):
@@ -25,8 +25,7 @@ class _Triton(torch.autograd.Function):
 
 
 _op = Op(
-    "swiglu",
-    "(Tensor gate_up) -> Tensor",
+    SPEC,
     {
         "reference": Backend(reference.swiglu),
         "triton": Backend(lambda gate_up: _Triton.apply(gate_up.contiguous()), triton_cannot_run),
@@ -35,6 +34,7 @@ _op = Op(
 )
 
 
+@_op.public
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
     """``silu(gate) * up`` with ``[gate | up] = gate_up``.
 
@@ -49,9 +49,5 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
 
     Source: GLU variants, arXiv 2002.05202.
     """
-    check_tensor("swiglu", "gate_up", gate_up)
-    if gate_up.ndim == 0 or gate_up.shape[-1] == 0 or gate_up.shape[-1] % 2:
-        raise ValueError(
-            f"swiglu: gate_up has shape {list(gate_up.shape)}, expected [..., 2 I]; pass packed [gate | up]"
-        )
+    SPEC.check(gate_up)
     return _op(gate_up)

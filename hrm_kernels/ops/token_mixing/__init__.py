@@ -1,8 +1,9 @@
 import torch
 
 from hrm_kernels.backends import Backend, Op, cpu_cannot_run, triton_cannot_run
-from hrm_kernels.checks import check_eps, check_like, check_shape, check_state
+from hrm_kernels.checks import check_eps
 from hrm_kernels.ops.token_mixing import cpu_kernels, reference
+from hrm_kernels.ops.token_mixing.spec import SPEC
 
 
 def _triton(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, eps: float) -> torch.Tensor:
@@ -12,17 +13,16 @@ def _triton(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, eps: flo
 
 
 _op = Op(
-    "token_mixing",
-    "(Tensor x, Tensor gate_up, Tensor down, float eps) -> Tensor",
+    SPEC,
     {
         "reference": Backend(reference.token_mixing),
         "triton": Backend(_triton, lambda x, *rest: triton_cannot_run(x)),
         "cpu": Backend(cpu_kernels.token_mixing, lambda x, *rest: cpu_cannot_run(x)),
     },
-    lowered=3,
 )
 
 
+@_op.public
 def token_mixing(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
     """A SwiGLU across the positions of each channel, added to its input and normed: TRM's ``mlp_t``.
 
@@ -44,14 +44,7 @@ def token_mixing(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, eps
 
     Source: TRM (arXiv 2510.04871), section 4, "Attention-free architecture"; MLP-Mixer, arXiv 2105.01601.
     """
-    op = "token_mixing"
     x, gate_up, down = _op.under_autocast(x, gate_up, down)
-    check_state(op, "x", x)
-    for name, weight in (("gate_up", gate_up), ("down", down)):
-        check_like(op, name, weight, "x", x)
-        check_shape(op, name, weight, (None, None), "[out, in]")
-    positions, inner = x.shape[1], down.shape[1]
-    check_shape(op, "gate_up", gate_up, (2 * inner, positions), "[2 I, S] with I from down's [S, I]")
-    check_shape(op, "down", down, (positions, inner), "[S, I]")
-    check_eps(op, eps)
+    SPEC.check(x, down, gate_up)
+    check_eps(SPEC.name, eps)
     return _op(x, gate_up, down, eps)

@@ -1,93 +1,60 @@
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
 from hrm_kernels.backends import Backend, Op, cpu_cannot_run, triton_cannot_run
-from hrm_kernels.checks import check_eps, check_layers, check_state
-from hrm_kernels.ops.rope_attention import tables_differentiate, triton_cannot_attend
+from hrm_kernels.checks import check_eps, check_layers
+from hrm_kernels.ops.rope_attention.heads import Heads, tables_need_gradients, triton_cannot_attend
 from hrm_kernels.ops.transformer_block import reference
+from hrm_kernels.ops.transformer_block.spec import SPEC
+from hrm_kernels.ops.transformer_block.weights import BlockWeights
+
+__all__ = ["BlockWeights", "transformer_block"]
 
 
-class BlockWeights(NamedTuple):
-    """The matrices of one block, ``[out, in]`` as in ``nn.Linear``.
-
-    Attributes:
-        qkv: ``[3 H d, D]``, rows ``[q heads | k heads | v heads]``.
-        o: ``[D, H d]``.
-        gate_up: ``[2 I, D]``, the gate first.
-        down: ``[D, I]``.
-    """
-
-    qkv: torch.Tensor
-    o: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
-
-
-def triton_cannot_run_blocks(x: torch.Tensor, layers: Sequence[BlockWeights], num_heads: int) -> str | None:
+def triton_cannot_run_blocks(x: torch.Tensor, layers: Sequence[BlockWeights], heads: Heads) -> str | None:
     """None where the triton backend can run these blocks on x, else why not."""
     for weights in layers:
-        reason = triton_cannot_attend(weights.qkv.shape[0] // (3 * num_heads), x.dtype)
+        reason = triton_cannot_attend(weights.qkv.shape[0] // (3 * heads.num_heads), x.dtype)
         if reason is not None:
             return reason
     return triton_cannot_run(x)
 
 
-def cpu_cannot_run_blocks(
-    x: torch.Tensor, layers: Sequence[BlockWeights], cos: torch.Tensor | None, sin: torch.Tensor | None
-) -> str | None:
+def cpu_cannot_run_blocks(x: torch.Tensor, layers: Sequence[BlockWeights], heads: Heads) -> str | None:
     """None where the cpu backend can run these blocks on x, else why not."""
     for weights in layers:
         if (weights.qkv.shape, weights.down.shape) != (layers[0].qkv.shape, layers[0].down.shape):
             return "its kernels run blocks of equal sizes only"
-    return tables_differentiate(cos, sin) or cpu_cannot_run(x)
+    return tables_need_gradients(heads) or cpu_cannot_run(x)
 
 
-def _triton(
-    x: torch.Tensor,
-    weights: BlockWeights,
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    num_heads: int,
-    eps: float,
-    recompute: bool = False,
-) -> torch.Tensor:
-    from hrm_kernels.ops.transformer_block.triton_block import blocks
+def _triton(x: torch.Tensor, weights: BlockWeights, heads: Heads, eps: float, recompute: bool = False) -> torch.Tensor:
+    from hrm_kernels.ops.transformer_block import triton_block
 
-    return blocks(x, list(weights), cos, sin, num_heads, eps, recompute)
+    return triton_block.blocks(x, list(weights), heads, eps, recompute)
 
 
-def _cpu(
-    x: torch.Tensor,
-    weights: BlockWeights,
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    num_heads: int,
-    eps: float,
-    recompute: bool = False,
-) -> torch.Tensor:
-    from hrm_kernels.ops.transformer_block.cpu_block import blocks
+def _cpu(x: torch.Tensor, weights: BlockWeights, heads: Heads, eps: float, recompute: bool = False) -> torch.Tensor:
+    from hrm_kernels.ops.transformer_block import cpu_block
 
-    return blocks(x, None, list(weights), cos, sin, num_heads, eps, recompute)
+    return cpu_block.blocks(x, None, list(weights), heads, eps, recompute)
 
 
 _op = Op(
-    "transformer_block",
-    "(Tensor x, Tensor[] weights, Tensor? cos, Tensor? sin, int num_heads, float eps, bool recompute=False) -> Tensor",
+    SPEC,
     {
         "reference": Backend(reference.transformer_block),
-        "triton": Backend(
-            _triton,
-            lambda x, weights, cos, sin, num_heads, *rest: triton_cannot_run_blocks(x, [weights], num_heads),
-        ),
-        "cpu": Backend(_cpu, lambda x, weights, cos, sin, *rest: cpu_cannot_run_blocks(x, [weights], cos, sin)),
+        "triton": Backend(_triton, lambda x, weights, heads, *rest: triton_cannot_run_blocks(x, [weights], heads)),
+        "cpu": Backend(_cpu, lambda x, weights, heads, *rest: cpu_cannot_run_blocks(x, [weights], heads)),
     },
-    unflatten=lambda x, weights, *rest: (x, BlockWeights(*weights), *rest),
-    lowered=2,
+    unflatten=lambda x, weights, cos, sin, num_heads, *rest: (
+        (x, BlockWeights(*weights), Heads(cos, sin, num_heads), *rest)
+    ),
 )
 
 
+@_op.public
 def transformer_block(
     x: torch.Tensor,
     weights: BlockWeights,
@@ -119,7 +86,7 @@ def transformer_block(
     Source: HRM (arXiv 2506.21734), section 2.
     """
     x, weights = _op.under_autocast(x, weights)
-    check_state("transformer_block", "x", x)
-    check_layers("transformer_block", "weights", [weights], "x", x, num_heads, cos, sin)
-    check_eps("transformer_block", eps)
-    return _op(x, BlockWeights(*weights), cos, sin, int(num_heads), eps, recompute)
+    SPEC.check(x)
+    check_layers(SPEC.name, "weights", [weights], "x", x, num_heads, cos, sin)
+    check_eps(SPEC.name, eps)
+    return _op(x, BlockWeights(*weights), Heads(cos, sin, int(num_heads)), eps, recompute)

@@ -15,6 +15,7 @@ from hrm_kernels import native
 from hrm_kernels.autodiff import each, first_order, is_negated
 from hrm_kernels.backends import is_traced, launcher
 from hrm_kernels.ops.rope_attention.cpu_kernels import table
+from hrm_kernels.ops.rope_attention.heads import Heads
 from hrm_kernels.ops.transformer_block.packing import Packed, pack
 from hrm_kernels.ops.transformer_block.reference import run_blocks
 from hrm_kernels.recycling import empty
@@ -23,26 +24,25 @@ from hrm_kernels.recycling import empty
 @launcher(
     "cpu_blocks_infer(Tensor x, Tensor? injection, Tensor[] weights, Tensor? cos, Tensor? sin, int num_heads, "
     "float eps) -> Tensor",
-    lambda x, injection, weights, cos, sin, num_heads, eps: x.new_empty(x.shape),
+    lambda x, *rest: x.new_empty(x.shape),
+    grouped=(3, Heads),
 )
 def infer(
     x: Tensor,
     injection: Tensor | None,
     weights: Sequence[Tensor],
-    cos: Tensor | None,
-    sin: Tensor | None,
-    num_heads: int,
+    heads: Heads,
     eps: float,
 ) -> Tensor:
     """All blocks over ``x + injection``, ``[B, S, D]``, contiguous."""
-    packed, out = pack(weights, num_heads), torch.empty_like(x)
+    packed, out = pack(weights, heads.num_heads), torch.empty_like(x)
     packed.module.infer_blocks(
         x.detach(),
         None if injection is None else injection.detach(),
         packed.forward,
         packed.layers,
-        table(cos),
-        table(sin),
+        table(heads.cos),
+        table(heads.sin),
         out,
         *packed.sizes(),
         eps,
@@ -72,23 +72,22 @@ def _saved_size(x: Tensor, weights: Sequence[Tensor], num_heads: int, recompute:
 @launcher(
     "cpu_blocks_forward(Tensor x, Tensor? injection, Tensor[] weights, Tensor? cos, Tensor? sin, int num_heads, "
     "float eps, bool recompute) -> (Tensor, Tensor)",
-    lambda x, injection, weights, cos, sin, num_heads, eps, recompute: (
+    lambda x, injection, weights, heads, eps, recompute: (
         x.new_empty(x.shape),
-        x.new_empty(_saved_size(x, weights, num_heads, recompute), dtype=torch.float32),
+        x.new_empty(_saved_size(x, weights, heads.num_heads, recompute), dtype=torch.float32),
     ),
+    grouped=(3, Heads),
 )
 def forward(
     x: Tensor,
     injection: Tensor | None,
     weights: Sequence[Tensor],
-    cos: Tensor | None,
-    sin: Tensor | None,
-    num_heads: int,
+    heads: Heads,
     eps: float,
     recompute: bool,
 ) -> tuple[Tensor, Tensor]:
     """The same, and what :func:`backward` needs."""
-    return _forward(pack(weights, num_heads), x, injection, weights, cos, sin, num_heads, eps, recompute)
+    return _forward(pack(weights, heads.num_heads), x, injection, weights, heads, eps, recompute)
 
 
 def _forward(
@@ -96,21 +95,19 @@ def _forward(
     x: Tensor,
     injection: Tensor | None,
     weights: Sequence[Tensor],
-    cos: Tensor | None,
-    sin: Tensor | None,
-    num_heads: int,
+    heads: Heads,
     eps: float,
     recompute: bool,
 ) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(x)
-    saved = empty(_saved_size(x, weights, num_heads, recompute))
+    saved = empty(_saved_size(x, weights, heads.num_heads, recompute))
     packed.module.blocks_forward(
         x.detach(),
         None if injection is None else injection.detach(),
         packed.forward,
         packed.layers,
-        table(cos),
-        table(sin),
+        table(heads.cos),
+        table(heads.sin),
         out,
         recompute,
         saved,
@@ -124,25 +121,23 @@ def _forward(
 @launcher(
     "cpu_blocks_backward(Tensor dout, Tensor saved, Tensor[] weights, Tensor? cos, Tensor? sin, int num_heads, "
     "float eps, bool recompute, bool[] wanted) -> Tensor[]",
-    lambda dout, saved, weights, cos, sin, num_heads, eps, recompute, wanted: [
+    lambda dout, saved, weights, heads, eps, recompute, wanted: [
         dout.new_empty(dout.shape),
         *(weight.new_empty(weight.shape if want else 0) for weight, want in zip(weights, wanted)),
     ],
+    grouped=(3, Heads),
 )
 def backward(
     dout: Tensor,
     saved: Tensor,
     weights: Sequence[Tensor],
-    cos: Tensor | None,
-    sin: Tensor | None,
-    num_heads: int,
+    heads: Heads,
     eps: float,
     recompute: bool,
     wanted: Sequence[bool],
 ) -> list[Tensor]:
     """Gradients of x (and of the injection: the same) and of the ``wanted`` weights; empty tensors for the others."""
-    packed = pack(weights, num_heads)
-    return _backward(packed, dout, saved, weights, cos, sin, eps, recompute, wanted)
+    return _backward(pack(weights, heads.num_heads), dout, saved, weights, heads, eps, recompute, wanted)
 
 
 def _backward(
@@ -150,8 +145,7 @@ def _backward(
     dout: Tensor,
     saved: Tensor,
     weights: Sequence[Tensor],
-    cos: Tensor | None,
-    sin: Tensor | None,
+    heads: Heads,
     eps: float,
     recompute: bool,
     wanted: Sequence[bool],
@@ -165,8 +159,8 @@ def _backward(
         packed.forward,
         packed.backward(weights),
         packed.layers,
-        table(cos),
-        table(sin),
+        table(heads.cos),
+        table(heads.sin),
         recompute,
         saved,
         dx,
@@ -179,27 +173,27 @@ def _backward(
 
 
 def _again(ctx: Any) -> tuple[Any, tuple[Any, ...]]:
-    def function(x, injection, cos, sin, num_heads, eps, recompute, *weights):  # type: ignore
-        return run_blocks(x if injection is None else x + injection, weights, cos, sin, num_heads, eps)
+    def function(x, injection, heads, eps, recompute, *weights):  # type: ignore
+        return run_blocks(x if injection is None else x + injection, weights, heads, eps)
 
     _, x, injection, *weights = ctx.saved_tensors
     return function, (x, injection, *ctx.constants, *weights)
 
 
 class Blocks(torch.autograd.Function):
-    """``apply(x, injection or None, cos, sin, num_heads, eps, recompute, *weights)``: all blocks, one node."""
+    """``apply(x, injection or None, heads, eps, recompute, *weights)``: all blocks, one node."""
 
     @staticmethod
-    def forward(ctx: Any, x, injection, cos, sin, num_heads, eps, recompute, *weights):  # type: ignore
-        arguments = x, injection, weights, cos, sin, num_heads, eps, recompute
+    def forward(ctx: Any, x, injection, heads, eps, recompute, *weights):  # type: ignore
+        arguments = x, injection, weights, heads, eps, recompute
         if is_traced():
             ctx.packed = None
             out, saved = forward(*arguments)
         else:  # packed once for both directions
-            ctx.packed = pack(weights, num_heads)
+            ctx.packed = pack(weights, heads.num_heads)
             out, saved = _forward(ctx.packed, *arguments)
         ctx.save_for_backward(saved, x, injection, *weights)  # x for second-order gradients only
-        ctx.constants = cos, sin, num_heads, eps, recompute
+        ctx.constants = heads, eps, recompute
         ctx.injected = injection is not None
         return out
 
@@ -207,16 +201,15 @@ class Blocks(torch.autograd.Function):
     @first_order(_again)
     def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
         saved, _, _, *weights = ctx.saved_tensors
-        wanted, dout = list(ctx.needs_input_grad[7:]), dout.resolve_neg().contiguous()
+        wanted, dout = list(ctx.needs_input_grad[5:]), dout.resolve_neg().contiguous()
         if ctx.packed is None or is_traced():
             dx, *dweights = backward(dout, saved, weights, *ctx.constants, wanted)
         else:
-            cos, sin, _, eps, recompute = ctx.constants
-            dx, *dweights = _backward(ctx.packed, dout, saved, weights, cos, sin, eps, recompute, wanted)
+            dx, *dweights = _backward(ctx.packed, dout, saved, weights, *ctx.constants, wanted)
         return (
             dx,
             dx if ctx.injected else None,
-            *(None,) * 5,
+            *(None,) * 3,
             *(gradient if want else None for gradient, want in zip(dweights, wanted)),
         )
 
@@ -225,9 +218,7 @@ def blocks(
     x: Tensor,
     injection: Tensor | None,
     weights: Sequence[Tensor],
-    cos: Tensor | None,
-    sin: Tensor | None,
-    num_heads: int,
+    heads: Heads,
     eps: float,
     recompute: bool,
 ) -> Tensor:
@@ -241,5 +232,5 @@ def blocks(
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
         if not is_traced() and is_negated(inputs):  # as a launcher does
             x, injection, weights = each(torch.Tensor.resolve_neg, (x, injection, weights))
-        return Blocks.apply(x, injection, cos, sin, num_heads, eps, recompute, *weights)
-    return infer(x, injection, weights, cos, sin, num_heads, eps)
+        return Blocks.apply(x, injection, heads, eps, recompute, *weights)
+    return infer(x, injection, weights, heads, eps)

@@ -14,6 +14,7 @@ from hrm_kernels import tuning
 from hrm_kernels.autodiff import first_order
 from hrm_kernels.ops.add_rms_norm import triton_kernels as norm
 from hrm_kernels.ops.rope_attention import triton_kernels as attention
+from hrm_kernels.ops.rope_attention.heads import Heads
 from hrm_kernels.ops.swiglu import triton_kernels as swiglu
 from hrm_kernels.ops.transformer_block import triton_kernels as fused
 from hrm_kernels.ops.transformer_block.reference import run_blocks
@@ -26,9 +27,7 @@ class Shared(NamedTuple):
     """What all blocks of a pass have in common."""
 
     batch: int
-    cos: torch.Tensor | None
-    sin: torch.Tensor | None
-    num_heads: int
+    heads: Heads
     eps: float
 
 
@@ -38,7 +37,7 @@ def _by_row(tokens: torch.Tensor, shared: Shared) -> torch.Tensor:
 
 
 def _attend(qkv: torch.Tensor, shared: Shared, save: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    out, lse = attention.forward(_by_row(qkv, shared), shared.cos, shared.sin, shared.num_heads, save)
+    out, lse = attention.forward(_by_row(qkv, shared), shared.heads, save)
     return out.view(qkv.shape[0], qkv.shape[1] // 3), lse
 
 
@@ -64,16 +63,14 @@ def backward_block(
     ddown = du2.t() @ swiglu.forward(gate_up)
     du1 = norm.backward(torch.addmm(du2, dgate_up, gate_up_weight), u1, rstd1)
     out, dout, packed = (_by_row(tokens, shared) for tokens in (attended, du1 @ o, qkv))
-    dqkv = attention.backward(dout, packed, shared.cos, shared.sin, lse, out, shared.num_heads).view(qkv.shape)
+    dqkv = attention.backward(dout, packed, lse, out, shared.heads).view(qkv.shape)
     dx = torch.addmm(du1, dqkv, qkv_weight)
     return dx, (dqkv.t() @ x, du1.t() @ attended, dgate_up.t() @ x1, ddown)
 
 
 def _again(ctx: Any) -> tuple[Any, tuple[Any, ...]]:
     def function(x: torch.Tensor, shared: Shared, recompute: bool, *weights: torch.Tensor) -> torch.Tensor:
-        return run_blocks(_by_row(x, shared), weights, shared.cos, shared.sin, shared.num_heads, shared.eps).view(
-            x.shape
-        )
+        return run_blocks(_by_row(x, shared), weights, shared.heads, shared.eps).view(x.shape)
 
     x, weights = ctx.saved_tensors[0], ctx.saved_tensors[-ctx.count :]
     return function, (x, ctx.shared, ctx.recompute, *weights)
@@ -165,19 +162,11 @@ PATHS: dict[str, Callable[[torch.Tensor, Weights, Shared], torch.Tensor]] = {
 """The candidates of :mod:`hrm_kernels.tuning`."""
 
 
-def blocks(
-    x: torch.Tensor,
-    weights: Weights,
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-    num_heads: int,
-    eps: float,
-    recompute: bool,
-) -> torch.Tensor:
+def blocks(x: torch.Tensor, weights: Weights, heads: Heads, eps: float, recompute: bool) -> torch.Tensor:
     """``x [B, S, D]`` through all blocks, with gradients where something asks for them."""
     flat = x.reshape(-1, x.shape[2]).contiguous()
     weights = [weight.contiguous() for weight in weights]
-    shared = Shared(x.shape[0], cos, sin, num_heads, eps)
+    shared = Shared(x.shape[0], heads, eps)
     if torch.is_grad_enabled() and (x.requires_grad or any(weight.requires_grad for weight in weights)):
         return Blocks.apply(flat, shared, recompute, *weights).view(x.shape)
     return infer(flat, weights, shared).view(x.shape)
