@@ -8,7 +8,7 @@ from hrm_kernels.ops.adam_atan2.step import Step
 
 
 def run(step: Step) -> None:
-    """As the op. Step counts on the CPU go up there, before the launch has run; those on the device in the launch."""
+    """As the op. Step counts on the CPU are raised before the launch has run, those on the device by the launch."""
     device, lr = step.params[0].device, step.lr
     lr_on_device = lr.detach().float() if isinstance(lr, Tensor) and step.capturable and lr.device == device else None
     native.load("cuda").module.adam_atan2(
@@ -28,9 +28,9 @@ def run(step: Step) -> None:
 
 
 def _arrived(device: torch.device, tables: dict) -> Tensor:
-    """An int32 zero for the kernel to count its blocks with; it leaves it zero."""
+    """An int32 zero with which the kernel counts its blocks; the kernel resets it to zero."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        # the graph's own, which every replay sets to zero: one that is only captured must not be used outside it
+        # belongs to the graph, and every replay sets it to zero: outside the graph it is not initialised
         return torch.zeros(1, dtype=torch.int32, device=device)
     if ("arrived", device) not in tables:
         tables["arrived", device] = torch.zeros(1, dtype=torch.int32, device=device)

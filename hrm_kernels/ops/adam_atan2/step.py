@@ -33,11 +33,11 @@ class Step(NamedTuple):
     tables: dict[Any, Any]
 
     def written(self) -> list[Tensor]:
-        """All tensors that the step changes, but the counts."""
+        """All tensors that the step changes, except the counts."""
         return [*self.params, *self.exp_avgs, *self.exp_avg_sqs, *(self.copies or ())]
 
     def is_contiguous(self) -> bool:
-        """Whether kernels can write all of them as they lie in memory."""
+        """Whether all of them are contiguous, as kernels need."""
         return all(tensor.is_contiguous() for tensor in self.written())
 
     def of(self, indices: Sequence[int]) -> "Step":
@@ -57,8 +57,8 @@ class Step(NamedTuple):
         )
 
     def count_writes(self) -> None:
-        """Raise the versions of what was written, as PyTorch's own operations do.
+        """Raise the versions of the written tensors, as PyTorch's own operations do.
 
-        A later backward through old values is then an error, not a wrong gradient.
+        A later backward through the old values is then an error, not a wrong gradient.
         """
         torch.autograd.graph.increment_version(self.written())

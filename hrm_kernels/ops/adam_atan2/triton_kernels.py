@@ -1,8 +1,9 @@
 """All parameters in one launch: a table on the device holds their addresses.
 
-Addresses come to the device as arguments of a small kernel: no copy from the host, so nothing waits, and a CUDA graph
-can hold it. Rows of the table, ``int64 [8, BLOCK_P]`` for P <= BLOCK_P parameters: addresses of 0 the parameter,
-1 gradient, 2 exp_avg, 3 exp_avg_sq, 4 copy; 5 number of elements; 6 first chunk; 7 address of the step count.
+Addresses reach the device as arguments of a small kernel: there is no copy from the host, so nothing waits, and a CUDA
+graph can contain it. The table is ``int64 [8, BLOCK_P]`` for P <= BLOCK_P parameters. Its rows are the addresses of the
+parameter (0), gradient (1), exp_avg (2), exp_avg_sq (3), copy (4) and step count (7), the number of elements (5) and
+the first chunk (6).
 """
 
 import math
@@ -22,7 +23,7 @@ CHUNK = 1024  # elements of a program: 4 warps, 8 elements a thread; 16 take 250
 NUM_WARPS = 4
 VALUES = 32  # of a launch of write_kernel
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-_NOWHERE = 2**62  # first chunk of what fills a row up
+_NOWHERE = 2**62  # first chunk of the padding of a row
 
 
 # fmt: off
@@ -159,7 +160,7 @@ def step_kernel(
 
 
 class Table:
-    """The table of one set of parameters, and what its rows hold."""
+    """The table of one set of parameters, and the values of its rows."""
 
     def __init__(self, params: Sequence[Tensor]) -> None:
         self.block = triton.next_power_of_2(max(VALUES, len(params)))
@@ -173,7 +174,7 @@ class Table:
         self.write(6, [0, *ends[:-1]])
 
     def write(self, row: int, values: list[int]) -> None:
-        """Row ``row`` := ``values``, unless it holds them."""
+        """Write ``values`` to row ``row``, unless it has them already."""
         if self.rows.get(row) == values:
             return
         self.rows[row] = values
@@ -182,7 +183,7 @@ class Table:
             write_kernel[(1,)](self.values, row * self.block + at, *full[at : at + VALUES], num_warps=1)
 
     def write_addresses(self, tensors: dict[int, Sequence[Tensor]]) -> bool:
-        """Rows := addresses; whether all are multiples of 16."""
+        """Write addresses to rows; returns whether all are multiples of 16."""
         aligned = True
         for row, these in tensors.items():
             addresses = [x.data_ptr() for x in these]
@@ -194,7 +195,7 @@ class Table:
 def _table(step: Step) -> Table:
     params, tables = step.params, step.tables
     if params[0].is_cuda and torch.cuda.is_current_stream_capturing():
-        # Its own table, which every replay fills again: later steps outside the graph write other addresses elsewhere.
+        # a table of the graph's own, which every replay fills again: steps outside the graph write to another table
         table = Table(params)
         tables.setdefault("captured", []).append(table)
         return table
@@ -205,7 +206,7 @@ def _table(step: Step) -> Table:
 
 
 def run(step: Step) -> None:
-    """As the op; all contiguous. Capturable: two launches. Else one for each count of steps: one, as a rule."""
+    """As the op; all contiguous. Two launches if capturable, else one for each step count (usually one)."""
     if step.capturable:
         on_device = isinstance(step.lr, Tensor) and step.lr.device == step.params[0].device
         table = _table(step)
@@ -268,16 +269,16 @@ def _launch(table: Table, step: Step, scalars: tuple[float, float, float]) -> No
 
 
 def cases() -> list[Case]:
-    """What the ahead-of-time gate compiles: float32 parameters with and without a copy, and bfloat16 parameters."""
+    """The launches that the ahead-of-time gate compiles: float32 with and without a copy, and bfloat16."""
     values = {f"v{i}": "i64" for i in range(VALUES)}
-    found = [Case(write_kernel, {"table": "*i64", "at": "i32", **values}, num_warps=1)]
+    result = [Case(write_kernel, {"table": "*i64", "at": "i32", **values}, num_warps=1)]
     block = 64  # the 27M model has 34 parameters
     for on_device in (False, True):
         arguments = {"table": "*i64", "scalars": "*fp32", "lr": "*fp32" if on_device else "fp32"}
         arguments |= {"weight_decay": "fp32", "P": "i32"}
         logs = {"LOG2_BETA1": _log2(0.9), "LOG2_BETA2": _log2(0.95)}
         constants: dict[str, Any] = {**logs, "LR_ON_DEVICE": on_device, "BLOCK_P": block}
-        found.append(Case(advance_kernel, arguments, constants, num_warps=1, unaligned=("P",)))
+        result.append(Case(advance_kernel, arguments, constants, num_warps=1, unaligned=("P",)))
     scalars = dict.fromkeys(("size", "inverse_root", "keep", "gain1", "beta2", "gain2"), "fp32")
     for dtype, copy, aligned in (
         (tl.float32, None, True),
@@ -288,5 +289,5 @@ def cases() -> list[Case]:
         for on_device in (False, True):
             constants = {"DTYPE": dtype, "COPY": copy, "ON_DEVICE": on_device, "ALIGNED": aligned}
             constants |= {"BLOCK_P": block, "CHUNK": CHUNK}
-            found.append(Case(step_kernel, {"table": "*i64", "scalars": "*fp32", **scalars}, constants, NUM_WARPS))
-    return found
+            result.append(Case(step_kernel, {"table": "*i64", "scalars": "*fp32", **scalars}, constants, NUM_WARPS))
+    return result

@@ -10,7 +10,7 @@ from hrm_kernels.ops.add_rms_norm.spec import SPEC
 
 
 def _again(ctx: Any) -> tuple[Any, tuple[Any, ...]]:
-    """As of u and a residual of 0, both of which have the gradient that x and residual have."""
+    """The forward as a function of u and of a residual of 0: their gradients are those of x and residual."""
     u, _ = ctx.saved_tensors
 
     def function(u: torch.Tensor, zero: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,8 +65,8 @@ def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -> 
     """``rms_norm(x + residual)``, RMSNorm without a weight: the post-norm of a block.
 
     The sum is rounded to the dtype first, the norm is computed in float32:
-    ``u = x + residual``, ``u * rsqrt(mean(u²) + eps)``. Under ``torch.autocast`` the wider of the two dtypes is the
-    dtype of both, as for a sum in PyTorch.
+    ``u = x + residual``, ``u * rsqrt(mean(u²) + eps)``. Under ``torch.autocast`` both are
+    converted to the wider of the two dtypes, as for a sum in PyTorch.
 
     Args:
         x, residual: ``[..., D]``, float32, bfloat16 or float16, the same shape.

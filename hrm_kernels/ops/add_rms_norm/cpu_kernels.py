@@ -1,4 +1,4 @@
-"""The CPU library's kernels: forward keeps one float per row, backward reads x and residual again."""
+"""The kernels of the CPU library: forward saves one float per row, backward reads x and residual again."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""One program handles a tile of whole rows: x and residual are read once, results are written once."""
+"""A program computes a tile of whole rows: it reads x and residual once and writes the results once."""
 
 import torch
 import triton
@@ -88,15 +88,15 @@ def backward(dout: torch.Tensor, u: torch.Tensor, rstd: torch.Tensor) -> torch.T
 
 
 def cases() -> list[Case]:
-    """What the ahead-of-time gate compiles: every dtype at the published widths."""
-    found = []
+    """The launches that the ahead-of-time gate compiles: every dtype at the published widths."""
+    result = []
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for D in (128, 512, 768):
             p, config = f"*{dtype_name(dtype)}", tile(D)
             sizes = {"D": D, "ROWS": config["ROWS"], "BLOCK_D": config["BLOCK_D"]}
             arguments = {"x": p, "residual": p, "out": p, "u": p, "rstd": "*fp32", "rows": "i32", "eps": "fp32"}
             for save in (False, True):
-                found.append(Case(forward_kernel, arguments, {**sizes, "SAVE": save}, config["num_warps"]))
+                result.append(Case(forward_kernel, arguments, {**sizes, "SAVE": save}, config["num_warps"]))
             arguments = {"dout": p, "u": p, "rstd": "*fp32", "du": p, "rows": "i32"}
-            found.append(Case(backward_kernel, arguments, sizes, config["num_warps"]))
-    return found
+            result.append(Case(backward_kernel, arguments, sizes, config["num_warps"]))
+    return result

@@ -8,7 +8,7 @@ from hrm_kernels.ops.linear.spec import SPEC
 
 def _cpu_cannot_run(x: Tensor, weight: Tensor, *rest: object) -> str | None:
     if not weight.numel():
-        return "its kernel is for matrices with elements"
+        return "its kernel is for matrices that are not empty"
     return cpu_cannot_run(x)
 
 
@@ -32,8 +32,8 @@ _op = Op(
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """``x @ weight.T + bias``, as :func:`torch.nn.functional.linear`.
 
-    On the ``cpu`` backend a row's result is the same to the bit wherever it stands in x and however many rows there
-    are. PyTorch's own products on a CPU do not promise that. Under ``torch.autocast`` it runs in the dtype of that,
+    On the ``cpu`` backend the result of a row is the same to the bit at any place in x and for any number of rows.
+    PyTorch's own products on a CPU do not promise that. Under ``torch.autocast`` it runs in autocast's dtype,
     as ``torch.nn.functional.linear`` does.
 
     Args:

@@ -1,4 +1,4 @@
-"""A product of the CPU library, whose rows do not depend on each other; gradients are PyTorch's products."""
+"""The product of the CPU library: each row is independent of the others. Gradients are PyTorch's products."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def _pack(weight: Tensor) -> Tensor:
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``[rows, in]`` -> ``[rows, out]``, contiguous."""
     out = x.new_empty(x.shape[0], weight.shape[0])
-    packed = packing.packed([weight], "linear", lambda own: _pack(own[0]))
+    packed = packing.packed([weight], "linear", lambda contiguous: _pack(contiguous[0]))
     native.load("cpu").module.linear(
         x.detach(), packed, None if bias is None else bias.detach().contiguous(), out, torch.get_num_threads()
     )

@@ -66,7 +66,7 @@ def reasoning_module(
 ) -> torch.Tensor:
     """One update of a recurrent module (H-level or L-level): add the injection, run the blocks in turn.
 
-    Under ``torch.autocast`` it runs in the dtype of that, as products do.
+    Under ``torch.autocast`` it runs in autocast's dtype, as products do.
 
     Args:
         z: ``[B, S, D]`` state of the module, float32, bfloat16 or float16.
@@ -75,7 +75,7 @@ def reasoning_module(
         cos, sin: RoPE tables as for :func:`hrm_kernels.rope_attention`, or None for both.
         num_heads: H.
         eps: of the norms.
-        recompute: keep only the blocks' inputs for the backward, and compute the rest again there.
+        recompute: save only the inputs of the blocks for the backward, which computes the rest again.
 
     Returns:
         ``[B, S, D]``, the new state.

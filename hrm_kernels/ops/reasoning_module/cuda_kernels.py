@@ -11,27 +11,27 @@ from hrm_kernels.ops.rope_attention.heads import Heads
 from hrm_kernels.ops.transformer_block.weights import flat
 
 MOST_TOKENS = 4096
-"""B * S up to which the kernel serves a call: 32 rows of 128."""
+"""The largest B * S that the kernel serves: 32 rows of 128."""
 
 FEW_TOKENS = 512
-"""B * S up to which the automatic choice asks for it before triton. An estimate, not yet measured on a GPU.
+"""The largest B * S for which the automatic choice asks this backend before triton. An estimate, not measured yet.
 
-Its tiles are small, so that few tokens occupy the whole device; a product therefore reads ``M N K (1/48 + 1/64)``
-elements from L2. At the published sizes and M = 512 that is 0.13 GB a block of the model, against 7 MB of weights: from
-about there on it takes longer than the launches that it saves, and larger tiles (the triton backend's) should win.
+Its tiles are small, so that few tokens occupy the whole device. A product therefore reads ``M N K (1/48 + 1/64)``
+elements from L2. At the published sizes and M = 512 this is 0.13 GB per block, compared with 7 MB of weights. For more
+tokens the reads should take longer than the launches that the kernel saves, and the larger tiles of triton should win.
 """
 
 
 def passed_over(z: torch.Tensor, *rest: object) -> str | None:
-    """None where the automatic choice should ask this backend first, else why not."""
+    """Why the automatic choice should not ask this backend first; None where it should."""
     tokens = z.shape[0] * z.shape[1]
     if tokens <= FEW_TOKENS:
         return None
-    return f"its tiles are for few tokens (B * S), and from {FEW_TOKENS} on larger ones should win; not measured yet"
+    return f"its tiles are for few tokens (B * S), and above {FEW_TOKENS} larger ones should win; not measured yet"
 
 
 def cannot_run(z: torch.Tensor, modules: Sequence[Sequence[Sequence[torch.Tensor]]], heads: Heads) -> str | None:
-    """None where the kernel can update ``z [B, S, D]`` with the blocks of these modules, else why not."""
+    """Why the kernel cannot update ``z [B, S, D]`` with the blocks of these modules; None where it can."""
     reason = cuda_cannot_run(z)
     if reason is not None:
         return reason
@@ -68,7 +68,7 @@ def _workspace_bytes(batch: int, positions: int, width: int, heads: int, head_di
 
 
 def _ready(tensor: torch.Tensor) -> torch.Tensor:
-    """As the kernel reads it: contiguous, aligned to 16 bytes (which a view may not be)."""
+    """A tensor as the kernel reads it: contiguous, aligned to 16 bytes (a view may not be)."""
     tensor = (tensor.detach() if tensor.requires_grad else tensor).contiguous()
     return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
@@ -90,7 +90,7 @@ def update(
     L_cycles: int,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(z_H, z_L)`` after the updates; a state that has none in these cycles comes back uninitialised.
+    """``(z_H, z_L)`` after the updates; a state without an update in these cycles is returned uninitialised.
 
     Args:
         H_weights, L_weights: flat, four matrices a block.

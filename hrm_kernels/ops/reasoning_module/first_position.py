@@ -1,4 +1,4 @@
-"""A module's update where only the first position of the result is asked for: the Q values read nothing else."""
+"""The update of a module when only the first position of the result is needed, as for the Q values."""
 
 from collections.abc import Sequence
 
@@ -22,12 +22,12 @@ def first_position(
     num_heads: int,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """``reasoning_module(z, injection, layers, ...)[:, 0]``, without what the last block would compute for the others.
+    """``reasoning_module(z, injection, layers, ...)[:, 0]``, without the work of the last block for other positions.
 
-    Of the last block that leaves keys and values of all positions, and everything else for one: for S = 82 about a
-    sixth of its arithmetic. Built of the other ops, so it runs on the backends that they run on, and differentiates.
+    The last block computes keys and values of all positions, and everything else for the first: about a sixth of its
+    arithmetic for S = 82. The function calls other ops, so it runs on their backends and differentiates.
 
-    Args: as :func:`hrm_kernels.reasoning_module`.
+    Args: those of :func:`hrm_kernels.reasoning_module`.
 
     Returns:
         ``[B, D]``.

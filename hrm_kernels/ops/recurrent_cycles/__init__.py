@@ -28,7 +28,7 @@ def _triton(
     L_cycles: int,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One CUDA graph where that is possible, else launch by launch."""
+    """One CUDA graph where that is possible, single launches elsewhere."""
     from hrm_kernels.ops.transformer_block.triton_block import Shared, infer
 
     shape, width = z_H.shape, z_H.shape[2]
@@ -111,12 +111,12 @@ def recurrent_cycles(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The part of a segment that runs without gradients: everything but its last L and its last H update.
 
-    ``H_cycles`` times: ``L_cycles`` times ``z_L = L(z_L, z_H + x)``, then once ``z_H = H(z_H, z_L)``, where the last
-    update of each is left to the caller (:func:`hrm_kernels.reasoning_module`, with gradients).
+    ``H_cycles`` times: ``L_cycles`` times ``z_L = L(z_L, z_H + x)``, then once ``z_H = H(z_H, z_L)``. The last update
+    of each module is left to the caller (:func:`hrm_kernels.reasoning_module`, with gradients).
 
-    On a GPU the triton backend runs it as one CUDA graph from the second call with the same shapes and weights (at the
-    same addresses) on. The graph's memory is bounded by keeping few; ``HRM_KERNELS_GRAPHS=0`` in the environment does
-    without. Under ``torch.autocast`` it runs in the dtype of that, as products do.
+    On a GPU the triton backend runs it as one CUDA graph, from the second call with the same shapes and weights (at the
+    same addresses) on. Only a few graphs are kept, to bound their memory; ``HRM_KERNELS_GRAPHS=0`` in the environment
+    disables them. Under ``torch.autocast`` it runs in autocast's dtype, as products do.
 
     Args:
         z_H, z_L: ``[B, S, D]`` states, float32, bfloat16 or float16; they are not written to.
@@ -128,7 +128,7 @@ def recurrent_cycles(
         eps: of the norms.
 
     Returns:
-        ``(z_H, z_L)``, ``[B, S, D]`` both, without gradient. With H_cycles 1 the z_H given comes back.
+        ``(z_H, z_L)``, ``[B, S, D]`` both, without gradients. With H_cycles 1, z_H is returned unchanged.
 
     Raises:
         TypeError, ValueError: a dtype, device, shape or number of cycles does not fit.
@@ -136,14 +136,14 @@ def recurrent_cycles(
 
     Source: HRM (arXiv 2506.21734), section 2, "Approximate gradient".
     """
-    z_H, z_L, x, H_layers, L_layers = given = _op.under_autocast(z_H, z_L, x, H_layers, L_layers)
+    z_H, z_L, x, H_layers, L_layers = inputs = _op.under_autocast(z_H, z_L, x, H_layers, L_layers)
     SPEC.check(z_H, z_L, x)
     check_layers(SPEC.name, "H_layers", H_layers, "z_H", z_H, num_heads, cos, sin)
     check_layers(SPEC.name, "L_layers", L_layers, "z_H", z_H, num_heads, cos, sin)
     for name, cycles in (("H_cycles", H_cycles), ("L_cycles", L_cycles)):
         check_count(SPEC.name, name, cycles)
     check_eps(SPEC.name, eps)
-    if has_tangent(given):
+    if has_tangent(inputs):
         raise NotImplementedError(
             f"{SPEC.name}: an argument carries a forward-mode tangent, which would be lost here as gradients are; "
             "detach it (.detach()), or call reasoning_module for each update"

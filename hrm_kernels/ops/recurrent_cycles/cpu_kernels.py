@@ -1,4 +1,4 @@
-"""All updates of a segment's no-gradient part in one call: states, weights and workspaces stay where they are."""
+"""All updates of a segment without gradients in one call, on the same states, weights and workspaces."""
 
 from collections.abc import Sequence
 

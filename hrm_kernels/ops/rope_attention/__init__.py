@@ -79,8 +79,8 @@ def rope_attention(
     """Full (not causal) self-attention over packed projections, with rotary positions on q and k.
 
     RoPE is the "rotate half" form, computed in the dtype of the tables (float32): element i < d/2 of a head is
-    paired with i + d/2. The scores are scaled by 1/sqrt(d). Under ``torch.autocast`` it runs in the
-    dtype of that, as ``scaled_dot_product_attention`` does.
+    paired with i + d/2. The scores are scaled by 1/sqrt(d). Under ``torch.autocast`` it runs in autocast's dtype, as
+    ``scaled_dot_product_attention`` does.
 
     Args:
         qkv: ``[B, S, 3 H d]``, float32, bfloat16 or float16; columns are ``[q heads | k heads | v heads]``.

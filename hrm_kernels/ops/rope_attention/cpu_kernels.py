@@ -1,4 +1,4 @@
-"""The CPU library's kernels: one task a head, probabilities computed again in the backward from a log-sum-exp."""
+"""The kernels of the CPU library: one task per head. The backward computes probabilities from a log-sum-exp."""
 
 from typing import Any
 

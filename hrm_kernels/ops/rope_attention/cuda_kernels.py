@@ -1,4 +1,4 @@
-"""The cuda backend: short attention, a head of a row to a thread block of csrc/cuda/rope_attention.cu.
+"""The cuda backend: short attention, one head of one row per thread block (csrc/cuda/rope_attention.cu).
 
 Backward needs qkv and ``lse[b, h, m] = log2 sum_n 2^scores[m, n]`` (the scores with a factor log2(e)), not the result.
 """
@@ -19,7 +19,7 @@ MOST_POSITIONS = 128
 
 
 def unsupported(qkv: Tensor, heads: Heads) -> str | None:
-    """None where the kernels can serve the call, else why not."""
+    """Why the kernels cannot serve the call; None where they can."""
     if qkv.dtype not in (torch.bfloat16, torch.float16):
         return f"the cuda kernels are for bfloat16 and float16, not {str(qkv.dtype).removeprefix('torch.')}"
     batch, positions, columns = qkv.shape
@@ -32,7 +32,7 @@ def unsupported(qkv: Tensor, heads: Heads) -> str | None:
 
 
 def _ready(tensor: Tensor, alignment: int = 16) -> Tensor:
-    """As the kernels read it: contiguous, aligned (which a view may not be)."""
+    """A tensor as the kernels read it: contiguous and aligned (a view may not be)."""
     tensor = tensor.detach().contiguous()
     return tensor.clone() if tensor.data_ptr() % alignment else tensor
 

@@ -1,4 +1,4 @@
-"""What attention needs beside its projections, and which of it the kernels can serve."""
+"""The arguments of attention beside the projections, and the reasons why kernels cannot serve them."""
 
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ HEAD_DIMS = (64, 32, 128)
 
 
 def triton_cannot_attend(head_dim: int, dtype: torch.dtype) -> str | None:
-    """None where there are Triton kernels for heads of this width and dtype, else why not."""
+    """Why there are no Triton kernels for heads of this width and dtype; None where there are."""
     if head_dim not in HEAD_DIMS:
         return f"its attention is for head_dim 32, 64 and 128, not {head_dim}"
     if head_dim == 128 and dtype is torch.float32:

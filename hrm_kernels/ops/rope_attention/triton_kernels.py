@@ -534,8 +534,8 @@ def _blocks(tile: Tile) -> dict[str, Any]:
 
 
 def cases() -> list[Case]:
-    """What the ahead-of-time gate compiles: every plan of the three head widths, with RoPE, as training runs it."""
-    found = {}
+    """The launches that the ahead-of-time gate compiles: every plan of the head widths, with RoPE and gradients."""
+    result = {}
     positions = (16, 32, 64, 128, 900)
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         p, i = f"*{dtype_name(dtype)}", {"S": "i32", "H": "i32"}
@@ -544,7 +544,7 @@ def cases() -> list[Case]:
             if triton_cannot_attend(D, dtype) is not None:
                 continue
             rotate = {"qkv": p, **tables, "turned": p, **i}
-            found[repr((rotate, D))] = Case(rotate_kernel, rotate, {"D": D, "BLOCK_S": ROTATE_ROWS}, 8)
+            result[repr((rotate, D))] = Case(rotate_kernel, rotate, {"D": D, "BLOCK_S": ROTATE_ROWS}, 8)
             for S, target in itertools.product(positions, WGMMA + MMA_SYNC + AMD):
                 how = plan(S, D, dtype, target)
                 fixed = {"D": D, "PRECISION": "ieee" if target in AMD or dtype != torch.float32 else "tf32x3"}
@@ -570,5 +570,5 @@ def cases() -> list[Case]:
                         kernel, signature, fixed | constants, tile.num_warps, tile.num_stages, matrix=True,
                         targets=(target,),
                     )  # fmt: skip
-                    found[repr(case)] = case
-    return list(found.values())
+                    result[repr(case)] = case
+    return list(result.values())

@@ -39,8 +39,8 @@ def sparse_sign_sgd(
     """For each identifier that occurs, once: ``w = w * (1 - lr * weight_decay) - lr * sign(sum of its gradients)``.
 
     Args:
-        weights: ``[E, D]``, changed in place; no row is read or written but those of ``ids``.
-        ids: ``[N]`` int32 or int64, below E, in any order, repeated or not.
+        weights: ``[E, D]``, changed in place; only the rows of ``ids`` are read and written.
+        ids: ``[N]`` int32 or int64, below E, in any order; they may repeat.
         grads: ``[N, D]``, one row for each of ``ids``.
         lr: a number or a scalar tensor.
         weight_decay: decoupled weight decay.

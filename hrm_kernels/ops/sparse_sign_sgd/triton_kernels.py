@@ -1,4 +1,4 @@
-"""One launch for all occurrences of all identifiers: the device finds the repeated ones."""
+"""One launch for all identifiers: each program finds out whether its identifier has occurred before."""
 
 import torch
 import triton
@@ -6,7 +6,7 @@ import triton.language as tl
 
 from hrm_kernels.tuning.ahead_of_time import Case, dtype_name
 
-SCAN = 256  # identifiers looked at together
+SCAN = 256  # identifiers compared at a time
 BLOCK_N = 32  # of a tile of gradients: 4 warps hold 32 elements a thread, of which only equal rows are loaded
 BLOCK_D = 128
 NUM_WARPS = 4
@@ -29,8 +29,8 @@ def step_kernel(
 ):
     """Occurrence n = program_id(0), columns of block program_id(1), over all identifiers before n, then from n on.
 
-    Only the first occurrence of an identifier goes on: it sums the gradients of all, in a fixed order, and writes
-    the row.
+    Only the program of the first occurrence goes on: it sums the gradients of all occurrences, in a fixed order, and
+    writes the row.
     With LR_ON_DEVICE lr is a pointer, and keep is not used: it is 1 - lr * weight_decay.
     """
     n = tl.program_id(0)
@@ -91,13 +91,13 @@ def step(
 
 
 def cases() -> list[Case]:
-    """What the ahead-of-time gate compiles: tables are float32."""
+    """The launches that the ahead-of-time gate compiles: tables are float32."""
     p = f"*{dtype_name(torch.float32)}"
     sizes = {"D": 512, "SCAN": SCAN, "BLOCK_N": BLOCK_N, "BLOCK_D": BLOCK_D}
-    found = []
+    result = []
     for ids in ("*i32", "*i64"):
         for on_device in (False, True):
             arguments = {"weights": p, "ids": ids, "grads": p, "lr": "*fp32" if on_device else "fp32", "keep": "fp32"}
             arguments |= {"weight_decay": "fp32", "N": "i32"}
-            found.append(Case(step_kernel, arguments, {**sizes, "LR_ON_DEVICE": on_device}, NUM_WARPS))
-    return found
+            result.append(Case(step_kernel, arguments, {**sizes, "LR_ON_DEVICE": on_device}, NUM_WARPS))
+    return result

@@ -78,17 +78,17 @@ _op_with_argmax = Op(
 def stablemax_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = -100) -> torch.Tensor:
     """Cross entropy with stablemax in place of softmax: ``-log(s(x_label) / sum(s(x)))`` for each token.
 
-    ``s(x) = x + 1`` for ``x >= 0`` and ``1 / (1 - x + 1e-30)`` below: it grows linearly, so logits can't overflow.
+    ``s(x) = x + 1`` for ``x >= 0`` and ``1 / (1 - x + 1e-30)`` below: it grows linearly, so logits cannot overflow.
 
     Args:
         logits: ``[..., V]``, float32, bfloat16 or float16.
-        labels: ``[...]`` int32 or int64, below V, or ``ignore_index``. Values are not checked (that would wait for
-            the GPU).
+        labels: ``[...]`` int32 or int64, below V, or ``ignore_index``. Values are not checked: that would wait for
+            the GPU.
         ignore_index: tokens with this label have loss and gradient 0.
 
     Returns:
-        ``[...]`` float32 (float64 for float64 logits), as exact as float64 to 1e-6 relative; logits are
-        read in their own dtype under ``torch.autocast`` too.
+        ``[...]`` float32 (float64 for float64 logits), within 1e-6 relative of float64. ``torch.autocast`` does not
+        change the dtype of the logits.
 
     Raises:
         TypeError, ValueError: a dtype, device or shape does not fit.
@@ -103,9 +103,9 @@ def stablemax_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore_i
 def stablemax_cross_entropy_with_argmax(
     logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = -100
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`stablemax_cross_entropy` and ``logits.argmax(-1)``, which a model's metrics need, from one reading.
+    """:func:`stablemax_cross_entropy` and ``logits.argmax(-1)``, which a model's metrics need, in one pass.
 
-    Where several logits are the largest, the argmax is any one of them.
+    If several logits are the largest, the argmax is any of their columns.
     """
     _check(WITH_ARGMAX, logits, labels)
     return _op_with_argmax(logits, labels, ignore_index)

@@ -1,4 +1,4 @@
-"""The CPU library's kernels: double precision inside, one double per token kept for the backward."""
+"""The kernels of the CPU library: double precision inside, one double per token saved for the backward."""
 
 from typing import Any
 

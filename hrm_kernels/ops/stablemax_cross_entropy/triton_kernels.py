@@ -1,10 +1,11 @@
-"""Loss and gradient of a token from its logits, each read once a pass.
+"""Loss and gradient of a token from its logits, which each pass reads once.
 
 With ``a = 1 + |x|``, ``s(x)`` is a or 1/a and ``s'(x)`` is 1 or 1/a². Two things keep float32 as exact as float64:
 
-- ``loss = log1p(others / s_label)``, others the sum of s over all v but the label: a label that dominates (loss near 0)
-  cancels nothing. The label's gradient, ``-s'_label * others / (total * s_label)``, is a product for the same reason.
-- The sum over tiles is compensated (Kahan). It adds no product to anything, so fusing multiply and add cannot touch it.
+- ``loss = log1p(others / s_label)``, where others is the sum of s over all v except the label: nothing cancels when the
+  label dominates (loss near 0). The label's gradient, ``-s'_label * others / (total * s_label)``, is a product for the
+  same reason.
+- The sum over tiles is compensated (Kahan). It adds no product, so fused multiply-adds cannot change it.
 """
 
 import torch
@@ -20,7 +21,7 @@ ELEMENTS = 512  # of a tile of several rows: 4 a thread; 384 x 81 tokens with V 
 
 @triton.jit
 def _log1p(y):
-    """``log(1 + y)``, y >= 0, to 3 roundings: what 1 + y lost of y is put back as a factor (Kahan; HP-15C handbook)."""
+    """``log(1 + y)``, y >= 0, to 3 roundings: a factor restores what 1 + y rounds away (Kahan; HP-15C handbook)."""
     u = 1 + y
     lost = u == 1
     return tl.where(lost, y, tl.log(u) * tl.div_rn(y, tl.where(lost, 1.0, u - 1)))
@@ -43,8 +44,8 @@ def forward_kernel(
 ):
     """Rows ``[ROWS, V]``, over tiles of BLOCK_V columns: loss, total = sum s(x), others = total - s(x_label).
 
-    With ARGMAX also the first column of the largest logit. NaN is never the largest, but makes the loss NaN, and so
-    does a label that is no column.
+    With ARGMAX also the first column of the largest logit. NaN is never the largest, but makes the loss NaN. A label
+    that is not a column makes it NaN, too.
     """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
@@ -171,8 +172,8 @@ def backward(
 
 
 def cases() -> list[Case]:
-    """What the ahead-of-time gate compiles: a published vocabulary, and rows of one tile and of many."""
-    found = []
+    """The launches that the ahead-of-time gate compiles: a published vocabulary, and rows of one tile and of many."""
+    result = []
     numbers = {"rows": "i32", "ignore_index": "i32"}
     for dtype, label in (
         (torch.bfloat16, "*i32"),
@@ -193,5 +194,5 @@ def cases() -> list[Case]:
                 (forward_kernel, forward_arguments, {**sizes, "ARGMAX": True}),
                 (backward_kernel, backward_arguments, sizes),
             ):
-                found.append(Case(kernel, arguments, constants, warps, unaligned=("ignore_index",)))
-    return found
+                result.append(Case(kernel, arguments, constants, warps, unaligned=("ignore_index",)))
+    return result

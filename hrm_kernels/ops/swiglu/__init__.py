@@ -45,7 +45,7 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
         ``[..., I]`` in the same dtype, under ``torch.autocast`` too.
 
     Raises:
-        TypeError, ValueError: the dtype does not fit, or the last dimension is odd.
+        TypeError, ValueError: the dtype is not supported, or the last dimension is odd or empty.
 
     Source: GLU variants, arXiv 2002.05202.
     """

@@ -1,4 +1,4 @@
-"""One program handles a tile of rows x inner columns: gate and up read once, the result written once."""
+"""A program computes a block of columns of one row: it reads gate and up once and writes the result once."""
 
 import torch
 import triton
@@ -64,10 +64,10 @@ def backward(dout: torch.Tensor, gate_up: torch.Tensor) -> torch.Tensor:
 
 
 def cases() -> list[Case]:
-    """What the ahead-of-time gate compiles."""
-    found = []
+    """The launches that the ahead-of-time gate compiles."""
+    result = []
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         p, sizes = f"*{dtype_name(dtype)}", {"I": 1536, "BLOCK_I": BLOCK_I}
-        found.append(Case(forward_kernel, {"gate_up": p, "out": p}, sizes, NUM_WARPS))
-        found.append(Case(backward_kernel, {"dout": p, "gate_up": p, "dgate_up": p}, sizes, NUM_WARPS))
-    return found
+        result.append(Case(forward_kernel, {"gate_up": p, "out": p}, sizes, NUM_WARPS))
+        result.append(Case(backward_kernel, {"dout": p, "gate_up": p, "dgate_up": p}, sizes, NUM_WARPS))
+    return result

@@ -24,11 +24,11 @@ _op = Op(
 
 @_op.public
 def token_mixing(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
-    """A SwiGLU across the positions of each channel, added to its input and normed: TRM's ``mlp_t``.
+    """A SwiGLU over the positions of each channel, added to its input and normed: TRM's ``mlp_t``.
 
     With ``t = x`` transposed to ``[B, D, S]``: ``t = rms_norm(t + down(swiglu(gate_up(t))))``, transposed back. The
-    norm too is over the positions: the mean square of each channel becomes 1. Under ``torch.autocast`` it runs in
-    the dtype of that, as products do.
+    norm is over the positions, too: the mean square of each channel becomes 1. Under ``torch.autocast`` it runs in
+    autocast's dtype, as products do.
 
     Args:
         x: ``[B, S, D]``, float32, bfloat16 or float16.
@@ -40,7 +40,7 @@ def token_mixing(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, eps
         ``[B, S, D]`` in the dtype of x.
 
     Raises:
-        TypeError, ValueError: a dtype, device or shape does not fit; the matrices serve one length of sequence.
+        TypeError, ValueError: a dtype, device or shape does not fit. The matrices fit one sequence length only.
 
     Source: TRM (arXiv 2510.04871), section 4, "Attention-free architecture"; MLP-Mixer, arXiv 2105.01601.
     """

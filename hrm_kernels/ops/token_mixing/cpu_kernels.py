@@ -1,4 +1,4 @@
-"""Token mixing on the CPU library: one call forward, one backward, which keeps x alone and computes the rest again."""
+"""Token mixing on the CPU library: one call each way. Only x is saved; the backward computes the rest again."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def forward(x: Tensor, gate_up: Tensor, down: Tensor, eps: float) -> Tensor:
 )
 def backward(dout: Tensor, x: Tensor, gate_up: Tensor, down: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, gate_up and down."""
-    make = torch.empty_like if x.shape[0] else torch.zeros_like  # without rows nothing is written
+    make = torch.empty_like if x.shape[0] else torch.zeros_like  # without rows the kernel writes nothing
     dx, dgate_up, ddown = make(x), make(gate_up), make(down)
     native.load("cpu").module.token_mixing_backward(
         dout.detach(),

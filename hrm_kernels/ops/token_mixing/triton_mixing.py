@@ -1,7 +1,7 @@
-"""Token mixing out of Triton launches and library matrix products, over the transposed state.
+"""Token mixing with Triton launches and library matrix products, on the transposed state.
 
-Kept for the backward, per channel: x across the positions, the sum before the norm (S each) and gate_up (2 I) in the
-dtype, 1/rms in float32.
+Saved for the backward, per channel: x over the positions and the sum before the norm (S each), gate_up (2 I), all in
+the dtype of x, and 1/rms in float32.
 """
 
 from typing import Any
@@ -39,7 +39,7 @@ class TokenMixing(torch.autograd.Function):
 
 
 def token_mixing(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, eps: float) -> torch.Tensor:
-    """``[B, S, D]`` -> ``[B, S, D]``, with gradients where something asks for them."""
+    """``[B, S, D]`` -> ``[B, S, D]``; saves activations only if an argument needs a gradient."""
     if x.shape[1] == 0:  # nothing to compute
         return reference.token_mixing(x, gate_up, down, eps)
     save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, gate_up, down))

@@ -13,7 +13,7 @@ __all__ = ["BlockWeights", "transformer_block"]
 
 
 def triton_cannot_run_blocks(x: torch.Tensor, layers: Sequence[BlockWeights], heads: Heads) -> str | None:
-    """None where the triton backend can run these blocks on x, else why not."""
+    """Why the triton backend cannot run these blocks on x; None where it can."""
     for weights in layers:
         reason = triton_cannot_attend(weights.qkv.shape[0] // (3 * heads.num_heads), x.dtype)
         if reason is not None:
@@ -22,7 +22,7 @@ def triton_cannot_run_blocks(x: torch.Tensor, layers: Sequence[BlockWeights], he
 
 
 def cpu_cannot_run_blocks(x: torch.Tensor, layers: Sequence[BlockWeights], heads: Heads) -> str | None:
-    """None where the cpu backend can run these blocks on x, else why not."""
+    """Why the cpu backend cannot run these blocks on x; None where it can."""
     for weights in layers:
         if (weights.qkv.shape, weights.down.shape) != (layers[0].qkv.shape, layers[0].down.shape):
             return "its kernels run blocks of equal sizes only"
@@ -67,7 +67,7 @@ def transformer_block(
     """One post-norm block: attention, then SwiGLU, each added to its input and normed.
 
     ``x = rms_norm(x + o(attention(qkv(x))))``, then ``x = rms_norm(x + down(swiglu(gate_up(x))))``.
-    Under ``torch.autocast`` it runs in the dtype of that, as products do.
+    Under ``torch.autocast`` it runs in autocast's dtype, as products do.
 
     Args:
         x: ``[B, S, D]``, float32, bfloat16 or float16.
@@ -75,7 +75,7 @@ def transformer_block(
         cos, sin: RoPE tables as for :func:`hrm_kernels.rope_attention`, or None for both.
         num_heads: H.
         eps: of both norms.
-        recompute: keep only x for the backward, and compute the rest again there.
+        recompute: save only x for the backward, which computes the rest again.
 
     Returns:
         ``[B, S, D]`` in the dtype of x.

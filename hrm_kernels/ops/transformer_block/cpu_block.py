@@ -1,8 +1,8 @@
 """Blocks on the CPU library: one call forward, one backward, for all blocks of a module.
 
-With gradients a block keeps, per token and in float32, x, attention, x1 (D each), qkv (3 D), gate_up (2 I) and three
-more numbers, two of them per token and one per head: 25 KB for D = 512, I = 1536. With ``recompute`` it keeps x alone
-(2 KB), and runs forward again in the backward. The inputs of a call are kept too, for second-order gradients.
+For the backward a block saves, per token and in float32, x, attention, x1 (D each), qkv (3 D), gate_up (2 I), two
+numbers per token and one per head: 25 KB for D = 512, I = 1536. With ``recompute`` it saves only x (2 KB), and runs
+forward again in the backward. The inputs of a call are saved too, for second-order gradients.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def infer(
 
 
 def _saved_size(x: Tensor, weights: Sequence[Tensor], num_heads: int, recompute: bool) -> int:
-    """Floats that forward keeps, as csrc/cpu/transformer_block.cpp lays them out; sizes may be symbolic."""
+    """How many floats forward saves, as csrc/cpu/transformer_block.cpp lays them out; sizes may be symbolic."""
     module = native.load("cpu").module
     width, tile = module.panel_width(), module.tile_rows()
 
@@ -86,7 +86,7 @@ def forward(
     eps: float,
     recompute: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The same, and what :func:`backward` needs."""
+    """The same result, and the tensor that :func:`backward` needs."""
     return _forward(pack(weights, heads.num_heads), x, injection, weights, heads, eps, recompute)
 
 
@@ -152,7 +152,7 @@ def _backward(
 ) -> list[Tensor]:
     dx = torch.empty_like(dout)
     dweights = [empty(*(weight.shape if want else (0,)), dtype=weight.dtype) for weight, want in zip(weights, wanted)]
-    if not dout.numel():  # nothing runs, nothing is written
+    if not dout.numel():  # the kernel writes nothing
         dweights = [gradient.zero_() for gradient in dweights]
     packed.module.blocks_backward(
         dout.detach(),
@@ -192,7 +192,7 @@ class Blocks(torch.autograd.Function):
         else:  # packed once for both directions
             ctx.packed = pack(weights, heads.num_heads)
             out, saved = _forward(ctx.packed, *arguments)
-        ctx.save_for_backward(saved, x, injection, *weights)  # x for second-order gradients only
+        ctx.save_for_backward(saved, x, injection, *weights)  # x only for second-order gradients
         ctx.constants = heads, eps, recompute
         ctx.injected = injection is not None
         return out
@@ -222,10 +222,10 @@ def blocks(
     eps: float,
     recompute: bool,
 ) -> Tensor:
-    """All blocks over ``x + injection``, with gradients where something asks for them."""
+    """All blocks over ``x + injection``; saves activations only if an argument needs a gradient."""
     x = x.contiguous()
     injection = None if injection is None else injection.contiguous()
-    if torch.compiler.is_compiling():  # which refuses a tensor that comes twice
+    if torch.compiler.is_compiling():  # torch.compile refuses the same tensor twice
         injection = x.view_as(x) if injection is x else injection
         weights = [w.view_as(w) if any(w is v for v in weights[:i]) else w for i, w in enumerate(weights)]
     inputs = (x, *weights) if injection is None else (x, injection, *weights)

@@ -9,7 +9,7 @@ from hrm_kernels.recycling import empty
 
 
 class Packed:
-    """The blocks of one module, packed for forward and, once a backward asks for it, for the gradients of inputs."""
+    """The blocks of one module, packed for the forward pass and, at the first backward, for gradients of inputs."""
 
     def __init__(self, weights: Sequence[torch.Tensor], num_heads: int) -> None:
         self.module = native.load("cpu").module
@@ -22,12 +22,12 @@ class Packed:
 
     def _pack(self, weights: Sequence[torch.Tensor], backward: bool) -> torch.Tensor:
         packed = empty(self.size)
-        own = [weight.detach().contiguous() for weight in weights]
-        self.module.pack_blocks(own, self.num_heads, backward, packed, torch.get_num_threads())
+        plain = [weight.detach().contiguous() for weight in weights]
+        self.module.pack_blocks(plain, self.num_heads, backward, packed, torch.get_num_threads())
         return packed
 
     def backward(self, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The form that a backward reads, of the weights that this was made of."""
+        """The form that the backward reads; ``weights`` are those of the constructor."""
         if self._backward is None:
             self._backward = self._pack(weights, True)
         return self._backward
@@ -38,4 +38,4 @@ class Packed:
 
 def pack(weights: Sequence[torch.Tensor], num_heads: int) -> Packed:
     """The four matrices of each block in turn, packed now or before; see :mod:`hrm_kernels.packing`."""
-    return packing.packed(weights, ("blocks", num_heads), lambda own: Packed(own, num_heads))
+    return packing.packed(weights, ("blocks", num_heads), lambda contiguous: Packed(contiguous, num_heads))

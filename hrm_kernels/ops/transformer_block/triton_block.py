@@ -1,8 +1,8 @@
-"""Blocks out of Triton launches and library matrix products: forward, what is kept for the backward, backward.
+"""Blocks with Triton launches and library matrix products: forward, backward, and forward without gradients.
 
-With gradients a block keeps, per token, x, attention, u1, x1, u2 (D each), qkv (3 D) and gate_up (2 I) in the dtype,
-and in float32 1/rms twice and a log-sum-exp per head: 14 KB for D = 512, I = 1536 in bfloat16. With ``recompute``
-it keeps x alone (1 KB), and runs forward again in the backward.
+For the backward a block saves, per token, x, attention, u1, x1, u2 (D each), qkv (3 D) and gate_up (2 I) in the dtype
+of x, and in float32 1/rms twice and a log-sum-exp per head: 14 KB for D = 512, I = 1536 in bfloat16. With ``recompute``
+it saves only x (1 KB), and runs forward again in the backward.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ Weights = Sequence[torch.Tensor]
 
 
 class Shared(NamedTuple):
-    """What all blocks of a pass have in common."""
+    """The arguments that all blocks of a pass share."""
 
     batch: int
     heads: Heads
@@ -42,7 +42,7 @@ def _attend(qkv: torch.Tensor, shared: Shared, save: bool) -> tuple[torch.Tensor
 
 
 def forward_block(x: torch.Tensor, weights: Weights, shared: Shared) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """``x [M, D]`` -> the block's output and what its backward needs."""
+    """``x [M, D]`` -> the output of the block and the tensors that its backward needs."""
     qkv_weight, o, gate_up_weight, down = weights
     qkv = x @ qkv_weight.t()
     attended, lse = _attend(qkv, shared, True)
@@ -83,9 +83,9 @@ class Blocks(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, shared: Shared, recompute: bool, *weights: torch.Tensor) -> torch.Tensor:
         saved: list[torch.Tensor] = []
         for first in range(0, len(weights), 4):
-            given = x
+            block_input = x
             x, kept = forward_block(x, weights[first : first + 4], shared)
-            saved += (given,) if recompute else kept
+            saved += (block_input,) if recompute else kept
         ctx.save_for_backward(*saved, *weights)
         ctx.shared, ctx.recompute, ctx.count = shared, recompute, len(weights)
         return x
@@ -99,18 +99,18 @@ class Blocks(torch.autograd.Function):
         gradients: tuple[torch.Tensor, ...] = ()
         dx = dout.contiguous()
         for block in reversed(range(ctx.count // 4)):
-            own = weights[4 * block : 4 * block + 4]
+            matrices = weights[4 * block : 4 * block + 4]
             kept = saved[per_block * block : per_block * (block + 1)]
             if ctx.recompute:
-                kept = forward_block(kept[0], own, shared)[1]
-            dx, dweights = backward_block(dx, kept, own, shared)
+                kept = forward_block(kept[0], matrices, shared)[1]
+            dx, dweights = backward_block(dx, kept, matrices, shared)
             gradients = dweights + gradients
         return dx, None, None, *gradients
 
 
 def infer(x: torch.Tensor, weights: Weights, shared: Shared) -> torch.Tensor:
-    """All blocks without gradients: ``[M, D] -> [M, D]``, on the path that the tuning table has for device and rows."""
-    if torch.compiler.is_compiling():  # traced code reads no table
+    """All blocks without gradients, ``[M, D] -> [M, D]``, on the path of the tuning table for device and rows."""
+    if torch.compiler.is_compiling():  # the table is not read while tracing
         chosen = tuning.default(x.dtype, x.shape[0])
     else:
         chosen = tuning.choose(x.device, x.dtype, x.shape[0])
@@ -132,7 +132,7 @@ def infer_library(x: torch.Tensor, weights: Weights, shared: Shared) -> torch.Te
 def infer_fused(x: torch.Tensor, weights: Weights, shared: Shared, small: bool = False) -> torch.Tensor:
     """Pointwise steps inside the products, norms deferred into the next: five launches a block and one at the end."""
     eps = shared.eps
-    u, sums = x, None  # the stream is rstd * u where sums are given, else u itself
+    u, sums = x, None  # the state is rstd * u if there are sums, else u
     for first in range(0, len(weights), 4):
         qkv, o, gate_up, down = weights[first : first + 4]
         attended, _ = _attend(fused.linear(u, qkv, sums, eps, small), shared, False)
@@ -144,7 +144,7 @@ def infer_fused(x: torch.Tensor, weights: Weights, shared: Shared, small: bool =
 
 
 def infer_whole_row(x: torch.Tensor, weights: Weights, shared: Shared) -> torch.Tensor:
-    """Norms inside the products before them, for few rows (:func:`fits_a_row`): five launches a block."""
+    """Norms inside the preceding products, for few rows (:func:`fits_a_row`): five launches a block."""
     for first in range(0, len(weights), 4):
         qkv, o, gate_up, down = weights[first : first + 4]
         attended, _ = _attend(fused.linear(x, qkv, None, shared.eps, True), shared, False)
@@ -163,7 +163,7 @@ PATHS: dict[str, Callable[[torch.Tensor, Weights, Shared], torch.Tensor]] = {
 
 
 def blocks(x: torch.Tensor, weights: Weights, heads: Heads, eps: float, recompute: bool) -> torch.Tensor:
-    """``x [B, S, D]`` through all blocks, with gradients where something asks for them."""
+    """``x [B, S, D]`` through all blocks; saves activations only if an argument needs a gradient."""
     flat = x.reshape(-1, x.shape[2]).contiguous()
     weights = [weight.contiguous() for weight in weights]
     shared = Shared(x.shape[0], heads, eps)

@@ -1,9 +1,9 @@
 """Matrix products with the block's pointwise steps in their epilogues: five launches a block, without gradients.
 
-(For few rows there are also products with the whole norm inside, :func:`linear_norm`.)
+For few rows there are also products with the whole norm inside, :func:`linear_norm`.
 
-RMSNorm here has no weight, so 1/rms is a row scale, and it commutes with the next product. A block therefore hands on
-``u = x + sublayer`` together with the sums of u² over column tiles, and whoever reads u scales its rows:
+This RMSNorm has no weight, so 1/rms is a scale of rows, which commutes with the next product. A block therefore passes
+on ``u = x + sublayer`` with the sums of u² over column tiles, and the kernel that reads u scales its rows:
 qkv = rstd * (u @ Wqkv^T); a = attention(qkv); u1 = rstd * u + a @ Wo^T; h = swiglu(rstd1 * (u1 @ Wgu^T));
 u2 = rstd1 * u1 + h @ Wd^T. RoPE stays in the attention kernel, which holds q and k in registers anyway.
 """
@@ -214,7 +214,7 @@ def normalize_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Rows of out = rstd * u: what the deferred norm of the last block leaves to do."""
+    """Rows program_id(0) of out = rstd * u: the deferred norm of the last block."""
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     at = m[:, None].to(tl.int64) * D + d[None, :]
@@ -242,11 +242,11 @@ def _launch(kernel, x, w, arrays, M, N, K, sums, eps, config: Tile) -> None:
 def linear(
     x: torch.Tensor, w: torch.Tensor, sums: torch.Tensor | None, eps: float, small: bool = False
 ) -> torch.Tensor:
-    """``x [M, K] @ w [N, K]^T``, the rows of x scaled by 1/rms where their sums of squares are given."""
+    """``x [M, K] @ w [N, K]^T``, with the rows of x scaled by 1/rms if their sums of squares are passed."""
     (M, K), N = x.shape, w.shape[0]
     out = x.new_empty(M, N)
     if M:
-        arrays = (x if sums is None else sums, out)  # without sums any pointer will do: it is not read
+        arrays = (x if sums is None else sums, out)  # without sums the pointer is not read
         _launch(linear_kernel, x, w, arrays, M, N, K, sums, eps, tile(x.dtype, False, small))
     return out
 
@@ -332,16 +332,16 @@ def normalize(u: torch.Tensor, sums: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def cases() -> list[Case]:
-    """What the ahead-of-time gate compiles: the published block in every dtype."""
-    found: list[Case] = []
+    """The launches that the ahead-of-time gate compiles: the published block in every dtype."""
+    result: list[Case] = []
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        found += _cases(dtype, D=512, inner=1536)
-    return found
+        result += _cases(dtype, D=512, inner=1536)
+    return result
 
 
 def _cases(dtype: torch.dtype, D: int, inner: int) -> Sequence[Case]:
     p, matrix = f"*{dtype_name(dtype)}", dtype is not torch.float32
-    found = []
+    result = []
     for small in (False, True) if matrix else (False,):
         tiles = triton.cdiv(D, tile(dtype, False, small).BLOCK_N)
         for kernel, swiglu, N, K, scaled, arrays in (
@@ -358,19 +358,19 @@ def _cases(dtype: torch.dtype, D: int, inner: int) -> Sequence[Case]:
             constants = {"N": N, "K": K, "TILES": scaled, "BLOCK_TILES": triton.next_power_of_2(max(scaled, 1))}
             constants |= {"BLOCK_M": config.BLOCK_M, "BLOCK_N": config.BLOCK_N, "BLOCK_K": config.BLOCK_K}
             signature |= {"M": "i32", "eps": "fp32"}
-            found.append(Case(kernel, signature, constants, config.num_warps, config.num_stages, matrix))
+            result.append(Case(kernel, signature, constants, config.num_warps, config.num_stages, matrix))
         constants = {"D": D, "TILES": tiles, "BLOCK_TILES": tiles, "BLOCK_M": 4, "BLOCK_D": 512}
-        found.append(Case(normalize_kernel, {"u": p, "sums": "*fp32", "out": p, "M": "i32", "eps": "fp32"}, constants))
+        result.append(Case(normalize_kernel, {"u": p, "sums": "*fp32", "out": p, "M": "i32", "eps": "fp32"}, constants))
     if matrix:
         signature = {"x": p, "w": p, "residual": p, "out": p, "M": "i32", "eps": "fp32"}
         sizes = {"BLOCK_M": ROW.BLOCK_M, "BLOCK_N": ROW.BLOCK_N, "BLOCK_K": ROW.BLOCK_K}
         for K in (D, inner):
             constants = {"N": D, "K": K, **sizes}
-            found.append(Case(linear_norm_kernel, signature, constants, ROW.num_warps, ROW.num_stages, True))
+            result.append(Case(linear_norm_kernel, signature, constants, ROW.num_warps, ROW.num_stages, True))
         # without the deferred scale, which the norm inside leaves nothing to do for
         signature = {"x": p, "w": p, "sums": p, "out": p, "M": "i32", "eps": "fp32"}
         constants = {"N": inner, "K": D, "TILES": 0, "BLOCK_TILES": 1}
         config = SMALL_SWIGLU
         constants |= {"BLOCK_M": config.BLOCK_M, "BLOCK_N": config.BLOCK_N, "BLOCK_K": config.BLOCK_K}
-        found.append(Case(linear_swiglu_kernel, signature, constants, config.num_warps, config.num_stages, True))
-    return found
+        result.append(Case(linear_swiglu_kernel, signature, constants, config.num_warps, config.num_stages, True))
+    return result

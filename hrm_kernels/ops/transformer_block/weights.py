@@ -33,5 +33,5 @@ def by_block(weights: Sequence[torch.Tensor]) -> list[BlockWeights]:
 
 
 def layers_of(layers: Sequence[BlockWeights] | Sequence[torch.Tensor]) -> Sequence[BlockWeights]:
-    """Blocks, whether they come as such or as a flat list (the form of the registered ops)."""
+    """The blocks of a list of blocks, or of a flat list (the form of the registered ops)."""
     return by_block(layers) if layers and isinstance(layers[0], torch.Tensor) else layers  # type: ignore[arg-type, return-value]
