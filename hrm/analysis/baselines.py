@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from torch import nn
 
-from hrm.analysis.states import apply
 from hrm.config import ModelConfig
 from hrm.data.batches import TrainingSampler
 from hrm.data.format import IGNORE_LABEL, PuzzleDataset
@@ -50,7 +49,7 @@ class Baseline(nn.Module):
         z, injection = (inner.L_init.to(x.dtype).expand_as(x), x) if self.recurrent else (x, torch.zeros_like(x))
         for step in range(self.depth):
             before = z
-            z = apply(self.levels[step % len(self.levels)], before, injection, inner.cos, inner.sin)  # type: ignore[arg-type]
+            z = inner.update(self.levels[step % len(self.levels)], before, injection)  # type: ignore[arg-type]
             yield before, z
 
     def forward(self, batch: Batch) -> torch.Tensor:

@@ -10,7 +10,6 @@ import torch
 
 from hrm.model import HRM, Batch
 from hrm.trm import build
-from hrm_kernels.nn import MixingModule, ReasoningModule
 
 Level = Literal["H", "L"]
 LEVELS: tuple[Level, Level] = ("H", "L")
@@ -44,26 +43,15 @@ def state_updates(model: HRM, batch: Batch, max_steps: int) -> Iterator[StateUpd
         "H": inner.H_init.to(config.dtype).expand_as(x),
         "L": inner.L_init.to(config.dtype).expand_as(x),
     }
-    modules = {"L": inner.L_level, "H": getattr(inner, "H_level", inner.L_level)}  # a TRM has one for both
+    modules = dict(zip(LEVELS, inner.levels))
     L_updates: list[Level] = ["L"] * config.L_cycles
     cycle: list[Level] = [*L_updates, "H"]
     for segment in range(1, max_steps + 1):
         for level in cycle * config.H_cycles:
             before = states[level]
             injection = states["H"] + x if level == "L" else states["L"]
-            states[level] = apply(modules[level], before, injection, inner.cos, inner.sin)
+            states[level] = inner.update(modules[level], before, injection)
             yield StateUpdate(segment, level, before, states[level])
-
-
-def apply(
-    module: ReasoningModule | MixingModule,
-    z: torch.Tensor,
-    injection: torch.Tensor,
-    cos: torch.Tensor | None,
-    sin: torch.Tensor | None,
-) -> torch.Tensor:
-    """One update ``[B, S, D]`` by either kind of module."""
-    return module(z, injection) if isinstance(module, MixingModule) else module(z, injection, cos, sin)
 
 
 def residual(before: torch.Tensor, after: torch.Tensor) -> float:
