@@ -100,7 +100,7 @@ def adapt(
 
 
 def _reset(rows: torch.Tensor, init: Literal["mean", "zero"], blank: int) -> None:
-    """Set all ``[N, D]`` rows but the one of the blank identifier to where the fit starts."""
+    """Set all ``[N, D]`` rows to the start of the fit, except the row of the blank identifier."""
     kept = rows[blank].clone()
     rows.copy_(rows.mean(0).expand_as(rows) if init == "mean" else 0 * rows)
     rows[blank] = kept

@@ -143,10 +143,10 @@ def open_newest(run: Path) -> Checkpoint:
     Raises:
         InputError: there is no checkpoint, or the newest is damaged; the message names the one before.
     """
-    found = checkpoints(run)
-    if not found:
+    existing = checkpoints(run)
+    if not existing:
         raise InputError(f"{run} holds no checkpoint to resume from; leave out --resume, or choose another --out")
-    newest = found[-1]
+    newest = existing[-1]
     try:
         state = read_json(newest / STATE_FILE)
         if state.pop("crc32", _crc32(state)) != _crc32(state):  # absent in checkpoints of earlier versions
@@ -157,8 +157,8 @@ def open_newest(run: Path) -> Checkpoint:
     except (InputError, KeyError, TypeError, AttributeError, OSError, SafetensorError) as error:
         reason = error if isinstance(error, InputError) else f"{STATE_FILE} does not hold a training state"
         way_out = (
-            f"remove it to resume from the one before, {found[-2].name}"
-            if len(found) > 1
+            f"remove it to resume from the one before, {existing[-2].name}"
+            if len(existing) > 1
             else "there is no earlier one: start again in another --out"
         )
         raise InputError(f"checkpoint {newest} is damaged ({reason}); {way_out}") from None

@@ -176,7 +176,7 @@ def _merged(recipe: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
         typed = OmegaConf.create(inert(OmegaConf.to_container(OmegaConf.from_dotlist(others))))
         container = OmegaConf.to_container(OmegaConf.merge(recipe, typed), resolve=True)
     except (OmegaConfBaseException, YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
-        named = " ".join(one if len(one) < 100 else f"{one[:100]}..." for one in overrides)
+        named = " ".join(text if len(text) < 100 else f"{text[:100]}..." for text in overrides)
         raise InputError(f"overrides {named}: {str(error).splitlines()[0]}") from None
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()} | texts
@@ -193,9 +193,9 @@ def _check_names(values: Iterable[str], known: Iterable[str], prefix: str) -> No
     for name in values:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-            way_out = f"did you mean {' or '.join(prefix + one for one in near)}?"
+            way_out = f"did you mean {' or '.join(prefix + match for match in near)}?"
             if not near:
-                way_out = f"expected one of {', '.join(prefix + one for one in sorted(known))}"
+                way_out = f"expected one of {', '.join(prefix + key for key in sorted(known))}"
             raise InputError(f"unknown key {prefix}{str(name)[:40]}; {way_out}")
 
 

@@ -100,7 +100,7 @@ def joined(device: str = "auto") -> Iterator[World]:
 
 
 def is_first_to_say(message: str) -> bool:
-    """Whether this process is the first to ask for ``message``, of those that torchrun started; True if in doubt."""
+    """Whether this process is the first of those that torchrun started to ask about ``message``; True if in doubt."""
     environment = os.environ
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True

@@ -51,7 +51,11 @@ class RunData:
         return state["epoch"] + state["position"] / self.sampler.num_groups
 
     def identity(self, identifiers: str | None) -> dict[str, Any]:
-        """The JSON values by which a checkpoint recognises its data; ``identifiers`` are those the model knows."""
+        """The JSON values by which a checkpoint recognises its data.
+
+        Args:
+            identifiers: ``model.identifiers``, the puzzle identifiers that the model knows.
+        """
         metadata = self.train.metadata.model_dump(mode="json")
         counted = metadata | {"num_examples": self.train.num_examples}
         return counted | {PUZZLES: fingerprint(self.train), NAMES: identifiers}

@@ -16,11 +16,11 @@ class RunFolder:
 
     Args:
         path: the folder; it need not exist.
-        resume: the run continues one that is in there.
+        resume: the run continues the run in the folder.
         world: the processes of the run; all of them call the methods.
 
     Attributes:
-        last_checkpoint: the newest checkpoint, of this start of the run or of the one before; None if there is none.
+        last_checkpoint: the newest checkpoint, of this start of the run or of an earlier one; None if there is none.
     """
 
     def __init__(self, path: Path, resume: bool, world: World):

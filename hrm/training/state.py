@@ -119,7 +119,10 @@ class TrainingState:
         self.sampler.state, self.step = saved.state["sampler"], saved.state["step"]
 
     def tensors(self, world: World) -> dict[str, Mapping[str, Tensor]]:
-        """What a checkpoint keeps beside the weights, by file; every process calls this, the first one gets it."""
+        """The tensors that a checkpoint keeps beside the weights, by file.
+
+        Every process calls this; the first returns them, the others nothing.
+        """
         assert self.carry is not None
         carry = {name: world.gather_rows(tensor) for name, tensor in _carry_tensors(self.carry).items()}
         if not world.is_main:

@@ -16,12 +16,12 @@ def rows(path: Path, skip: tuple[str, ...] = ("seconds", "puzzles_per_second")) 
 
 def contents(checkpoint: Path) -> dict[str, object]:
     """Everything in a checkpoint except times."""
-    found: dict[str, object] = {}
+    values: dict[str, object] = {}
     for path in checkpoint.iterdir():
         if path.suffix == ".safetensors":
-            found |= {f"{path.name}/{name}": tensor for name, tensor in load_file(path).items()}
+            values |= {f"{path.name}/{name}": tensor for name, tensor in load_file(path).items()}
     state = json.loads((checkpoint / "state.json").read_text())
-    return found | {k: v for k, v in state.items() if k not in ("files", "crc32", "seconds", "row_seconds")}
+    return values | {k: v for k, v in state.items() if k not in ("files", "crc32", "seconds", "row_seconds")}
 
 
 def assert_same(a: dict[str, object], b: dict[str, object]) -> None:
