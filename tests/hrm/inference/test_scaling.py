@@ -1,4 +1,4 @@
-"""Halting early in evaluation, calibration, rollouts with voting, scaling, adaptation."""
+"""Halting early in evaluation, calibration, rollouts with voting and scaling."""
 
 import json
 from itertools import combinations
@@ -17,7 +17,6 @@ from hrm.inference.halting import parse_halting
 from hrm.inference.rollouts import ranked, roll_out, symmetry
 from hrm.inference.scaling import Scaling, ScalingCell, scale
 from hrm.inference.solve import solve
-from hrm.training.adapt import adapt
 
 STEPS = 4
 
@@ -189,18 +188,3 @@ def test_a_calibration_holds_in_evaluation(folder, tmp_path, told):
     assert metrics.steps == pytest.approx(found.chosen.mean_steps)
     assert metrics.exact_accuracy >= evaluate(tiny(), dataset, batch_size=6).exact_accuracy - 1e-9
     assert (tmp_path / "model" / "halting.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_adapting_moves_the_embeddings_alone(folder):
-    model, dataset = tiny(), open_dataset(folder, "train")
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    done = adapt(model, dataset, steps=150, batch_size=10, lr=0.05)
-    assert done.loss_after < done.loss_before
-    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert changed == {"inner.puzzle_emb.weights"}
-    assert not model.training and all(parameter.requires_grad for parameter in model.parameters())
-    again = tiny()
-    assert adapt(again, dataset, steps=150, batch_size=10, lr=0.05) == done
-    assert torch.equal(again.inner.puzzle_emb.weights, model.inner.puzzle_emb.weights)
-    with pytest.raises(InputError, match="steps is 0"):
-        adapt(model, dataset, steps=0)
