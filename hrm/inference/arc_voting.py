@@ -1,7 +1,7 @@
 """ARC answers: every variant of a task votes for an output grid of each test input.
 
-An answer is cropped, its augmentation undone, and equal grids are counted; the grids of a test input are ordered by
-(votes, mean sigmoid(q_halt)), highest first, as published.
+An answer is cropped, its augmentation is undone, and equal grids are counted. The grids of a test input are ordered by
+votes, then by mean sigmoid(q_halt), highest first, as published.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,34 +23,34 @@ _original: Callable[[str], tuple[str, Callable[[np.ndarray], np.ndarray]]] = lru
 
 
 def grid_digest(grid: np.ndarray) -> bytes:
-    """What equal grids, ``[rows, columns]`` uint8 with both at most 255, have in common, and different ones do not."""
+    """A key of a ``[rows, columns]`` uint8 grid, both at most 255: equal for equal grids only."""
     return blake2b(grid.tobytes(), digest_size=16, person=bytes(grid.shape)).digest()
 
 
 class ArcVotes:
     """The votes on the test inputs of ``tasks``, counted batch by batch.
 
-    Memory is that of the distinct grids, not of the predictions. An instance can be pickled and sent to another
-    process, where :meth:`merge` adds it.
+    Memory grows with the number of distinct grids, not of predictions. An instance can be pickled, sent to another
+    process and added there with :meth:`merge`.
 
     Args:
         tasks: the content of ``test_puzzles.json``, ``{name: {"train": [...], "test": [{"input": grid, "output":
             grid}]}}``; the output of a test may be missing.
 
     Raises:
-        InputError: ``tasks`` holds something that is no task.
+        InputError: a value of ``tasks`` is not a task.
     """
 
     def __init__(self, tasks: Mapping[str, Any]):
         if not isinstance(tasks, Mapping):
-            raise InputError("test_puzzles.json holds no object of tasks by name; build the data set again")
+            raise InputError("test_puzzles.json: expected an object of tasks by name; build the data set again")
         read = [read_task(name, "", value, f"test_puzzles.json: task {name}") for name, value in tasks.items()]
         self.tests = {
             task.name: [(grid_digest(grid), None if out is None else grid_digest(out)) for grid, out in task.test]
             for task in read
         }
         self.unmatched = 0
-        """Predictions for an input that is no test input of a task: they have no say."""
+        """Predictions for inputs that are not test inputs of a task; they do not vote."""
         self._votes: dict[tuple[str, bytes], dict[bytes, list[float]]] = {  # per grid: votes, sum of sigmoid(q_halt)
             (name, test): {} for name, tests in self.tests.items() for test, _ in tests
         }
@@ -60,7 +60,7 @@ class ArcVotes:
         """Count a batch of predictions.
 
         Args:
-            names: ``[n]``, what ``identifiers.json`` calls the puzzles: names of (augmented) tasks.
+            names: ``[n]``, the puzzles' names in ``identifiers.json``: those of (augmented) tasks.
             inputs, predictions: ``[n, 900]`` tokens.
             q_halt_logits: ``[n]``.
 
@@ -78,9 +78,9 @@ class ArcVotes:
             )
         logits = np.where(np.isnan(logits), -np.inf, logits)  # NaN has no order
         halt = np.exp(-np.logaddexp(0, -logits))  # sigmoid
-        for name, asked, answer, q in zip(names, _grids(inputs), _grids(predictions), halt.tolist(), strict=True):
+        for name, question, answer, q in zip(names, _grids(inputs), _grids(predictions), halt.tolist(), strict=True):
             task, undo = _original(name)
-            votes = self._votes.get((task, grid_digest(undo(asked))))
+            votes = self._votes.get((task, grid_digest(undo(question))))
             if votes is None:
                 self.unmatched += 1
                 continue
@@ -93,7 +93,7 @@ class ArcVotes:
             tally[1] += q
 
     def merge(self, other: "ArcVotes") -> None:
-        """Add the votes that another process counted on the same tasks."""
+        """Add votes that another process counted on the same tasks."""
         if self.tests != other.tests:
             raise ValueError("ArcVotes.merge: the two count votes on different tasks")
         for key, votes in other._votes.items():
@@ -106,11 +106,11 @@ class ArcVotes:
 
     def _order(self, task: str, test: bytes) -> list[bytes]:
         votes = self._votes[task, test]
-        # sorted() is stable: equal ones stay in the order in which they came first.
+        # sorted() is stable: ties stay in the order of their first votes
         return sorted(votes, key=lambda digest: (votes[digest][0], votes[digest][1] / votes[digest][0]), reverse=True)
 
     def ranked(self, k: int | None = None) -> dict[str, list[list[np.ndarray]]]:
-        """For each task and test input, the first ``k`` answers (all if None), the best one first; perhaps none."""
+        """For each task and test input the first ``k`` answers (all if None), best first; there may be none."""
         return {
             task: [[self._grids[digest] for digest in self._order(task, test)[:k]] for test, _ in tests]
             for task, tests in self.tests.items()
@@ -121,24 +121,24 @@ class ArcVotes:
 
         Tests whose output is unknown are left out; if all are, the result is empty.
         """
-        ranks: list[list[float]] = []  # for each task and test, the place of the output
+        ranks: list[list[float]] = []  # for each task and test, the rank of the output, from 0
         for task, tests in self.tests.items():
-            places = []
+            ranks_of_task = []
             for test, output in tests:
                 if output is not None:
                     order = self._order(task, test)
-                    places.append(order.index(output) if output in order else float("inf"))
-            if places:
-                ranks.append(places)
+                    ranks_of_task.append(order.index(output) if output in order else float("inf"))
+            if ranks_of_task:
+                ranks.append(ranks_of_task)
         if not ranks:
             return {}
-        return {k: float(np.mean([np.mean(np.less(places, k)) for places in ranks])) for k in ks}
+        return {k: float(np.mean([np.mean(np.less(of_task, k)) for of_task in ranks])) for k in ks}
 
     def submission(self, k: int = 2) -> dict[str, list[dict[str, list[list[int]]]]]:
         """The first ``k`` answers in Kaggle's format, ``{task: [{"attempt_1": grid, "attempt_2": grid}, ...]}``.
 
-        Where there are fewer answers the first is repeated. Every test input has its attempts, as Kaggle demands: with
-        no answer, or one without a cell, the attempt is ``[[0]]``.
+        If there are fewer answers, the first is repeated. Kaggle requires attempts for every test input: without an
+        answer, or with an empty grid, the attempt is ``[[0]]``.
         """
 
         def attempts(answers: list[np.ndarray]) -> dict[str, list[list[int]]]:
@@ -180,6 +180,6 @@ def count_votes(votes: ArcVotes, names: list[str], arrays: dict[str, np.ndarray]
 
 
 def _grids(tokens: np.ndarray) -> list[np.ndarray]:
-    """The grids that ``[n, 900]`` tokens show."""
+    """The grids of ``[n, 900]`` tokens."""
     boards = (tokens.reshape(-1, SIDE, SIDE) - 2).astype(np.uint8)
     return [board[:r, :c] for board, r, c in zip(boards, *(size.tolist() for size in sizes(tokens)), strict=True)]

@@ -1,6 +1,7 @@
-"""Pictures of boards: one as a PNG, a solution's way as an animated GIF."""
+"""Pictures of boards: an answer as a PNG, all segments of a solution as an animated GIF."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -14,12 +15,30 @@ from hrm.inference.solve import Solution
 _PAPER, _INK, _FAINT = "#ffffff", "#1f2933", "#7b8794"
 _LINE, _CHANGED, _GOOD, _BAD, _TRACK = "#c3cad3", "#f59e0b", "#15803d", "#b42318", "#e4e7eb"
 
-_BOARD = 480  # pixels a board aims at; small boards stop at the largest cell
+_BOARD = 480  # pixels; a small board is smaller, since its cells are limited
 _SMALLEST_CELL, _LARGEST_CELL = 8, 72
 _MARGIN = 20
-_CAPTION_WIDTH = 320  # room for a caption below a small board
-_TITLE, _TEXT = 17, 14
-_FLAT = 64  # colours of an animation that are exact; boards have about a dozen
+_CAPTION_WIDTH = 320  # at least, below a small board
+_CAPTION_HEIGHT = 64
+_TITLE, _TEXT = 17, 14  # font sizes
+_FLAT = 64  # number of exact colours in an animation; boards have about a dozen
+
+
+@dataclass(frozen=True)
+class Caption:
+    """The text below a board. A tab in a line puts the rest of it on the right.
+
+    Attributes:
+        title: the first line.
+        note: the second line.
+        good: whether the note reports a success (green) or a failure (red); None is neither.
+        level: 0 to 1, drawn as a bar above the text; None draws no bar.
+    """
+
+    title: str
+    note: str
+    good: bool | None = None
+    level: float | None = None
 
 
 def draw_board(
@@ -28,100 +47,82 @@ def draw_board(
     inputs: np.ndarray,
     *,
     changed: np.ndarray | None = None,
-    title: str | None = None,
-    note: str = "",
-    good: bool | None = None,
-    level: float | None = None,
+    caption: Caption | None = None,
 ) -> Image.Image:
-    """Draw one board, with a caption below it.
+    """Draw one board.
 
     Args:
-        task: says how the cells look.
+        task: how the cells look.
         tokens: ``[seq_len]`` tokens, a puzzle or an answer.
         inputs: ``[seq_len]`` tokens of the puzzle.
-        changed: ``[seq_len]`` bool, cells to be ringed; only where the task draws a cell for every token.
-        title: the caption's first line; None draws no caption.
-        note: the caption's second line.
-        good: whether the note tells of a success (green) or a failure (red); None is neither.
-        level: 0 to 1, drawn as a bar between board and caption.
+        changed: ``[seq_len]`` bool, cells with a ring; ignored unless the task draws a cell for every token.
+        caption: the text below the board.
 
     Returns:
-        An RGB picture; boards of one task and shape are of one size.
+        An RGB picture; boards of one task and shape have the same size.
     """
     cells = task.cells(tokens, inputs)
     rows, columns = len(cells), max(len(row) for row in cells)
     size = max(_SMALLEST_CELL, min(_LARGEST_CELL, _BOARD // max(rows, columns)))
     board_width, board_height = columns * size, rows * size
-    caption = 0 if title is None else 64
     width = max(board_width, _CAPTION_WIDTH if caption else 0) + 2 * _MARGIN
-    image = Image.new("RGB", (width, board_height + 2 * _MARGIN + caption), _PAPER)
+    height = board_height + 2 * _MARGIN + (_CAPTION_HEIGHT if caption else 0)
+    image = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(image)
     left, top = (width - board_width) // 2, _MARGIN
     _draw_cells(draw, cells, left, top, size)
     _draw_lines(draw, left, top, rows, columns, size, task.box)
     if changed is not None and changed.size == rows * columns:
         _draw_rings(draw, np.asarray(changed).reshape(rows, columns), left, top, size)
-    if title is not None:
-        _draw_caption(draw, (_MARGIN, width - _MARGIN), top + board_height + 14, title, note, good, level)
+    if caption is not None:
+        _draw_caption(draw, (_MARGIN, width - _MARGIN), top + board_height + 14, caption)
     return image
 
 
 def draw_trace(task: PuzzleTask, solution: Solution) -> list[Image.Image]:
-    """The puzzle, then the answer after each segment: ``solution.steps + 1`` pictures of one size.
+    """The puzzle, then the answer after each segment: ``solution.steps + 1`` pictures of the same size.
 
-    Cells that a segment changed are ringed; the bar shows the model's confidence.
+    Cells that a segment changed have a ring; the bar shows the model's confidence.
     """
-    start = draw_board(task, solution.inputs, solution.inputs, title="The puzzle", note="no segment yet", level=0)
-    images = [start]
+    caption = Caption("The puzzle", "no segment yet", level=0)
+    images = [draw_board(task, solution.inputs, solution.inputs, caption=caption)]
     for index, frame in enumerate(solution.frames):
         reason = task.check(solution.inputs, frame.tokens)
         changed = solution.changed(index)
         title = f"Segment {frame.step}\tconfidence {100 * frame.confidence:.0f} %"
         cells = "1 cell" if changed.sum() == 1 else f"{changed.sum()} cells"
         note = f"{'valid' if reason is None else reason}\t{cells} changed"
-        images.append(
-            draw_board(
-                task,
-                frame.tokens,
-                solution.inputs,
-                changed=changed,
-                title=title,
-                note=note,
-                good=reason is None,
-                level=frame.confidence,
-            )
-        )
+        caption = Caption(title, note, reason is None, frame.confidence)
+        images.append(draw_board(task, frame.tokens, solution.inputs, changed=changed, caption=caption))
     return images
 
 
 def draw_answer(task: PuzzleTask, solution: Solution) -> Image.Image:
     """The answer with its verdict."""
     segments = "1 segment" if solution.steps == 1 else f"{solution.steps} segments"
-    return draw_board(
-        task,
-        solution.answer,
-        solution.inputs,
-        title=f"{segments}\tconfidence {100 * solution.confidence:.0f} %",
-        note="valid" if solution.valid else str(solution.reason),
-        good=solution.valid,
-        level=solution.confidence,
+    caption = Caption(
+        f"{segments}\tconfidence {100 * solution.confidence:.0f} %",
+        "valid" if solution.valid else str(solution.reason),
+        solution.valid,
+        solution.confidence,
     )
+    return draw_board(task, solution.answer, solution.inputs, caption=caption)
 
 
 def save_png(image: Image.Image, path: Path | str) -> None:
-    """Write ``path``, complete or not at all."""
+    """Write ``path`` completely or not at all."""
     with written_beside(path) as part:
         image.save(part, format="PNG", optimize=True)
 
 
 def save_gif(images: Sequence[Image.Image], path: Path | str, frame_ms: int = 700, last_ms: int = 3000) -> None:
-    """Write ``images``, RGB of one size, as an endless animation that rests on the last one.
+    """Write ``images`` as an endless animation that pauses on the last one.
 
     Args:
-        images: at least one.
-        path: the file, written complete or not at all.
-        frame_ms: time for each picture but the first, which has twice as much, and the last.
-        last_ms: time for the last picture.
+        images: RGB, all of one size; at least one.
+        path: the file, written completely or not at all.
+        frame_ms: time for each picture but the last, in milliseconds; the first is shown twice as long.
+        last_ms: time for the last picture, in milliseconds.
     """
     durations = [2 * frame_ms] + [frame_ms] * (len(images) - 2) + [last_ms] if len(images) > 1 else [last_ms]
     first, *others = _with_common_palette(images)
@@ -135,7 +136,7 @@ def _draw_cells(draw: ImageDraw.ImageDraw, cells: list[list[Cell]], left: int, t
             x, y = left + column * size, top + row * size
             draw.rectangle((x, y, x + size - 1, y + size - 1), fill=cell.background)
             if cell.text and size >= 12:
-                # Half of the cell is the height of a digit that is read at ease; a longer text must fit the width.
+                # a digit is easy to read at half the height of its cell; a longer text must fit the width
                 font = _font(min(size * 11 // 20, size * 9 // (8 * max(1, len(cell.text)))))
                 draw.text((x + size / 2, y + size / 2), cell.text, fill=cell.foreground, font=font, anchor="mm")
 
@@ -146,8 +147,8 @@ def _draw_lines(
     """Thin lines between cells, thick ones between boxes, a frame around them."""
     right, bottom = left + columns * size, top + rows * size
     box_rows, box_columns = box or (rows, columns)
-    edge = 1 if box and size >= 20 else 0  # pixels on each side of a thick line's middle
-    # Thin lines first: a thick one is nowhere cut by a thin one that crosses it.
+    edge = 1 if box and size >= 20 else 0  # pixels on each side of the middle of a thick line
+    # Thin lines first, so that they do not cross thick ones.
     for is_thick, half in ((False, 0), (True, edge)):
         for count, step, vertical in ((rows, box_rows, False), (columns, box_columns, True)):
             for index in range(count + 1):
@@ -161,7 +162,7 @@ def _draw_lines(
 
 
 def _draw_rings(draw: ImageDraw.ImageDraw, changed: np.ndarray, left: int, top: int, size: int) -> None:
-    # Small cells are coloured ones: a dark rim keeps the ring apart from whatever colours meet there.
+    # Small cells have many colours: a dark rim separates the ring from all of them.
     rings = [(4, 3, _CHANGED)] if size >= 32 else [(1, 1, _INK), (2, 2, _CHANGED)]
     for row, column in zip(*np.nonzero(changed)):
         x, y = left + int(column) * size, top + int(row) * size
@@ -170,44 +171,36 @@ def _draw_rings(draw: ImageDraw.ImageDraw, changed: np.ndarray, left: int, top: 
             draw.rounded_rectangle(corners, radius=size // 8, outline=colour, width=width)
 
 
-def _draw_caption(
-    draw: ImageDraw.ImageDraw,
-    span: tuple[int, int],
-    top: int,
-    title: str,
-    note: str,
-    good: bool | None,
-    level: float | None,
-) -> None:
+def _draw_caption(draw: ImageDraw.ImageDraw, span: tuple[int, int], top: int, caption: Caption) -> None:
     left, right = span
-    if level is not None:
+    if caption.level is not None:
         draw.rounded_rectangle((left, top, right, top + 6), radius=3, fill=_TRACK)
-        end = left + round((right - left) * min(1.0, max(0.0, level)))
+        end = left + round((right - left) * min(1.0, max(0.0, caption.level)))
         if end > left + 6:
-            draw.rounded_rectangle((left, top, end, top + 6), radius=3, fill=_GOOD if good else _CHANGED)
-    colour = {None: _FAINT, True: _GOOD, False: _BAD}[good]
-    for y, text, size, fill in ((top + 30, title, _TITLE, _INK), (top + 54, note, _TEXT, colour)):
-        own, _, at_right = text.partition("\t")
-        room = right - left
+            draw.rounded_rectangle((left, top, end, top + 6), radius=3, fill=_GOOD if caption.good else _CHANGED)
+    colour = {None: _FAINT, True: _GOOD, False: _BAD}[caption.good]
+    for y, text, size, fill in ((top + 30, caption.title, _TITLE, _INK), (top + 54, caption.note, _TEXT, colour)):
+        at_left, _, at_right = text.partition("\t")
+        width = right - left
         if at_right:
             small = _font(_TEXT)
             draw.text((right, y), at_right, fill=_FAINT, font=small, anchor="rs")
-            room -= round(small.getlength(at_right)) + 12
+            width -= round(small.getlength(at_right)) + 12
         font = _font(size, bold=size == _TITLE)
-        draw.text((left, y), _shortened(own, font, room), fill=fill, font=font, anchor="ls")
+        draw.text((left, y), _shortened(at_left, font, width), fill=fill, font=font, anchor="ls")
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont, room: int) -> str:
-    if font.getlength(text) <= room:
+def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > room:
+    while text and font.getlength(text + "…") > width:
         text = text[:-1]
     return text.rstrip(" ,;:") + "…"
 
 
 @cache
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans as matplotlib ships it: the same pictures on every machine, whatever its fonts."""
+    """DejaVu Sans as matplotlib ships it, so that pictures are the same on every machine."""
     import matplotlib
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -215,16 +208,16 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def _with_common_palette(images: Sequence[Image.Image]) -> list[Image.Image]:
-    """The pictures with one palette of 256 colours, in which flat areas keep theirs exactly.
+    """The pictures with a common palette of 256 colours that has the exact colours of flat areas.
 
-    Pillow's own choice would shift flat colours, and differ from picture to picture.
+    Pillow's palettes would shift flat colours, and differ from picture to picture.
     """
     pixels = np.stack([np.asarray(image.convert("RGB"), np.int32) for image in images])
     codes = (pixels[..., 0] << 16) | (pixels[..., 1] << 8) | pixels[..., 2]
     colours, inverse, counts = np.unique(codes, return_inverse=True, return_counts=True)
     rgb = np.stack((colours >> 16, (colours >> 8) & 255, colours & 255), -1)
     flat = np.argsort(-counts, kind="stable")[:_FLAT]
-    # The rest of the palette goes to the edges of letters: always to the colour that is served worst so far.
+    # The rest of the palette is for the edges of letters: next is always the colour with the largest error so far.
     palette = np.zeros((256, 3), np.uint8)
     nearest, distance = np.zeros(len(rgb), np.uint8), np.full(len(rgb), 1 << 30)
     for index in range(256):

@@ -11,16 +11,16 @@ from hrm.model import HRM
 
 
 class LabelledPuzzles:
-    """Puzzles with their answers, in the order of the examples; those without a label are left out.
+    """Puzzles with their answers, in the order of the examples; examples without a label are left out.
 
     Args:
-        model: whose puzzles they are to be.
-        dataset: where they are.
-        max_examples: look at this many examples only, from the start; None looks at all.
-        most: this many puzzles with a label are enough; None takes all.
+        model: the puzzles have to fit it.
+        dataset: the examples.
+        max_examples: look only at the first examples; None looks at all.
+        most: stop at this number of puzzles; None takes all.
 
     Attributes:
-        puzzles: what :meth:`hrm.Engine.solve` takes.
+        puzzles: for :meth:`hrm.Engine.solve`.
         labels: ``[count, seq_len]`` int32; -100 where any token is right.
 
     Raises:
@@ -35,7 +35,7 @@ class LabelledPuzzles:
         labels: list[np.ndarray] = []
         for numbers, batch in evaluation_batches(dataset, 1024, max_examples=max_examples):
             columns = (batch[name].numpy() for name in ("inputs", "labels", "puzzle_identifiers"))
-            for _, inputs, answer, identifier in zip(numbers, *columns):  # (padding comes after those)
+            for _, inputs, answer, identifier in zip(numbers, *columns):  # the rest is padding
                 if (answer != IGNORE_LABEL).any():
                     self.puzzles.append(Puzzle(inputs, int(identifier)))
                     labels.append(answer)
@@ -48,10 +48,10 @@ class LabelledPuzzles:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of puzzles."""
         return len(self.puzzles)
 
     def is_right(self, index: int, tokens: np.ndarray) -> bool:
-        """Whether ``[seq_len]`` tokens are the answer of puzzle ``index``, wherever it has labels."""
+        """Whether ``[seq_len]`` tokens are the answer to puzzle ``index`` at all labelled positions."""
         labels = self.labels[index]
         return bool(((tokens == labels) | (labels == IGNORE_LABEL)).all())

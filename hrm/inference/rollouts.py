@@ -1,13 +1,13 @@
-"""Several tries at a puzzle, and a vote: more accuracy from the same weights, for more compute.
+"""Several attempts at a puzzle, and a vote: more accuracy from the same weights, for more compute.
 
-A rollout sees the puzzle in another guise (digits renamed, bands and lines swapped, the board turned), or starts from
-other states, or both; its answer is brought back. Equal answers are counted. Where the task can tell a solution from a
-mistake, solutions come first.
+A rollout solves a variant of the puzzle (digits renamed, bands and lines swapped, the board turned), or starts from
+noisy states, or both; the change is undone in its answer. Equal answers are counted. If the task can verify answers,
+solutions come first.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, tee
+from itertools import tee
 from typing import NamedTuple
 
 import numpy as np
@@ -27,29 +27,30 @@ class Symmetry(NamedTuple):
     """A change of a puzzle that changes its solution in the same way.
 
     Attributes:
-        cells: ``[seq_len]`` int: where the token at each position comes from.
-        tokens: ``[vocab_size]`` uint8: what each token becomes.
+        cells: ``[seq_len]`` int: the position from which each token is taken.
+        tokens: ``[vocab_size]`` uint8: the token that replaces each token.
     """
 
     cells: np.ndarray
     tokens: np.ndarray
 
     def apply(self, sequence: np.ndarray) -> np.ndarray:
-        """``[seq_len]`` tokens of a puzzle -> the changed puzzle."""
+        """``[seq_len]`` tokens of a puzzle -> its variant."""
         return self.tokens[sequence[self.cells]]
 
     def undo(self, sequence: np.ndarray) -> np.ndarray:
-        """``[seq_len]`` tokens of the changed puzzle's answer -> the puzzle's answer."""
-        back = np.empty(len(sequence), np.uint8)
-        back[self.cells] = np.argsort(self.tokens)[sequence]
-        return back
+        """``[seq_len]`` tokens of the variant's answer -> the puzzle's answer."""
+        answer = np.empty(len(sequence), np.uint8)
+        answer[self.cells] = np.argsort(self.tokens)[sequence]
+        return answer
 
 
 def symmetry(task: PuzzleTask, number: int, rng: np.random.Generator) -> Symmetry:
     """Symmetry ``number`` of a board of ``task``: 0 is no change.
 
-    A Sudoku's are drawn from ``rng``: digits, bands, rows in bands, stacks, columns in stacks permuted, and where boxes
-    are square half of the boards transposed. A maze's are the eight of the square, in turn. Other tasks have none.
+    Those of a Sudoku are drawn from ``rng``: digits, bands, rows in bands, stacks and columns in stacks are permuted,
+    and half of the boards with square boxes are transposed. Those of a maze are the eight of the square, in turn. Other
+    tasks have none.
     """
     cells, tokens = np.arange(task.seq_len), np.arange(task.vocab_size, dtype=np.uint8)
     if number and isinstance(task, Sudoku):
@@ -75,9 +76,9 @@ class Candidate:
 
     Attributes:
         tokens: ``[seq_len]``.
-        votes: rollouts that gave it.
-        confidence: the mean of their confidence, sigmoid(q_halt).
-        solves: whether it is known to solve the puzzle; False also where the task cannot tell.
+        votes: number of rollouts with this answer.
+        confidence: their mean confidence, sigmoid(q_halt).
+        solves: whether the answer is known to solve the puzzle; False also if the task cannot verify answers.
     """
 
     tokens: np.ndarray
@@ -87,7 +88,7 @@ class Candidate:
 
 
 def can_verify(task: PuzzleTask) -> bool:
-    """Whether ``task.check`` tells solutions from mistakes without knowing the answer (Sudoku, maze)."""
+    """Whether ``task.check`` recognizes solutions without knowing the answer (Sudoku, maze)."""
     return isinstance(task, CsvTask)
 
 
@@ -95,37 +96,35 @@ def ranked(task: PuzzleTask | None, inputs: np.ndarray, answers: Sequence[tuple[
     """The distinct answers, best first: solutions, then by votes, then by mean confidence, then the earlier one.
 
     Args:
-        task: verifies answers where it can; None: nothing does.
+        task: verifies answers if it can; None: answers are not verified.
         inputs: ``[seq_len]``, the puzzle.
         answers: pairs of ``[seq_len]`` tokens and q_halt.
     """
-    votes: dict[bytes, list[float]] = {}
-    of: dict[bytes, np.ndarray] = {}
+    verifier = task if task is not None and can_verify(task) else None
+    votes: dict[bytes, tuple[np.ndarray, list[float]]] = {}  # by answer: its tokens, the confidence of each vote
     for tokens, q_halt in answers:
-        key = tokens.tobytes()
-        of.setdefault(key, tokens)
-        votes.setdefault(key, []).append(sigmoid(q_halt))
-    verifies = task is not None and can_verify(task)
+        _, confidences = votes.setdefault(tokens.tobytes(), (tokens, []))
+        confidences.append(sigmoid(q_halt))
     candidates = [
         Candidate(
-            of[key],
-            len(given),
-            sum(given) / len(given),
-            verifies and task.check(inputs, of[key]) is None,  # type: ignore[union-attr]
+            tokens,
+            len(confidences),
+            sum(confidences) / len(confidences),
+            verifier is not None and verifier.check(inputs, tokens) is None,
         )
-        for key, given in votes.items()
+        for tokens, confidences in votes.values()
     ]
     return sorted(candidates, key=lambda one: (one.solves, one.votes, one.confidence), reverse=True)
 
 
 class Rollout(NamedTuple):
-    """One try at one puzzle.
+    """One attempt at one puzzle.
 
     Attributes:
         puzzle: number of the puzzle.
-        number: of the rollout, 0 being the puzzle as it is.
-        symmetry: what was done to it; undo it on the answers.
-        result: of the engine.
+        number: number of the rollout; rollout 0 solves the puzzle as it is.
+        symmetry: the change of the puzzle; undo it in the answers.
+        result: the engine's.
     """
 
     puzzle: int
@@ -145,20 +144,21 @@ def roll_out(
     seed: int = 0,
     trace: bool = False,
 ) -> Iterator[Rollout]:
-    """Every puzzle ``rollouts`` times through ``engine``, in order; rollout 0 is the puzzle as it is.
+    """Run every puzzle ``rollouts`` times, in order; rollout 0 solves the puzzle as it is.
 
     Args:
-        engine: of a model of ``task``.
-        task: whose symmetries are used.
-        puzzles: what to solve.
-        rollouts: tries for each.
-        augment: try puzzles in other guises.
-        noise: standard deviation of what is added to the initial states (their own is 1).
-        seed: of the guises and the noise. Rollout r of puzzle i depends on (seed, i, r) alone.
+        engine: runs a model of ``task``.
+        task: its symmetries change the puzzles.
+        puzzles: the puzzles.
+        rollouts: number of attempts at each puzzle.
+        augment: solve variants of the puzzles in all rollouts but the first.
+        noise: standard deviation of noise that is added to the initial states (theirs is 1), in all rollouts but the
+            first.
+        seed: seed of variants and noise. Rollout r of puzzle i depends only on (seed, i, r).
         trace: keep the answers after each segment.
 
     Raises:
-        InputError: a number is impossible, a puzzle does not fit, or rollouts would be the same as others.
+        InputError: a number is invalid, a puzzle does not fit, or some rollouts would be the same.
     """
     require_positive(rollouts=rollouts)
     if rollouts > 1 and not noise and not (augment and can_verify(task)):
@@ -172,18 +172,18 @@ def roll_out(
             "give noise=0.5, or at most 8 rollouts"
         )
 
-    def guises() -> Iterator[tuple[int, int, Symmetry, Puzzle]]:
-        for index, puzzle in zip(count(), puzzles):
+    def variants() -> Iterator[tuple[int, int, Symmetry, Puzzle]]:
+        for index, puzzle in enumerate(puzzles):
             for number in range(rollouts):
                 rng = np.random.default_rng((seed, index, number))
-                guise = symmetry(task, number if augment else 0, rng)
-                inputs = guise.apply(np.asarray(puzzle.inputs))
-                own = noise if number else 0.0
-                yield index, number, guise, Puzzle(inputs, puzzle.identifier, own, int(rng.integers(2**62)))
+                change = symmetry(task, number if augment else 0, rng)
+                inputs = change.apply(np.asarray(puzzle.inputs))
+                variant = Puzzle(inputs, puzzle.identifier, noise if number else 0.0, int(rng.integers(2**62)))
+                yield index, number, change, variant
 
-    ours, engines = tee(guises())
-    results = engine.solve((puzzle for *_, puzzle in engines), trace=trace)
-    for result, (index, number, guise, _) in zip(results, ours):
+    to_report, to_solve = tee(variants())
+    results = engine.solve((variant for *_, variant in to_solve), trace=trace)
+    for result, (index, number, change, _) in zip(results, to_report):
         if result.error is not None:
             raise result.error
-        yield Rollout(index, number, guise, result)
+        yield Rollout(index, number, change, result)

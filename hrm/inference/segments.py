@@ -1,4 +1,4 @@
-"""Running a model segment by segment with fixed weights: what evaluation and solving share."""
+"""Running a model segment by segment with fixed weights, for evaluation and for the engine."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,14 +16,13 @@ from hrm_kernels.casts import FrozenWeights
 
 @dataclass(frozen=True)
 class Segment:
-    """What a batch stands at after one segment.
+    """A batch after one segment.
 
     Attributes:
-        step: segments so far, from 1.
-        carry, outputs: what the model returned; the carry has every row running.
+        step: number of segments so far, from 1.
+        carry, outputs: the model's; no row of the carry is halted.
         tokens: ``[B, seq_len]`` int64, the most likely answer.
-        halts: ``[B]`` bool, the rows that halting by Q ends here: for the first time q_halt > q_continue, or the last
-            segment has come.
+        halts: ``[B]`` bool, the rows that halt here by Q: the first segment with q_halt > q_continue, or the last one.
     """
 
     step: int
@@ -35,17 +34,17 @@ class Segment:
 
 @torch.no_grad()  # not inference mode: what a model caches on the way must still serve a later training step
 def segments(model: HRM, batch: Batch, max_steps: int) -> Iterator[Segment]:
-    """Run ``max_steps`` segments of a fresh ``batch``, every row through all of them.
+    """Run ``max_steps`` segments of a new ``batch``, every row through all of them.
 
-    The weights must not change meanwhile. ``max_steps`` may exceed the model's ``halt_max_steps``: more time for
-    thought than in training.
+    The weights must not change meanwhile. ``max_steps`` may exceed the model's ``halt_max_steps``: more segments than
+    in training.
     """
     carry = model.initial_carry(batch)
     running, weights = torch.ones_like(carry.halted), FrozenWeights()
     for step in range(1, max_steps + 1):
         with weights:
             carry, outputs = model(carry, batch)
-        # The model halts rows by its own limit, and would start a halted row anew.
+        # The model halts rows at its own limit, and would start a halted row again.
         carry = replace(carry, halted=torch.zeros_like(carry.halted))
         halts = running
         if step < max_steps:
@@ -55,11 +54,11 @@ def segments(model: HRM, batch: Batch, max_steps: int) -> Iterator[Segment]:
 
 
 Modes = list[tuple[nn.Module, bool]]
-"""Which modules of a model are in training mode: some may be kept from it."""
+"""Each module of a model, and whether it is in training mode."""
 
 
 def modes_of(model: nn.Module) -> Modes:
-    """The modes of a model, for :func:`restore_modes`."""
+    """The modes of a model's modules, for :func:`restore_modes`."""
     return [(module, module.training) for module in model.modules()]
 
 
@@ -71,7 +70,7 @@ def restore_modes(modes: Modes) -> None:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put ``model`` in evaluation mode, and back as it was."""
+    """Put ``model`` in evaluation mode, and restore the modes of its modules at the end."""
     modes = modes_of(model)
     model.eval()
     try:
@@ -83,7 +82,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def require_positive(**values: int | None) -> None:
     """
     Raises:
-        InputError: one of the values that are given is no integer, or below 1.
+        InputError: a value is neither None nor an integer of 1 or more.
     """
     for name, value in values.items():
         if isinstance(value, bool) or value is not None and not isinstance(value, Integral):

@@ -152,5 +152,5 @@ def test_what_does_not_fit_is_refused():
         votes.merge(ArcVotes({"a": TASKS["a"]}))
     with pytest.raises(InputError, match="test_puzzles.json: task a has no 'train'"):
         ArcVotes({"a": {}})
-    with pytest.raises(InputError, match="test_puzzles.json holds no object"):
+    with pytest.raises(InputError, match="test_puzzles.json: expected an object of tasks by name"):
         ArcVotes([])
