@@ -1,4 +1,4 @@
-"""A model whose segments a test permits one by one."""
+"""A model that waits for the test before each segment."""
 
 import threading
 import time
@@ -13,13 +13,13 @@ SIZES = {"seq_len": 16, "vocab_size": 6, "hidden_size": 32, "num_heads": 2, "exp
 
 
 class Gate(torch.nn.Module):
-    """Waits for permission before each segment; the answer is the puzzle, and no puzzle halts before the last segment.
+    """Waits for a permit before each segment; answers with the puzzle, which never halts before the last segment.
 
     Attributes:
-        permits: released by the test.
-        entered: released by the model when a segment waits.
-        calls: segments so far.
-        served: the first token of row 0 in each of them.
+        permits: a semaphore that the test releases, once for each segment.
+        entered: a semaphore that the model releases when a segment waits.
+        calls: number of segments so far.
+        served: for each of them the first token of row 0.
     """
 
     def __init__(self, permits=0, fails_at=None):
@@ -48,13 +48,13 @@ class Gate(torch.nn.Module):
 
 @pytest.fixture
 def gate():
-    """The class of such models."""
+    """The class Gate."""
     return Gate
 
 
 @pytest.fixture
 def until():
-    """A function that waits for another thread to bring something about."""
+    """A function that waits until its argument, a function, returns True: another thread changes something."""
 
     def wait(holds):
         deadline = time.monotonic() + 60

@@ -18,7 +18,7 @@ from hrm.data.sudoku import generate
 from hrm.inference.engine import EngineError, Puzzle
 from hrm.inference.halting import halts_by_q
 from hrm.step_graph import StepGraph
-from hrm_kernels import backends, explain, use_backend
+from hrm_kernels import available_backends, explain, use_backend
 from hrm_kernels.graphs import capturable
 
 STEPS = 6
@@ -32,7 +32,7 @@ def tiny(family=HRM, **more):
         model = HRM(HRMConfig(**common, H_layers=1, L_layers=1))
     else:
         model = TRM(TRMConfig(**common, puzzle_emb_len=1, L_layers=1))
-    with torch.no_grad():  # so that puzzles differ, and halt at different segments
+    with torch.no_grad():  # makes puzzles differ, and halt at different segments
         model.inner.q_head.weight.normal_()
         model.inner.q_head.bias.copy_(torch.tensor([0.0, 1.5 if family is HRM else 0.0]))
         model.inner.puzzle_emb.weights.normal_()
@@ -45,8 +45,8 @@ def puzzles():
     return [Puzzle(one, index % 3) for index, one in enumerate(inputs)]
 
 
-def alone(model, puzzle, slots=1, steps=STEPS):
-    """The puzzle in every row of a batch of ``slots``: its tokens and Q values after each segment, from the model."""
+def run_alone(model, puzzle, slots=1, steps=STEPS):
+    """The model's tokens and Q values after each segment, with the puzzle in every row of a batch of ``slots``."""
     batch = {
         "inputs": torch.from_numpy(np.tile(puzzle.inputs, (slots, 1))).int(),
         "puzzle_identifiers": torch.full((slots,), puzzle.identifier, dtype=torch.int32),
@@ -62,22 +62,22 @@ def alone(model, puzzle, slots=1, steps=STEPS):
 
 
 def assert_bits(result, frames):
-    """Steps, tokens and Q values are those of ``frames``, without tolerance."""
+    """Steps, tokens and Q values equal those of ``frames`` exactly."""
     assert result.error is None and result.steps == len(frames)
     np.testing.assert_array_equal(result.tokens, frames[-1][0])
     assert (result.q_halt, result.q_continue) == frames[-1][1:]
 
 
 def rows_are_exact():
-    """Whether a row's bits do not depend on the others: on the cpu backend."""
+    """Whether a row's bits are independent of other rows: on the cpu backend."""
     return explain("linear", torch.zeros(1, 4), torch.zeros(2, 4)) == "cpu"
 
 
-needs_exact_rows = pytest.mark.skipif("not rows_are_exact()", reason="the reference backend promises closeness only")
+needs_exact_rows = pytest.mark.skipif("not rows_are_exact()", reason="on the reference backend rows are only close")
 
 
-def assert_alike(result, frames):
-    """The same on the cpu backend, whose rows do not depend on each other; close on the reference, where they may."""
+def assert_matches(result, frames):
+    """Equal to the bit on the cpu backend, whose rows are independent; close on the reference backend."""
     if rows_are_exact():
         assert_bits(result, frames)
         return
@@ -86,46 +86,49 @@ def assert_alike(result, frames):
     np.testing.assert_allclose((result.q_halt, result.q_continue), frames[-1][1:], rtol=1e-4, atol=1e-4)
 
 
-def halting(frames, rule=lambda frames, i: frames[i][1] > frames[i][2]):
-    """``frames`` up to the first where ``rule`` holds."""
+def until_halting(frames, rule=lambda frames, i: frames[i][1] > frames[i][2]):
+    """``frames`` up to the first one where ``rule`` holds."""
     return frames[: next((i + 1 for i in range(len(frames)) if rule(frames, i)), len(frames))]
 
 
 @pytest.mark.parametrize("family", [HRM, TRM])
 @pytest.mark.parametrize("slots", [1, 4, 7])
-def test_a_row_is_the_same_to_the_bit_whatever_else_there_is(puzzles, slots, family):
+def test_a_row_does_not_depend_on_the_other_rows(puzzles, slots, family):
     model = tiny(family)
-    expected = [halting(alone(model, one)) for one in puzzles]
+    expected = [until_halting(run_alone(model, one)) for one in puzzles]
     assert len({len(frames) for frames in expected}) > 2
     orders = [list(range(24)), list(reversed(range(24))), [3], [5, 3, 5, 5, 3] * 4]
     for order in orders:
         with Engine(model, slots=slots, max_steps=STEPS) as engine:
             for number, result in zip(order, engine.solve(puzzles[i] for i in order), strict=True):
-                assert_alike(result, expected[number])
+                assert_matches(result, expected[number])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["sudoku4", "sudoku6", "maze11"])
 def test_shipped_models_answer_the_same_in_any_slot_with_any_threads(name, dtype):
-    """Attention and mixing; q_head, lm_head and the mixing model's SwiGLU are products of PyTorch on the reference."""
+    """Models with attention and with token mixing.
+
+    On the reference backend q_head, lm_head and the SwiGLU of token mixing are PyTorch's matrix products.
+    """
     model = hrm.load(name, forward_dtype=dtype)
     inputs = torch.randint(1, model.config.vocab_size, (6, model.config.seq_len), generator=torch.manual_seed(0))
     rows, threads = [Puzzle(one.numpy(), 0) for one in inputs], torch.get_num_threads()
-    expected = [halting(alone(model, one, steps=3)) for one in rows]
+    expected = [until_halting(run_alone(model, one, steps=3)) for one in rows]
     try:
         for slots, count in ((1, 1), (3, 2), (8, 1), (8, 2)):
             torch.set_num_threads(count)
             with Engine(model, slots=slots, max_steps=3) as engine:
                 for result, frames in zip(engine.solve(rows), expected, strict=True):
-                    assert_alike(result, frames)
+                    assert_matches(result, frames)
     finally:
         torch.set_num_threads(threads)
 
 
 @needs_exact_rows
-def test_every_way_of_halting(puzzles):
+def test_rules_of_halting(puzzles):
     model = tiny()
-    every = [alone(model, one, steps=24) for one in puzzles]
+    every = [run_alone(model, one, steps=24) for one in puzzles]
     rules = {
         "fixed": lambda frames, i: False,
         "q": lambda frames, i: frames[i][1] > frames[i][2],
@@ -138,20 +141,20 @@ def test_every_way_of_halting(puzzles):
         with Engine(model, slots=4, max_steps=24, halt=halt) as engine:
             results = list(engine.solve(puzzles))
         for result, frames in zip(results, every, strict=True):
-            assert_alike(result, halting(frames, rule))
+            assert_matches(result, until_halting(frames, rule))
         seen.add(tuple(result.steps for result in results))
-    assert len(seen) == len(rules)  # no two of them do the same
+    assert len(seen) == len(rules)  # no two rules are equivalent
     with Engine(model, slots=4, max_steps=STEPS, min_steps=3, halt=lambda moment: moment.steps >= 0) as engine:
         assert {result.steps for result in engine.solve(puzzles)} == {3}
 
 
 @needs_exact_rows
-def test_the_trace_holds_every_segment(puzzles):
+def test_the_trace_has_every_segment(puzzles):
     model = tiny()
     with Engine(model, slots=3, max_steps=STEPS) as engine:
         results = list(engine.solve(puzzles[:5], trace=True))
     for result, puzzle in zip(results, puzzles):
-        frames = halting(alone(model, puzzle, 3))
+        frames = until_halting(run_alone(model, puzzle, 3))
         assert [frame.step for frame in result.trace] == list(range(1, len(frames) + 1))
         for frame, (tokens, q_halt, q_continue) in zip(result.trace, frames):
             np.testing.assert_array_equal(frame.tokens, tokens)
@@ -159,13 +162,13 @@ def test_the_trace_holds_every_segment(puzzles):
         assert result.confidence == pytest.approx(1 / (1 + np.exp(-result.q_halt)))
 
 
-def test_as_completed_and_in_order(puzzles):
-    """The first puzzle takes longest, and does not begin before others wait."""
+def test_results_in_order_and_as_completed(puzzles):
+    """The first puzzle takes longest, and does not start before others wait."""
     model, others_wait = tiny(), threading.Event()
-    given = sorted(puzzles, key=lambda one: -len(halting(alone(model, one, 3))))[:1] + puzzles
+    several = sorted(puzzles, key=lambda one: -len(until_halting(run_alone(model, one, 3))))[:1] + puzzles
 
     def source():
-        for number, one in enumerate(given):
+        for number, one in enumerate(several):
             if number == 3:
                 others_wait.set()
             yield one
@@ -182,20 +185,20 @@ def test_as_completed_and_in_order(puzzles):
         np.testing.assert_array_equal(result.tokens, ordered[result.index].tokens)
 
 
-def test_slots_are_taken_anew_as_rows_halt(puzzles):
-    """As many segments as the steps need: not as many as whole batches would."""
-    model, calls, all_there = tiny(), [], threading.Event()
-    steps = [len(halting(alone(model, one, 4))) for one in puzzles]
+def test_freed_slots_are_taken_at_once(puzzles):
+    """The number of segments is that of the puzzles' steps, below that of whole batches."""
+    model, calls, all_queued = tiny(), [], threading.Event()
+    steps = [len(until_halting(run_alone(model, one, 4))) for one in puzzles]
 
-    def begin(*_):
+    def before_segment(*_):
         calls.append(1)
-        assert all_there.wait(60)
+        assert all_queued.wait(60)
 
-    model.register_forward_pre_hook(begin)
+    model.register_forward_pre_hook(before_segment)
     with Engine(model, slots=4, max_steps=STEPS, queue_size=24) as engine:
         for one in puzzles:
             engine.submit(one)
-        all_there.set()
+        all_queued.set()
     in_batches = sum(max(steps[i : i + 4]) for i in range(0, 24, 4))
     assert sum(steps) / 4 <= len(calls) <= sum(steps) / 4 + STEPS < in_batches + STEPS
 
@@ -216,11 +219,11 @@ BAD = [
 ]
 
 
-def test_bad_puzzles_are_told_and_the_others_go_on(puzzles):
-    given = [one for pair in zip((bad for bad, _ in BAD), puzzles) for one in pair]
+def test_a_bad_puzzle_fails_and_the_others_are_solved(puzzles):
+    mixed = [one for pair in zip((bad for bad, _ in BAD), puzzles) for one in pair]
     with Engine(tiny(), slots=3, max_steps=STEPS) as engine:
         good = list(engine.solve(puzzles[: len(BAD)]))
-        results = list(engine.solve(given))
+        results = list(engine.solve(mixed))
         with pytest.raises(InputError, match="holds token 6"):
             engine.submit(np.full(16, 6)).result(timeout=60)
     for (_, message), bad, fine, expected in zip(BAD, results[::2], results[1::2], good):
@@ -231,76 +234,76 @@ def test_bad_puzzles_are_told_and_the_others_go_on(puzzles):
 
 
 @needs_exact_rows
-def test_noise_is_of_the_seed_alone(puzzles):
+def test_noise_depends_only_on_the_seed(puzzles):
     model = tiny()
     rows = [Puzzle(puzzles[0].inputs, 0, noise, seed) for noise, seed in [(0.0, 1), (0.5, 1), (0.5, 2), (0.5, 1)]]
-    found = {}
+    q_halts = {}
     for slots, order in ((3, rows), (3, [*puzzles[4:11], *reversed(rows)])):
         with Engine(model, slots=slots, max_steps=3, halt="fixed") as engine:
             results = list(engine.solve(order))
         of_rows = results[-4:][::-1] if len(order) > 4 else results
-        found[len(order)] = [result.q_halt for result in of_rows]
-    assert found[4] == found[11]
-    assert found[4][1] == found[4][3] and len(set(found[4])) == 3
-    assert found[4][0] == alone(model, puzzles[0], 3, 3)[-1][1]
+        q_halts[len(order)] = [result.q_halt for result in of_rows]
+    assert q_halts[4] == q_halts[11]
+    assert q_halts[4][1] == q_halts[4][3] and len(set(q_halts[4])) == 3
+    assert q_halts[4][0] == run_alone(model, puzzles[0], 3, 3)[-1][1]
 
 
-def test_cancelling_frees_the_slot_or_the_place(gate):
+def test_cancelling_frees_a_slot_or_a_queue_entry(gate):
     model = gate()
     with Engine(model, slots=1, max_steps=100) as engine:
-        seated, waiting, last = (engine.submit(np.full(16, token)) for token in (1, 2, 3))
-        assert model.entered.acquire(timeout=60)  # the first thinks
-        assert waiting.cancel() and seated.cancel()
+        running, waiting, last = (engine.submit(np.full(16, token)) for token in (1, 2, 3))
+        assert model.entered.acquire(timeout=60)  # the first one is in a segment
+        assert waiting.cancel() and running.cancel()
         model.permits.release(101)
         assert last.result(timeout=60).steps == 100
-        assert model.calls == 101  # one segment for the one that was cancelled
-        done, not_done = wait([seated, waiting], timeout=60)  # who waits for them hears of it
+        assert model.calls == 101  # one segment for the cancelled puzzle
+        done, not_done = wait([running, waiting], timeout=60)  # the cancellation is notified
         assert len(done) == 2 and not not_done
         with pytest.raises(CancelledError):
-            seated.result()
+            running.result()
         assert not last.cancel()
 
 
-def test_a_full_queue_makes_callers_wait(gate, until):
+def test_callers_block_while_the_queue_is_full(gate, until):
     model = gate()
     with Engine(model, slots=1, max_steps=1, queue_size=2) as engine:
         futures = [engine.submit(np.ones(16, int))]
         assert model.entered.acquire(timeout=60)
         futures += [engine.submit(np.ones(16, int)) for _ in range(2)]
-        brought = threading.Event()
-        caller = threading.Thread(target=lambda: (futures.append(engine.submit(np.ones(16, int))), brought.set()))
+        queued = threading.Event()
+        caller = threading.Thread(target=lambda: (futures.append(engine.submit(np.ones(16, int))), queued.set()))
         caller.start()
         until(lambda: engine._scheduler.queue.blocked)
-        assert not brought.is_set()
+        assert not queued.is_set()
         model.permits.release(4)
-        assert brought.wait(60)
+        assert queued.wait(60)
         caller.join(60)
         assert all(future.result(timeout=60).steps == 1 for future in futures)
 
 
-def test_who_waits_for_room_is_served_in_turn(gate):
-    """By the order in which puzzles think: who hears first that a puzzle is queued is up to the system."""
+def test_blocked_callers_are_served_in_order_of_arrival(gate):
+    """Measured by the order of segments: which caller is woken first is up to the operating system."""
     model = gate()
     with Engine(model, slots=1, max_steps=1, queue_size=2) as engine:
 
-        def bring(*tokens):
+        def offer(*tokens):
             jobs = [engine._job(np.full(16, token), 0, False) for token in tokens]
             return engine._scheduler.queue.offer(jobs)
 
-        assert bring(0) is None
+        assert offer(0) is None
         assert model.entered.acquire(timeout=60)
-        assert bring(0) is None and bring(0) is None
-        turns = [bring(1, 2), bring(3), bring(4)]
+        assert offer(0) is None and offer(0) is None
+        blocked = [offer(1, 2), offer(3), offer(4)]
         model.permits.release(1)
-        assert model.entered.acquire(timeout=60)  # room for one, and it is for the two to take
-        assert not any(turn.queued.done() for turn in turns) and len(engine._scheduler.queue.waiting) == 1
+        assert model.entered.acquire(timeout=60)  # one free place, which is kept for the caller with two
+        assert not any(caller.queued.done() for caller in blocked) and len(engine._scheduler.queue.waiting) == 1
         model.permits.release(20)
-        for turn in turns:
-            turn.queued.result(timeout=60)
+        for caller in blocked:
+            caller.queued.result(timeout=60)
     assert model.served == [0, 0, 0, 1, 2, 3, 4]
 
 
-def test_solving_goes_on_beside_many_who_submit():
+def test_solve_is_not_starved_by_many_submitters():
     stop = threading.Event()
     with Engine(tiny(), slots=8, max_steps=STEPS) as engine:
 
@@ -343,7 +346,7 @@ def test_callbacks_may_submit():
 
 
 @pytest.mark.parametrize("where", ["model", "halt"])
-def test_a_crash_reaches_everyone_who_waits(gate, until, where):
+def test_a_crash_reaches_all_callers(gate, until, where):
     def broken(moment):
         raise ZeroDivisionError("the rule is broken")
 
@@ -354,15 +357,15 @@ def test_a_crash_reaches_everyone_who_waits(gate, until, where):
         futures += [engine.submit(np.ones(16, int))]
         refused = []
 
-        def bring():
+        def submit():
             try:
                 engine.submit(np.ones(16, int))
             except EngineError as error:
                 refused.append(error)
 
-        caller = threading.Thread(target=bring)
+        caller = threading.Thread(target=submit)
         caller.start()
-        until(lambda: engine._scheduler.queue.blocked)  # it waits for room
+        until(lambda: engine._scheduler.queue.blocked)
         model.permits.release(2)
         for future in futures:
             with pytest.raises(EngineError, match="worker has failed") as failed:
@@ -374,14 +377,14 @@ def test_a_crash_reaches_everyone_who_waits(gate, until, where):
             list(engine.solve([np.ones(16, int)]))
 
 
-def test_a_rule_of_the_wrong_shape_is_a_crash_with_its_reason(puzzles):
+def test_a_rule_of_the_wrong_shape_is_a_crash_with_a_reason(puzzles):
     with Engine(tiny(), slots=4, halt=lambda moment: moment.q_halt) as engine:
         with pytest.raises(EngineError) as failed:
             engine.submit(puzzles[0]).result(timeout=60)
     assert "halt returned float32 of shape [4], expected bool [slots] = [4]" in str(failed.value.__cause__)
 
 
-def test_leaving_finishes_what_was_brought_and_restores_the_mode(puzzles):
+def test_leaving_finishes_accepted_puzzles_and_restores_the_mode(puzzles):
     model = tiny().train()
     with Engine(model, slots=2, max_steps=STEPS) as engine:
         assert not model.training
@@ -444,7 +447,7 @@ def test_asynchronous_use(puzzles):
         return streamed, listed, together
 
     streamed, listed, together = asyncio.run(asyncio.wait_for(main(), 60))
-    expected = [halting(alone(model, one, 2)) for one in puzzles[:9]]
+    expected = [until_halting(run_alone(model, one, 2)) for one in puzzles[:9]]
     for results in (streamed, together):
         for result, frames in zip(results, expected, strict=True):
             assert_bits(result, frames)
@@ -452,10 +455,10 @@ def test_asynchronous_use(puzzles):
 
 
 def test_an_asynchronous_source_may_wait_for_answers(puzzles):
-    """It asks the next question when it knows the last answer; a source that fails, or is left, ends what it began."""
+    """It yields the next puzzle when it knows the last answer. A source that fails, or is left, cancels the rest."""
     answers: list[int] = []
 
-    async def conversation():
+    async def one_by_one():
         for number, one in enumerate(puzzles[:5]):
             yield one
             while len(answers) <= number:
@@ -467,14 +470,14 @@ def test_an_asynchronous_source_may_wait_for_answers(puzzles):
 
     async def main():
         with Engine(tiny(), slots=2, max_steps=STEPS, queue_size=1) as engine:
-            async for result in engine.asolve(conversation()):
+            async for result in engine.asolve(one_by_one()):
                 answers.append(result.index)
             with pytest.raises(KeyError):
                 [one async for one in engine.asolve(broken())]
             leaving = engine.asolve(puzzles * 10)
             assert (await anext(leaving)).index == 0
             await leaving.aclose()
-            assert all(turn.queued.cancelled() for turn in engine._scheduler.queue.blocked)
+            assert all(caller.queued.cancelled() for caller in engine._scheduler.queue.blocked)
             return await engine.asubmit(puzzles[0])
 
     assert asyncio.run(asyncio.wait_for(main(), 60)).error is None
@@ -504,7 +507,7 @@ def test_an_asynchronous_source_may_wait_for_answers(puzzles):
         ({"queue_size": 2.0}, "queue_size is 2.0, expected an integer"),
     ],
 )
-def test_impossible_settings(arguments, message):
+def test_invalid_settings(arguments, message):
     threads = threading.active_count()
     with pytest.raises(InputError, match=message):
         Engine(tiny(), **arguments)
@@ -513,18 +516,18 @@ def test_impossible_settings(arguments, message):
     assert threading.active_count() == threads
 
 
-def test_a_container_s_memory_is_all_there_is(monkeypatch):
+def test_slots_must_fit_in_memory(monkeypatch):
     monkeypatch.setattr(segment_module, "host_memory", lambda: 10**6)
-    each = 4 * (4 * 17 * 32 + 16 * 6)  # the states before and after a segment, with a position for the identifier
+    each = 4 * (4 * 17 * 32 + 16 * 6)  # states before and after a segment; logits
     most = 10**6 // each
     with pytest.raises(InputError, match=f"slots is {most + 1}: .* at most {most} fit"):
         Engine(tiny(), slots=most + 1)
-    with Engine(tiny(), slots=np.int8(100)) as engine:  # whose 4 * slots is negative
+    with Engine(tiny(), slots=np.int8(100)) as engine:  # 4 * slots overflows to a negative int8
         assert engine.queue_size == 400
 
 
-def test_the_backend_asked_for_runs(puzzles):
-    """In the engine's thread; the thread that makes it keeps its own choice, which an engine without one takes."""
+def test_an_engine_runs_on_its_backend(puzzles):
+    """The choice does not change the calling thread's, which an engine without a backend takes."""
     x, model, chosen = torch.zeros(1, 4), tiny(), []
     model.register_forward_pre_hook(lambda *_: chosen.append(explain("swiglu", x)))
     before = explain("swiglu", x)
@@ -538,7 +541,7 @@ def test_the_backend_asked_for_runs(puzzles):
     assert len(chosen) >= 2 and set(chosen) == {"reference"}
 
 
-@pytest.mark.skipif(backends()["cpu"] is not None, reason="needs the CPU library")
+@pytest.mark.skipif(available_backends()["cpu"] is not None, reason="needs the CPU library")
 def test_engines_with_different_backends_run_side_by_side(puzzles):
     """Each computes to the bit what it computes without the other."""
     x, names = torch.zeros(1, 4), ("cpu", "reference")
@@ -571,7 +574,7 @@ def test_engines_with_different_backends_run_side_by_side(puzzles):
     assert {name: set(seen) for name, seen in chosen.items()} == {"cpu": {"cpu"}, "reference": {"reference"}}
 
 
-def test_engines_that_run_together_leave_the_process_as_it_was():
+def test_engines_that_run_together_restore_mode_and_backend():
     model, x = tiny().train(), torch.zeros(1, 4)
     chosen = explain("swiglu", x)
     first = Engine(model, slots=2, backend="reference")
@@ -590,7 +593,7 @@ def test_engines_that_run_together_leave_the_process_as_it_was():
 
 @pytest.mark.parametrize("family", [HRM, TRM])
 def test_segments_replayed_as_a_graph(puzzles, family, recorded_capture, monkeypatch):
-    """Refill, noise, reading back: what a GPU's graph repeats, in operators that wait for nothing."""
+    """Refill, noise and reading back go through the graph, in operations without synchronization."""
     model, halt = tiny(family), lambda moment: moment.tokens[:, 0] % 2 == moment.steps % 2
     noisy = [one._replace(noise=0.5 * (index % 2), seed=index) for index, one in enumerate(puzzles)]
     with Engine(model, 5, STEPS, halt=halt, backend="reference") as engine:
@@ -638,7 +641,7 @@ def test_a_gpu_sees_weights_that_change_between_puzzles(puzzles):
 
 @pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_load(count):
-    """Random arrival from several threads, random cancellation, 1 % malformed: everything accounted for."""
+    """Random arrival from several threads, random cancellation, 1 % malformed: every puzzle is accounted for."""
     inputs = generate(64, 4, np.random.default_rng(2)).inputs
     model, go = tiny(), threading.Event()
     model.register_forward_pre_hook(lambda *_: None if go.wait(60) else ())
@@ -646,14 +649,14 @@ def test_load(count):
         go.set()
         expected = [(result.tokens.tobytes(), result.q_halt) for result in engine.solve(inputs)]
         go.clear()
-        all_began = threading.Barrier(4, go.set)
+        all_started = threading.Barrier(4, go.set)
         tallies, failures = [], []
 
         def caller(seed):
             try:
                 early = engine.submit(inputs[0])
-                assert early.cancel()  # nothing is done before all have come here
-                all_began.wait(60)
+                assert early.cancel()  # no puzzle is done before all callers are here
+                all_started.wait(60)
                 tallies.append(_one_caller(engine, inputs, expected, count // 4, random.Random(seed)))
             except BaseException as error:
                 failures.append(error)
@@ -673,12 +676,12 @@ def test_load(count):
     solved, malformed, cancelled = (sum(column) for column in zip(*tallies, strict=True))
     assert solved + malformed + cancelled == count
     assert solved > 0.7 * count and malformed == 4 * (count // 400)
-    # The results are not kept, so memory does not grow with their number: Python's own, and that of tensors with it.
+    # The engine does not keep results, so neither Python's memory nor that of tensors grows with their number.
     assert peak < 4e6 and grown < 50e6
 
 
 def _resident():
-    """Bytes of this process in memory; 0 where there is no /proc."""
+    """Bytes of this process in memory; 0 without /proc."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except FileNotFoundError:
@@ -686,7 +689,7 @@ def _resident():
 
 
 def _one_caller(engine, inputs, expected, count, rng):
-    """Submit with pauses, cancel some; solved, malformed, cancelled."""
+    """Submit with pauses and cancel some; returns the numbers of solved, malformed and cancelled puzzles."""
     tally, pending = [0, 0, 0], []
 
     def settle(number, future):

@@ -1,4 +1,4 @@
-"""However an engine ends, whoever waits hears of it, and model and process are as before."""
+"""However an engine ends, all callers are woken, and the model's mode and the backend are restored."""
 
 import asyncio
 import contextlib
@@ -51,14 +51,14 @@ def run(program):
     return done.returncode, done.stdout, done.stderr
 
 
-def test_a_program_that_leaves_a_busy_engine_has_its_own_exit_code():
-    """Each ending in a forked child, so that torch is imported once."""
+def test_a_program_that_ends_with_a_busy_engine_keeps_its_exit_code():
+    """Each ending runs in a forked child, so that torch is imported once."""
     endings = {
         "late": ("model, engine, futures = busy()", 0),
-        "raise": ("model, engine, futures = busy(); raise KeyError('its own')", 1),
+        "raise": ("model, engine, futures = busy(); raise KeyError('the program')", 1),
         "dropped": ("model = busy()[0]; sys.exit(4)", 4),
         "iterating": ("model, engine, _ = busy(); results = engine.solve([ones] * 9, ordered=False); sys.exit(5)", 5),
-        "told": (
+        "callback": (
             "model, engine, futures = busy()\n"
             "for one in futures: one.add_done_callback(lambda one: print('cancelled', one.cancelled(), flush=True))\n"
             "sys.exit(3)",
@@ -72,7 +72,7 @@ def test_a_program_that_leaves_a_busy_engine_has_its_own_exit_code():
         ),
     }
     program = f"""
-gc.freeze()  # or each child would go through all of torch once more
+gc.freeze()  # else the collector of each child would traverse all objects of torch
 endings = {endings}
 for ending, (text, code) in endings.items():
     child = os.fork()
@@ -88,25 +88,25 @@ for ending, (text, code) in endings.items():
     expected.insert(0, "EngineError the program is ending, and no engine starts any more")
     expected[-2:-2] = 8 * ["cancelled True"]
     assert out.splitlines() == expected, err
-    assert err.count("Traceback") == 1 and err.endswith("KeyError: 'its own'\n")
+    assert err.count("Traceback") == 1 and err.endswith("KeyError: 'the program'\n")
 
 
-def test_a_forked_child_is_refused_and_may_have_its_own_engine():
+def test_a_forked_child_is_refused_and_may_make_an_engine():
     program = """
 model, engine, futures = busy()
-under_way = engine.solve([ones] * 9)
+started = engine.solve([ones] * 9)
 next(engine.solve([np.zeros(3)]))
 child = os.fork()
 if not child:
     async def main():
         await engine.asubmit(ones)
     for call in (lambda: engine.submit(ones), lambda: list(engine.solve([ones])), lambda: asyncio.run(main()),
-                 lambda: next(under_way)):
+                 lambda: next(started)):
         print_error(call)
     engine.close()
     print(model.training, flush=True)
-    with Engine(model, 1, max_steps=2) as own:
-        print(own.submit(ones).result().error, flush=True)
+    with Engine(model, 1, max_steps=2) as child_engine:
+        print(child_engine.submit(ones).result().error, flush=True)
     os._exit(7)
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), model.training, flush=True)
 futures[0].cancel()
@@ -115,15 +115,15 @@ print(model.training)
 """
     code, out, err = run(program)
     assert (code, err) == (0, "")
-    *refused, training, error, child, own = out.splitlines()
-    assert len(refused) == 4 and (training, error, child, own) == ("True", "None", "7 False", "True")
+    *refused, training, error, child, restored = out.splitlines()
+    assert len(refused) == 4 and (training, error, child, restored) == ("True", "None", "7 False", "True")
     for line in refused:
         assert line.startswith("EngineError the engine runs in the process that this one (")
         assert line.endswith(") was forked from; make an engine here")
 
 
 class Process:
-    """An engine changes the model's mode, and not the backend of the thread that makes it."""
+    """The state that an engine must restore: the model's mode. It never changes the calling thread's backend."""
 
     def __init__(self, model):
         self.model, self.x = model, torch.zeros(1, 4)
@@ -135,17 +135,17 @@ class Process:
 
 @pytest.fixture
 def ctrl_c(until):
-    """A function for another thread: the main thread gets one KeyboardInterrupt, wherever it is."""
-    heard = threading.Event()
+    """A function for another thread: it raises one KeyboardInterrupt in the main thread."""
+    interrupted = threading.Event()
 
     def interrupt(*_):
-        if not heard.is_set():
-            heard.set()
+        if not interrupted.is_set():
+            interrupted.set()
             raise KeyboardInterrupt
 
     def send():
-        # again and again: a signal that comes just before the main thread waits for a lock does not wake it
-        until(lambda: heard.is_set() or signal.pthread_kill(threading.main_thread().ident, signal.SIGINT))
+        # repeatedly: a signal just before the main thread waits for a lock does not wake it
+        until(lambda: interrupted.is_set() or signal.pthread_kill(threading.main_thread().ident, signal.SIGINT))
 
     before = signal.signal(signal.SIGINT, interrupt)
     yield send
@@ -154,7 +154,7 @@ def ctrl_c(until):
 
 @pytest.mark.parametrize("way", ["close", "with"])
 def test_ctrl_c_while_an_engine_closes(gate, until, ctrl_c, way):
-    """The signal comes while the engine waits for a segment; what is left is cancelled."""
+    """The signal comes during a segment; all puzzles are cancelled."""
     model = gate(permits=1000)
     process = Process(model.train())
 
@@ -178,7 +178,7 @@ def test_ctrl_c_while_an_engine_closes(gate, until, ctrl_c, way):
 
 @pytest.mark.parametrize("way", ["submit", "solve"])
 def test_ctrl_c_while_the_queue_is_full(gate, until, ctrl_c, way):
-    """Nobody will hear of what was to be queued: it does not think."""
+    """The caller gets no result, so the puzzle that it tried to queue does not run."""
     model = gate()
     with Engine(model, slots=1, max_steps=1, queue_size=1) as engine:
         futures = [engine.submit(ONES)]
@@ -197,7 +197,7 @@ def test_ctrl_c_while_the_queue_is_full(gate, until, ctrl_c, way):
     assert [future.result().steps for future in futures] == [1, 1, 1] and model.served == [1, 1, 1]
 
 
-def test_a_thread_that_cannot_start_leaves_nothing_behind(gate, monkeypatch):
+def test_a_thread_that_cannot_start_restores_the_state(gate, monkeypatch):
     def fail(thread):
         raise RuntimeError("can't start new thread")
 
@@ -209,7 +209,7 @@ def test_a_thread_that_cannot_start_leaves_nothing_behind(gate, monkeypatch):
     assert process.state() == process.before
 
 
-def test_a_dropped_engine_finishes_ends_and_is_collected(gate):
+def test_an_engine_without_references_finishes_and_is_collected(gate):
     model = gate()
     process = Process(model.train())
     engine = Engine(model, slots=1, max_steps=3, backend="reference")
@@ -225,7 +225,7 @@ def test_a_dropped_engine_finishes_ends_and_is_collected(gate):
 
 
 def test_an_idle_engine_in_a_cycle_is_collected(gate):
-    """By whatever thread the collector runs in, and whatever that holds: the finalizer takes no lock."""
+    """The collector may run in any thread, which may hold any lock: the finalizer takes none."""
     model = gate()
     process = Process(model.train())
     engine = Engine(model, slots=1)
@@ -241,7 +241,7 @@ def test_an_idle_engine_in_a_cycle_is_collected(gate):
     assert not scheduler._thread.is_alive() and process.state() == process.before
 
 
-def test_what_was_raised_does_not_keep_an_engine(gate):
+def test_an_exception_does_not_keep_an_engine_alive(gate):
     def broken():
         yield ONES
         raise KeyError
@@ -258,7 +258,7 @@ def test_what_was_raised_does_not_keep_an_engine(gate):
         gc.enable()
 
 
-def test_a_part_that_was_kept_from_training_stays_so(gate):
+def test_each_module_gets_its_mode_back(gate):
     model = gate(permits=1)
     model.frozen, model.trained = torch.nn.Dropout().eval(), torch.nn.Dropout()
     with Engine(model, slots=1) as first, Engine(model, slots=1):
@@ -270,7 +270,7 @@ def test_a_part_that_was_kept_from_training_stays_so(gate):
     assert [module.training for module in model.modules()] == [True, False, True]
 
 
-def test_a_worker_that_fails_gives_the_model_back(gate):
+def test_a_worker_that_fails_restores_the_state(gate):
     model = gate(permits=1, fails_at=1)
     process = Process(model.train())
     engine = Engine(model, slots=1, backend="reference")
@@ -292,11 +292,11 @@ def test_a_callback_may_close(gate):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, asyncio.CancelledError, ValueError])
-def test_callbacks_that_raise_stop_nobody(gate, caplog, error):
+def test_callbacks_that_raise_do_not_stop_others(gate, caplog, error):
     def fail(future):
-        raise error("own")
+        raise error("raised by a callback")
 
-    model, told = gate(), []
+    model, called = gate(), []
 
     async def wait(future):
         return (await asyncio.wrap_future(future)).steps
@@ -306,16 +306,16 @@ def test_callbacks_that_raise_stop_nobody(gate, caplog, error):
             futures = [engine.submit(ONES) for _ in range(24)]
             for future in futures:
                 future.add_done_callback(fail)
-                future.add_done_callback(told.append)
+                future.add_done_callback(called.append)
             waiting = [asyncio.create_task(wait(future)) for future in futures]
             await asyncio.sleep(0)
             model.permits.release(1000)
             steps = await asyncio.wait_for(asyncio.gather(*waiting), 60)
-            assert engine.submit(ONES).result(timeout=60).steps == 2  # it goes on
+            assert engine.submit(ONES).result(timeout=60).steps == 2  # the worker still runs
         return futures, steps
 
     futures, steps = asyncio.run(main())
-    assert steps == [2] * 24 and len(told) == 24 and set(told) == set(futures)
+    assert steps == [2] * 24 and len(called) == 24 and set(called) == set(futures)
     assert sum("exception calling callback" in record.message for record in caplog.records) == 24
 
 
@@ -323,7 +323,7 @@ def test_a_callback_that_raises_in_the_caller_s_thread(gate):
     def interrupt(future):
         raise KeyboardInterrupt
 
-    model, told = gate(), []
+    model, called = gate(), []
     with Engine(model, slots=1, max_steps=1) as engine:
         engine.submit(ONES)
         assert model.entered.acquire(timeout=60)
@@ -331,9 +331,9 @@ def test_a_callback_that_raises_in_the_caller_s_thread(gate):
         waiting.add_done_callback(interrupt)
         with pytest.raises(KeyboardInterrupt):
             waiting.cancel()
-        waiting.add_done_callback(told.append)
+        waiting.add_done_callback(called.append)
         model.permits.release(2)
-    assert told == [waiting]
+    assert called == [waiting]
 
 
 @pytest.mark.parametrize("kind", ["good", "bad", "cancelled"])
@@ -362,7 +362,7 @@ def test_a_long_chain_of_callbacks_that_submit(gate, kind):
 
 
 class Unreadable:
-    """An object of somebody's that breaks when it is looked at."""
+    """An object that raises when it is read."""
 
     def __init__(self, where, error):
         self.where, self.error = where, error
@@ -397,15 +397,15 @@ UNREADABLE = [
 ]
 
 
-def test_a_puzzle_that_cannot_be_read_fails_alone(gate):
-    given = [one for bad, *_ in UNREADABLE for one in (ONES, bad)] + [ONES]
+def test_a_puzzle_that_cannot_be_read_does_not_affect_others(gate):
+    mixed = [one for bad, *_ in UNREADABLE for one in (ONES, bad)] + [ONES]
 
     async def asolve(engine):
-        return [result async for result in engine.asolve(given)]
+        return [result async for result in engine.asolve(mixed)]
 
     with Engine(gate(permits=1000), slots=2, max_steps=1) as engine:
-        every = [list(engine.solve(given)), list(engine.solve(iter(given))), asyncio.run(asolve(engine))]
-        futures = [engine.submit(one) for one in given]
+        every = [list(engine.solve(mixed)), list(engine.solve(iter(mixed))), asyncio.run(asolve(engine))]
+        futures = [engine.submit(one) for one in mixed]
     for results in every:
         assert [result.index for result in results] == list(range(9))
         errors = [result.error for result in results]
@@ -419,7 +419,7 @@ def test_a_puzzle_that_cannot_be_read_fails_alone(gate):
 
 
 class Broken:
-    """A sequence that breaks when number 10 is read."""
+    """A sequence that raises when element 10 is read."""
 
     def __len__(self):
         return 200
@@ -432,7 +432,7 @@ class Broken:
 
 @pytest.mark.parametrize("sized", [True, False])
 @pytest.mark.parametrize("ordered", [True, False])
-def test_a_source_that_breaks_keeps_nothing_back(gate, sized, ordered):
+def test_a_source_that_raises_loses_no_result(gate, sized, ordered):
     results = []
     with Engine(gate(permits=1000), slots=4, max_steps=2) as engine:
         with pytest.raises(OSError, match="the disk is gone"):
@@ -443,7 +443,7 @@ def test_a_source_that_breaks_keeps_nothing_back(gate, sized, ordered):
 
 
 @pytest.mark.parametrize("kind", ["iterable", "asynchronous"])
-def test_an_asynchronous_solve_keeps_nothing_back(gate, kind):
+def test_an_asynchronous_source_that_raises_loses_no_result(gate, kind):
     async def each():
         for one in Broken():
             yield one
@@ -461,7 +461,7 @@ def test_an_asynchronous_solve_keeps_nothing_back(gate, kind):
     assert all(result.error is None and result.steps == 2 for result in results)
 
 
-def test_closing_keeps_nothing_back_from_who_iterates(gate):
+def test_closing_loses_no_result_of_an_iterator(gate):
     with Engine(gate(permits=1000), slots=4, max_steps=2) as engine:
         results = engine.solve(iter([ONES] * 100))
         taken = [next(results)]
@@ -494,13 +494,13 @@ def test_a_single_puzzle_is_not_taken_for_several(gate, one, what):
             list(engine.solve(one))
         with pytest.raises(InputError, match=message):
             asyncio.run(asolve(engine, one))
-        rows = np.array([ONES, None], object)[:1]  # an array of puzzles is several
+        rows = np.array([ONES, None], object)[:1]  # an array of puzzles
         for several in (ONES[None], torch.ones(1, 16).int(), rows, [ONES]):
             for results in (list(engine.solve(several)), asyncio.run(asolve(engine, several))):
                 assert [result.tokens.tolist() for result in results] == [[1] * 16]
 
 
-def test_a_wish_for_a_trace_is_read_by_whoever_has_it(gate):
+def test_trace_is_converted_in_the_calling_thread(gate):
     with Engine(gate(permits=1000), slots=1, max_steps=1) as engine:
         with pytest.raises(ValueError, match="ambiguous"):
             engine.submit(ONES, trace=np.ones(2))

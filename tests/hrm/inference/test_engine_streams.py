@@ -1,4 +1,4 @@
-"""How results travel from the worker to who iterates over ``Engine.solve``."""
+"""The results of ``Engine.solve``: each comes once, to its caller, also when the engine ends."""
 
 import threading
 from concurrent.futures import CancelledError
@@ -32,26 +32,26 @@ def inputs():
 @pytest.mark.parametrize("queue_size", [1, 3, 100])
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("sized", [True, False])
-def test_every_puzzle_comes_back_once(model, inputs, queue_size, ordered, sized):
-    given = [one if index % 7 else np.zeros(3, int) for index, one in enumerate(inputs)]
+def test_every_puzzle_has_one_result(model, inputs, queue_size, ordered, sized):
+    mixed = [one if index % 7 else np.zeros(3, int) for index, one in enumerate(inputs)]
     with Engine(model, slots=4, max_steps=3, queue_size=queue_size) as engine:
-        alone = [engine.submit(one).result() for one in inputs]
-        results = list(engine.solve(given if sized else iter(given), ordered=ordered))
+        expected = [engine.submit(one).result() for one in inputs]
+        results = list(engine.solve(mixed if sized else iter(mixed), ordered=ordered))
     assert sorted(result.index for result in results) == list(range(60))
     assert not ordered or [result.index for result in results] == list(range(60))
     for result in results:
         if result.index % 7:
-            expected = alone[result.index]
-            assert (result.tokens.tobytes(), result.q_halt) == (expected.tokens.tobytes(), expected.q_halt)
+            one = expected[result.index]
+            assert (result.tokens.tobytes(), result.q_halt) == (one.tokens.tobytes(), one.q_halt)
         else:
             assert isinstance(result.error, InputError) and result.steps == 0
 
 
 def test_two_callers_do_not_take_each_others_results(model, inputs):
-    found = {}
+    answers = {}
 
     def solve(name, rows):
-        found[name] = [result.tokens.tobytes() for result in engine.solve(rows, ordered=name != "b")]
+        answers[name] = [result.tokens.tobytes() for result in engine.solve(rows, ordered=name != "b")]
 
     with Engine(model, slots=4, max_steps=3) as engine:
         callers = [
@@ -62,12 +62,13 @@ def test_two_callers_do_not_take_each_others_results(model, inputs):
         for one in callers:
             one.join(60)
         expected = [result.tokens.tobytes() for result in engine.solve(inputs)]
-    assert found["a"] == expected[:20] and sorted(found["b"]) == sorted(expected[20:40]) and found["c"] == expected[40:]
+    assert answers["a"] == expected[:20] and answers["c"] == expected[40:]
+    assert sorted(answers["b"]) == sorted(expected[20:40])
 
 
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("end", ["cancel", "crash"])
-def test_whoever_iterates_hears_of_the_end(model, inputs, until, ordered, end):
+def test_an_iterator_raises_when_the_engine_ends(model, inputs, until, ordered, end):
     started, stop = threading.Event(), threading.Event()
 
     def rule(moment):
@@ -77,13 +78,13 @@ def test_whoever_iterates_hears_of_the_end(model, inputs, until, ordered, end):
             raise ZeroDivisionError
         return np.zeros(len(moment.steps), bool)
 
-    heard = []
+    raised = []
 
     def iterate():
         try:
             list(engine.solve(inputs, ordered=ordered))
         except Exception as error:
-            heard.append(error)
+            raised.append(error)
 
     with Engine(model, slots=2, max_steps=10**6, halt=rule) as engine:
         caller = threading.Thread(target=iterate)
@@ -95,7 +96,7 @@ def test_whoever_iterates_hears_of_the_end(model, inputs, until, ordered, end):
         stop.set()
         caller.join(60)
     assert not caller.is_alive()
-    (error,) = heard
+    (error,) = raised
     assert isinstance(error, CancelledError | EngineError)
     assert end == "cancel" or isinstance(error.__cause__, ZeroDivisionError)
 
