@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import tiny_sudoku
 import torch
 from torch import nn
 
@@ -34,15 +35,15 @@ def tiny(**changes):
     }
     torch.manual_seed(3)
     model = HRM(HRMConfig(**sizes, **{**values, **changes}, forward_dtype="float32"))
-    with torch.no_grad():  # so that rows halt at different segments, and puzzles differ
+    with torch.no_grad():  # makes rows halt at different segments, and puzzles differ
         model.inner.q_head.weight.normal_()
         model.inner.q_head.bias.copy_(torch.tensor([-0.5, 0.5]))
         model.inner.puzzle_emb.weights.normal_()
     return model
 
 
-def alone(model, inputs, identifier, steps):
-    """One row by itself: per segment the logits (float64) and the two Q values."""
+def run_alone(model, inputs, identifier, steps):
+    """One row in a batch of its own: per segment the logits (float64) and the two Q values."""
     batch = {"inputs": torch.tensor(inputs[None]).int(), "puzzle_identifiers": torch.tensor([identifier]).int()}
     model.eval()
     carry, outputs = model.initial_carry(batch), []
@@ -64,7 +65,7 @@ def by_hand(model, inputs, labels, identifiers, steps):
     """The metrics, row by row; labels 0 are ignored."""
     rows = []
     for x, y, identifier in zip(inputs, labels, identifiers):
-        outputs = alone(model, x, identifier, steps)
+        outputs = run_alone(model, x, identifier, steps)
         if not y.any():
             continue
         early = next((i for i, (_, halt, go_on) in enumerate(outputs) if halt > go_on), steps - 1)
@@ -87,17 +88,17 @@ def by_hand(model, inputs, labels, identifiers, steps):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A folder of two sets and its arrays; some labels are what the tiny model answers, in the end or early on."""
+    """A folder with two sets, and its arrays; some labels are answers of the tiny model, early or last ones."""
     random = np.random.default_rng(0)
     model = tiny()
     inputs = random.integers(1, VOCAB, (EXAMPLES, SEQ_LEN))
     identifiers = np.array([0, 1, 1, 2, 2, 3, 3, 3, 1, 2, 2, 0, 3])  # by example; puzzles are runs of them
     labels = random.integers(0, VOCAB, (EXAMPLES, SEQ_LEN))
     for row in range(EXAMPLES):
-        outputs = alone(model, inputs[row], identifiers[row], STEPS)
+        outputs = run_alone(model, inputs[row], identifiers[row], STEPS)
         if row in (1, 2, 4, 7):
             labels[row] = outputs[-1][0].argmax(-1)
-        elif row == 8:  # which halts after its first segment
+        elif row == 8:  # halts after its first segment
             labels[row] = outputs[0][0].argmax(-1)
         labels[row, random.random(SEQ_LEN) < 0.3] = 0
     labels[UNLABELLED] = 0
@@ -120,11 +121,11 @@ def assert_same(metrics, expected):
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
-def test_metrics_are_those_of_each_row_alone(data, batch_size):
+def test_metrics_are_those_of_single_rows(data, batch_size):
     folder, *arrays = data
     expected = by_hand(tiny(), *arrays, STEPS)
     assert expected["count"] == EXAMPLES - 1
-    assert 0 < expected["exact_accuracy"] < 1  # the data tell the metrics apart
+    assert 0 < expected["exact_accuracy"] < 1  # the data distinguish the metrics
     assert (
         len({expected[name] for name in ("exact_accuracy", "early_exact_accuracy", "accuracy", "q_halt_accuracy")}) == 4
     )
@@ -156,7 +157,7 @@ def test_predictions_file(data, tmp_path):
     model = tiny()
     evaluate(model, open_dataset(folder, "test"), batch_size=4, max_examples=11, out=tmp_path / "out")
     saved = np.load(tmp_path / "out" / "predictions.npz")
-    outputs = [alone(model, x, identifier, STEPS) for x, identifier in zip(inputs[:11], identifiers)]
+    outputs = [run_alone(model, x, identifier, STEPS) for x, identifier in zip(inputs[:11], identifiers)]
     early = [next((i + 1 for i, (_, halt, go_on) in enumerate(one) if halt > go_on), STEPS) for one in outputs]
     np.testing.assert_array_equal(saved["inputs"], inputs[:11])
     np.testing.assert_array_equal(saved["labels"], labels[:11])
@@ -168,7 +169,7 @@ def test_predictions_file(data, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["predictions.npz"]
 
 
-def test_without_labels_there_are_no_scores(tmp_path):
+def test_without_labels_the_metrics_are_nan(tmp_path):
     builder = SetBuilder()
     builder.add_example(np.ones(SEQ_LEN), np.zeros(SEQ_LEN))
     builder.end_puzzle()
@@ -181,7 +182,7 @@ def test_without_labels_there_are_no_scores(tmp_path):
     assert math.isnan(metrics.exact_accuracy)
 
 
-def test_the_mode_is_restored_and_nothing_needs_gradients(data):
+def test_the_mode_is_restored(data):
     folder, *_ = data
     model = tiny().train()
     before = evaluate(model, open_dataset(folder, "test"), batch_size=8)
@@ -211,13 +212,27 @@ def test_data_of_another_model(data, changes, message):
 
 
 @pytest.mark.parametrize("name", ["batch_size", "max_steps", "max_examples"])
-def test_impossible_numbers(data, name):
+def test_invalid_numbers(data, name):
     with pytest.raises(InputError, match=f"{name} is 0, expected 1 or more"):
         evaluate(tiny(), open_dataset(data[0], "test"), **{"batch_size": 8, name: 0})
 
 
+def test_early_halting_measures_what_the_published_protocol_predicts(tmp_path):
+    tiny_sudoku.write_data(tmp_path / "data")
+    dataset = open_dataset(tmp_path / "data", "test")
+    fixed = evaluate(tiny_sudoku.tiny(), dataset, batch_size=20, out=tmp_path / "fixed")
+    early = evaluate(tiny_sudoku.tiny(), dataset, batch_size=7, halt="q", out=tmp_path / "q")
+    assert 0 < fixed.early_exact_accuracy < 1 and 1 < fixed.early_steps < tiny_sudoku.STEPS
+    assert early.exact_accuracy == pytest.approx(fixed.early_exact_accuracy)
+    assert (early.steps, early.count) == (pytest.approx(fixed.early_steps), 20)
+    assert early.lm_loss is None and "lm_loss" not in early.as_dict()
+    saved, of_fixed = (np.load(tmp_path / name / "predictions.npz") for name in ("q", "fixed"))
+    np.testing.assert_array_equal(saved["early_steps"], of_fixed["early_steps"])
+    np.testing.assert_array_equal(saved["inputs"], of_fixed["inputs"])
+
+
 class Oracle(nn.Module):
-    """Answers the inputs it knows, and is as sure as it is told; everything else is answered with the input."""
+    """Has the given answers and q_halt for the given inputs; answers other inputs with the input."""
 
     def __init__(self, config, answers, q_halt):
         super().__init__()
@@ -255,7 +270,7 @@ def test_arc_votes(tmp_path):
     one = dataset.sets[0]
     starts, identifiers = one.puzzle_indices[:-1], dataset.identifiers()
     names = {identifiers[identifier]: start for identifier, start in zip(one.puzzle_identifiers, starts)}
-    # Task 0 is right in all variants, task 1 in its own alone, where the model is surest, task 2 never.
+    # Task 0 is right in all variants, task 1 only without augmentation, with the highest q_halt, task 2 never.
     answers, q_halt = {}, {}
     for name, row in names.items():
         key = np.asarray(one.inputs[row]).tobytes()
