@@ -87,7 +87,7 @@ def parse_halting(halt: str | Halting, checkpoint: Path | str | None = None) -> 
         checkpoint: the model for ``"calibrated"``, as :func:`hrm.load` takes it; None for a model without a file.
 
     Raises:
-        InputError: there is no such rule, or no threshold is stored beside ``checkpoint``.
+        InputError: the rule is unknown, or no threshold is stored beside ``checkpoint``.
     """
     if callable(halt):
         return halt

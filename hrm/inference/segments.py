@@ -32,7 +32,7 @@ class Segment:
     halts: torch.Tensor
 
 
-@torch.no_grad()  # not inference mode: what a model caches on the way must still serve a later training step
+@torch.no_grad()  # not inference_mode: the model may cache tensors that a later training step uses
 def segments(model: HRM, batch: Batch, max_steps: int) -> Iterator[Segment]:
     """Run ``max_steps`` segments of a new ``batch``, every row through all of them.
 

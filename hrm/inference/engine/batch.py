@@ -15,13 +15,13 @@ from hrm.model import HRM
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """What a batch runs, and for how long.
+    """The model of a batch, its size, and when a puzzle halts.
 
     Attributes:
         model: in evaluation mode.
         slots: number of puzzles side by side.
         min_steps, max_steps: least and most segments of a puzzle.
-        halting: the rule that ends a puzzle in between.
+        halting: the rule in between.
     """
 
     model: HRM
@@ -32,10 +32,10 @@ class BatchSettings:
 
 
 class SlotBatch:
-    """The jobs in the slots, one row each, and how far they are.
+    """The jobs in the slots, one row each, and their progress.
 
-    Between two segments nothing is computed that is not needed: after the kernels, numpy and torch find their own code
-    out of the caches, and a first call takes some 30 us, half a percent of a small model's segment.
+    Between two segments only what is needed is computed: the kernels have replaced the code of numpy and torch in the
+    caches, so a first call of a function takes some 30 us, half a percent of a small model's segment.
     """
 
     def __init__(self, settings: BatchSettings) -> None:

@@ -26,7 +26,7 @@ def postpone_callbacks() -> None:
 
 
 def run_postponed_callbacks() -> None:
-    """Run them; what they raise is logged, and goes no further."""
+    """Run them; log what they raise."""
     _call_all()
 
 
@@ -50,7 +50,7 @@ def _call_back(callback: Callback, future: Future[Result]) -> None:
 
 
 def _call_all() -> BaseException | None:
-    """Run all pending callbacks and those they add. Returns the first KeyboardInterrupt, SystemExit or the like."""
+    """Run all pending callbacks, also new ones. Returns the first KeyboardInterrupt, SystemExit or the like."""
     calls, interrupt = _pending.calls, None
     try:
         while calls:

@@ -27,7 +27,7 @@ class StreamJob(Job):
 
 
 class ResultStream:
-    """The results of one ``solve``: the worker puts those of a segment together, the caller takes them one by one.
+    """The results of one ``solve``: the worker puts the results of a segment at once, the caller takes them one by one.
 
     Args:
         ordered: take results in the order of their jobs, else as they come.
@@ -42,7 +42,7 @@ class ResultStream:
         self.expected, self.closed = 0, False
         self._ordered, self._queue = ordered, queue
         self._settled: SimpleQueue[list[StreamJob]] = SimpleQueue()
-        self._next: deque[StreamJob] = deque()  # ordered: all expected jobs; else those known to be settled
+        self._next: deque[StreamJob] = deque()  # ordered: all expected jobs; else the settled ones
 
     def put(self, jobs: list[StreamJob]) -> None:
         """Hand over settled jobs."""

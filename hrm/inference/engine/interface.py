@@ -1,4 +1,4 @@
-"""What callers use: results now, later, or in an event loop."""
+"""The public interface: results from an iterator, a future, or an event loop."""
 
 import asyncio
 import weakref
@@ -46,7 +46,7 @@ class Engine:
 
     Any thread may call :meth:`submit`. Until the ``with`` block ends (or :meth:`close` returns) the model is in
     evaluation mode and must not be used elsewhere. An engine that is garbage-collected finishes its puzzles and ends;
-    one that is open when the program ends is cancelled. In a forked child the engine has no worker and refuses puzzles.
+    an engine that is open when the program ends is cancelled. In a forked child it has no worker and refuses puzzles.
 
     Args:
         model: an :class:`hrm.HRM` or :class:`hrm.TRM`, on any device.
@@ -63,7 +63,7 @@ class Engine:
 
     Raises:
         InputError: a number or ``halt`` is invalid, or memory cannot hold so many slots.
-        ValueError: there is no such backend.
+        ValueError: ``backend`` is unknown.
         EngineError: the program is ending.
     """
 
@@ -157,7 +157,7 @@ class Engine:
                 yield result
 
     def close(self, cancel: bool = False) -> None:
-        """Accept no more puzzles, finish those accepted (or ``cancel`` them), and end the worker.
+        """Accept no more puzzles, finish (or ``cancel``) the accepted ones, and end the worker.
 
         An interrupt (Ctrl-C) meanwhile cancels the rest.
         """

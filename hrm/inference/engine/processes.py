@@ -1,4 +1,4 @@
-"""Which engines run in this process: they share models, and end before the program or in a forked child."""
+"""The engines of this process: they may share a model, and they must end before the program does."""
 
 import atexit
 import os
@@ -28,7 +28,7 @@ class _RunningEngines:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._running: dict[Runner, tuple[nn.Module, Modes]] = {}
-        self._started: WeakSet[Runner] = WeakSet()  # those with a thread, running or not
+        self._started: WeakSet[Runner] = WeakSet()  # with a thread, which may have ended
         self._exiting = False
 
     def enter(self, runner: Runner, model: nn.Module) -> None:
@@ -65,7 +65,7 @@ class _RunningEngines:
             runner.join()
 
     def abandon_all(self) -> None:
-        """In a forked child: the threads do not exist here, and their locks may stay locked for ever."""
+        """In a forked child: the threads do not exist here, and a lock that they held stays locked for ever."""
         self._lock = threading.Lock()
         for runner in list(self._running):
             runner.abandon()

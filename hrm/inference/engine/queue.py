@@ -29,7 +29,7 @@ class FreeSlots(Protocol):
 
 
 class BlockedCaller:
-    """Jobs that wait for a place in the queue.
+    """A caller whose jobs do not fit in the queue yet.
 
     Attributes:
         jobs: they enter the queue together.
@@ -46,7 +46,7 @@ class JobQueue:
 
     Args:
         size: jobs that may wait.
-        worker: the thread that takes jobs. It never blocks in :meth:`put`: nothing else could make a place.
+        worker: the thread that takes jobs. It never blocks in :meth:`put`, since only it can free a place.
 
     Attributes:
         waiting: jobs without a slot.
@@ -120,7 +120,7 @@ class JobQueue:
     # The worker
 
     def fill(self, slots: FreeSlots) -> bool:
-        """Start waiting jobs in free slots; block while all slots are free. False: there is nothing left to do."""
+        """Start waiting jobs in free slots; block while all slots are free. Returns False if no job will come."""
         while True:
             with self.lock:
                 if self.closing and self.cancelling:
@@ -141,7 +141,7 @@ class JobQueue:
             self._wake.get()
 
     def end(self, failure: BaseException | None) -> list[Job]:
-        """Refuse all jobs from now on. Returns those that still wait."""
+        """Refuse all jobs from now on. Returns the jobs that still wait."""
         with self.lock:
             self._failure, self._ended = failure, True
             left = list(self.waiting)
@@ -152,7 +152,7 @@ class JobQueue:
     # Closing
 
     def close(self, cancel: bool) -> None:
-        """Accept no more jobs; ``cancel`` those that wait or run."""
+        """Accept no more jobs; ``cancel`` the jobs that wait or run."""
         with self.lock:
             self.closing = True
             self.cancelling |= cancel

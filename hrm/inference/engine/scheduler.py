@@ -22,7 +22,7 @@ class Scheduler:
         queue_size: jobs that may wait for a slot.
 
     Raises:
-        ValueError: there is no such backend.
+        ValueError: ``backend`` is unknown.
     """
 
     def __init__(self, settings: BatchSettings, backend: str | None, queue_size: int) -> None:
@@ -31,7 +31,7 @@ class Scheduler:
             self._backend = requested()
         self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._work, name="hrm-engine", daemon=True)
-        self._ended = threading.Event()  # an interrupted join takes a thread for ended (Python 3.11)
+        self._ended = threading.Event()  # after an interrupted join Python 3.11 regards a thread as ended
         self.queue = JobQueue(queue_size, self._thread)
 
     def start(self) -> None:
@@ -89,14 +89,14 @@ class Scheduler:
         batch: SlotBatch | None = None
         failure: BaseException | None = None
         try:
-            torch.set_num_threads(self._threads)  # a thread starts with its own number; another one may round otherwise
+            torch.set_num_threads(self._threads)  # per thread; another number may round differently
             device = torch.cuda.device_of(next(self._settings.model.parameters()))
-            # not inference mode: what a model caches must still serve a later training step
+            # not inference_mode: the model may cache tensors that a later training step uses
             with device, torch.no_grad(), use_backend(self._backend):
                 batch = SlotBatch(self._settings)
                 while self.queue.fill(batch):
                     batch.run_segment()
-        except BaseException as error:  # callers must hear of any error
+        except BaseException as error:  # callers must learn of any error
             failure = error
         left = [*(batch.running if batch else []), *self.queue.end(failure)]
         try:

@@ -30,7 +30,7 @@ class Answers(NamedTuple):
 
 
 class SegmentRunner:
-    """The carry of a batch and the buffers through which puzzles come in and answers go out.
+    """The carry of a batch, and buffers for its puzzles and answers.
 
     On a CPU a segment is a call of the model; on a GPU it is one CUDA graph with its copies.
 
@@ -47,7 +47,7 @@ class SegmentRunner:
         self._host = {
             "inputs": torch.zeros(slots, config.seq_len, dtype=torch.int32, device="cpu", pin_memory=on_gpu),
             "puzzle_identifiers": torch.zeros(slots, dtype=torch.int32, device="cpu", pin_memory=on_gpu),
-            # rows that start, whatever limit of segments the model has
+            # rows that start; the limit of segments is the engine's, not the model's
             "halted": torch.zeros(slots, dtype=torch.bool, device="cpu", pin_memory=on_gpu),
         }
         self._inputs, self._identifiers, self._starts = (values.numpy() for values in self._host.values())  # views
@@ -117,7 +117,7 @@ class SegmentRunner:
                 refresh(self._model.parameters())
 
     def _start_with_noise(self, row: int, puzzle: Puzzle) -> None:
-        """What the model does for a row that starts, but from noisy states."""
+        """Start a row as the model does, but from noisy states."""
         inner = self._model.inner
         options: Any = {"generator": torch.Generator("cpu").manual_seed(puzzle.seed), "device": "cpu"}
         for state, start in ((self._carry.z_H, inner.H_init), (self._carry.z_L, inner.L_init)):
@@ -129,7 +129,7 @@ class SegmentRunner:
 
 
 def segment_graph(answers: torch.Tensor, step: Callable[[dict[str, torch.Tensor]], None]) -> StepGraph | None:
-    """What replays ``step`` as one CUDA graph; None without a GPU, or with ``HRM_KERNELS_GRAPHS=0``."""
+    """``step`` as one CUDA graph; None without a GPU, or with ``HRM_KERNELS_GRAPHS=0``."""
     if not capturable(answers):
         return None
     return StepGraph(step, CudaCapture(answers.device, "HRM_KERNELS_GRAPHS=0 in the environment"), answers.device)

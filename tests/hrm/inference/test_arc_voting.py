@@ -34,7 +34,7 @@ def test_golden_scores_and_submission():
     votes = counted(GOLDEN["predictions"])
     check_golden(votes)
     assert votes.unmatched == 0
-    # The first two of all ranked answers are the attempts.
+    # the attempts are the first two of the ranked answers
     for name, tests in votes.ranked().items():
         assert [grid.tolist() for grid in tests[0][:2]] == list(GOLDEN["submission"][name][0].values())
 
@@ -64,9 +64,9 @@ TASKS = {
 }
 
 
-def vote(votes, name, asked, answer, q=0.0):
+def vote(votes, name, question, answer, q=0.0):
     tokens = [
-        encode(np.array(grid, np.uint8)[None]) if grid else np.zeros((1, 900), np.uint8) for grid in (asked, answer)
+        encode(np.array(grid, np.uint8)[None]) if grid else np.zeros((1, 900), np.uint8) for grid in (question, answer)
     ]
     votes.add([name], *tokens, np.array([q]))
 
@@ -104,7 +104,7 @@ def test_a_transposed_grid_of_equal_cells_is_another_grid():
     assert len(votes.ranked()["a"][0]) == 2
 
 
-def test_predictions_for_other_inputs_have_no_say():
+def test_predictions_for_other_inputs_do_not_vote():
     votes = ArcVotes(TASKS)
     vote(votes, "a", [[9]], [[2]])
     vote(votes, "<blank>", [], [])
@@ -112,7 +112,7 @@ def test_predictions_for_other_inputs_have_no_say():
     assert votes.unmatched == 3 and votes.ranked() == {"a": [[]], "b": [[], []]}
 
 
-def test_every_test_input_has_its_attempts():
+def test_every_test_input_has_attempts():
     votes = ArcVotes(TASKS)
     vote(votes, "b", [[6]], [])
     vote(votes, "b", [[6]], [[7]], -1.0)
@@ -142,7 +142,7 @@ def test_extreme_q_values():
     assert as_lists(votes.ranked())["a"] == [[[[2]], [[4]], [[1]], [[3]]]]
 
 
-def test_what_does_not_fit_is_refused():
+def test_bad_input_is_refused():
     votes = ArcVotes(TASKS)
     with pytest.raises(ValueError, match=r"inputs \[1, 81\].* for 1 names, expected \[1, 900\] twice and \[1\]"):
         votes.add(["a"], np.zeros((1, 81)), np.zeros((1, 900)), np.zeros(1))

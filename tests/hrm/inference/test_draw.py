@@ -9,7 +9,7 @@ from hrm.inference.solve import Frame, Solution
 
 
 def sudoku_solution(size):
-    """Half of the blanks are filled wrongly, then all rightly."""
+    """A solution whose first frame has half of the blanks wrong, and whose second is right."""
     task = Sudoku(size)
     puzzle = generate(1, size, np.random.default_rng(0))
     inputs, label = puzzle.inputs[0], puzzle.labels[0]
@@ -32,7 +32,7 @@ def test_cells_have_the_tasks_colours(size, cell):
     left, top = board_origin(image, size, cell)
     for row, line in enumerate(task.cells(tokens, solution.inputs)):
         for column, one in enumerate(line):
-            # clear of lines (3 pixels at most) and of the digit in the middle
+            # outside lines (3 pixels at most) and the digit in the middle
             corner = image.getpixel((left + column * cell + cell // 8, top + row * cell + cell // 8))
             assert corner == ImageColor.getrgb(one.background)
             middle = np.asarray(
@@ -59,7 +59,7 @@ def test_lines_between_boxes_are_thick():
     assert set(np.flatnonzero(down < 60)) == {20 + 72 * at + d for at in (0, 2, 4, 6) for d in (-1, 0, 1)}
 
 
-def test_changed_cells_are_ringed():
+def test_changed_cells_have_a_ring():
     task, solution = sudoku_solution(4)
     changed = solution.changed(1)
     plain = np.asarray(draw_board(task, solution.answer, solution.inputs))
@@ -88,7 +88,7 @@ def test_gif_of_a_trace(tmp_path, size):
                 for column, one in enumerate(line):
                     inside = (left + column * cell + cell // 6, top + row * cell + cell // 2)  # between ring and digit
                     assert frame.getpixel(inside) == ImageColor.getrgb(one.background), (number, row, column)
-            # only edges of letters may be a little off
+            # only edges of letters may differ a little
             difference = np.abs(np.asarray(frame, int) - np.asarray(images[number], int)).max()
             assert difference <= 24
         assert durations == [1000, 500, 2000]
@@ -101,7 +101,7 @@ def test_a_maze_of_30_by_30(tmp_path):
     inputs = random.choice([1, 2], 900).astype(np.uint8)
     inputs[0], inputs[-1] = 3, 4
     answer = np.where((inputs == 2) & (random.random(900) < 0.3), 5, inputs).astype(np.uint8)
-    answer[40] = 3 - inputs[40] if inputs[40] < 3 else 1  # a wall taken away, or put up
+    answer[40] = 3 - inputs[40] if inputs[40] < 3 else 1  # a wall removed, or added
     solution = Solution(inputs, (Frame(1, answer, 0.0, 0.0),), task.check(inputs, answer))
     images = draw_trace(task, solution)
     save_gif(images, tmp_path / "maze.gif")
@@ -122,8 +122,8 @@ def test_png_of_an_answer(tmp_path):
     with Image.open(tmp_path / "board.png") as image:
         np.testing.assert_array_equal(np.asarray(image), np.asarray(good))
     bad = draw_answer(task, Solution(solution.inputs, solution.frames, "a reason " * 20))
-    assert bad.size == good.size  # a long reason is cut, not the picture widened
+    assert bad.size == good.size  # a long reason is shortened
     red, green = ImageColor.getrgb("#b42318"), ImageColor.getrgb("#15803d")
     assert (np.asarray(bad) == red).all(-1).any() and not (np.asarray(good) == red).all(-1).any()
     assert (np.asarray(good) == green).all(-1).any()
-    assert not (np.asarray(bad)[:, -20:] == red).all(-1).any()  # the margin stays clear
+    assert not (np.asarray(bad)[:, -20:] == red).all(-1).any()  # the margin is empty

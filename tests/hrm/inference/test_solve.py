@@ -14,7 +14,7 @@ TASK = Sudoku(4)
 
 
 class Scripted(nn.Module):
-    """Row r, told apart by its first token, says after segment s what the script has: ``q_halt[r][s]`` against 0."""
+    """A row's first token selects a script: the answer and ``q_halt`` after each segment; q_continue is 0."""
 
     def __init__(self, q_halt, answers, max_steps):
         super().__init__()
@@ -48,7 +48,7 @@ def scripted():
     puzzles[:, 0] = [1, 2, 3]  # blank, digit 1, digit 2
     random = np.random.default_rng(0)
     answers = random.integers(2, 6, (3, 5, 16))
-    # Row 0 halts after segment 3 and would be surer later; row 1 at once; row 2 never, equality is no reason to halt.
+    # Row 0 halts after segment 3, though q_halt rises later; row 1 at once; row 2 never: equal values do not halt.
     q_halt = [[-1.0, -1.0, 0.5, 9.0, -9.0], [2.0, -1.0, -1.0, -1.0, -1.0], [-1.0, 0.0, -1.0, -2.0, -3.0]]
     return puzzles, answers, q_halt
 
@@ -89,7 +89,7 @@ def test_fixed_halting_and_more_segments_than_in_training(scripted):
     np.testing.assert_array_equal([one.answer for one in solutions], answers[:, 4])
 
 
-def test_a_valid_answer_is_known_as_such():
+def test_valid_and_invalid_answers():
     puzzle = generate(1, 4, np.random.default_rng(0))
     inputs = puzzle.inputs.copy()
     row = inputs[0, 0] - 1
@@ -134,7 +134,7 @@ def test_answers_do_not_depend_on_the_rest_of_the_batch():
     assert any((one.answer != other.answer).any() for one, other in zip(blank, together))
 
 
-def test_frames_are_the_models_own_answers():
+def test_frames_are_the_answers_of_the_model():
     puzzles = generate(3, 4, np.random.default_rng(2)).inputs
     model = tiny().eval()
     batch = {"inputs": torch.from_numpy(puzzles).int(), "puzzle_identifiers": torch.zeros(3, dtype=torch.int32)}
@@ -171,7 +171,7 @@ def test_frames_are_the_models_own_answers():
         ({"halt": "never"}, "halt is 'never', expected 'q', 'fixed', 'stable:K'"),
     ],
 )
-def test_what_does_not_fit(arguments, message):
+def test_arguments_that_do_not_fit(arguments, message):
     with pytest.raises(InputError, match=message):
         solve(tiny(), **{"task": TASK, "puzzles": np.ones((2, 16), int), **arguments})
 
