@@ -72,7 +72,7 @@ def first_position_after_segment(
     config, (H, L) = network.config, network.levels
     z_H, z_L = all_but_the_last_updates(network, z_H, z_L, x, config.H_cycles)
     z_L = network.update(L, z_L, z_H + x)
-    H_layers = H.weights(config.dtype)  # type: ignore[union-attr]
+    H_layers = H.weights(config.dtype)  # type: ignore[operator]
     return first_position(z_H, z_L, H_layers, network.cos, network.sin, config.num_heads, config.rms_norm_eps)
 
 
@@ -82,7 +82,7 @@ def all_but_the_last_updates(
     """``cycles`` cycles without their last update of each state, in one call without gradients."""
     config = network.config
     with torch.no_grad():
-        H_layers, L_layers = (level.weights(config.dtype) for level in network.levels)  # type: ignore[union-attr]
+        H_layers, L_layers = (level.weights(config.dtype) for level in network.levels)  # type: ignore[operator]
         inputs = without_tangents((z_H, z_L, x, H_layers, L_layers))
         sizes = (config.num_heads, cycles, config.L_cycles, config.rms_norm_eps)
         return hrm_kernels.recurrent_cycles(*inputs, network.cos, network.sin, *sizes)
