@@ -14,6 +14,7 @@ from hrm.config import ModelConfig
 from hrm_kernels.autodiff import without_tangents
 from hrm_kernels.nn import MixingModule, ReasoningModule
 from hrm_kernels.ops.reasoning_module.first_position import first_position
+from hrm_kernels.ops.transformer_block import BlockWeights
 
 Level = ReasoningModule | MixingModule
 """The network that updates a state."""
@@ -32,7 +33,9 @@ class Network(Protocol):
     @property
     def levels(self) -> tuple[Level, Level]: ...
     def gradient_updates(self) -> int: ...
-    def update(self, level: Level, z: torch.Tensor, injection: torch.Tensor) -> torch.Tensor: ...
+    def update(
+        self, level: Level, z: torch.Tensor, injection: torch.Tensor, layers: list[BlockWeights] | None = None
+    ) -> torch.Tensor: ...
 
 
 def can_fuse(network: Network) -> bool:
@@ -42,18 +45,21 @@ def can_fuse(network: Network) -> bool:
 
 def segment(network: Network, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor) -> States:
     """One segment ``[B, S, D]``; gradients flow through the last ``network.gradient_updates()`` updates."""
-    config, (H, L) = network.config, network.levels
+    config, (H, L), with_gradient = network.config, network.levels, network.gradient_updates()
+    H_layers, L_layers = None, None
+    if with_gradient <= 2 and can_fuse(network):  # one update of each follows; its recomputation converts nothing
+        H_layers, L_layers = (level.weights(config.dtype) for level in (H, L))  # type: ignore[operator]
 
     def update_H(states: States, x: torch.Tensor) -> States:
         z_H, z_L = states
-        return network.update(H, z_H, z_L), z_L
+        return network.update(H, z_H, z_L, H_layers), z_L
 
     def update_L(states: States, x: torch.Tensor) -> States:
         z_H, z_L = states
-        return z_H, network.update(L, z_L, z_H + x)
+        return z_H, network.update(L, z_L, z_H + x, L_layers)
 
     cycle = [update_L] * config.L_cycles + [update_H]
-    updates, with_gradient = config.H_cycles * cycle, network.gradient_updates()
+    updates = config.H_cycles * cycle
     # Cycles can be fused if at most their last two updates carry gradients; those two then follow the fused call.
     fused_cycles = (len(updates) - with_gradient + 2) // len(cycle) if can_fuse(network) else 0
     if fused_cycles:

@@ -19,6 +19,7 @@ from hrm.batch_checks import check_batch, check_carry, check_range
 from hrm.config import HRMConfig, ModelConfig
 from hrm.errors import InputError
 from hrm.fused import Level, States
+from hrm_kernels.autodiff import without_tangents
 from hrm_kernels.casts import cast, with_frozen_weights
 from hrm_kernels.fixed_point import Gradient, gradient_steps
 from hrm_kernels.nn import (
@@ -30,6 +31,7 @@ from hrm_kernels.nn import (
     rope_tables,
     truncated_normal_,
 )
+from hrm_kernels.ops.transformer_block import BlockWeights
 from hrm_kernels.sharded_embedding import ShardedEmbedding
 
 Batch = dict[str, torch.Tensor]
@@ -78,7 +80,7 @@ class LastWithGradient:
             return self.network.update(level, z, injection)
         self.without_gradient -= 1
         with torch.no_grad():
-            return self.network.update(level, z, injection).detach()  # tangents pass through no_grad
+            return without_tangents(self.network.update(level, z, injection))  # no_grad keeps tangents
 
 
 class HRMInner(nn.Module):
@@ -158,15 +160,18 @@ class HRMInner(nn.Module):
             z_H = update(H, z_H, z_L)
         return z_H, z_L
 
-    def update(self, level: Level, z: torch.Tensor, injection: torch.Tensor) -> torch.Tensor:
+    def update(
+        self, level: Level, z: torch.Tensor, injection: torch.Tensor, layers: list[BlockWeights] | None = None
+    ) -> torch.Tensor:
         """One update of a state: ``level(z + injection)``.
 
-        The weights are converted to the forward dtype here, at each use, so that the gradients of several uses are
-        added in float32.
+        ``layers`` are the weights in the forward dtype. Without them they are converted here, at each use, so that the
+        gradients of several uses are added in float32.
         """
         if isinstance(level, MixingModule):
             return level(z, injection)
-        layers, config = level.weights(self.config.dtype), self.config
+        config = self.config
+        layers = level.weights(config.dtype) if layers is None else layers
         return hrm_kernels.reasoning_module(
             z, injection, layers, self.cos, self.sin, config.num_heads, config.rms_norm_eps
         )
