@@ -19,7 +19,7 @@ class _DataFirst(TyperGroup):
     """The commands in the order of their registration, but ``data`` before all others."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
-        return sorted(super().list_commands(ctx), key=lambda name: name != "data")
+        return sorted(self.commands, key=lambda name: name != "data")
 
 
 app = typer.Typer(

@@ -1,4 +1,4 @@
-"""What the tests of the command line share."""
+"""Fixtures of the tests of the command line."""
 
 import sys
 
@@ -9,7 +9,7 @@ from hrm.cli import main
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """``hrm ...`` in this process: exit code, stdout, stderr."""
+    """Call ``hrm ...`` in this process: exit code, stdout, stderr."""
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["hrm", *map(str, arguments)])

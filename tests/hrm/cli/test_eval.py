@@ -40,7 +40,7 @@ def write_data(folder, count=10, size=4, identifiers=("<blank>", "a")):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """``model`` for 4 x 4 Sudokus of two identifiers, ``data`` that fits, ``nine`` and ``three`` that don't."""
+    """``model`` for 4 x 4 Sudokus with two identifiers, ``data`` that fits, ``nine`` and ``three`` that do not."""
     folder = tmp_path_factory.mktemp("eval")
     torch.manual_seed(0)
     sizes = {
@@ -71,7 +71,7 @@ def without_speed(metrics):
     }
 
 
-def test_json_is_what_the_function_measures(folder, tmp_path):
+def test_json_has_the_metrics_of_the_function(folder, tmp_path):
     expected = evaluate(load(folder / "model"), open_dataset(folder / "data", "test"), batch_size=4, max_steps=2)
     done = run(
         "eval", folder / "model", "--data", folder / "data", "--max-steps", 2, "--json", "--out", tmp_path / "out"
@@ -84,7 +84,7 @@ def test_json_is_what_the_function_measures(folder, tmp_path):
     assert np.load(tmp_path / "out" / "predictions.npz")["predictions"].shape == (10, 16)
 
 
-def test_nothing_is_overwritten_unasked(folder, tmp_path, call):
+def test_files_are_replaced_only_with_force(folder, tmp_path, call):
     arguments = ("eval", folder / "model", "--data", folder / "data", "--out", tmp_path, "--json")
     (tmp_path / "predictions.npz").write_text("precious")
     code, out, err = call(*arguments)
@@ -103,7 +103,7 @@ def test_table(folder, call):
     assert rows["accuracy"] == f"{expected.accuracy:.2%}"
 
 
-def test_a_path_that_rich_takes_for_markup(folder, call, tmp_path):
+def test_a_path_that_looks_like_markup_of_rich(folder, call, tmp_path):
     link = tmp_path / "[" / "b]x:x:"
     link.parent.mkdir()
     link.symlink_to(folder / "data")
@@ -174,7 +174,7 @@ def test_bad_input_as_a_process(folder):
 
 
 @pytest.mark.parametrize("choice", ["keep", "mean", "zero"])
-def test_a_puzzle_embedding_of_another_size(folder, call, choice):
+def test_a_puzzle_embedding_with_another_number_of_rows(folder, call, choice):
     dataset = open_dataset(folder / "three", "test")
     model = load(folder / "model", puzzle_emb=choice, num_puzzle_identifiers=3)
     expected = evaluate(model, dataset, batch_size=10)

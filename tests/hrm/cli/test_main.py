@@ -1,9 +1,11 @@
-"""What all subcommands share: how errors are told."""
+"""What all commands share: help, version, completion, and errors in one line."""
 
 import io
 import os
+import re
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import typer
@@ -37,23 +39,51 @@ def test_no_arguments_print_the_help(call, arguments):
     assert f"Usage: {' '.join(['hrm', *arguments])}" in out and ("sudoku" if arguments else "train") in out
 
 
+def test_version(call):
+    assert call("--version") == (0, f"hrm {version('hrm')}\n", "")
+
+
+def test_commands_in_the_order_of_a_first_session(call):
+    code, out, _ = call("--help")
+    commands = ["data", "train", "eval", "solve", "calibrate", "scale", "adapt", "analyze", "models", "doctor"]
+    assert code == 0 and re.findall(r"^│ (\w+) ", out, re.M) == commands
+    assert "--install-completion" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "completions"),
+    [
+        ("hrm sc", ["scale"]),
+        ("hrm eval sud", ["sudoku4", "sudoku6"]),
+        ("hrm train sudoku-extreme-f", ["sudoku-extreme-full"]),
+        ("hrm eval sudoku4 --puzzle-emb ", ["strict", "keep", "mean", "zero"]),
+    ],
+)
+def test_completion(call, monkeypatch, words, completions):
+    monkeypatch.setenv("_HRM_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    code, out, err = call()
+    assert (code, err) == (0, "") and [line for line in out.splitlines() if line] == completions
+
+
 def test_help_exits_with_0(call):
     code, out, err = call("solve", "--help")
     assert (code, err) == (0, "") and "Usage: hrm solve" in out
 
 
-def test_no_help_has_what_rich_takes_for_markup_or_an_emoji(call):
+def test_no_help_text_is_read_as_markup_or_an_emoji(call):
     def texts(command):
         yield from filter(None, (command.help, *(getattr(one, "help", None) for one in command.params)))
         for one in getattr(command, "commands", {}).values():
             yield from texts(one)
 
-    found = list(texts(typer.main.get_command(app)))
-    assert len(found) > 80 and [Text.from_markup(text).plain for text in found] == found
+    helps = list(texts(typer.main.get_command(app)))
+    assert len(helps) > 80 and [Text.from_markup(text).plain for text in helps] == helps
     assert "margin:X" in call("solve", "--help")[1]
 
 
-def test_an_encoding_without_the_characters_of_a_board(monkeypatch):
+def test_an_encoding_that_lacks_the_characters_of_a_board(monkeypatch):
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
     monkeypatch.setattr("sys.argv", ["hrm", "solve", "sudoku4", "..1.3.......12.."])
     with pytest.raises(SystemExit, match="0"):
@@ -72,18 +102,18 @@ def test_a_path_that_cannot_be_used_is_one_line(call, tmp_path):
     assert (tmp_path / "file").read_text() == "precious"
 
 
-def test_errors_of_ours_are_not_hidden(monkeypatch):
+def test_bugs_keep_their_traceback(monkeypatch):
     def broken(*_, **__):
-        raise KeyError("ours")
+        raise KeyError("a bug")
 
     monkeypatch.setattr("hrm.cli.app", broken)
     monkeypatch.setattr("sys.argv", ["hrm", "doctor"])
-    with pytest.raises(KeyError, match="ours"):
+    with pytest.raises(KeyError, match="a bug"):
         main()
 
 
-def test_no_message_acts_on_the_terminal(call, tmp_path):
-    """Wherever the words come from: a name that was typed, a key of a file, a path the system complains about."""
+def test_no_message_contains_control_characters(call, tmp_path):
+    """Neither a typed name, nor a key of a file, nor a path in an error of the operating system."""
     evil, shown = "\x1b]0;evil\x07\n", r"\x1b]0;evil\x07\n"
     (tmp_path / "recipe.yaml").write_text('"\\e]0;evil\\a\\n": 1\ndata: x\n')
     (tmp_path / "file").write_text("")
@@ -101,15 +131,15 @@ def test_no_message_acts_on_the_terminal(call, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stdout", "code", "said"),
+    ("stdout", "code", "message"),
     [("closed pipe", 1, ""), ("/dev/full", 2, "No space left on device")],
 )
-def test_an_output_that_takes_no_more(tmp_path, stdout, code, said):
+def test_a_standard_output_that_cannot_be_written(tmp_path, stdout, code, message):
     reader, writer = os.pipe() if stdout == "closed pipe" else (None, os.open(stdout, os.O_WRONLY))
     if reader is not None:
         os.close(reader)
     arguments = ["data", "sudoku", "--size", "4", "--train", "3", "--test", "2", "--out", tmp_path / "data"]
     done = subprocess.run([sys.executable, "-m", "hrm", *arguments], stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
-    assert done.returncode == code and said in done.stderr.decode(), done.stderr
-    assert done.stderr.startswith(b"hrm: ") == bool(said) and done.stderr.count(b"\n") == bool(said)
+    assert done.returncode == code and message in done.stderr.decode(), done.stderr
+    assert done.stderr.startswith(b"hrm: ") == bool(message) and done.stderr.count(b"\n") == bool(message)

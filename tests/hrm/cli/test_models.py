@@ -34,10 +34,10 @@ def test_every_model_has_a_card_a_recipe_and_weights():
         ("sudoku4", partial(sudoku.generate, 200, size=4, extra_clues=4), 0),
         ("sudoku6", partial(sudoku.generate, 200, size=6, extra_clues=20), 0),
         ("sudoku6", partial(sudoku.generate, 200, size=6), 1),
-        ("maze11", partial(maze.generate, 1000, size=11, min_path=2), 0),  # at 78 % as many as a share to 1.5 % takes
+        ("maze11", partial(maze.generate, 1000, size=11, min_path=2), 0),  # as many as 78 % to within 1.5 % takes
     ],
 )
-def test_models_solve_what_their_cards_say(name, generate, accuracy):
+def test_models_reach_the_accuracy_of_their_cards(name, generate, accuracy):
     (card,) = (card for card in models.cards() if card.name == name)
     model = hrm.load(name)
     task = task_of(model.config.vocab_size, model.config.seq_len, read_extra(name)["task"])
@@ -46,7 +46,7 @@ def test_models_solve_what_their_cards_say(name, generate, accuracy):
     assert reached > card.accuracy[accuracy].early_exact_accuracy - 0.04
 
 
-def test_a_path_of_that_name_comes_first(tmp_path, monkeypatch):
+def test_a_path_takes_precedence_over_a_shipped_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert locate("sudoku4") == models.folder("sudoku4")
     (tmp_path / "sudoku4").mkdir()
@@ -56,7 +56,7 @@ def test_a_path_of_that_name_comes_first(tmp_path, monkeypatch):
         hrm.load("sudoku44")
 
 
-def test_models_and_solve(call):
+def test_the_list_of_models(call):
     code, text, _ = call("models")
     assert code == 0 and all(name in text for name in models.names())
     code, text, _ = call("models", "--json")
@@ -66,6 +66,6 @@ def test_models_and_solve(call):
     assert code == 0 and "valid" in text, err
 
 
-def test_listing_them_needs_no_torch():
+def test_the_list_does_not_import_torch():
     code = "import sys; import hrm.models; hrm.models.cards(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

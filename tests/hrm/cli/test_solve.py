@@ -43,7 +43,7 @@ def puzzles():
     return generate(6, 4, np.random.default_rng(0)).inputs
 
 
-def told(solution):
+def printed(solution):
     segments = "1 segment" if solution.steps == 1 else f"{solution.steps} segments"
     verdict = "valid" if solution.valid else f"not valid: {solution.reason}"
     return f"{TASK.render(solution.answer)}\n{verdict}; {segments}, confidence {solution.confidence:.2f}\n"
@@ -53,7 +53,7 @@ def test_one_puzzle(model, puzzles, tmp_path):
     (solution,) = solve(load(model), TASK, puzzles[:1])
     done = run("solve", model, TASK.format(puzzles[0]), "--gif", tmp_path / "way.gif", "--png", tmp_path / "end.png")
     assert (done.returncode, done.stderr) == (1, "")  # a random model's answer is not valid
-    assert done.stdout == told(solution)
+    assert done.stdout == printed(solution)
     with Image.open(tmp_path / "way.gif") as gif, Image.open(tmp_path / "end.png") as png:
         assert gif.n_frames == solution.steps + 1
         assert png.size == gif.size == (72 * 4 + 72, 72 * 4 + 104)
@@ -89,13 +89,13 @@ def test_a_file_of_puzzles(model, puzzles, tmp_path, call, name, write, first):
     solutions = solve(load(model), TASK, puzzles)
     assert len({solution.steps for solution in solutions}) > 1
     code, out, err = call("solve", model, tmp_path / name, "--batch-size", 4)
-    boards = [f"{tmp_path / name}:{first + row}:\n{told(solution)}" for row, solution in enumerate(solutions)]
+    boards = [f"{tmp_path / name}:{first + row}:\n{printed(solution)}" for row, solution in enumerate(solutions)]
     assert out == "".join(boards) + "0 of 6 answers valid\n"
     assert (code, err) == (1, "")
 
 
-def test_a_csv_by_its_header(model, puzzles, call, tmp_path):
-    """In capitals, from elsewhere, or under another name."""
+def test_a_csv_file_is_recognised_by_its_header(model, puzzles, call, tmp_path):
+    """A header in capitals, in another encoding, or with another column name."""
     text = csv_of(puzzles[:2]).replace("source,question", "id,Quizzes")
     for name in ("P.CSV", "p.txt"):
         (tmp_path / name).write_text(text, "utf-16")
@@ -111,7 +111,7 @@ def test_boards_under_titles(model, puzzles, call, tmp_path):
     code, out, err = call("solve", model, file)
     places = [f"{file}:{line}" for line in (2, 8, 14)]
     solutions = solve(load(model), TASK, puzzles[:3])
-    boards = [f"{place}:\n{told(solution)}" for place, solution in zip(places, solutions, strict=True)]
+    boards = [f"{place}:\n{printed(solution)}" for place, solution in zip(places, solutions, strict=True)]
     assert (code, out, err) == (1, "".join(boards) + "0 of 3 answers valid\n", "")
 
 
@@ -127,15 +127,15 @@ def test_a_file_that_unpacks_to_gigabytes_is_refused(model, call, tmp_path, monk
 def test_one_board_over_several_lines(model, puzzles, tmp_path, call):
     (tmp_path / "board.txt").write_text(TASK.render(puzzles[0]) + "\n")
     (solution,) = solve(load(model), TASK, puzzles[:1])
-    assert call("solve", model, tmp_path / "board.txt") == (1, told(solution), "")
+    assert call("solve", model, tmp_path / "board.txt") == (1, printed(solution), "")
 
 
-def test_bad_puzzles_are_named_and_the_others_solved(model, puzzles):
+def test_bad_puzzles_are_reported_and_the_others_solved(model, puzzles):
     good = [TASK.format(puzzle) for puzzle in puzzles[:2]]
     done = run("solve", model, "-", input=f"{good[0]}\n\n12\n{good[1]}\n{'a' * 16}\n")
     assert done.returncode == 2
     first, second = solve(load(model), TASK, puzzles[:2])
-    boards = f"standard input:1:\n{told(first)}standard input:4:\n{told(second)}"
+    boards = f"standard input:1:\n{printed(first)}standard input:4:\n{printed(second)}"
     assert done.stdout == boards + "0 of 2 answers valid, 2 puzzles not read\n"
     messages = done.stderr.splitlines()
     assert [message.partition(": Sudoku")[0] for message in messages] == [
@@ -181,14 +181,14 @@ RECORD = ["place", "puzzle", "answer", "valid", "reason", "segments", "confidenc
 
 @pytest.fixture
 def several(puzzles, tmp_path):
-    """A file with a puzzle, one that is none, and another."""
+    """A file with a puzzle, a line that is not a puzzle, and another puzzle."""
     file = tmp_path / "p.txt"
     file.write_text(f"{TASK.format(puzzles[0])}\n12\n{TASK.format(puzzles[1])}\n")
     return file
 
 
 def records(model, puzzles, file):
-    """What is to be said of ``several``, without the error's text."""
+    """The expected records of ``several``, without the text of the error."""
     for line, solution in zip((1, 3), solve(load(model), TASK, puzzles[:2]), strict=True):
         answer = (TASK.format(solution.inputs), TASK.format(solution.answer), False, solution.reason)
         values = (f"{file}:{line}", *answer, solution.steps, solution.confidence, None)
@@ -197,7 +197,7 @@ def records(model, puzzles, file):
             yield dict.fromkeys(RECORD) | {"place": f"{file}:2", "puzzle": "12"}
 
 
-def test_json_is_an_object_a_line(model, puzzles, several, call):
+def test_json_is_one_object_per_line(model, puzzles, several, call):
     code, out, err = call("solve", model, several, "--json")
     first, bad, last = map(json.loads, out.splitlines())
     assert code == 2 and err == f"hrm: {several}:2: {bad['error']}\n" and "Sudoku with 2 cells" in bad["error"]
@@ -230,7 +230,7 @@ def test_answers_in_a_file(model, puzzles, several, call, tmp_path, name):
     assert len([json.loads(line) for line in out.splitlines()]) == 3
 
 
-def test_what_can_be_wrong_is_looked_at_before_torch_is_imported(model, several, tmp_path):
+def test_wrong_input_is_refused_before_torch_is_imported(model, several, tmp_path):
     cases = {
         (several, "--gif", "x.png"): "--gif x.png: expected a name that ends with .gif",
         (several, "--png", "x.gif"): "--png x.gif: expected a name that ends with .png",
@@ -271,18 +271,18 @@ def test_pictures_that_cannot_be_written_are_refused_before_the_work(call, tmp_p
     assert (code, out) == (2, "") and err == f"hrm: {tmp_path} is a folder; give the name of a file\n"
 
 
-def test_standard_input_that_is_no_text(model, call, monkeypatch):
+def test_standard_input_that_is_not_text(model, call, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff" * 16), "utf-8"))
     code, out, err = call("solve", model, "-")
     assert (code, out) == (2, "") and err.startswith("hrm: standard input cannot be read") and err.count("\n") == 1
 
 
-def test_a_csv_with_a_byte_order_mark(model, puzzles, tmp_path, call):
+def test_a_csv_file_with_a_byte_order_mark(model, puzzles, tmp_path, call):
     (tmp_path / "p.csv").write_text(f"question\n{TASK.format(puzzles[0])}\n", encoding="utf-8-sig")
     assert call("solve", model, tmp_path / "p.csv") == call("solve", model, TASK.format(puzzles[0]))
 
 
-def test_a_csv_without_questions(model, tmp_path, call):
+def test_a_csv_file_without_questions(model, tmp_path, call):
     (tmp_path / "p.csv").write_text("source,board\nx,1\n")
     code, _, err = call("solve", model, tmp_path / "p.csv")
     assert code == 2 and "p.csv:1: no column 'question' in source,board; expected source,question" in err

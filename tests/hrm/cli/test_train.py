@@ -42,7 +42,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """The command within this process, which is faster: exit code, stdout, stderr."""
+    """Run the command in this process, which is faster: exit code, stdout, stderr."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["hrm", "train", *arguments])
@@ -71,7 +71,7 @@ def stop_once_training(process: subprocess.Popen[str], out: Path, number: signal
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(data, tmp_path, run, number):
+def test_a_signal_saves_and_the_resumed_run_is_equal_to_the_bit(data, tmp_path, run, number):
     recipe, settings = ["demo", "--data", str(data)], [*TINY, "epochs=100000", "log_every=1", "eval_interval=null"]
     arguments = [*recipe, *settings]
     process = start(*arguments, "--out", str(tmp_path / "a"))
@@ -95,9 +95,9 @@ def test_a_signal_saves_and_the_run_goes_on_bit_for_bit(data, tmp_path, run, num
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_it_trains_evaluates_and_says_so(data, tmp_path, run):
+def test_training_evaluates_and_reports(data, tmp_path, run):
     out = tmp_path / "run"
-    # an epoch is two steps; the log is a line now and one at the end
+    # an epoch has two steps; the log has one line in between and one at the end
     arguments = ["demo", "--data", str(data), "--out", str(out), *TINY, "epochs=10", "eval_interval=5", "log_every=10"]
     process = start(*arguments)
     printed, err = process.communicate(timeout=120)
