@@ -318,7 +318,7 @@ def scale(
     Raises:
         InputError: as :func:`evaluate`; or the rollouts would all be the same.
     """
-    if noise and max(rollouts) == 1:
+    if noise and max(rollouts, default=1) == 1:
         raise InputError("noise changes no answer of a single rollout; give several rollouts, such as 1,4")
     out = _results_folder(out, _SCALING_FILES, force)
     _require_known(model)
@@ -342,7 +342,7 @@ def scale(
             progress=progress,
         )
     if out is not None:
-        about = {"checkpoint": _name_of(model), "data": str(dataset.folder), "split": dataset.split, "halt": halt}
+        about = {"checkpoint": _name_of(model), "data": str(dataset.folder), "split": dataset.split, "halt": str(halt)}
         found.save(out, **about, augment=augment, noise=noise, seed=seed)
     return found
 

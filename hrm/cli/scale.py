@@ -88,8 +88,7 @@ def scale(
         )
     if as_json:
         about = {"checkpoint": model, "data": str(data), "split": split, "halt": halt}
-        about |= {"augment": not no_augment, "noise": noise, "seed": seed}
-        print(json.dumps(found.as_dict(**about)))
+        print(json.dumps(found.as_dict(**about, augment=not no_augment, noise=noise, seed=seed)))
     else:
         print(found)
 

@@ -125,15 +125,19 @@ def test_evaluate_takes_names_and_objects(data, tmp_path):
     assert calibrated.steps < 4 and hrm.evaluate(model, dataset, halt=Margin(1e9)).steps == by_name.steps == 16
 
 
-def test_scale_and_calibrate_return_what_they_write(data, tmp_path):
-    model = hrm.load("sudoku4")
-    scaling = hrm.scale(model, data, rollouts=[1, 2], halt="q", out=tmp_path / "scale")
-    assert [(one.rollouts, one.segments) for one in scaling.cells] == [
+def test_scale_returns_what_it_writes(data, tmp_path):
+    scaling = hrm.scale(hrm.load("sudoku4"), data, rollouts=[1, 2], halt="q", out=tmp_path)
+    assert [(cell.rollouts, cell.segments) for cell in scaling] == [
         (rollouts, segments) for rollouts in (1, 2) for segments in (1, 2, 4, 8, 16)
     ]
-    stored = json.loads((tmp_path / "scale" / "scaling.json").read_text())
-    assert stored["cells"] == scaling.as_dict()["cells"] and stored["checkpoint"] == "HRM" and stored["halt"] == "q"
-    assert str(scaling) == scaling.markdown() == (tmp_path / "scale" / "scaling.md").read_text().rstrip()
+    stored = json.loads((tmp_path / "scaling.json").read_text())
+    about = {"checkpoint": "HRM", "data": str(data), "split": "test", "halt": "q"}
+    assert stored == scaling.as_dict(**about, augment=True, noise=0.0, seed=0)
+    assert str(scaling) == (tmp_path / "scaling.md").read_text().rstrip()
+
+
+def test_calibrate_returns_what_it_writes(data, tmp_path):
+    model = hrm.load("sudoku4")
     calibration = hrm.calibrate(model, hrm.open_dataset(data, "test"), out=tmp_path / "calibration")
     stored = json.loads((tmp_path / "calibration" / "halting.json").read_text())
     assert stored["threshold"] == calibration.chosen.threshold and calibration.count == 24
