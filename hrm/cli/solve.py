@@ -10,8 +10,8 @@ import numpy as np
 import typer
 
 from hrm.cli.options import BatchSize, Device, Halt, MaxSteps, Model
-from hrm.cli.puzzle_input import PuzzleInput, read_puzzles, read_source
-from hrm.cli.solve_output import record, save_records, show
+from hrm.cli.puzzle_input import read_puzzles, read_source
+from hrm.cli.solve_output import Answers
 from hrm.errors import InputError
 from hrm.files import read_json, require_file
 from hrm.progress import progress_bar
@@ -54,7 +54,6 @@ def solve(
     are solved).
     """
     # Check everything that needs no torch first: importing it takes seconds.
-    from hrm.data import task_of
     from hrm.inference.halting import parse_halting
     from hrm.locate import require_known
 
@@ -63,26 +62,26 @@ def solve(
     _check_output("--out", out, puzzle, ".csv", ".jsonl")
     require_known(model)
     halting = parse_halting(halt, model)
-    source = read_source(puzzle)
+    source, one_only = read_source(puzzle), bool(gif or png)
     task = _known_task(model)
-    inputs = None if task is None else read_puzzles(task, source, one_only=bool(gif or png))
+    puzzles = None if task is None else read_puzzles(task, source, one_only)
 
     from hrm import api
-    from hrm.inference.draw import draw_answer, draw_trace, save_gif, save_png
+    from hrm.data import task_of
     from hrm.training.distributed import joined
     from hrm.weights import load, read_extra
 
     with joined(device) as world:
         loaded = load(model, world.device)
         config = loaded.config
-        if task is None or inputs is None:
+        if task is None or puzzles is None:
             task = task_of(config.vocab_size, config.seq_len, read_extra(model).get("task"))
-            inputs = read_puzzles(task, source, one_only=bool(gif or png))
-        tokens = np.array([one.tokens for one in inputs if one.tokens is not None], np.uint8).reshape(-1, task.seq_len)
+            puzzles = read_puzzles(task, source, one_only)
+        tokens = [one.tokens for one in puzzles if one.tokens is not None]
         with progress_bar(len(tokens) > 1) as progress:
             solutions = api.solve(
                 loaded,
-                tokens,
+                np.array(tokens, np.uint8).reshape(-1, task.seq_len),
                 task=task,
                 halt=halting,
                 max_steps=max_steps,
@@ -90,30 +89,21 @@ def solve(
                 batch_size=batch_size,
                 progress=progress,
             )
-    remaining = iter(solutions)
-    solved = [(one, None if one.tokens is None else next(remaining)) for one in inputs]
-    records = [record(task, one, solution, trace, config.learns_to_continue) for one, solution in solved]
+    answers = Answers(task, puzzles, solutions, config.learns_to_continue, trace)
     if out is not None:
-        save_records(out, records)
-    for (one, solution), values in zip(solved, records):
-        if as_json:
-            print(json.dumps(values))
-        elif solution is not None and out is None:
-            if len(inputs) > 1:
-                print(f"{one.text.place}:")
-            print(show(task, solution, trace, config.learns_to_continue))
-    valid = sum(solution.valid for solution in solutions)
-    failed = _report_failures(inputs)
-    if not as_json and (len(inputs) > 1 or out is not None):
-        print(f"{valid} of {len(solutions)} answers valid" + (f", {failed} puzzles not read" if failed else ""))
-    for solution in solutions:  # only one if a picture is wanted
-        if gif:
-            save_gif(draw_trace(task, solution), gif)
-        if png:
-            save_png(draw_answer(task, solution), png)
-    if failed:
-        raise typer.Exit(2)
-    raise typer.Exit(0 if valid == len(solutions) else 1)
+        answers.save(out)
+    if as_json:
+        print(*map(json.dumps, answers.records()), sep="\n")
+    elif out is None:
+        for board in answers.boards():
+            print(board)
+    for failure in answers.failures:
+        print(f"hrm: {failure.text.place}: {failure.error}", file=sys.stderr)
+    if not as_json and (len(puzzles) > 1 or out is not None):
+        print(answers.summary())
+    if one_only:
+        _draw(answers, gif, png)
+    raise typer.Exit(answers.exit_code)
 
 
 def _check_output(option: str, path: Path | None, puzzle: str, *endings: str) -> None:
@@ -143,9 +133,12 @@ def _known_task(model: str) -> "PuzzleTask | None":
     return task_of(vocab_size, seq_len, config.get("task"))
 
 
-def _report_failures(inputs: list[PuzzleInput]) -> int:
-    """Print why puzzles could not be read; their number."""
-    failures = [one for one in inputs if one.error]
-    for one in failures:
-        print(f"hrm: {one.text.place}: {one.error}", file=sys.stderr)
-    return len(failures)
+def _draw(answers: Answers, gif: Path | None, png: Path | None) -> None:
+    """Draw the only puzzle, if it could be read."""
+    from hrm.inference.draw import draw_answer, draw_trace, save_gif, save_png
+
+    for solution in answers.solutions:
+        if gif:
+            save_gif(draw_trace(answers.task, solution), gif)
+        if png:
+            save_png(draw_answer(answers.task, solution), png)

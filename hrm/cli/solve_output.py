@@ -2,6 +2,8 @@
 
 import csv
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,65 +15,106 @@ if TYPE_CHECKING:
     from hrm.inference.solve import Solution
 
 
-def record(
-    task: "PuzzleTask", puzzle: "PuzzleInput", solution: "Solution | None", trace: bool, has_continue: bool
-) -> dict[str, Any]:
-    """A puzzle and its solution as ``--json`` prints them.
+@dataclass(frozen=True)
+class Answers:
+    """The puzzles of one call and their solutions.
 
-    Args:
-        task: formats boards.
-        puzzle: the puzzle, or why it could not be read.
-        solution: None if the puzzle could not be read.
-        trace: include the answer after every segment.
-        has_continue: the model has a Q value for continuing.
+    Attributes:
+        task: formats and draws the boards.
+        puzzles: the puzzles, and why some could not be read.
+        solutions: one for each puzzle that could be read, in order.
+        has_continue: whether the model has a Q value for continuing.
+        trace: whether the answer after every segment is shown.
     """
-    values: dict[str, Any] = {
-        "place": puzzle.text.place,
-        "puzzle": puzzle.text.text if puzzle.tokens is None else task.format(puzzle.tokens),
-        "answer": solution and task.format(solution.answer),
-        "valid": solution and solution.valid,
-        "reason": solution and solution.reason,
-        "segments": solution and solution.steps,
-        "confidence": solution and solution.confidence,
-        "error": puzzle.error,
-    }
-    if trace and solution is not None:
-        values["trace"] = [
-            {
-                "segment": frame.step,
-                "answer": task.format(frame.tokens),
-                "halt": frame.confidence,
-                "continue": frame.continue_value if has_continue else None,
-                "changed": int(solution.changed(index).sum()),
-            }
-            for index, frame in enumerate(solution.frames)
-        ]
-    return values
 
+    task: "PuzzleTask"
+    puzzles: list["PuzzleInput"]
+    solutions: list["Solution"]
+    has_continue: bool
+    trace: bool
 
-def save_records(path: Path, records: list[dict[str, Any]]) -> None:
-    """Write ``records`` as CSV (without traces) or as one JSON object per line, depending on the file's name."""
-    with written_beside(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        if path.suffix.lower() == ".jsonl":
-            file.writelines(json.dumps(values) + "\n" for values in records)
-        else:
-            columns = [name for name in records[0] if name != "trace"]
-            writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(records)
+    @property
+    def failures(self) -> list["PuzzleInput"]:
+        """The puzzles that could not be read."""
+        return [puzzle for puzzle in self.puzzles if puzzle.error]
 
+    @property
+    def exit_code(self) -> int:
+        """0: all answers are valid; 1: some are not; 2: some puzzles could not be read."""
+        if self.failures:
+            return 2
+        return 0 if all(solution.valid for solution in self.solutions) else 1
 
-def show(task: "PuzzleTask", solution: "Solution", trace: bool, has_continue: bool) -> str:
-    """The board, or all boards from the puzzle on if ``trace``, and the verdict."""
-    parts = [task.render(solution.answer)]
-    if trace:
-        parts = [f"the puzzle\n{task.render(solution.inputs)}"]
-        for index, frame in enumerate(solution.frames):
-            going_on = f" continue {frame.continue_value:.2f}," if has_continue else ""
-            changed = solution.changed(index).sum()
-            parts.append(f"\nsegment {frame.step}: halt {frame.confidence:.2f},{going_on} cells changed: {changed}")
-            parts.append(task.render(frame.tokens))
-        parts.append("")
-    segments = "1 segment" if solution.steps == 1 else f"{solution.steps} segments"
-    verdict = "valid" if solution.valid else f"not valid: {solution.reason}"
-    return "\n".join([*parts, f"{verdict}; {segments}, confidence {solution.confidence:.2f}"])
+    def records(self) -> list[dict[str, Any]]:
+        """Each puzzle and its solution as ``--json`` prints them."""
+        return [self._record(puzzle, solution) for puzzle, solution in self._pairs()]
+
+    def save(self, path: Path) -> None:
+        """Write the records as CSV (without traces) or as one JSON object per line, as the file's name says."""
+        records = self.records()
+        with written_beside(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+            if path.suffix.lower() == ".jsonl":
+                file.writelines(json.dumps(record) + "\n" for record in records)
+            else:
+                columns = [name for name in records[0] if name != "trace"]
+                writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(records)
+
+    def boards(self) -> Iterator[str]:
+        """Each board and its verdict; with its place if there are several puzzles."""
+        for puzzle, solution in self._pairs():
+            if solution is not None:
+                place = f"{puzzle.text.place}:\n" if len(self.puzzles) > 1 else ""
+                yield place + self._board(solution)
+
+    def summary(self) -> str:
+        """How many answers are valid, and how many puzzles could not be read."""
+        valid, failed = sum(solution.valid for solution in self.solutions), len(self.failures)
+        return f"{valid} of {len(self.solutions)} answers valid" + (f", {failed} puzzles not read" if failed else "")
+
+    def _pairs(self) -> Iterator[tuple["PuzzleInput", "Solution | None"]]:
+        solutions = iter(self.solutions)
+        for puzzle in self.puzzles:
+            yield puzzle, None if puzzle.tokens is None else next(solutions)
+
+    def _record(self, puzzle: "PuzzleInput", solution: "Solution | None") -> dict[str, Any]:
+        task = self.task
+        record: dict[str, Any] = {
+            "place": puzzle.text.place,
+            "puzzle": puzzle.text.text if puzzle.tokens is None else task.format(puzzle.tokens),
+            "answer": solution and task.format(solution.answer),
+            "valid": solution and solution.valid,
+            "reason": solution and solution.reason,
+            "segments": solution and solution.steps,
+            "confidence": solution and solution.confidence,
+            "error": puzzle.error,
+        }
+        if self.trace and solution is not None:
+            record["trace"] = [
+                {
+                    "segment": frame.step,
+                    "answer": task.format(frame.tokens),
+                    "halt": frame.confidence,
+                    "continue": frame.continue_value if self.has_continue else None,
+                    "changed": int(solution.changed(index).sum()),
+                }
+                for index, frame in enumerate(solution.frames)
+            ]
+        return record
+
+    def _board(self, solution: "Solution") -> str:
+        parts = [self.task.render(solution.answer)]
+        if self.trace:
+            parts = [f"the puzzle\n{self.task.render(solution.inputs)}"]
+            for index, frame in enumerate(solution.frames):
+                q_continue = f" continue {frame.continue_value:.2f}," if self.has_continue else ""
+                changed = solution.changed(index).sum()
+                parts.append(
+                    f"\nsegment {frame.step}: halt {frame.confidence:.2f},{q_continue} cells changed: {changed}\n"
+                    f"{self.task.render(frame.tokens)}"
+                )
+            parts.append("")
+        segments = "1 segment" if solution.steps == 1 else f"{solution.steps} segments"
+        verdict = "valid" if solution.valid else f"not valid: {solution.reason}"
+        return "\n".join([*parts, f"{verdict}; {segments}, confidence {solution.confidence:.2f}"])
