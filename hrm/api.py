@@ -327,7 +327,7 @@ def scale(
     with _loaded(model, dataset, puzzle_emb, device, one_process="hrm scale") as (loaded, _):
         from hrm.inference import scaling
 
-        found = scaling.scale(
+        result = scaling.scale(
             loaded,
             _task_of(dataset),
             dataset,
@@ -343,8 +343,8 @@ def scale(
         )
     if out is not None:
         about = {"checkpoint": _name_of(model), "data": str(dataset.folder), "split": dataset.split, "halt": str(halt)}
-        found.save(out, **about, augment=augment, noise=noise, seed=seed)
-    return found
+        result.save(out, **about, augment=augment, noise=noise, seed=seed)
+    return result
 
 
 def calibrate(
@@ -373,14 +373,14 @@ def calibrate(
         max_steps: most segments per puzzle (default: as in training).
         max_examples: use only the first examples (default: all).
         batch_size: puzzles processed together.
-        out: the folder for ``halting.json``, ``halting.md`` and ``halting.png`` (default: beside the checkpoint; of a
-            model given as an object nothing is stored).
+        out: the folder for ``halting.json``, ``halting.md`` and ``halting.png`` (default: beside the checkpoint; the
+            threshold of a model object is not stored).
         puzzle_emb: as for :func:`evaluate`.
         device: where a model given by name runs: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         progress: called with the number of finished puzzles.
 
     Raises:
-        InputError: as :func:`evaluate`; or there is no folder here to store the threshold in.
+        InputError: as :func:`evaluate`; or the model has no local folder to store the threshold in.
     """
     out = _calibration_folder(model) if out is None else _results_folder(out)
     _require_known(model)
@@ -388,7 +388,7 @@ def calibrate(
     with _loaded(model, dataset, puzzle_emb, device, one_process="hrm calibrate") as (loaded, _):
         from hrm.inference import calibrate as calibration
 
-        found = calibration.calibrate(
+        result = calibration.calibrate(
             loaded,
             dataset,
             loss=loss,
@@ -398,8 +398,8 @@ def calibrate(
             progress=progress,
         )
     if out is not None:
-        found.save(out, f"{dataset.folder} ({dataset.split})")
-    return found
+        result.save(out, f"{dataset.folder} ({dataset.split})")
+    return result
 
 
 def adapt(
@@ -515,7 +515,7 @@ def analyze(
     with _loaded(model, dataset, puzzle_emb, device, one_process="hrm analyze") as (loaded, _):
         from hrm.analysis import analyze as run_analysis
 
-        found = run_analysis(
+        analysis = run_analysis(
             loaded,
             _task_of(dataset),
             dataset,
@@ -531,8 +531,8 @@ def analyze(
     if out is not None:
         from hrm.analysis import write_report
 
-        write_report(found, out, f"{_name_of(model)} on {dataset.folder} ({dataset.split})")
-    return found
+        write_report(analysis, out, f"{_name_of(model)} on {dataset.folder} ({dataset.split})")
+    return analysis
 
 
 def json_values(metrics: Metrics) -> dict[str, float | None]:

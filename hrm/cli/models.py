@@ -15,12 +15,12 @@ def models(as_json: Json = False) -> None:
 
     from hrm.models import cards
 
-    found = cards()
+    shipped = cards()
     if as_json:
-        print(json.dumps([card.model_dump(mode="json") | {"bytes": card.size} for card in found]))
+        print(json.dumps([card.model_dump(mode="json") | {"bytes": card.size} for card in shipped]))
         return
     table = Table("model", "held-out puzzles", "exact accuracy", "halting early", "segments")
-    for card in found:
+    for card in shipped:
         for measured in card.accuracy:
             table.add_row(
                 card.name,
@@ -30,6 +30,6 @@ def models(as_json: Json = False) -> None:
                 f"{measured.early_steps:.2f} of {measured.steps}",
             )
     Console().print(table)
-    for card in found:
+    for card in shipped:
         print(f"{card.name}: {card.puzzles}; {card.parameters:,} parameters, {card.size / 1e6:.2f} MB; {card.folder}")
         print(f'  hrm solve {card.name} "{card.example}" --halt calibrated --trace')

@@ -6,8 +6,6 @@ from typing import Annotated
 
 import typer
 
-from hrm import models
-
 
 class PuzzleEmb(str, Enum):
     """What to do with a puzzle embedding that was trained on other puzzles (:data:`hrm.weights.PuzzleEmb`)."""
@@ -18,13 +16,19 @@ class PuzzleEmb(str, Enum):
     zero = "zero"
 
 
+def _shipped_models() -> list[str]:
+    from hrm.models import names
+
+    return names()
+
+
 Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
         help="The model: a shipped model's name (hrm models), a training run, a checkpoint, a model folder, or a "
         "hub name (owner/name).",
-        autocompletion=models.names,
+        autocompletion=_shipped_models,
     ),
 ]
 Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="The data folder.")]

@@ -68,7 +68,7 @@ def scale(
     from hrm import api
 
     with progress_bar() as progress:
-        found = api.scale(
+        scaling = api.scale(
             model,
             data,
             segments=None if segments is None else _numbers("--segments", segments),
@@ -88,9 +88,9 @@ def scale(
         )
     if as_json:
         about = {"checkpoint": model, "data": str(data), "split": split, "halt": halt}
-        print(json.dumps(found.as_dict(**about, augment=not no_augment, noise=noise, seed=seed)))
+        print(json.dumps(scaling.as_dict(**about, augment=not no_augment, noise=noise, seed=seed)))
     else:
-        print(found)
+        print(scaling)
 
 
 def _numbers(option: str, text: str) -> list[int]:

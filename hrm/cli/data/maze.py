@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from hrm.cli.data.options import Csv, Force, Out, SkipBad, Test, Train
-from hrm.cli.data.sources import find_sources, read_splits, shuffled_split
+from hrm.cli.data.sources import Selection, find_sources, read_splits, shuffled_split
 from hrm.cli.data.writing import DATA_FOLDER, finish
 from hrm.cli.options import Seed
 from hrm.errors import InputError
@@ -79,16 +79,15 @@ def maze(
         if csv is None and hub is None:
             task = Maze(30 if size is None else size)
             counts = (train or 1000, test or 200)
-            generated = begun(progress, "generating", sum(counts))
-            share = LOOPS if loops is None else loops
-            mazes = generate(sum(counts), task.size, rng, min_path, max_path, max_branch, share, generated)
+            share, report = LOOPS if loops is None else loops, begun(progress, "generating", sum(counts))
+            mazes = generate(sum(counts), task.size, rng, min_path, max_path, max_branch, share, report)
             splits = shuffled_split(mazes, counts[1], rng)
         else:
             if not min_path is max_path is max_branch is loops is None:
                 options = "--min-path, --max-path, --max-branch and --loops"
                 raise InputError(f"{options} are for generated mazes; choose from files with --min-rating")
             task, paths = find_sources(csv, hub, Maze, size)
-            splits = read_splits(paths, task, bad, train, test, min_rating, rng, progress)
+            splits = read_splits(paths, task, Selection(train, test, min_rating), bad, rng, progress)
     sets = {
         "train": build_set(splits["train"], augment, splits["test"].inputs),
         "test": build_set(splits["test"]),

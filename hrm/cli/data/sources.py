@@ -1,5 +1,6 @@
 """Where the puzzles of a data folder come from: files or the hub, and how they are split."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,6 +15,20 @@ if TYPE_CHECKING:
     from hrm.data.puzzles import Puzzles
 
 Task = TypeVar("Task", bound="CsvTask")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which puzzles of the files are used.
+
+    Attributes:
+        train, test: how many are drawn for each split; None: all. Of a single file, ``test`` puzzles are held out.
+        min_rating: the lowest rating.
+    """
+
+    train: int | None
+    test: int | None
+    min_rating: int
 
 
 def find_sources(csv: Path | None, hub: str | None, task_type: type[Task], size: int | None) -> tuple[Task, list[Path]]:
@@ -43,14 +58,12 @@ def find_sources(csv: Path | None, hub: str | None, task_type: type[Task], size:
 def read_splits(
     paths: list[Path],
     task: "CsvTask",
+    selection: Selection,
     bad: "BadRows",
-    train: int | None,
-    test: int | None,
-    min_rating: int,
     rng: "np.random.Generator",
     progress: Progress,
 ) -> "dict[str, Puzzles]":
-    """Read the files; hold ``test`` random puzzles out of a single file.
+    """Read the selected puzzles of the files.
 
     Raises:
         InputError: a row is malformed, or too few puzzles are left.
@@ -60,17 +73,17 @@ def read_splits(
     parts = []
     for path in paths:
         part = read_puzzles(path, task, bad, begun(progress, f"reading {path.name}", None))
-        parts.append(part.take(part.ratings >= min_rating))
+        parts.append(part.take(part.ratings >= selection.min_rating))
         if not len(parts[-1]):
-            rated = f" of rating {min_rating} or more (highest {part.ratings.max()})" if len(part) else ""
+            rated = f" of rating {selection.min_rating} or more (highest {part.ratings.max()})" if len(part) else ""
             way_out = "lower --min-rating" if rated else "give a file with puzzles"
             raise InputError(f"{path} has no usable puzzle{rated}; {way_out}")
     if len(parts) == 2:
-        return {"train": parts[0].sample(train, rng), "test": parts[1].sample(test, rng)}
-    if test is None:
+        return {"train": parts[0].sample(selection.train, rng), "test": parts[1].sample(selection.test, rng)}
+    if selection.test is None:
         raise InputError(f"{paths[0]} is one file; add --test N to hold out N of its puzzles for the test split")
-    splits = shuffled_split(parts[0], test, rng)
-    return {"train": splits["train"].sample(train, rng), "test": splits["test"]}
+    splits = shuffled_split(parts[0], selection.test, rng)
+    return {"train": splits["train"].sample(selection.train, rng), "test": splits["test"]}
 
 
 def shuffled_split(puzzles: "Puzzles", test: int, rng: "np.random.Generator") -> "dict[str, Puzzles]":

@@ -1,16 +1,22 @@
 """``hrm data sudoku``: generate Sudoku puzzles, or take them from files or the hub."""
 
-from typing import Annotated
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hrm.cli.data.options import Csv, Force, Out, SkipBad, Test, Train
-from hrm.cli.data.sources import find_sources, read_splits, shuffled_split
+from hrm.cli.data.sources import Selection, find_sources, read_splits, shuffled_split
 from hrm.cli.data.writing import DATA_FOLDER, finish
 from hrm.cli.options import Seed
 from hrm.errors import InputError
 from hrm.files import require_new
 from hrm.progress import begun, progress_bar
+
+if TYPE_CHECKING:
+    from hrm.data.puzzle_csv import BadRows
+    from hrm.data.puzzles import Puzzles
 
 
 def sudoku(
@@ -56,7 +62,7 @@ def sudoku(
     import numpy as np
 
     from hrm.data.puzzle_csv import BadRows
-    from hrm.data.sudoku import Sudoku, build_set, generate, solve
+    from hrm.data.sudoku import Sudoku, build_set, generate
 
     require_new(out, force, *DATA_FOLDER)
     rng, bad = np.random.default_rng(seed), BadRows(skip_bad)
@@ -64,21 +70,18 @@ def sudoku(
         if csv is None and hub is None:
             task = Sudoku(9 if size is None else size)
             counts = (train or 1000, test or 200)
-            generated = begun(progress, "generating", sum(counts))
-            puzzles = generate(sum(counts), task.size, rng, min_rating, generated, extra_clues)
+            report = begun(progress, "generating", sum(counts))
+            puzzles = generate(sum(counts), task.size, rng, min_rating, report, extra_clues)
             splits = shuffled_split(puzzles, counts[1], rng)
         else:
             if extra_clues:
                 raise InputError("--extra-clues is for generated puzzles; leave it out, or leave out --csv and --hub")
             task, paths = find_sources(csv, hub, Sudoku, size)
-            splits = read_splits(paths, task, bad, train, test, min_rating, rng, progress)
+            splits = read_splits(paths, task, Selection(train, test, min_rating), bad, rng, progress)
             if not no_check_unique:
                 for split, path in zip(("train", "test"), (paths[0], paths[-1]), strict=True):
-                    part = splits[split]
-                    found = solve(part.inputs, begun(progress, f"solving {split}", len(part))).counts
-                    for index in np.flatnonzero(found != 1):
-                        bad.report(path, int(part.lines[index]), "the question has several solutions, expected one")
-                    splits[split] = part.take(found == 1)
+                    report = begun(progress, f"solving {split}", len(splits[split]))
+                    splits[split] = _with_one_solution(splits[split], path, bad, report)
         sets = {
             "train": build_set(
                 splits["train"],
@@ -90,3 +93,15 @@ def sudoku(
             "test": build_set(splits["test"], 0, rng),
         }
     finish(out, task, sets, bad, force)
+
+
+def _with_one_solution(puzzles: "Puzzles", path: Path, bad: "BadRows", progress: Callable[[int], None]) -> "Puzzles":
+    """The puzzles of the file ``path`` that have one solution; the others are reported to ``bad``."""
+    import numpy as np
+
+    from hrm.data.sudoku import solve
+
+    solutions = solve(puzzles.inputs, progress).counts
+    for index in np.flatnonzero(solutions != 1):
+        bad.report(path, int(puzzles.lines[index]), "the question has several solutions, expected one")
+    return puzzles.take(solutions == 1)

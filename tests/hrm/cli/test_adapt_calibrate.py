@@ -63,14 +63,14 @@ def test_an_adapted_model_accepts_only_its_own_puzzles(folder, call, tmp_path):
     assert code == 0, err
     code, _, err = call("eval", tmp_path / "adapted", "--data", others)
     assert code == 2 and f"{others} names other puzzle identifiers (identifiers.json) than the checkpoint" in err
-    found = []
+    losses = []
     for data, puzzle_emb in ((ours, "strict"), (others, "keep"), (others, "mean"), (others, "zero")):
         code, text, err = call(
             "eval", tmp_path / "adapted", "--data", data, "--json", "--batch-size", "8", "--puzzle-emb", puzzle_emb
         )
         assert code == 0, err
-        found.append(json.loads(text)["lm_loss"])
-    assert found[0] == found[1] and len(set(found)) == 3
+        losses.append(json.loads(text)["lm_loss"])
+    assert losses[0] == losses[1] and len(set(losses)) == 3
     code, _, err = call("adapt", tmp_path / "adapted", "--data", others, "--out", tmp_path / "again", "--steps", 1)
     assert code == 0, err
     assert call("eval", tmp_path / "again", "--data", others)[0] == 0
@@ -81,10 +81,10 @@ def test_a_threshold_in_another_folder_is_printed_as_a_margin(folder, call, tmp_
     arguments = (folder / "model", "--data", folder / "data", "--puzzle-emb", "mean")
     code, text, err = call("calibrate", *arguments, "--out", tmp_path)
     halt = text.rpartition("use it with --halt ")[2].strip()
-    found = json.loads((tmp_path / "halting.json").read_text())
-    assert code == 0 and halt == f"margin:{found['threshold']}", err
+    stored = json.loads((tmp_path / "halting.json").read_text())
+    assert code == 0 and halt == f"margin:{stored['threshold']}", err
     code, text, err = call("eval", *arguments, "--halt", halt, "--json")
-    assert code == 0 and json.loads(text)["steps"] == pytest.approx(found["chosen"]["mean_steps"]), err
+    assert code == 0 and json.loads(text)["steps"] == pytest.approx(stored["chosen"]["mean_steps"]), err
 
 
 def test_puzzle_emb_of_analyze(folder, call, tmp_path):

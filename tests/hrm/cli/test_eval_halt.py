@@ -23,5 +23,5 @@ def test_halting_early_takes_fewer_segments(call, data):
 
 
 def test_a_shipped_model_is_calibrated(call, data):
-    found = json.loads(call("eval", "sudoku4", "--data", data, "--json", "--halt", "calibrated")[1])
-    assert found["steps"] < 4 and found["exact_accuracy"] > 0.9
+    metrics = json.loads(call("eval", "sudoku4", "--data", data, "--json", "--halt", "calibrated")[1])
+    assert metrics["steps"] < 4 and metrics["exact_accuracy"] > 0.9

@@ -203,12 +203,12 @@ def test_json_is_one_object_per_line(model, puzzles, several, call):
     assert code == 2 and err == f"hrm: {several}:2: {bad['error']}\n" and "Sudoku with 2 cells" in bad["error"]
     assert [first, bad | {"error": None}, last] == list(records(model, puzzles, several))
     code, out, err = call("solve", model, TASK.format(puzzles[0]), "--json", "--trace")
-    (solution,), found = solve(load(model), TASK, puzzles[:1]), json.loads(out)
-    assert (code, err) == (1, "") and found["answer"] == TASK.format(solution.answer) and found["place"] == ""
-    assert [(one["segment"], one["halt"], one["continue"], one["answer"]) for one in found["trace"]] == [
+    (solution,), result = solve(load(model), TASK, puzzles[:1]), json.loads(out)
+    assert (code, err) == (1, "") and result["answer"] == TASK.format(solution.answer) and result["place"] == ""
+    assert [(one["segment"], one["halt"], one["continue"], one["answer"]) for one in result["trace"]] == [
         (frame.step, frame.confidence, frame.continue_value, TASK.format(frame.tokens)) for frame in solution.frames
     ]
-    assert [one["changed"] for one in found["trace"]] == [
+    assert [one["changed"] for one in result["trace"]] == [
         solution.changed(index).sum() for index in range(solution.steps)
     ]
 
@@ -217,15 +217,15 @@ def test_json_is_one_object_per_line(model, puzzles, several, call):
 def test_answers_in_a_file(model, puzzles, several, call, tmp_path, name):
     code, out, err = call("solve", model, several, "--out", tmp_path / name)
     assert (code, out) == (2, "0 of 2 answers valid, 1 puzzles not read\n") and err.count("\n") == 1
-    text, wanted = (tmp_path / name).read_text(), list(records(model, puzzles, several))
+    text, expected = (tmp_path / name).read_text(), list(records(model, puzzles, several))
     if name.endswith(".csv"):
-        found = list(csv.DictReader(io.StringIO(text)))
-        wanted = [{key: "" if value is None else str(value) for key, value in one.items()} for one in wanted]
+        result = list(csv.DictReader(io.StringIO(text)))
+        expected = [{key: "" if value is None else str(value) for key, value in one.items()} for one in expected]
     else:
-        found = [json.loads(line) for line in text.splitlines()]
-    errors = [one.pop("error") for one in found]
+        result = [json.loads(line) for line in text.splitlines()]
+    errors = [one.pop("error") for one in result]
     assert "Sudoku with 2 cells" in errors[1] and not errors[0] and not errors[2]
-    assert found == [{key: value for key, value in one.items() if key != "error"} for one in wanted]
+    assert result == [{key: value for key, value in one.items() if key != "error"} for one in expected]
     _, out, _ = call("solve", model, several, "--out", tmp_path / name, "--json")
     assert len([json.loads(line) for line in out.splitlines()]) == 3
 
@@ -257,10 +257,10 @@ assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    wanted = [*cases.values(), "nowhere does not exist; expected a model folder, a checkpoint file, a hub name"]
+    expected = [*cases.values(), "nowhere does not exist; expected a model folder, a checkpoint file, a hub name"]
     lines = done.stderr.splitlines()
-    assert len(lines) == len(wanted)
-    for line, message in zip(lines, wanted):
+    assert len(lines) == len(expected)
+    for line, message in zip(lines, expected):
         assert line.startswith(f"hrm: {message}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.txt", "q.csv"]
 
