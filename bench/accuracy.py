@@ -75,12 +75,12 @@ class Oracle:
     def errors(self, results: Sequence[torch.Tensor]) -> list[float]:
         return errors(results, self._exact)
 
-    def wrong_reason(self, found: Sequence[float]) -> str | None:
-        """None if the errors ``found`` are allowed, else a message."""
+    def wrong_reason(self, measured: Sequence[float]) -> str | None:
+        """None if the ``measured`` errors are allowed, else a message."""
         for allowed in (lambda: self._allowed(self._eager_errors), lambda: self._allowed_of_perturbed):
-            if all(map(operator.le, found, allowed())):
+            if all(map(operator.le, measured, allowed())):
                 return None
-        return f"errors {found} against float64, allowed {self._allowed_of_perturbed}"
+        return f"errors {measured} against float64, allowed {self._allowed_of_perturbed}"
 
     def _allowed(self, reference: Sequence[float]) -> list[float]:
         return [2 * error + tolerance(self._dtype) for error in reference]

@@ -110,7 +110,7 @@ def training_step(
     """Take a step of the trainer, without its metrics; return the loss and the gradients that the step used.
 
     Args:
-        forward: takes the place of the model's own.
+        forward: replaces the forward pass of the model.
     """
 
     def compute_loss() -> tuple[torch.Tensor, Carry]:

@@ -88,10 +88,10 @@ def _with(make: Callable[[list[torch.Tensor]], torch.optim.Optimizer]) -> Callab
     """A step of another optimiser on the same parameters; ``make`` creates it at the first step."""
     made: WeakKeyDictionary[torch.optim.Optimizer, torch.optim.Optimizer] = WeakKeyDictionary()
 
-    def step(ours: torch.optim.Optimizer, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
-        if ours not in made:
-            made[ours] = make(parameters)
-        made[ours].step()
+    def step(key: torch.optim.Optimizer, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
+        if key not in made:
+            made[key] = make(parameters)
+        made[key].step()
         return parameters
 
     return step

@@ -64,14 +64,14 @@ def seconds_waited() -> float:
 
     Linux counts them. Elsewhere it is the wall time minus this thread's CPU time.
     """
-    total, found = 0, False
+    total, is_counted = 0, False
     for file in Path("/proc/self/task").glob("*/schedstat"):
         try:
             total += int(file.read_text().split()[1])
-            found = True
+            is_counted = True
         except (OSError, LookupError, ValueError):  # the thread has ended, or this kernel does not count
             continue
-    return total / 1e9 if found else time.perf_counter() - time.thread_time()
+    return total / 1e9 if is_counted else time.perf_counter() - time.thread_time()
 
 
 def take_turns(replays: Mapping[str, Replay], device: str, rounds: int, patience: int = 1) -> Turns:

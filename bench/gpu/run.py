@@ -1,6 +1,6 @@
 """The parts of a run on a GPU: tests, timings, determinism, compute-sanitizer.
 
-Each part runs in processes of its own, so that what one breaks does not stop the others. After every part the results
+Each part runs in its own processes, so a part that crashes does not stop the others. After every part the results
 so far are written to ``results.json`` and ``results.md``.
 """
 

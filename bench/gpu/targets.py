@@ -44,7 +44,7 @@ def _times_faster_than(workload: str, backend: str) -> Value:
 
 
 def _launches_of_a_pass(rows: Rows, ceilings: Mapping[str, float]) -> float:
-    """Kernels, copies and fills of a segment's six module passes: four in one call, two in calls of their own."""
+    """Kernels, copies and fills of a segment's six module passes: four in one call, two in separate calls."""
     cycles, module = (rows[f"{op} batch 1", "cuda"]["launches"] for op in ("recurrent_cycles", "reasoning_module"))
     if None in (cycles, module):
         raise KeyError("launches")  # the profiler saw none

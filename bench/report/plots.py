@@ -68,10 +68,10 @@ def _ratios(rows: Sequence[Row]) -> Any:
     figure, (axis,) = _figure(9, 1 + 0.24 * (len(rows) + 0.6 * len(names)))
     y, places, labels, known = 0.0, [], [], set()
     for name in names:
-        own = [row for row in rows if f"{row['suite']}: {row['workload']}" == name]
-        places.append(y + (len(own) - 1) / 2)
+        group = [row for row in rows if f"{row['suite']}: {row['workload']}" == name]
+        places.append(y + (len(group) - 1) / 2)
         labels.append(name)
-        for row in own:
+        for row in group:
             candidate, ratio = row["candidate"], row["times_eager"]
             label = None if candidate in known else candidate
             known.add(candidate)
@@ -121,11 +121,11 @@ def _roofline(rows: Sequence[Row], ceilings: dict[str, float]) -> Any:
     markers = dict(zip(SUITES, "os^Dv"))
     for candidate in dict.fromkeys(row["candidate"] for row in rows):
         for suite in SUITES:
-            own = [row for row in rows if (row["candidate"], row["suite"]) == (candidate, suite)]
-            if own:
+            group = [row for row in rows if (row["candidate"], row["suite"]) == (candidate, suite)]
+            if group:
                 axis.scatter(
-                    [row["operations"] / row["bytes"] for row in own],
-                    [row["operations"] / row["median"] / 1e9 for row in own],
+                    [row["operations"] / row["bytes"] for row in group],
+                    [row["operations"] / row["median"] / 1e9 for row in group],
                     marker=markers[suite],
                     s=34,
                     color=_colour(candidate),
@@ -151,12 +151,12 @@ def _cost(rows: Sequence[Row]) -> Any:
     shortest = min(row["positions"] for row in rows)
     per_position = max(row["median"] / (row["batch"] * row["positions"]) for row in rows)
     factor, unit = (1e3, "ms") if per_position > 1e-4 else (1e6, "µs")
-    for axis, own, key, label in (
+    for axis, group, key, label in (
         (by_batch, [row for row in rows if row["positions"] == shortest], "batch", f"rows of {shortest} positions"),
         (by_length, [row for row in rows if row["batch"] == 1], "positions", "positions of one row"),
     ):
-        for candidate in dict.fromkeys(row["candidate"] for row in own):
-            line = sorted((row for row in own if row["candidate"] == candidate), key=lambda row: row[key])
+        for candidate in dict.fromkeys(row["candidate"] for row in group):
+            line = sorted((row for row in group if row["candidate"] == candidate), key=lambda row: row[key])
             tokens = [row["batch"] * row["positions"] for row in line]
             cost = [factor * row["median"] / n for row, n in zip(line, tokens)]
             spread = [[factor * abs(row[q] - row["median"]) / n for row, n in zip(line, tokens)] for q in ("q1", "q3")]
@@ -170,7 +170,7 @@ def _cost(rows: Sequence[Row]) -> Any:
                 color=_colour(candidate),
                 label=candidate,
             )
-        ticks = sorted({row[key] for row in own})
+        ticks = sorted({row[key] for row in group})
         axis.set_xscale("log")
         axis.set_xticks(ticks, [str(t) for t in ticks])
         axis.minorticks_off()

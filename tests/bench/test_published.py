@@ -35,13 +35,13 @@ def test_outputs_of_two_training_calls(positions):
     model.train()
     carries = [model.initial_carry(batch)] * 2
     for _ in range(2):
-        found = []
+        runs = []
         for index, call in enumerate((published.forward, HRM.__call__)):
             torch.manual_seed(1)  # of the exploration
             with use_backend("reference"):
                 carries[index], outputs = call(model, carries[index], batch)
-            found.append((carries[index], outputs))
-        (carry, outputs), (want_carry, want) = found
+            runs.append((carries[index], outputs))
+        (carry, outputs), (want_carry, want) = runs
         assert outputs.keys() == want.keys() and "target_q_continue" in want
         for name in want:
             torch.testing.assert_close(outputs[name], want[name], rtol=1e-5, atol=2e-5)
@@ -50,15 +50,15 @@ def test_outputs_of_two_training_calls(positions):
 
 
 def test_loss_and_gradients_of_a_step():
-    found = []
+    runs = []
     for step in (models.eager_training_step, models.training_step):
         model, batch = small()
         model.train()
         optimizers = [AdamATan2(model.parameters(), lr=1e-3), SparseSignSGD([model.puzzle_emb], lr=1e-3)]
         torch.manual_seed(1)
         results = step(model, optimizers, {"carry": model.initial_carry(batch), "batch": batch})
-        found.append((results, model.state_dict()))
-    (results, weights), (want, want_weights) = found
+        runs.append((results, model.state_dict()))
+    (results, weights), (want, want_weights) = runs
     assert len(results) == len(want) == 1 + len(list(model.parameters()))
     for one, other in zip(results, want):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -34,14 +34,14 @@ def write(path, benchmarks, **head):
         "gpus": [],
     }
     common = {"device": "cpu", "dtype": "float32", "full": False, "ceilings": CEILINGS, "unmeasured": []}
-    found = {
+    content = {
         "machine_info": machine,
         "datetime": "2026-11-24T20:00:00",
         "commit_info": {"id": "abcdef0123456789", "dirty": False},
         "bench": common | head,
         "benchmarks": benchmarks,
     }
-    path.write_text(json.dumps(found))
+    path.write_text(json.dumps(content))
 
 
 @pytest.fixture
