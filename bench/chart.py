@@ -41,14 +41,29 @@ class Theme:
     """Colours for a light or a dark page."""
 
     suffix: str
+    page: str
     text: str
     muted: str
     grid: str
     bars: dict[str, str]
 
 
-LIGHT = Theme("", "#1f2328", "#59636e", "#d8dee4", {"eager": "#9aa4ae", "compile": "#c98a1b", "cpu": "#1f6fb2"})
-DARK = Theme("-dark", "#e6edf3", "#9aa4ae", "#30363d", {"eager": "#6e7681", "compile": "#d9a441", "cpu": "#58a6ff"})
+LIGHT = Theme(
+    suffix="",
+    page="#ffffff",
+    text="#1f2328",
+    muted="#59636e",
+    grid="#d8dee4",
+    bars={"eager": "#9aa4ae", "compile": "#c98a1b", "cpu": "#1f6fb2"},
+)
+DARK = Theme(
+    suffix="-dark",
+    page="#0d1117",
+    text="#e6edf3",
+    muted="#9aa4ae",
+    grid="#30363d",
+    bars={"eager": "#6e7681", "compile": "#d9a441", "cpu": "#58a6ff"},
+)
 
 
 @dataclass(frozen=True)
@@ -100,7 +115,8 @@ def draw(results: Results, theme: Theme) -> Any:
     """The chart as a matplotlib figure."""
     rows = list(groups(results))
     height = 1.4 + 0.25 * sum(len(bars) + 0.7 for _, bars in rows)
-    figure, axis = plt.subplots(figsize=(8.4, height), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8.4, height), layout="constrained", facecolor=theme.page)
+    axis.set_facecolor(theme.page)
     y, ticks, named = 0.0, [], set()
     for _, bars in rows:
         ticks.append(y + (len(bars) - 1) / 2)
@@ -134,7 +150,7 @@ def save(results: Results, folder: Path) -> list[Path]:
         with matplotlib.rc_context({"svg.hashsalt": "speed"}), written_beside(path) as part:
             figure = draw(results, theme)
             metadata = {"Date": None, "Creator": None, "Description": description(results)}
-            figure.savefig(part, format="svg", transparent=True, metadata=metadata)
+            figure.savefig(part, format="svg", metadata=metadata)
             plt.close(figure)
         written.append(path)
     return written
