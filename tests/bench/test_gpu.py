@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.gpu import timings
 from bench.gpu.run import Options, Run
 from bench.gpu.targets import TARGETS, compare
 
@@ -149,3 +150,20 @@ def test_processes_that_a_command_starts_end_with_its_time(tmp_path, monkeypatch
     while is_running():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_without_the_requirements_of_hrm_the_ops_are_still_timed(tmp_path, monkeypatch):
+    def no_pydantic(tiny):
+        raise ModuleNotFoundError("No module named 'pydantic'")
+
+    monkeypatch.setattr(timings, "model_workloads", no_pydantic)
+    monkeypatch.setattr(timings, "measure_ceilings", lambda device, tiny: {})
+    file = tmp_path / "timings.jsonl"
+    arguments = ["timings", str(file), "--tiny", "--device", "cpu", "--dtype", "float32", "--seconds", "-1"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    for _ in range(2):  # a second process adds nothing
+        assert timings.main() == 0
+        ceilings, models, *ops = map(json.loads, file.read_text().splitlines())
+        assert models["status"] == "failed: No module named 'pydantic'"
+        assert len(ops) == len(list(timings.workloads(tiny=True)))
+        assert {row["status"] for row in ops} == {"skipped: out of time"}
