@@ -60,7 +60,7 @@ def train(
     device: str | None = None,
     **settings: Any,
 ) -> Result:
-    """Train a model.
+    """Train a model on a data folder.
 
     ::
 
@@ -220,7 +220,7 @@ def solve(
     device: str = "auto",
     progress: Progress = silent,
 ) -> Solution | list[Solution]:
-    """Solve puzzles.
+    """Solve one puzzle, or several.
 
     ::
 
