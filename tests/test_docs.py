@@ -252,6 +252,25 @@ def test_the_page_of_recipes_names_all_recipes():
     assert all(f"`{path.stem}`" in text for path in (ROOT / "hrm/training/recipes").glob("*.yaml"))
 
 
+@pytest.mark.slow
+def test_the_figure_shows_what_the_shipped_model_does(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("architecture", DOCS / "figures" / "architecture.py")
+    monkeypatch.setitem(sys.modules, "architecture", figure := importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(figure)
+    monkeypatch.setattr(figure, "FOLDER", tmp_path)
+    figure.main()
+    for name in ("architecture.svg", "architecture-dark.svg"):
+        drawn, committed = (texts(folder / name) for folder in (tmp_path, DOCS / "figures"))
+        assert drawn == [pytest.approx(one, abs=0.005) if isinstance(one, float) else one for one in committed]
+        assert drawn.count("segment") == 3
+
+
+def texts(picture):
+    """The texts of an SVG; Q values as numbers, because another CPU rounds them differently."""
+    found = re.findall(r"<text[^>]*>([^<]*)<", picture.read_text("utf-8"))
+    return [float(one) if re.fullmatch(r"\d\.\d+", one) else one for one in found]
+
+
 # The site, and files that other programs read
 
 
