@@ -1,3 +1,5 @@
+"""Files and folders: written whole or not at all, refused early."""
+
 import os
 import resource
 import stat
@@ -17,7 +19,7 @@ def write(folder, text="new", **how):
         (part / "a").write_text(text)
 
 
-def test_a_folder_behind_a_link_is_the_one_replaced(tmp_path):
+def test_a_link_to_a_folder_is_followed(tmp_path):
     (tmp_path / "there").mkdir()
     link = tmp_path / "link"
     link.symlink_to("there")
@@ -28,7 +30,7 @@ def test_a_folder_behind_a_link_is_the_one_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("failing", [1, 2])
-def test_a_folder_that_cannot_be_replaced_is_as_before(tmp_path, monkeypatch, failing):
+def test_a_folder_that_cannot_be_replaced_is_unchanged(tmp_path, monkeypatch, failing):
     folder, replace, calls = tmp_path / "folder", os.replace, []
     write(folder, "old")
 
@@ -38,7 +40,7 @@ def test_a_folder_that_cannot_be_replaced_is_as_before(tmp_path, monkeypatch, fa
             raise OSError(16, "busy")
         replace(*paths)
 
-    monkeypatch.setattr("sys.platform", "another")  # where two names are exchanged in two steps
+    monkeypatch.setattr("sys.platform", "another")  # a system that exchanges two names in two steps
     monkeypatch.setattr("os.replace", fails)
     with pytest.raises(OSError, match="busy"):
         write(folder, overwrite=True)
@@ -46,7 +48,7 @@ def test_a_folder_that_cannot_be_replaced_is_as_before(tmp_path, monkeypatch, fa
 
 
 @pytest.mark.parametrize("platform", [sys.platform, "another"])
-def test_a_folder_is_replaced_and_what_killed_processes_left_is_cleaned(tmp_path, monkeypatch, platform):
+def test_a_folder_is_replaced_and_leftovers_of_killed_processes_are_removed(tmp_path, monkeypatch, platform):
     monkeypatch.setattr("sys.platform", platform)
     folder = tmp_path / "folder"
     write(folder, "old")
@@ -55,7 +57,7 @@ def test_a_folder_is_replaced_and_what_killed_processes_left_is_cleaned(tmp_path
         (tmp_path / name / "a").write_text("left")
     (tmp_path / ".file.abc_efg1.part").write_text("left")
     with folder_written_beside(folder, overwrite=True) as part, folder_written_beside(folder, overwrite=True) as other:
-        for one in (part, other):  # the second has found the first one's lock, and let it be
+        for one in (part, other):  # the second sees the lock of the first, and keeps it
             (one / "a").write_text(one.name)
     assert (folder / "a").read_text() == part.name
     write_json(tmp_path / "file", 1)
@@ -64,7 +66,7 @@ def test_a_folder_is_replaced_and_what_killed_processes_left_is_cleaned(tmp_path
     ]  # fmt: skip
 
 
-def test_what_others_left_is_not_ours_to_remove(tmp_path, monkeypatch):
+def test_leftovers_of_other_users_are_kept(tmp_path, monkeypatch):
     left, real = tmp_path / ".file.abcdefgh.part", os.open
     left.write_text("")
 
@@ -89,8 +91,8 @@ while True:
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a folder is replaced in two steps")
-def test_a_kill_leaves_one_whole_folder_under_the_name(tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems replace a folder in two steps")
+def test_a_killed_process_leaves_a_complete_folder(tmp_path):
     folder = tmp_path / "folder"
     write(folder, "x")
     for kill in range(12):
@@ -104,10 +106,10 @@ def test_a_kill_leaves_one_whole_folder_under_the_name(tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["folder"]
 
 
-def test_what_is_no_regular_file_is_never_replaced(tmp_path, monkeypatch):
+def test_only_regular_files_are_replaced(tmp_path, monkeypatch):
     replace = os.replace
 
-    def careful(part, path):  # so that a failure of this test costs nobody a device
+    def careful(part, path):  # so that a failure of this test does not replace a device
         assert not os.path.lexists(path) or stat.S_ISREG(os.lstat(path).st_mode)
         replace(part, path)
 
@@ -133,7 +135,7 @@ def test_what_is_no_regular_file_is_never_replaced(tmp_path, monkeypatch):
     assert sorted(one.name for one in tmp_path.iterdir()) == ["dangling", "link", "null", "pipe", "there"]
 
 
-def test_names_of_open_files_and_sockets_are_refused(tmp_path, capfd):
+def test_open_files_and_sockets_are_refused(tmp_path, capfd):
     with (tmp_path / "file").open("w+") as file:
         file.write("precious")
         file.flush()
@@ -154,7 +156,7 @@ def test_names_of_open_files_and_sockets_are_refused(tmp_path, capfd):
 
 
 @pytest.fixture
-def little_room():
+def small_disk():
     """Files of this process end after 10,000 bytes, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
@@ -162,7 +164,7 @@ def little_room():
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_is_told_with_the_name_and_costs_nothing(tmp_path, little_room):
+def test_a_full_disk_is_reported_with_the_name_and_loses_nothing(tmp_path, small_disk):
     write_json(tmp_path / "file", "old")
     write(tmp_path / "folder", "old")
     with pytest.raises(OSError, match=f"File too large: '{tmp_path / 'file'}'"):
@@ -180,7 +182,7 @@ def test_a_full_disk_is_told_with_the_name_and_costs_nothing(tmp_path, little_ro
     assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "folder"]
 
 
-def test_folders_that_cannot_be_replaced_are_refused_before_the_work(tmp_path, monkeypatch):
+def test_folders_that_cannot_be_replaced_are_refused_early(tmp_path, monkeypatch):
     (tmp_path / "mounted").mkdir()
     (tmp_path / "here" / "deeper").mkdir(parents=True)
     monkeypatch.setattr("os.path.ismount", lambda path: path == tmp_path / "mounted")
@@ -196,7 +198,7 @@ def test_folders_that_cannot_be_replaced_are_refused_before_the_work(tmp_path, m
     assert (tmp_path / "here" / "deeper" / "new" / "a").is_file()
 
 
-def test_only_a_folder_of_its_kind_is_replaced(tmp_path):
+def test_only_a_folder_of_the_same_kind_is_replaced(tmp_path):
     kind = ("model folder", ("config.json", "halting.*"))
     for name in ("config.json", "halting.md"):
         (tmp_path / name).write_text("")
@@ -211,7 +213,7 @@ def test_only_a_folder_of_its_kind_is_replaced(tmp_path):
         require_new(tmp_path, True, *kind)
 
 
-def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+def test_targets_that_cannot_be_written_are_refused_early(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match=f"{tmp_path / 'file'}"):
         require_writable(tmp_path / "file" / "deeper")

@@ -1,4 +1,4 @@
-"""Parity with the published implementation, on numbers computed with it (tests/data/golden)."""
+"""Parity with numbers that the published implementation computed (tests/data/golden)."""
 
 import parity
 import pytest
@@ -14,7 +14,7 @@ from hrm_kernels.optim import AdamATan2, SparseSignSGD
 
 
 def assert_close(got, want, tolerance=1e-5):
-    """Relative to the largest element: the rule for tensors whose small elements are sums of large ones."""
+    """Compare relative to the largest element: small elements may be sums of large ones."""
     got, want = got.detach().double(), want.double().reshape(got.shape)
     error = (got - want).abs().max() / want.abs().max().clamp(min=1e-30)
     assert error <= tolerance, f"relative error {error:.2e}"
@@ -32,17 +32,17 @@ def test_state_dict_has_the_published_names_and_values(golden):
     assert all(torch.equal(state[key], value.reshape(state[key].shape)) for key, value in want.items())
 
 
-def test_reference_is_the_published_arithmetic(golden):
+def test_the_reference_computes_as_the_published_code(golden):
     tensors, metadata, model = golden
     with hrm_kernels.use_backend("reference"):
-        found = parity.evaluation(model, tensors)
-        parity.assert_the_same(found, parity.evaluation(model, tensors, parity.as_published))
-        found = parity.training(model, tensors, metadata)
-        parity.assert_the_same(found, parity.training(model, tensors, metadata, parity.as_published))
+        got = parity.evaluation(model, tensors)
+        parity.assert_the_same(got, parity.evaluation(model, tensors, parity.as_published))
+        got = parity.training(model, tensors, metadata)
+        parity.assert_the_same(got, parity.training(model, tensors, metadata, parity.as_published))
 
 
 @pytest.mark.parametrize("backend", ["reference", None])
-def test_evaluation_is_as_exact_as_the_published_numbers(golden, backend, jittered, monkeypatch):
+def test_evaluation_is_as_accurate_as_the_published_numbers(golden, backend, jittered, monkeypatch):
     tensors, _, model = golden
     exact = parity.in_float64(model, lambda wide: parity.evaluation(wide, tensors), monkeypatch)
     with hrm_kernels.use_backend("reference"):
@@ -54,7 +54,7 @@ def test_evaluation_is_as_exact_as_the_published_numbers(golden, backend, jitter
 
 @pytest.mark.parametrize("backend", ["reference", None])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_training_is_as_exact_as_the_published_numbers(golden, backend, recompute, jittered, monkeypatch):
+def test_training_is_as_accurate_as_the_published_numbers(golden, backend, recompute, jittered, monkeypatch):
     tensors, metadata, model = golden
     exact = parity.in_float64(model, lambda wide: parity.training(wide, tensors, metadata), monkeypatch)
     with hrm_kernels.use_backend("reference"):
@@ -62,12 +62,12 @@ def test_training_is_as_exact_as_the_published_numbers(golden, backend, recomput
     stored = [part(tensors, f"train.{index}.") for index in range(3)]
     model.config = model.inner.config = model.config.model_copy(update={"recompute": recompute})
     with hrm_kernels.use_backend(backend):
-        found = parity.training(model, tensors, metadata)
-    parity.assert_as_exact(found, stored, plain, exact)
-    for index, (call, want) in enumerate(zip(found, stored, strict=True)):
+        got = parity.training(model, tensors, metadata)
+    parity.assert_as_exact(got, stored, plain, exact)
+    for index, (call, want) in enumerate(zip(got, stored, strict=True)):
         kinds = ("metric.",) if index == 1 else ("metric.", "grad.")
         assert {name for name in want if name.startswith(kinds)} == {name for name in call if name.startswith(kinds)}
-    assert any(call["halted"].any() for call in found[:2]), "the numbers should cover rows that are refilled"
+    assert any(call["halted"].any() for call in got[:2]), "the numbers should cover rows that are refilled"
 
 
 def test_sparse_sign_sgd():

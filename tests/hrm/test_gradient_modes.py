@@ -1,4 +1,4 @@
-"""Which updates of an HRM's segment carry gradients, and what that takes of memory. (TRM: test_trm.py.)"""
+"""Which updates of an HRM's segment carry gradients, and how much memory that needs. (TRM: test_trm.py.)"""
 
 import gc
 import weakref
@@ -39,7 +39,7 @@ def fresh(inner, x):
 
 
 def written_out(model, batch, with_gradients):
-    """The segment, update by update, the whole graph kept; a state is detached where the wanted updates begin."""
+    """The segment, update by update with the whole graph; states are detached before the last ``with_gradients``."""
     inner, config = model.inner, model.config
     x = inner.embed(batch)
     z_H, z_L = fresh(inner, x)
@@ -55,7 +55,7 @@ def written_out(model, batch, with_gradients):
 
 
 def gradients(model, batch, z):
-    """Of the states, and of a loss on z_H that leaves no element out; by name, the puzzles' rows too."""
+    """The states, and the gradients of a loss on all elements of z_H; by name, with the rows of the puzzles."""
     model.zero_grad()
     z_H, z_L = z(model, batch)
     (z_H * torch.linspace(-1, 1, z_H.numel()).view_as(z_H)).sum().backward()
@@ -102,7 +102,7 @@ def test_other_numbers_of_cycles(cycles):
             torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5, msg=f"{gradient} {name}")
 
 
-def test_the_chosen_backend_gives_the_same():
+def test_the_chosen_backend_agrees_with_the_reference():
     batch = random_batch()
     for gradient in ("one_step", 4, "full"):
         model = build(gradient=gradient)
@@ -110,16 +110,16 @@ def test_the_chosen_backend_gives_the_same():
         with hrm_kernels.use_backend("reference"):
             want = gradients(model, batch, segment)
         for name, value in want.items():
-            if value is None:  # the heads
+            if value is None:  # the heads have none
                 continue
             scale = value.abs().max()
             torch.testing.assert_close(got[name] / scale, value / scale, rtol=0, atol=1e-4, msg=f"{gradient} {name}")
 
 
-def test_what_runs_in_one_call_without_gradients(monkeypatch):
-    """The cycles before the updates that carry gradients; all but the last two updates where nothing does."""
+def test_which_cycles_run_in_one_call_without_gradients(monkeypatch):
+    """Those before the updates with gradients; without any gradients all cycles but their last two updates."""
     calls, real = [], hrm_kernels.recurrent_cycles
-    monkeypatch.setattr(hrm_kernels, "recurrent_cycles", lambda *given: calls.append(given[8]) or real(*given))
+    monkeypatch.setattr(hrm_kernels, "recurrent_cycles", lambda *args: calls.append(args[8]) or real(*args))
     batch = random_batch()
     for gradient, cycles in (("one_step", [3]), (1, [3]), ("last_cycle", [2]), (5, [2]), (6, [1]), ("full", [])):
         calls.clear()
@@ -131,7 +131,7 @@ def test_what_runs_in_one_call_without_gradients(monkeypatch):
 
 
 def test_in_bfloat16_the_gradients_of_several_uses_are_added_in_float32(monkeypatch):
-    """Against float64: no worse than plain PyTorch, which converts a weight wherever it is used."""
+    """Against float64: no worse than plain PyTorch, which converts a weight at each use."""
     batch, errors = random_batch(), {}
     monkeypatch.setitem(DTYPES, "float32", torch.float64)
     exact = build(gradient="full").double()
@@ -143,14 +143,14 @@ def test_in_bfloat16_the_gradients_of_several_uses_are_added_in_float32(monkeypa
             errors[name] = {
                 key: (narrow[key].double() - value.double()).abs().max() / value.abs().max()
                 for key, value in wide.items()
-                if value is not None  # (the heads have none)
+                if value is not None  # the heads have none
             }
     for key, plain in errors["plain"].items():
         assert errors["ours"][key] <= 2 * plain + 1e-3, key
 
 
 class Live(TorchDispatchMode):
-    """Bytes of the tensors made in this context: now, and the most there were."""
+    """Bytes of the tensors made in this context: now, and the peak."""
 
     def __init__(self):
         super().__init__()
@@ -164,16 +164,16 @@ class Live(TorchDispatchMode):
                 self.seen.add(storage._cdata)
                 self.now += storage.nbytes()
                 self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self.gone, storage._cdata, storage.nbytes())
+                weakref.finalize(storage, self.free, storage._cdata, storage.nbytes())
         return out
 
-    def gone(self, number, size):
-        self.seen.discard(number)
+    def free(self, address, size):
+        self.seen.discard(address)
         self.now -= size
 
 
 def live_bytes(cycles, recompute):
-    """After a segment with gradients through all of it, and the most until the end of the backward."""
+    """After a segment with gradients through all updates, the peak until the end of the backward, and of a state."""
     model, batch = build(gradient="full", recompute=recompute, H_cycles=cycles), random_batch(rows=64)
     with Live() as live:
         z_H, z_L = segment(model, batch)
@@ -188,25 +188,26 @@ def test_recomputation_keeps_memory_flat_in_the_number_of_cycles():
         held, peak, state = live_bytes(2, True)
         held_many, peak_many, _ = live_bytes(16, True)
         assert held_many == held
-        assert peak_many - peak <= 2 * 3 * state  # from 6 to 48 updates: three halvings more, which hold both states
+        assert peak_many - peak <= 2 * 3 * state  # from 6 to 48 updates: three more halvings, each holds both states
         plain, plain_peak, _ = live_bytes(16, False)
         assert plain > 20 * held_many and plain_peak > 4 * peak_many
 
 
 def test_it_compiles_in_one_graph():
     torch._dynamo.reset()
-    model, batch = build(gradient=4, puzzle_emb_ndim=0), random_batch()  # (rows of puzzles leave the graph, as a leaf)
+    # without a puzzle embedding: its rows are leaves outside the graph
+    model, batch = build(gradient=4, puzzle_emb_ndim=0), random_batch()
     carry, least = model.initial_carry(batch), torch.zeros(3, dtype=torch.int32)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for k in (4, 5):  # the mode is read at each call
         model.inner.gradient = k
-        found = []
+        gradients_of = []
         for call in (compiled, model):
             model.zero_grad()
             loss, _ = hrm.act_loss(*call(carry, batch, least))
             loss.backward()
-            found.append([parameter.grad.clone() for parameter in model.parameters()])
-        for a, b in zip(*found, strict=True):
+            gradients_of.append([parameter.grad.clone() for parameter in model.parameters()])
+        for a, b in zip(*gradients_of, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 

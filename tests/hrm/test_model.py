@@ -1,4 +1,4 @@
-"""The model's behaviour beyond the golden numbers: refill, halting, one-step gradient, options."""
+"""The model beyond the golden numbers: options, refill, halting, checks of its input, repr."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_options_train_every_parameter(options, dtype):
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.filterwarnings("ignore:.* runs on backend 'reference'")
-def test_float64_measures_the_others(options):
+def test_float32_is_close_to_float64(options):
     model, batch = make_model(**options).eval(), make_batch()
     wide = hrm.HRM(model.config.model_copy(update={"forward_dtype": "float64"})).double().eval()
     wide.load_state_dict(model.state_dict())
@@ -74,7 +74,7 @@ def test_float64_measures_the_others(options):
     assert 0 < max(errors) < 2e-5
 
 
-def test_puzzle_embedding_is_padded_in_front():
+def test_puzzle_embedding_is_padded_and_comes_first():
     model, batch = make_model(puzzle_emb_ndim=40), make_batch()
     x = model.eval().inner.embed(batch)
     rows = model.puzzle_emb.weights[batch["puzzle_identifiers"]]
@@ -84,7 +84,7 @@ def test_puzzle_embedding_is_padded_in_front():
     torch.testing.assert_close(x[:, 2:], 32**0.5 * model.inner.embed_tokens.embedding_weight[batch["inputs"].long()])
 
 
-def test_rows_are_refilled_when_they_halt_and_only_then():
+def test_only_rows_that_have_halted_are_refilled():
     model, first, second = make_model().eval(), make_batch(seed=1), make_batch(seed=2)
     with torch.no_grad():
         carry, _ = model(model.initial_carry(first), first)
@@ -99,7 +99,7 @@ def test_rows_are_refilled_when_they_halt_and_only_then():
     torch.testing.assert_close(carry.z_L[refilled], fresh.z_L[refilled])
 
 
-def test_evaluation_halts_after_the_last_step_only():
+def test_evaluation_halts_only_after_the_last_step():
     model, batch = make_model().eval(), make_batch()
     carry = model.initial_carry(batch)
     with torch.no_grad():
@@ -107,7 +107,7 @@ def test_evaluation_halts_after_the_last_step_only():
     assert halted == [[False] * 5] * 3 + [[True] * 5] + [[False] * 5]
 
 
-def test_target_q_runs_one_more_segment():
+def test_target_q_continue_is_the_q_value_after_one_more_segment():
     model, batch = make_model().train(), make_batch()
     carry, outputs = model(model.initial_carry(batch), batch)
     with torch.no_grad():
@@ -125,7 +125,7 @@ def test_halting_rule():
     assert act.halts(torch.ones(1), torch.ones(1) * -9, torch.zeros(1), 1, torch.zeros(1)).tolist() == [True]
 
 
-def test_halting_is_preferred_where_it_promises_more():
+def test_halting_is_preferred_if_its_q_value_is_higher():
     q_halt, q_continue, want = [1.0, 0.0, -1.0, float("nan")], [0.0, 0.0, 0.0, 0.0], [True, False, False, False]
     assert act.prefers_halting(torch.tensor(q_halt), torch.tensor(q_continue)).tolist() == want
     assert act.prefers_halting(np.array(q_halt), np.array(q_continue)).tolist() == want
@@ -138,17 +138,17 @@ def test_target_q_continue_rule():
     torch.testing.assert_close(act.target_q_continue(steps, q_halt, q_continue, 4), want)
 
 
-def test_exploration_draws_two_to_the_last_step_with_its_probability():
+def test_exploration_draws_2_to_halt_max_steps_with_its_probability():
     drawn = act.draw_min_steps(200_000, 5, 0.3, torch.Generator().manual_seed(0))
     shares = torch.bincount(drawn.long(), minlength=6) / len(drawn)
     torch.testing.assert_close(shares, torch.tensor([0.7, 0, 0.075, 0.075, 0.075, 0.075]), atol=3e-3, rtol=0)
     assert act.draw_min_steps(1000, 8, 0.0).eq(0).all()
 
 
-def test_given_minimum_keeps_a_row_running():
+def test_a_row_runs_at_least_min_steps():
     model, batch = make_model().train(), make_batch()
     with torch.no_grad():
-        model.inner.q_head.bias.copy_(torch.tensor([50.0, -50.0]))  # every row wants to halt at once
+        model.inner.q_head.bias.copy_(torch.tensor([50.0, -50.0]))  # every row prefers to halt
     carry, _ = model(model.initial_carry(batch), batch, min_steps=torch.tensor([0, 2, 0, 4, 0], dtype=torch.int32))
     assert carry.halted.tolist() == [True, False, True, False, True]
 
@@ -169,8 +169,8 @@ def test_rows_do_not_influence_each_other():
     with torch.no_grad():
         together = model(model.initial_carry(batch), batch)[1]["logits"]
         part = {name: values[2:3] for name, values in batch.items()}
-        alone = model(model.initial_carry(part), part)[1]["logits"]
-    torch.testing.assert_close(alone, together[2:3], rtol=1e-5, atol=1e-5)
+        single = model(model.initial_carry(part), part)[1]["logits"]
+    torch.testing.assert_close(single, together[2:3], rtol=1e-5, atol=1e-5)
 
 
 def test_model_compiles_without_graph_breaks():
@@ -185,7 +185,7 @@ def test_model_compiles_without_graph_breaks():
             carry = want[0]
 
 
-def test_loss_counts_rows_without_labels_for_halting_only():
+def test_rows_without_labels_count_only_for_the_halting_loss():
     model, batch = make_model(halt_max_steps=1).train(), make_batch()
     batch["labels"][3:] = -100
     carry, outputs = model(model.initial_carry(batch), batch)
@@ -210,7 +210,7 @@ MISFITS = {
 
 
 @pytest.mark.parametrize("misfit", MISFITS)
-def test_config_says_what_does_not_fit(misfit):
+def test_a_configuration_that_does_not_fit_is_named(misfit):
     changes, message = MISFITS[misfit]
     with pytest.raises(hrm.InputError, match=message):
         config(**changes)
@@ -232,7 +232,7 @@ INTEGERS = ("uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uin
 @pytest.mark.parametrize("dtype", INTEGERS)
 @pytest.mark.parametrize("loss_type", ["stablemax_cross_entropy", "softmax_cross_entropy"])
 def test_a_batch_of_any_integers_computes_the_same(dtype, loss_type):
-    """Data folders hold uint8 and int32, files of others int16 and unsigned ones."""
+    """Our data folders hold uint8 and int32; other files also hold int16 and unsigned integers."""
     model, batch = make_model(halt_max_steps=2).train(), make_batch()
     other = {name: values.to(getattr(torch, dtype)) for name, values in batch.items()}
 
@@ -252,11 +252,11 @@ def test_a_batch_of_any_integers_computes_the_same(dtype, loss_type):
     assert torch.equal(hrm.act_loss(carry, outputs)[0], hrm.act_loss(*model(model.initial_carry(batch), batch))[0])
 
 
-def test_a_batch_that_holds_no_indices():
+def test_a_batch_of_other_values_than_integers():
     model, batch = make_model(), make_batch()
     for name in batch:
-        for wrong, came in ((batch[name].float(), "torch.float32"), (batch[name].bool(), "torch.bool")):
-            message = f"^HRM: {name} is {came}, expected integers of any dtype; convert it, as with .long"
+        for wrong, dtype in ((batch[name].float(), "torch.float32"), (batch[name].bool(), "torch.bool")):
+            message = f"^HRM: {name} is {dtype}, expected integers of any dtype; convert it, as with .long"
             with pytest.raises(hrm.InputError, match=message):
                 model(model.initial_carry(batch), batch | {name: wrong})
         with pytest.raises(hrm.InputError, match=f"^HRM: {name} is ndarray, expected a tensor of integers"):

@@ -1,4 +1,4 @@
-"""Models under another default dtype or device, under torch.autocast, and under forward-mode differentiation."""
+"""Models under another default dtype or device, torch.autocast, forward-mode differentiation and torch.func."""
 
 import pytest
 import torch
@@ -34,16 +34,16 @@ def made(config, train=True):
 
 
 def trained(model, calls=2):
-    """Losses, metrics and gradients of some calls."""
-    given = batch()
-    carry, said = model.initial_carry(given), []
+    """Losses, metrics and gradients of several calls."""
+    data = batch()
+    carry, results = model.initial_carry(data), []
     for _ in range(calls):
-        carry, outputs = model(carry, given, min_steps=torch.zeros(4, dtype=torch.int32, device="cpu"))
+        carry, outputs = model(carry, data, min_steps=torch.zeros(4, dtype=torch.int32, device="cpu"))
         assert carry.z_H.dtype == model.config.dtype  # whatever the dtype of the updates
         loss, metrics = hrm.act_loss(carry, outputs)
         loss.backward()
-        said += [loss.detach(), *metrics.values()]
-    return said + [one.grad for one in model.parameters() if one.grad is not None]
+        results += [loss.detach(), *metrics.values()]
+    return results + [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
 @pytest.mark.parametrize("default", [torch.bfloat16, torch.float64, "meta"])
@@ -69,24 +69,24 @@ def test_another_default_changes_nothing(default):
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_autocast(name, train):
-    """Losses and gradients are as near to those in float32 as a model in bfloat16 is."""
+    """Losses and gradients are as close to those in float32 as those of a model in bfloat16."""
     config = CONFIGS[name]
     model = made(config, train)
     with torch.autocast("cpu", torch.bfloat16):
         got = trained(model)
     exact = trained(made(config, train))
     plain = trained(made(config.model_copy(update={"forward_dtype": "bfloat16"}), train))
-    for one, near, theirs in zip(got, exact, plain, strict=True):
-        assert one.dtype == near.dtype
-        scale = near.double().abs().max().clamp(min=1e-3)
-        allowed = 2 * (theirs.double() - near).abs().max() / scale + 0.02
-        assert (one.double() - near).abs().max() / scale < allowed
+    for value, want, narrow in zip(got, exact, plain, strict=True):
+        assert value.dtype == want.dtype
+        scale = want.double().abs().max().clamp(min=1e-3)
+        allowed = 2 * (narrow.double() - want).abs().max() / scale + 0.02
+        assert (value.double() - want).abs().max() / scale < allowed
 
 
 @pytest.mark.filterwarnings("ignore:.*runs on backend 'reference'")
 @pytest.mark.parametrize("name", ["hrm", "trm", "trm, mlp_t"])
-def test_a_tangent_goes_the_way_that_the_gradient_goes(name):
-    """Through the last updates only: v J along a tangent equals the tangent's image times v."""
+def test_tangents_take_the_path_of_the_gradients(name):
+    """Through the last updates only: (v J) t, by the backward, equals v (J t), by forward mode."""
     config = CONFIGS[name].model_copy(update={"H_cycles": 2, "L_cycles": 2})
     inner = made(config, train=False).inner
     shape = (4, config.positions, config.hidden_size)
@@ -103,16 +103,16 @@ def test_a_tangent_goes_the_way_that_the_gradient_goes(name):
 
 def test_functional_call_and_grad():
     model = made(CONFIGS["hrm"])
-    given = batch()
-    carry = model.initial_carry(given)
-    weights = {name: one.detach() for name, one in model.named_parameters()}
+    data = batch()
+    carry = model.initial_carry(data)
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     def loss(weights):
-        after, outputs = torch.func.functional_call(model, weights, (carry, given, carry.steps))
+        after, outputs = torch.func.functional_call(model, weights, (carry, data, carry.steps))
         return hrm.act_loss(after, outputs)[0]
 
     with use_backend("reference"):
         got = torch.func.grad(loss)(weights)
-        hrm.act_loss(*model(carry, given, carry.steps))[0].backward()
-    for name, one in model.named_parameters():
-        torch.testing.assert_close(got[name], one.grad, rtol=1e-4, atol=1e-5)
+        hrm.act_loss(*model(carry, data, carry.steps))[0].backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(got[name], parameter.grad, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The tiny recursive model: parity with the published implementation, its gradients, its way to disk and back."""
+"""The tiny recursive model: sizes, gradients, halting, saving and loading, training."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ MIXING = {"mlp_t": True, "pos_encodings": "none"}
 
 
 def test_published_sizes():
-    """5 M parameters with mixing on 9 x 9 Sudoku, 7 M with attention, as the paper has them."""
+    """As in the paper: 5 M parameters with mixing on 9 x 9 Sudoku, 7 M with attention."""
     sudoku = {"seq_len": 81, "vocab_size": 11, "puzzle_emb_ndim": 512}
     with torch.device("meta"):
         models = hrm.TRM(hrm.TRMConfig(**sudoku)), hrm.TRM(hrm.TRMConfig(**sudoku, **MIXING))
@@ -41,7 +41,7 @@ def build(**values):
 
 
 def written_out(model, batch, with_gradients):
-    """The segment, step by step; the last ``with_gradients`` updates carry gradients."""
+    """The segment, update by update; the last ``with_gradients`` updates carry gradients."""
     inner, config = model.inner, model.config
     tables = () if config.mlp_t else (inner.cos, inner.sin)
     x = inner.embed(batch)
@@ -92,7 +92,7 @@ def check_gradient_mode(gradient, updates, mixing):
 
 
 def test_halting():
-    """Rows halt where q_halt > 0; learning to continue compares with q_continue and gives its target."""
+    """Rows halt where q_halt > 0, or above q_continue if that is learned, which also has a target."""
     batch = random_batch()
     for continues in (False, True):
         model = build(no_ACT_continue=not continues, halt_exploration_prob=0.0).train()
@@ -133,7 +133,7 @@ def test_published_checkpoint(mixing, tmp_path):
     arch |= {"pos_encodings": mixing.get("pos_encodings", "rope")}
     (tmp_path / "all_config.yaml").write_text(yaml.safe_dump({"arch": arch, "ema": True, "lr": 1e-4}))
     torch.save({f"_orig_mod.model.{name}": value for name, value in model.state_dict().items()}, tmp_path / "step_7")
-    loaded = hrm.load(tmp_path, seq_len=None if mixing else 6)  # matrices across positions say how many there are
+    loaded = hrm.load(tmp_path, seq_len=None if mixing else 6)  # the mixing matrices tell the number of positions
     assert isinstance(loaded, hrm.TRM) and loaded.config == model.config
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
 
@@ -158,7 +158,7 @@ def test_configuration():
 
 
 def test_mixing_without_identifiers_learns():
-    """A few steps on one batch: the loss falls."""
+    """The loss falls in a few steps on one batch."""
     from hrm_kernels.optim import AdamATan2
 
     torch.manual_seed(0)
@@ -176,8 +176,8 @@ def test_mixing_without_identifiers_learns():
     assert losses[-1] < 0.1 * losses[0]
 
 
-def test_evaluation_and_halting_by_q(tmp_path):
-    """A TRM trained by hand is measured, and stops where q_halt > 0, like any other model."""
+def test_evaluation_and_halting_by_q_values(tmp_path):
+    """A TRM is evaluated like any other model, and halts where q_halt > 0."""
     import numpy as np
 
     from hrm.data.format import SetBuilder, open_dataset, write_dataset

@@ -45,7 +45,7 @@ def model():
 
 @pytest.fixture
 def published(model, tmp_path):
-    """A folder as the published code leaves it."""
+    """A folder as the published code writes it."""
     folder = tmp_path / "published"
     folder.mkdir()
     (folder / "all_config.yaml").write_text(PUBLISHED_YAML)
@@ -82,7 +82,7 @@ def test_a_failed_save_leaves_what_was_there(model, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
 
 
-def test_a_disk_that_is_full_under_safetensors_is_told(model, tmp_path):
+def test_a_full_disk_is_reported_for_safetensors(model, tmp_path):
     hrm.save(model, tmp_path / "model")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
@@ -95,7 +95,7 @@ def test_a_disk_that_is_full_under_safetensors_is_told(model, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
 
 
-def test_tied_weights_are_saved_each(model, tmp_path):
+def test_tied_weights_are_saved_as_copies(model, tmp_path):
     model.inner.lm_head.weight = model.inner.embed_tokens.embedding_weight
     model.inner.L_level = model.inner.H_level = hrm.HRM(CONFIG.model_copy(update={"H_layers": 2})).inner.H_level
     model.config = CONFIG.model_copy(update={"H_layers": 2})
@@ -103,7 +103,7 @@ def test_tied_weights_are_saved_each(model, tmp_path):
     assert same(hrm.load(tmp_path / "model"), model)
 
 
-def test_weights_that_have_changed_are_noticed(model, tmp_path):
+def test_changed_weights_are_refused(model, tmp_path):
     hrm.save(model, tmp_path / "model")
     file, config = tmp_path / "model" / "model.safetensors", tmp_path / "model" / "config.json"
     raw = file.read_bytes()
@@ -130,7 +130,7 @@ def test_a_published_configuration_does_not_read_the_environment(published, mode
     file = published / "all_config.yaml"
     text = file.read_text()
     file.write_text(text + "checkpoint_path: ${oc.env:HRM_SECRET}/${now:%Y}\n")
-    assert same(hrm.load(published, seq_len=6), model)  # of no interest
+    assert same(hrm.load(published, seq_len=6), model)  # the model does not need this value
     file.write_text(text.replace("hidden_size: 32", "hidden_size: ${oc.env:HRM_SECRET}"))
     with pytest.raises(hrm.InputError, match=r"hidden_size: .*got '\$\{oc.env:HRM_SECRET\}'"):
         hrm.load(published, seq_len=6)
@@ -143,7 +143,7 @@ def test_published_folder_and_file(published, model, name):
     assert loaded.config == CONFIG.model_copy(update={"halt_max_steps": 16})
 
 
-def test_published_checkpoint_of_an_unknown_task_asks_for_its_length(published):
+def test_published_checkpoint_of_an_unknown_task_needs_seq_len(published):
     with pytest.raises(hrm.InputError, match=r"how long its sequences are \(vocabulary 7\); pass seq_len"):
         hrm.load(published)
 
@@ -178,14 +178,14 @@ def test_truncated_published_checkpoint(published, keep):
 
 
 @pytest.mark.parametrize("content", [b"hello", b"\x80\x04]", bytes(range(256))])
-def test_what_is_no_published_checkpoint(published, content):
+def test_a_file_that_is_not_a_published_checkpoint(published, content):
     (published / "step_104160").write_bytes(content)
     with pytest.raises(hrm.InputError, match="step_104160 is damaged, incomplete or not a checkpoint"):
         hrm.load(published, seq_len=6)
 
 
 @pytest.mark.parametrize("value", ["wide", "0"])
-def test_a_published_configuration_with_an_impossible_value(published, value):
+def test_a_published_configuration_with_an_invalid_value(published, value):
     file = published / "all_config.yaml"
     values = yaml.safe_load(file.read_text())
     values["arch"]["hidden_size"] = yaml.safe_load(value)
@@ -220,7 +220,7 @@ def test_puzzle_embedding_of_another_size(published, model, rows):
         torch.testing.assert_close(loaded.puzzle_emb.weights, want)
 
 
-def test_choices_are_checked_whether_the_checkpoint_needs_them_or_not(tmp_path):
+def test_choices_are_checked_even_if_the_checkpoint_does_not_need_them(tmp_path):
     plain = hrm.HRM(CONFIG.model_copy(update={"puzzle_emb_ndim": 0}))
     hrm.save(plain, tmp_path / "model")
     with pytest.raises(hrm.InputError, match="^weights is 'EMA', expected one of model, ema, auto$"):
@@ -247,7 +247,7 @@ def test_state_dict_that_does_not_fit(model):
         hrm.from_published(state, CONFIG)
 
 
-def test_what_is_no_model(tmp_path):
+def test_a_path_that_is_not_a_model(tmp_path):
     with pytest.raises(hrm.InputError, match="is not a model: expected config.json"):
         hrm.load(tmp_path)
     with pytest.raises(hrm.InputError, match="does not exist; expected a model folder"):
@@ -257,7 +257,7 @@ def test_what_is_no_model(tmp_path):
         hrm.load(tmp_path)
 
 
-def test_hub_names_that_cannot_be_had(monkeypatch):
+def test_hub_names_that_are_not_available(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
         hrm.InputError, match="sapientinc/no-such-model is neither a local path nor available from the hub"
@@ -270,7 +270,7 @@ def test_hub_names_are_downloaded(published, model, monkeypatch):
     assert same(hrm.load("owner/name", seq_len=6), model)
 
 
-def test_dtype_is_float32_on_a_cpu_unless_asked(published):
+def test_dtype_is_float32_on_a_cpu_by_default(published):
     assert hrm.load(published, seq_len=6).config.forward_dtype == "float32"
     assert hrm.load(published, seq_len=6, forward_dtype="bfloat16").config.forward_dtype == "bfloat16"
 
@@ -296,7 +296,7 @@ ABSURD = {
         "num_puzzle_identifiers: Input should be less than or equal to 2147483647",
     ),
     "text": ("hidden_size", "9" * 5000, r"hidden_size: .*\(got '9{70,80}\.\.\.\)$"),
-    # what somebody might have: only the weights say that this is not it
+    # possible values, which only the weights contradict
     "wide": ("hidden_size", 2**17, r"inner.H_init is \[32\], expected \[131072\]"),
     "wordy": ("vocab_size", 2**24, r"embed_tokens.embedding_weight is \[7, 32\], expected \[16777216, 32\]"),
     "deep": ("L_layers", 1000, r"it lacks inner.L_level.layers.10.mlp.down_proj.weight \(and 3991 more\)"),
@@ -307,7 +307,7 @@ ABSURD = {
 
 
 @pytest.mark.parametrize("kind", ABSURD)
-def test_an_absurd_configuration_is_refused_before_anything_is_built(model, tmp_path, kind, monkeypatch):
+def test_an_absurd_configuration_is_refused_before_the_model_is_built(model, tmp_path, kind, monkeypatch):
     key, value, message = ABSURD[kind]
     hrm.save(model, tmp_path / "model")
     file = tmp_path / "model" / "config.json"
@@ -340,7 +340,7 @@ def test_published_weights_of_odd_shapes(published, model, change, message):
         hrm.load(published, seq_len=6)
 
 
-def test_a_number_of_thousands_of_digits_is_no_traceback(model, published, tmp_path):
+def test_a_number_of_thousands_of_digits_is_refused(model, published, tmp_path):
     hrm.save(model, tmp_path / "model")
     file = tmp_path / "model" / "config.json"
     file.write_text(file.read_text().replace('"hidden_size": 32', '"hidden_size": ' + "9" * 5000))
@@ -352,7 +352,7 @@ def test_a_number_of_thousands_of_digits_is_no_traceback(model, published, tmp_p
         hrm.load(published, seq_len=6)
 
 
-def test_more_rows_than_this_machine_holds_are_refused(model, monkeypatch):
+def test_more_rows_than_fit_into_memory_are_refused(model, monkeypatch):
     monkeypatch.setattr("os.sysconf", lambda name: 2**18)  # pages, and bytes of one: 64 GB
     rows = CONFIG.model_copy(update={"num_puzzle_identifiers": 2**31 - 1, "puzzle_emb_ndim": 32})
     with pytest.raises(
@@ -371,7 +371,7 @@ def test_more_rows_than_this_machine_holds_are_refused(model, monkeypatch):
         hrm.TRMConfig(seq_len=6, vocab_size=7, hidden_size=32, num_heads=2),
     ],
 )
-def test_shapes_are_those_of_the_model(config):
+def test_weight_shapes_are_those_of_the_model(config):
     built = {name: tensor.shape for name, tensor in build(config).state_dict().items()}
     random = torch.get_rng_state()
     assert weight_shapes(config) == built
