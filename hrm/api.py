@@ -109,10 +109,13 @@ def train(
     from hrm.training.distributed import joined
     from hrm.training.trainer import train as run
 
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    with joined(config.device) as world:
-        return run(config, world)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(config.threads or threads)
+        with joined(config.device) as world:
+            return run(config, world)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def evaluate(

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
 from hrm.cli.options import BatchSize, Device, Halt, MaxSteps, Model
@@ -65,6 +64,8 @@ def solve(
     source, one_only = read_source(puzzle), bool(gif or png)
     task = _known_task(model)
     puzzles = None if task is None else read_puzzles(task, source, one_only)
+
+    import numpy as np
 
     from hrm import api
     from hrm.data import task_of

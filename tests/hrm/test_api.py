@@ -151,6 +151,7 @@ def test_train_takes_settings_and_overrides(data, tmp_path):
     import torch
 
     threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # the recipe trains with one
     arch = {"hidden_size": 16, "num_heads": 2, "halt_max_steps": 2}
     result = hrm.train(
         "demo",
@@ -165,7 +166,8 @@ def test_train_takes_settings_and_overrides(data, tmp_path):
         eval_interval=None,
         arch=arch,
     )
-    assert (result.step, result.reason) == (3, "limit") and torch.get_num_threads() == threads
+    assert (result.step, result.reason) == (3, "limit") and torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
     stored = json.loads((tmp_path / "run" / "training.json").read_text())
     assert (stored["global_batch_size"], stored["seed"], stored["lr"], stored["ema"]) == (8, 5, 1e-3, False)
     assert stored["eval_interval"] is None and stored["arch"] | arch == stored["arch"]

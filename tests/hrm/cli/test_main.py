@@ -143,3 +143,8 @@ def test_a_standard_output_that_cannot_be_written(tmp_path, stdout, code, messag
     os.close(writer)
     assert done.returncode == code and message in done.stderr.decode(), done.stderr
     assert done.stderr.startswith(b"hrm: ") == bool(message) and done.stderr.count(b"\n") == bool(message)
+
+
+def test_help_waits_for_no_large_import():
+    program = "import sys, hrm.cli; sys.exit(bool({'torch', 'numpy', 'pydantic'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
