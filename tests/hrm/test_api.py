@@ -121,6 +121,8 @@ def test_evaluate_takes_names_and_objects(data, tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text()) == by_name.as_dict()
     with pytest.raises(hrm.InputError, match="predictions.npz exists already"):
         hrm.evaluate(model, dataset, out=tmp_path)
+    with pytest.raises(hrm.InputError, match="puzzle_emb is 'some', expected"):
+        hrm.evaluate("sudoku4", data, puzzle_emb="some")
     calibrated = hrm.evaluate("sudoku4", data, halt="calibrated")
     assert calibrated.steps < 4 and hrm.evaluate(model, dataset, halt=Margin(1e9)).steps == by_name.steps == 16
 

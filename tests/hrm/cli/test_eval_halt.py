@@ -3,15 +3,16 @@ import json
 import numpy as np
 import pytest
 
-from hrm.data.format import SetBuilder, write_dataset
+import hrm
 from hrm.data.sudoku import generate
 
 
 @pytest.fixture
 def data(tmp_path):
-    puzzles, builder = generate(40, 4, np.random.default_rng(5), extra_clues=4), SetBuilder()
-    builder.add_puzzles(puzzles.inputs, puzzles.labels)
-    write_dataset(tmp_path / "data", {"test": {"all": builder}}, vocab_size=6, seq_len=16, task="sudoku")
+    puzzles = generate(40, 4, np.random.default_rng(5), extra_clues=4)
+    hrm.write_dataset(
+        tmp_path / "data", {"test": (puzzles.inputs, puzzles.labels)}, vocab_size=6, seq_len=16, task="sudoku"
+    )
     return tmp_path / "data"
 
 
@@ -20,6 +21,9 @@ def test_halting_early_takes_fewer_segments(call, data):
         json.loads(call("eval", "sudoku4", "--data", data, "--json", *options)[1]) for options in (["--halt", "q"], [])
     )
     assert early["steps"] < fixed["steps"] == 16
+    expected = hrm.evaluate("sudoku4", data, halt="q").as_dict()
+    assert early.keys() == expected.keys()
+    assert all(early[name] == expected[name] for name in early if name != "puzzles_per_second")
 
 
 def test_a_shipped_model_is_calibrated(call, data):
