@@ -19,7 +19,7 @@ SITE := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 
 .PHONY: demo test test-all test-cpus test-triton bench sanitize gpu docs lint install clean
 
-# From nothing to a solved puzzle: data, training, evaluation on puzzles held out, one of them solved and drawn.
+# Data, training, evaluation on held-out puzzles; one of these is solved and drawn.
 demo: $(STAMP)
 	rm -rf demo
 	$(BIN)/hrm data sudoku --size 4 --train 2000 --test 500 --augment 30 --extra-clues 4 --out demo/data

@@ -9,6 +9,8 @@ from importlib.metadata import version
 
 import pytest
 import typer
+from rich.console import Console
+from rich.markdown import Markdown
 from rich.text import Text
 
 from hrm.cli import app, main
@@ -80,6 +82,10 @@ def test_no_help_text_is_read_as_markup_or_an_emoji(call):
 
     helps = list(texts(typer.main.get_command(app)))
     assert len(helps) > 80 and [Text.from_markup(text).plain for text in helps] == helps
+    for text in helps:
+        console = Console(file=io.StringIO(), width=1000, color_system=None)
+        console.print(Markdown(text))
+        assert console.file.getvalue().split() == text.split()
     assert "margin:X" in call("solve", "--help")[1]
 
 
