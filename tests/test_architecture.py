@@ -112,7 +112,7 @@ def test_only_ffi_knows_python():
 PLANTS = {
     "imports": {
         "hrm_kernels/backends.py": ("import hrm.config", "hrm_kernels.backends -> hrm.config"),
-        "hrm/model.py": ("from bench import turns", "hrm.model -> bench.turns"),
+        "hrm/model.py": ("from bench import conftest", "hrm.model -> bench.conftest"),
         "hrm/data/task.py": ("from hrm.model import HRM", "hrm.data.task -> hrm.model"),
         "hrm/inference/solve.py": (
             "def late():\n    import hrm.training.trainer",

@@ -1,4 +1,4 @@
-"""What a model answers after each segment, and when it would stop."""
+"""The answers of a model after each segment, and when it halts."""
 
 from dataclasses import dataclass
 
@@ -15,14 +15,14 @@ from hrm.model import HRM
 from hrm.progress import Progress, silent
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Answers:
-    """The answers of ``n`` puzzles after each of ``steps`` segments, no puzzle halting.
+    """The answers to ``n`` puzzles after each of ``steps`` segments; no puzzle halts.
 
     Attributes:
         inputs: ``[n, seq_len]`` int32.
-        labels: ``[n, seq_len]`` int32; -100 where any token is right.
-        tokens: ``[steps, n, seq_len]`` uint8 (int32 where the vocabulary is larger).
+        labels: ``[n, seq_len]`` int32; at -100 every token is right.
+        tokens: ``[steps, n, seq_len]`` uint8, or int32 for a larger vocabulary.
         q_halt, q_continue: ``[steps, n]`` float32 logits.
     """
 
@@ -34,34 +34,40 @@ class Answers:
 
     @property
     def steps(self) -> int:
-        """Segments."""
+        """Number of segments."""
         return len(self.tokens)
 
     @property
     def tokens_right(self) -> np.ndarray:
-        """``[steps, n]`` float64, the part of a puzzle's labelled tokens that is right."""
+        """``[steps, n]`` float64: the share of a puzzle's labelled tokens that is right."""
         labelled = self.labels != IGNORE_LABEL
         return ((self.tokens == self.labels) & labelled).sum(-1) / labelled.sum(-1)
 
     @property
     def right(self) -> np.ndarray:
-        """``[steps, n]`` bool, every labelled token is right."""
+        """``[steps, n]`` bool: whether every labelled token is right."""
         return ((self.tokens == self.labels) | (self.labels == IGNORE_LABEL)).all(-1)
 
     @property
     def halting_steps(self) -> np.ndarray:
-        """``[n]`` int64, the first segment where q_halt > q_continue, or the last one."""
+        """``[n]`` int64: the first segment where q_halt > q_continue, otherwise the last one."""
         halts = prefers_halting(self.q_halt, self.q_continue)
         halts[-1] = True
         return halts.argmax(0) + 1
 
     @property
     def right_when_halting(self) -> np.ndarray:
-        """``[n]`` bool, the answer at ``halting_steps``."""
+        """``[n]`` bool: whether the answer at ``halting_steps`` is right."""
         return self.right[self.halting_steps - 1, np.arange(len(self.inputs))]
 
+    def __repr__(self) -> str:
+        return (
+            f"Answers({len(self.inputs):,} puzzles: {self.right[-1].mean():.2%} solved after {self.steps} segments, "
+            f"{self.right_when_halting.mean():.2%} when halting by Q after {self.halting_steps.mean():.2f})"
+        )
+
     def trace(self, index: int) -> tuple[Frame, ...]:
-        """The answers of one puzzle up to where it would halt."""
+        """The answers to one puzzle up to the segment where it halts."""
         return tuple(
             Frame(
                 step + 1, self.tokens[step, index], float(self.q_halt[step, index]), float(self.q_continue[step, index])
@@ -82,15 +88,15 @@ def answers_by_segment(
     """Run every labelled puzzle of ``dataset`` through all segments.
 
     Args:
-        model: its mode is restored.
-        dataset: of the model's shape.
-        max_steps: segments; None is the model's ``halt_max_steps``.
-        max_examples: only this many, from the start.
-        slots: puzzles side by side.
-        progress: told how many puzzles are done.
+        model: the model; its mode is restored.
+        dataset: puzzles of the model's shape.
+        max_steps: number of segments; None is the model's ``halt_max_steps``.
+        max_examples: use only this many puzzles, from the start.
+        slots: puzzles solved at the same time.
+        progress: receives the number of finished puzzles.
 
     Raises:
-        InputError: data set and model don't fit, no puzzle has labels, or a number is impossible.
+        InputError: data set and model do not fit, no puzzle has labels, or a number is not positive.
     """
     max_steps = model.config.halt_max_steps if max_steps is None else max_steps
     require_positive(max_steps=max_steps, max_examples=max_examples, slots=slots)
@@ -112,14 +118,14 @@ def answers_by_segment(
 
 
 def difficulty(task: PuzzleTask, inputs: np.ndarray, labels: np.ndarray) -> tuple[str, np.ndarray]:
-    """How hard puzzles are, by what the task knows: its name for an axis, and ``[n]`` int64.
+    """How difficult puzzles are: the name of the measure, and ``[n]`` int64 values.
 
-    Of a 9 x 9 Sudoku the guesses that a propagating search tries (:func:`hrm.data.sudoku.solve`); of other tasks the
-    cells that the answer changes: blanks of a small Sudoku, the steps of a maze's path.
+    For a 9 x 9 Sudoku, the number of guesses of a search with propagation (:func:`hrm.data.sudoku.solve`). For other
+    tasks, the number of cells that the answer changes: the blanks of a small Sudoku, the path of a maze.
 
     Args:
-        task: of the puzzles.
-        inputs, labels: ``[n, seq_len]`` integers; -100 is no label.
+        task: the task of the puzzles.
+        inputs, labels: ``[n, seq_len]`` integers; -100 means no label.
     """
     if isinstance(task, Sudoku) and task.size == 9:
         return "guesses of a search", solve(inputs.astype(np.uint8)).ratings

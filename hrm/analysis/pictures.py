@@ -11,7 +11,7 @@ from hrm.analysis.results import Analysis
 NAMES = ("accuracy", "halting", "residuals", "participation", "trajectories")
 
 _H, _L, _FAINT, _GOOD, _BAD = "#1f5fd0", "#e07a1f", "#7b8794", "#15803d", "#b42318"
-_BINS = 12  # of difficulty
+_BINS = 12  # most bins of difficulty
 
 
 def draw(analysis: Analysis) -> dict[str, Figure]:
@@ -23,9 +23,9 @@ def draw(analysis: Analysis) -> dict[str, Figure]:
 def _figure(columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=size, layout="constrained")
     axes = [figure.add_subplot(1, columns, index + 1) for index in range(columns)]
-    for one in axes:
-        one.grid(alpha=0.25)
-        one.spines[["top", "right"]].set_visible(False)
+    for axis in axes:
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
@@ -93,15 +93,15 @@ def _edges(values: np.ndarray) -> np.ndarray:
 def _residuals(analysis: Analysis) -> Figure:
     count = 1 + len(analysis.baselines)
     figure, axes = _figure(count, (6 + 3 * len(analysis.baselines), 3.8))
-    own = axes[0]
+    first = axes[0]
     for level, colour in (("L", _L), ("H", _H)):
         updates, values = analysis.residuals[level]  # type: ignore[index]
-        own.plot(updates, values, "o-", color=colour, markersize=3, linewidth=1, label=f"z_{level}")
+        first.plot(updates, values, "o-", color=colour, markersize=3, linewidth=1, label=f"z_{level}")
     last = max(int(updates[-1]) for updates, _ in analysis.residuals.values())
     for start in range(0, last, 2 * analysis.updates_per_segment):
-        own.axvspan(start + 0.5, start + analysis.updates_per_segment + 0.5, color="#000000", alpha=0.05, linewidth=0)
-    own.set(xlabel="updates (shaded: every other segment)", ylabel="forward residual", title="This model")
-    own.legend(loc="upper right")
+        first.axvspan(start + 0.5, start + analysis.updates_per_segment + 0.5, color="#000000", alpha=0.05, linewidth=0)
+    first.set(xlabel="updates (shaded: every other segment)", ylabel="forward residual", title="This model")
+    first.legend(loc="upper right")
     for axis, (kind, run) in zip(axes[1:], analysis.baselines.items()):
         name = "Plain recurrent network" if kind == "recurrent" else "Feed-forward stack"
         axis.plot(np.arange(1, len(run.residuals) + 1), run.residuals, "o-", color=_FAINT, markersize=3, linewidth=1)

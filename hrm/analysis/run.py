@@ -60,10 +60,12 @@ def analyze(
     updates_per_segment = model.config.H_cycles * (model.config.L_cycles + 1)
     with evaluating(model):
         updates = max_steps * updates_per_segment
-        residuals, own = _states(model, batch, max_steps, begun(progress, "states of the model", updates))
+        residuals, trained_covariances = _states(
+            model, batch, max_steps, begun(progress, "states of the model", updates)
+        )
         report = begun(progress, "states of an untrained model", updates)
-        _, random = _states(untrained(model, seed), batch, max_steps, report)
-        for trained, covariances in ((True, own), (False, random)):
+        _, untrained_covariances = _states(untrained(model, seed), batch, max_steps, report)
+        for trained, covariances in ((True, trained_covariances), (False, untrained_covariances)):
             spectra |= {(trained, level): covariance.eigenvalues() for level, covariance in covariances.items()}
         shown = _chosen(answers, puzzles, boards)
         trajectories = _trajectories(model, {name: values[shown] for name, values in batch.items()}, max_steps)

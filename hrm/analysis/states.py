@@ -1,4 +1,4 @@
-"""The hidden states, update by update: how far they move, how many dimensions they fill, the way they take."""
+"""The hidden states, update by update: how far they move, how many dimensions they fill, which way they go."""
 
 import math
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ class StateUpdate:
 
     Attributes:
         segment: from 1.
-        level: which of the two was updated.
+        level: the updated state, z_H or z_L.
         before, after: ``[B, P + seq_len, D]`` in the forward dtype.
     """
 
@@ -33,9 +33,9 @@ class StateUpdate:
 
 @torch.no_grad()
 def state_updates(model: HRM, batch: Batch, max_steps: int) -> Iterator[StateUpdate]:
-    """Every update of both states in ``max_steps`` segments of a fresh ``batch``, no row halting.
+    """Every update of both states in ``max_steps`` segments of a new ``batch``; no row halts.
 
-    After a segment's last update the states are those of the carry that ``model(carry, batch)`` returns.
+    After the last update of a segment, the states equal the carry that ``model(carry, batch)`` returns.
     """
     config, inner = model.config, model.inner
     x = inner.embed(batch)
@@ -55,15 +55,15 @@ def state_updates(model: HRM, batch: Batch, max_steps: int) -> Iterator[StateUpd
 
 
 def residual(before: torch.Tensor, after: torch.Tensor) -> float:
-    """The forward residual ``|after - before| / sqrt(D)``, mean over rows and positions of ``[B, S, D]`` states.
+    """The forward residual ``|after - before| / sqrt(D)`` of ``[B, S, D]`` states, averaged over rows and positions.
 
-    RMS-normed states have norm sqrt(D): 1 is a change as large as the state.
+    RMS-normed states have norm sqrt(D): at 1, the change is as long as the state.
     """
     return float((after.float() - before.float()).norm(dim=-1).mean()) / math.sqrt(after.shape[-1])
 
 
 class Covariance:
-    """The covariance of state vectors that come bit by bit, in float64.
+    """The covariance of state vectors, accumulated in float64.
 
     Args:
         dim: D.
@@ -73,17 +73,17 @@ class Covariance:
         self._count, self._sum, self._products = 0, np.zeros(dim), np.zeros((dim, dim))
 
     def add(self, states: torch.Tensor | np.ndarray) -> None:
-        """Take in ``[..., D]`` states."""
+        """Add ``[..., D]`` states."""
         rows = torch.as_tensor(states).reshape(-1, len(self._sum)).double().cpu().numpy()
         self._count += len(rows)
         self._sum += rows.sum(0)
         self._products += rows.T @ rows
 
     def eigenvalues(self) -> np.ndarray:
-        """``[D]`` float64, descending, none below 0.
+        """The eigenvalues, ``[D]`` float64, descending, none below 0.
 
         Raises:
-            ValueError: there are fewer than two states.
+            ValueError: fewer than two states were added.
         """
         if self._count < 2:
             raise ValueError(f"the covariance of {self._count} states is not defined; add two or more")
@@ -95,7 +95,7 @@ class Covariance:
 def participation_ratio(eigenvalues: np.ndarray) -> float:
     """``(sum of λ)² / (sum of λ²)`` of a covariance's eigenvalues: about how many dimensions the states fill, 1 to D.
 
-    NaN where all are 0: the states do not vary.
+    NaN if all eigenvalues are 0: the states do not vary.
 
     Source: HRM (arXiv 2506.21734), section 4, "Brain correspondence".
     """
@@ -108,11 +108,11 @@ def principal_components(states: np.ndarray, components: int = 2) -> tuple[np.nd
 
     Args:
         states: ``[n, features]``, n at least 2.
-        components: how many, at most n.
+        components: number of components, at most n.
 
     Returns:
-        ``[n, components]`` float64 projections of the centred states, and ``[components]``, the part of the variance
-        that each holds. A component's largest projection is positive.
+        ``[n, components]`` float64 projections of the centred states, and ``[components]`` shares of the variance. The
+        projection with the largest magnitude is positive for each component.
     """
     centred = np.asarray(states, np.float64)
     centred = centred - centred.mean(0)

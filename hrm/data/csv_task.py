@@ -11,26 +11,26 @@ Task = TypeVar("Task", bound="CsvTask")
 
 
 class CsvTask(PuzzleTask):
-    """A task whose puzzles are strings of one character a cell."""
+    """A task whose puzzles are strings of one character per cell."""
 
     symbols: ClassVar[dict[str, int]]
     """The token of each character."""
     lengths: ClassVar[str]
-    """The lengths a puzzle can have, in words."""
+    """The possible lengths of a puzzle, in words."""
 
     @classmethod
     @abstractmethod
     def of_text(cls: type[Task], text: str) -> Task | None:
-        """The task of a puzzle as people write it, by the number of its cells, or None."""
+        """The task of a puzzle as people write it, by its number of cells; None if no task has it."""
 
     @abstractmethod
     def one_line(self, text: str) -> str:
-        """A puzzle as people write it -> its cells, a character each (as many as there are)."""
+        """The cells of a puzzle as people write it, one character each, whatever their number."""
 
     @classmethod
     @abstractmethod
     def of_length(cls: type[Task], length: int) -> Task | None:
-        """The task whose puzzles have so many cells, or None."""
+        """The task whose puzzles have ``length`` cells, or None."""
 
     @property
     @abstractmethod
@@ -39,8 +39,8 @@ class CsvTask(PuzzleTask):
 
     @abstractmethod
     def solves(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
-        """:meth:`check` of many: ``[n, seq_len]`` tokens both -> ``[n]`` bool."""
+        """:meth:`check` for many puzzles: ``[n, seq_len]`` tokens each -> ``[n]`` bool."""
 
     def place(self, index: int) -> str:
-        """The cell of ``index`` in words."""
+        """The row and column of cell ``index``, in words."""
         return f"row {index // self.size + 1} column {index % self.size + 1}"

@@ -7,7 +7,7 @@ DIHEDRAL_INVERSE = (0, 3, 2, 1, 4, 5, 6, 7)
 
 
 def dihedral(grid: np.ndarray, transform: int) -> np.ndarray:
-    """Transform ``grid`` ``[..., rows, columns]`` by its last two axes; the result may be a view.
+    """Transform the last two axes of ``grid``, ``[..., rows, columns]``; the result may be a view.
 
     Ids: 0 identity, 1 to 3 that many quarter turns counter-clockwise, 4 left-right flip, 5 up-down flip,
     6 transpose, 7 reflection in the other diagonal.

@@ -22,24 +22,26 @@ def hub_file(repo: str, filename: str, repo_type: Literal["dataset", "model"] = 
         RepositoryNotFoundError,
     )
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # five retries would print a warning each
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # each of five retries would print a warning
     what = f"hub {repo_type} {repo}"
     try:
         return Path(hf_hub_download(repo, filename, repo_type=repo_type))
     except HFValidationError:
-        raise InputError(f"'{repo}' is no hub name; expected owner/name") from None
+        raise InputError(f"'{repo}' is not a hub name; expected owner/name") from None
     except GatedRepoError:
-        raise InputError(f"{what} asks for permission; log in with 'hf auth login' and accept its terms") from None
+        raise InputError(f"{what} requires permission; log in with 'hf auth login' and accept its terms") from None
     except RepositoryNotFoundError:
-        raise InputError(f"{what} does not exist or is private; check the name, or 'hf auth login'") from None
+        raise InputError(
+            f"{what} does not exist or is private; check the name, or log in with 'hf auth login'"
+        ) from None
     except LocalEntryNotFoundError:
         raise InputError(
-            f"{what} cannot be reached and {filename} is not in the cache; go online, or give files on this machine"
+            f"{what} cannot be reached and {filename} is not in the cache; go online, or use local files"
         ) from None
     except EntryNotFoundError:
         raise InputError(f"{what} has no file {filename}; check the name") from None
     except Exception as error:  # the hub's client lets errors of several HTTP libraries through
         if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "httpcore", "requests"):
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(f"{what}: no {filename} came ({reason}); try again, or give local files") from None
+            raise InputError(f"{what}: cannot download {filename} ({reason}); try again, or use local files") from None
         raise

@@ -1,6 +1,6 @@
 """Puzzles in the published CSV schema ``source,question,answer,rating``, plain or gzipped.
 
-Other names of these columns that are in use are taken as well, in upper or lower case.
+Other common names of these columns are accepted, in upper or lower case.
 """
 
 import csv
@@ -10,8 +10,9 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,28 +27,28 @@ _COLUMNS = {
     "rating": ("rating", "difficulty"),
 }
 _DELIMITERS = ",;\t"
-_LONGEST = 1 << 20  # characters of a line; a file of a few kilobytes can unpack to a line of gigabytes
-_BLOCK = 16384  # rows encoded at once: the text of millions of rows never lies in memory as Python strings
-_SHOWN = 5  # skipped rows whose reason is kept
+_LONGEST = 1 << 20  # characters in a line; a file of a few kilobytes can unpack to a line of gigabytes
+_BLOCK = 16384  # rows encoded at once, so that the text of millions of rows is never in memory as Python strings
+_SHOWN = 5  # number of skipped rows whose reason is kept
 
 
 @dataclass
 class BadRows:
-    """What is done with a malformed row: the first one is an error, or all are counted and left out."""
+    """How malformed rows are handled: the first one is an error, or all are counted and left out."""
 
     skip: bool = False
     count: int = 0
     reasons: list[str] = field(default_factory=list)
 
     def report(self, path: Path, line: int, reason: str) -> None:
-        """Note one row.
+        """Report one malformed row.
 
         Raises:
-            InputError: rows are not to be skipped.
+            InputError: ``skip`` is False.
         """
         message = f"{path}:{line}: {reason}"
         if not self.skip:
-            raise InputError(f"{message}; correct the row, or leave such rows out with --skip-bad")
+            raise InputError(f"{message}; correct the row, or skip malformed rows with --skip-bad")
         self.count += 1
         if len(self.reasons) < _SHOWN:
             self.reasons.append(message)
@@ -59,10 +60,10 @@ def is_csv(name: str) -> bool:
 
 
 def find_split(folder: Path, split: str) -> Path:
-    """``<split>.csv`` or ``<split>.csv.gz`` in ``folder``.
+    """Find ``<split>.csv`` or ``<split>.csv.gz`` in ``folder``.
 
     Raises:
-        InputError: neither is there.
+        InputError: the folder has neither.
     """
     files = [path for path in visible(folder) if is_csv(path.name) and path.is_file()]
     for path in files:
@@ -73,10 +74,10 @@ def find_split(folder: Path, split: str) -> Path:
 
 
 def task_of_file(path: Path, task_type: type[Task]) -> Task:
-    """The task that fits the first puzzle in ``path`` whose length fits any.
+    """The task of the first puzzle in ``path`` whose length fits a task.
 
     Raises:
-        InputError: the file cannot be read, lacks a column, or no puzzle fits.
+        InputError: the file cannot be read, a column is missing, or no puzzle fits.
     """
     first: tuple[int, int] | None = None
     bad = BadRows(skip=True)
@@ -91,73 +92,79 @@ def task_of_file(path: Path, task_type: type[Task]) -> Task:
 
 
 def read_puzzles(path: Path, task: CsvTask, bad: BadRows, progress: Callable[[int], None] | None = None) -> Puzzles:
-    """Read and verify every puzzle in ``path``: lengths, characters, and that the answer solves the question.
+    """Read every puzzle in ``path`` and verify it: lengths, characters, and that the answer solves the question.
 
     Args:
-        path: ``.csv`` or ``.csv.gz`` with the columns question, answer and, if it likes, rating.
+        path: ``.csv`` or ``.csv.gz`` with the columns question, answer and optionally rating.
         task: the task of all its puzzles.
-        bad: what is done with malformed rows.
-        progress: called with the number of rows done so far.
+        bad: how malformed rows are handled.
+        progress: called with the number of rows read so far.
 
     Raises:
-        InputError: the file cannot be read, or a row is malformed (with its line) and ``bad`` does not skip.
+        InputError: the file cannot be read, or a row is malformed and ``bad`` does not skip it; the message names the
+            line.
     """
-    table = np.zeros(256, np.uint8)
-    for character, token in task.symbols.items():
-        table[ord(character)] = token
-    blocks: list[Puzzles] = []
-    rows: list[tuple[int, str, str, int]] = []
-    done = 0
-
-    def cells(text: str) -> str:
-        plain = len(text) == task.seq_len and "\n" not in text and "\r" not in text  # as published: all is said
-        return text if plain else task.one_line(text)
-
-    def flush() -> None:
-        nonlocal done
-        done += len(rows)
-        fit = []
-        for line, question, answer, rating in rows:
-            row = line, cells(question), cells(answer), rating
-            lengths = {"question": len(row[1]), "answer": len(row[2])}
-            wrong = next((name for name, length in lengths.items() if length != task.seq_len), None)
-            if wrong:
-                bad.report(path, row[0], f"{wrong} has {lengths[wrong]} characters, expected {task.seq_len}")
-            else:
-                fit.append(row)
-        tokens = [
-            table[np.frombuffer("".join(texts).encode("latin-1", "replace"), np.uint8)].reshape(-1, task.seq_len)
-            for texts in ([row[1] for row in fit], [row[2] for row in fit])
-        ]
-        good = (tokens[0] != 0).all(1) & (tokens[1] != 0).all(1)
-        good[good] = task.solves(tokens[0][good], tokens[1][good])
-        for index in np.flatnonzero(~good):
-            line, *texts = fit[index][:3]
-            bad.report(path, line, _fault(task, texts, tokens[0][index], tokens[1][index]))
-        meta = np.array([(row[3], row[0]) for row in fit], np.int64).reshape(-1, 2)
-        blocks.append(Puzzles(tokens[0][good], tokens[1][good], meta[good, 0], meta[good, 1]))
-        rows.clear()
+    rows, blocks, done = _rows(path, bad), [], 0
+    while block := list(islice(rows, _BLOCK)):
+        blocks.append(_verified(path, task, block, bad))
+        done += len(block)
         if progress:
             progress(done)
-
-    for row in _rows(path, bad):
-        rows.append(row)
-        if len(rows) == _BLOCK:
-            flush()
-    flush()
     return Puzzles.concatenate(blocks, task.seq_len)
 
 
-def _fault(task: CsvTask, texts: list[str], inputs: np.ndarray, answer: np.ndarray) -> str:
-    for name, text, tokens in zip(("question", "answer"), texts, (inputs, answer), strict=True):
+def _verified(path: Path, task: CsvTask, rows: list["_Row"], bad: BadRows) -> Puzzles:
+    """The well-formed ``rows`` whose answer solves the question; the others are reported to ``bad``."""
+    seq_len = task.seq_len
+    fit = []
+    for line, question, answer, rating in rows:
+        row = _Row(line, _cells(task, seq_len, question), _cells(task, seq_len, answer), rating)
+        if len(row.question) == len(row.answer) == seq_len:
+            fit.append(row)
+        else:
+            name = "answer" if len(row.question) == seq_len else "question"
+            bad.report(path, line, f"{name} has {len(getattr(row, name))} characters, expected {seq_len}")
+    inputs = _tokens(task, [row.question for row in fit])
+    labels = _tokens(task, [row.answer for row in fit])
+    good = (inputs != 0).all(1) & (labels != 0).all(1)
+    good[good] = task.solves(inputs[good], labels[good])
+    for index in np.flatnonzero(~good):
+        bad.report(path, fit[index].line, _fault(task, fit[index], inputs[index], labels[index]))
+    numbers = np.array([(row.rating, row.line) for row in fit], np.int64).reshape(-1, 2)[good]
+    return Puzzles(inputs[good], labels[good], numbers[:, 0], numbers[:, 1])
+
+
+def _cells(task: CsvTask, seq_len: int, text: str) -> str:
+    if len(text) == seq_len and "\n" not in text and "\r" not in text:
+        return text  # the published form needs no parsing
+    return task.one_line(text)
+
+
+def _tokens(task: CsvTask, texts: list[str]) -> np.ndarray:
+    """``[n, seq_len]`` uint8 tokens of texts of this length; 0 for characters without a token."""
+    table = np.zeros(256, np.uint8)
+    for character, token in task.symbols.items():
+        table[ord(character)] = token
+    return table[np.frombuffer("".join(texts).encode("latin-1", "replace"), np.uint8)].reshape(-1, task.seq_len)
+
+
+def _fault(task: CsvTask, row: "_Row", inputs: np.ndarray, answer: np.ndarray) -> str:
+    """Why ``answer`` does not solve ``inputs``, the tokens of the row."""
+    for name, tokens in (("question", inputs), ("answer", answer)):
         for index in np.flatnonzero(tokens == 0):
             allowed = "".join(task.symbols)
-            return f"{name} has {text[index]!r} at {task.place(int(index))}, expected one of {allowed!r}"
+            return f"{name} has {getattr(row, name)[index]!r} at {task.place(int(index))}, expected one of {allowed!r}"
     return f"the answer does not solve the question: {task.check(inputs, answer)}"
 
 
-def _rows(path: Path, bad: BadRows) -> Iterator[tuple[int, str, str, int]]:
-    """Line, question, answer and rating of each row."""
+class _Row(NamedTuple):
+    line: int
+    question: str
+    answer: str
+    rating: int
+
+
+def _rows(path: Path, bad: BadRows) -> Iterator[_Row]:
     zipped = path.suffix.lower() == ".gz"
     try:
         with gzip.open(path, "rb") if zipped else open(path, "rb") as file:
@@ -178,7 +185,7 @@ def _rows(path: Path, bad: BadRows) -> Iterator[tuple[int, str, str, int]]:
                 if number is None or not -(2**63) <= number < 2**63:
                     bad.report(path, line, f"rating is {difficulty[:40]!r}, expected a number")
                     continue
-                yield line, row[question], row[answer], number
+                yield _Row(line, row[question], row[answer], number)
     except FileNotFoundError:
         raise InputError(f"{path} is missing; expected a CSV file") from None
     except (OSError, EOFError, zlib.error, csv.Error, UnicodeError) as error:
@@ -193,17 +200,17 @@ def _lines(file: io.TextIOBase) -> Iterator[str]:
 
 
 class Table:
-    """The rows of a CSV file below its header: pairs of a line number and its fields, but for blank lines.
+    """The rows of a CSV file below its header: pairs of a line number and the line's fields, without blank lines.
 
-    Fields are separated by commas, or where the header's are, by semicolons or tabs.
+    Fields are separated by commas, semicolons or tabs, as in the header.
 
     Attributes:
-        columns: where ``question``, ``answer`` and ``rating`` are, as far as they are there.
+        columns: the indices of the columns ``question``, ``answer`` and ``rating``, if they exist.
         width: number of fields that a row should have.
 
     Raises:
         InputError: one of the columns in ``needed`` is missing.
-        csv.Error: it is no CSV (while the rows are read, too).
+        csv.Error: the text is not CSV; also raised while the rows are read.
     """
 
     def __init__(self, lines: Iterable[str], place: str, needed: Iterable[str]):
@@ -213,12 +220,12 @@ class Table:
         self._reader = csv.reader(chain([first], lines), delimiter=delimiter)
         header = next(self._reader, [])
         self.width = len(header)
-        where = {name: _column(header, name) for name in _COLUMNS}
-        self.columns = {name: column for name, column in where.items() if column is not None}
+        indices = {name: _column(header, name) for name in _COLUMNS}
+        self.columns = {name: column for name, column in indices.items() if column is not None}
         for name in needed:
             if name not in self.columns:
-                found = ",".join(header)[:200] or "an empty file"
-                raise InputError(f"{place}:1: no column '{name}' in {found}; expected source,question,answer,rating")
+                columns = ",".join(header)[:200] or "an empty file"
+                raise InputError(f"{place}:1: no column '{name}' in {columns}; expected source,question,answer,rating")
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
         for row in self._reader:
@@ -232,10 +239,10 @@ def _column(header: list[str], name: str) -> int | None:
 
 
 def questions(place: str, text: str) -> list[tuple[str, str]]:
-    """The questions of a CSV file's ``text``: of each its place, ``<place>:<line>``, and the question as written.
+    """The questions in the text of a CSV file: pairs of ``<place>:<line>`` and the question as written.
 
     Raises:
-        InputError: there is no column of questions, no row, or no CSV.
+        InputError: the text is not CSV, or has no column of questions, or no row.
     """
     try:
         table = Table(_lines(io.StringIO(text, newline="")), place, ["question"])
@@ -249,9 +256,9 @@ def questions(place: str, text: str) -> list[tuple[str, str]]:
 
 
 def has_header(text: str) -> bool:
-    """Whether the first line of ``text`` is the header of such a CSV file, of two columns or more.
+    """Whether the first line of ``text`` is the header of a CSV file of puzzles with two columns or more.
 
-    (One word alone may be a title.)
+    A single word may be a title.
     """
     columns = [text[:1000].partition("\n")[0].split(delimiter) for delimiter in _DELIMITERS]
     return any(len(names) > 1 and _column(names, "question") is not None for names in columns)

@@ -1,4 +1,4 @@
-"""Puzzles in a text, as people keep them: one a line, boards over several lines, under titles or not."""
+"""Puzzles in a text as people keep them: one per line or boards over several lines, with or without titles."""
 
 from math import isqrt
 
@@ -7,19 +7,19 @@ from hrm.errors import InputError
 
 
 def split_text(task: PuzzleTask, place: str, text: str) -> list[tuple[str, str]]:
-    """The puzzles of ``text``: of each its place, ``<place>:<line>``, and its text.
+    """Split ``text`` into puzzles: pairs of ``<place>:<line>`` and the puzzle's text.
 
-    The whole is one board. Or else each block is, up to a blank line or the title of the next; or it has a puzzle in
-    each line, or boards of equally many lines. A puzzle that cannot be read is among those returned: to parse it says
-    what is wrong with it.
+    The whole text is one board; otherwise it consists of blocks, which end at a blank line or at the title of the next
+    block. A block is one board, or has one puzzle per line, or boards with the same number of lines. A malformed puzzle
+    is returned, too: parsing it gives the reason.
 
     Raises:
-        InputError: there is no puzzle at all.
+        InputError: the text has no puzzle.
     """
     as_board = _error(task, text)
     if as_board is None:
         return [(place, text)]
-    lines = text.splitlines()  # only line ends are taken off: a space can be a cell
+    lines = text.splitlines()  # only line ends are removed: a space can be a cell
     puzzles: list[tuple[int, str]] = []
     start = 0
     for end in range(len(lines) + 1):
@@ -28,25 +28,25 @@ def split_text(task: PuzzleTask, place: str, text: str) -> list[tuple[str, str]]
             puzzles += [(start + at, board) for at, board in _of_block(task, lines[start:end])]
             start = end + blank
     if not puzzles:
-        raise InputError(f"{place} is empty; expected puzzles, one a line")
+        raise InputError(f"{place} is empty; expected puzzles, one per line")
     errors = [_error(task, board) for _, board in puzzles]
     if all(errors) and sum(bool(line.strip()) for line in lines) > 1:
-        raise InputError(f"{place} has no puzzle: it is no board ({as_board}), and its parts are none ({errors[0]})")
+        raise InputError(f"{place} has no puzzle: neither the whole is one ({as_board}) nor a part of it ({errors[0]})")
     return [(f"{place}:{at + 1}", board) for at, board in puzzles]
 
 
 def _of_block(task: PuzzleTask, lines: list[str]) -> list[tuple[int, str]]:
-    """The puzzles in consecutive lines, with the number of the line where each begins."""
+    """The puzzles in consecutive lines, each with the number of its first line."""
     if not lines:
         return []
-    title = len(lines) > 2 and _is_title(task, lines[0])  # of one line above another, the first may be a bad puzzle
+    title = len(lines) > 2 and _is_title(task, lines[0])  # in a block of two lines, the first may be a malformed puzzle
     board = "\n".join(lines[title:])
     if _error(task, board) is None or not task.fits_a_line(lines[-1]):
         return [(int(title), board)]
     each = list(enumerate(lines))
     if any(_error(task, line) is None for line in lines):
         return each
-    for height in range(2, min(len(lines), 2 * isqrt(task.seq_len) + 2)):  # with a ruled line at each row
+    for height in range(2, min(len(lines), 2 * isqrt(task.seq_len) + 2)):  # each row may have a ruled line
         if _error(task, "\n".join(lines[:height])) is None:
             return [(at, "\n".join(lines[at : at + height])) for at in range(0, len(lines), height)]
     return each if 2 * max(map(len, lines)) > task.seq_len else [(int(title), board)]

@@ -20,9 +20,8 @@ class PuzzleTask(ABC):
     """A task of one board size: the base class of Sudoku, Maze, Arc and tasks of your own.
 
     A task of your own defines ``name``, ``vocab_size``, ``seq_len``, :meth:`parse`, :meth:`format` and :meth:`check`,
-    and is registered with :func:`hrm.data.register_task`. Tokens are integers below ``vocab_size``; token 0 is padding.
-    Where each answer needs ``vocab_size`` and ``seq_len`` of its own, as with boards of several sizes, it overrides
-    :meth:`from_shape`.
+    and is registered with :func:`hrm.register_task`. Tokens are integers below ``vocab_size``; token 0 is padding. A
+    task with boards of several sizes overrides :meth:`from_shape`.
     """
 
     name: ClassVar[str]

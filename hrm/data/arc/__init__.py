@@ -1,8 +1,8 @@
 """ARC-AGI: tasks, their augmentations, their data folder, and one grid as a puzzle.
 
-A grid is ``[rows, columns]`` uint8 of colours 0 to 9, each side 1 to 30. As tokens it lies on a board of 30 x 30, row
-by row: 0 pads, 1 marks the end (along the row below and the column right of the grid, where the board has them), and
-2 to 11 are the colours.
+A grid is ``[rows, columns]`` uint8 of colours 0 to 9, each side 1 to 30. As tokens it is a board of 30 x 30, row by
+row: 0 pads, 1 marks the end (in the row below and the column right of the grid, if the board has them), and 2 to 11 are
+the colours.
 """
 
 from hrm.data.arc.augmentation import augment, augmentations, augmented_name, original

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hrm.data.arc.augmentation import Augmentations, _generator, augment, augmentations
+from hrm.data.arc.augmentation import Augmentations, augment, augmentations, random_of
 from hrm.data.arc.grids import SEQ_LEN, SIDE, VOCAB_SIZE, encode
 from hrm.data.arc.puzzle import Arc
 from hrm.data.arc.tasks import ArcTask, Pair
@@ -17,7 +17,7 @@ from hrm.data.format import SetBuilder, write_dataset
 from hrm.errors import InputError
 
 Progress = Callable[[str, int, int], object]
-"""Called with what is done, how much of it, and of how much."""
+"""Called with the name of the work, how much of it is done, and how much there is."""
 
 
 def _examples(
@@ -25,8 +25,8 @@ def _examples(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and labels of all variants, ``[variants * pairs, 900]`` each; an unknown output is all padding.
 
-    With ``shifts``, input and output of a pair lie at the same random place of the board, except for one random pair
-    of each variant, which lies at the top left, where the tests lie.
+    With ``shifts``, input and output of a pair are placed at the same random position of the board. One random pair of
+    each variant stays at the top left, where the tests are.
     """
     boards = np.zeros((2, len(variants), len(pairs), SEQ_LEN), np.uint8)
     unshifted = None if shifts is None else shifts.integers(0, len(pairs), len(variants))
@@ -47,7 +47,7 @@ def _examples(
 
 @dataclass
 class _ArcSet(SetBuilder):
-    """A set whose examples are made when they are written: with 1000 augmentations they take 6 GB."""
+    """A set whose examples are computed while they are written: 1000 augmentations would take 6 GB of memory."""
 
     groups: list[Callable[[], tuple[np.ndarray, np.ndarray]]] = field(default_factory=list)
     progress: Progress = lambda *_: None
@@ -55,7 +55,7 @@ class _ArcSet(SetBuilder):
     def add_group(
         self, pairs: tuple[Pair, ...], variants: Augmentations, identifier: int, shifts: np.random.Generator | None
     ) -> None:
-        """Add a task: ``pairs`` in all ``variants``, whose identifiers count from ``identifier``."""
+        """Add a task: ``pairs`` in all ``variants``, with consecutive puzzle identifiers from ``identifier``."""
         count = len(variants) * len(pairs)
         first = self.num_examples + len(pairs)
         self.groups.append(lambda: _examples(pairs, variants, shifts))
@@ -78,9 +78,9 @@ class _ArcSet(SetBuilder):
 
 
 def tests_trained_on(tasks: Collection[ArcTask], test_subsets: Collection[str]) -> list[str]:
-    """The tests that are training examples as well, whatever their task's name, a line each.
+    """The tests that are also training examples, whatever their task is called: one line each.
 
-    A test without a solution is one where its input is that of a training example.
+    A test without a solution counts if its input is the input of a training example.
     """
 
     def key(grid: np.ndarray | None) -> tuple[tuple[int, ...], bytes] | None:
@@ -90,17 +90,17 @@ def tests_trained_on(tasks: Collection[ArcTask], test_subsets: Collection[str]) 
     for task in tasks:
         kinds = {"demonstration": task.train, "test": () if task.subset in test_subsets else task.test}
         for kind, pairs in kinds.items():
-            for number, (given, answer) in enumerate(pairs, 1):
+            for number, (grid, answer) in enumerate(pairs, 1):
                 if answer is not None:
                     place = f"{kind} {number} of {task.name}"
-                    trained.setdefault((key(given), key(answer)), place)
-                    trained.setdefault((key(given), None), place)
+                    trained.setdefault((key(grid), key(answer)), place)
+                    trained.setdefault((key(grid), None), place)
     return [
-        f"test {number} of {task.name} is {found}"
+        f"test {number} of {task.name} is {example}"
         for task in tasks
         if task.subset in test_subsets
         for number, pair in enumerate(task.test, 1)
-        if (found := trained.get((key(pair[0]), key(pair[1]))))
+        if (example := trained.get((key(pair[0]), key(pair[1]))))
     ]
 
 
@@ -116,25 +116,27 @@ def build(
 ) -> dict[str, SetBuilder]:
     """Write the data folder of ``tasks``, as the published builder lays it out.
 
-    A group is a task, its puzzles the task and its variants; a name has one puzzle identifier in both splits. Training
-    holds the demonstrations of all tasks, shifted at random, and the solved tests of tasks outside ``test_subsets``;
-    test holds the tests of tasks inside, not shifted, with labels of padding alone (ignored) where the solution is
-    unknown. ``test_puzzles.json`` keeps the latter tasks as they were, for voting.
+    A group is a task; its puzzles are the task and its variants. A name has the same puzzle identifier in both splits.
+
+    The train split holds the demonstrations of all tasks and the solved tests of tasks outside ``test_subsets``,
+    shifted at random. The test split holds the tests of tasks in ``test_subsets``, not shifted; the labels of an
+    unknown solution are padding, which is ignored. ``test_puzzles.json`` keeps the original tasks of the test split for
+    voting.
 
     Args:
         folder: the new folder.
-        tasks: the tasks, no name twice.
-        test_subsets: names of the subsets to be tested on.
-        augment: variants of each task besides itself, fewer where it has fewer.
+        tasks: the tasks, each name once.
+        test_subsets: names of the subsets to test on.
+        augment: number of variants of each task beside itself; fewer if the task has fewer.
         seed: the same seed and tasks give the same files.
-        overwrite: replace a folder that exists.
+        overwrite: replace an existing folder.
         progress: called as the work goes on.
 
     Returns:
         The sets by split, for their counts.
 
     Raises:
-        InputError: the folder exists, no task is in ``test_subsets``, or the disk has not the room.
+        InputError: the folder exists, no task is in ``test_subsets``, or the disk does not have enough space.
     """
     subsets = sorted({task.subset for task in tasks})
     if not any(task.subset in test_subsets for task in tasks):
@@ -143,28 +145,28 @@ def build(
             f"(there are tasks in: {', '.join(subsets) or 'none'})"
         )
     sets = {split: _ArcSet(progress=progress) for split in ("train", "test")}
-    place = next(one for one in (Path(folder).resolve(), *Path(folder).resolve().parents) if one.exists())
-    room = shutil.disk_usage(place).free
+    target = Path(folder).resolve()
+    free = shutil.disk_usage(next(path for path in (target, *target.parents) if path.exists())).free
     identifiers = ["<blank>"]
     for done, task in enumerate(tasks, 1):
         variants = augmentations(task, augment, seed)
         tested = task.subset in test_subsets
         solved = () if tested else tuple(pair for pair in task.test if pair[1] is not None)
-        shifts = _generator(seed, task.name, 1)
+        shifts = random_of(seed, task.name, 1)
         sets["train"].add_group(task.train + solved, variants, len(identifiers), shifts)
         if tested:
             sets["test"].add_group(task.test, variants, len(identifiers), None)
         identifiers.extend(variants.names(task.name))
-        size = sum(one.num_examples for one in sets.values()) * 2 * SEQ_LEN
-        if size > room:
+        size = sum(builder.num_examples for builder in sets.values()) * 2 * SEQ_LEN
+        if size > free:
             raise InputError(
-                f"{done} of {len(tasks)} tasks with {augment} variants take {size / 1e9:.0f} GB already, and there are "
-                f"{room / 1e9:.0f} free at {folder}; lower --augment"
+                f"{done} of {len(tasks)} tasks with {augment} variants take {size / 1e9:.0f} GB, but only "
+                f"{free / 1e9:.0f} GB are free at {folder}; lower --augment"
             )
         progress("augmenting", done, len(tasks))
     write_dataset(
         folder,
-        {split: {"all": one} for split, one in sets.items()},
+        sets,
         vocab_size=VOCAB_SIZE,
         seq_len=SEQ_LEN,
         identifiers=identifiers,

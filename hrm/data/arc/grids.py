@@ -13,7 +13,7 @@ def encode(grids: np.ndarray, offsets: np.ndarray | None = None) -> np.ndarray:
 
     Args:
         grids: ``[n, rows, columns]`` uint8 colours.
-        offsets: ``[n, 2]``, row and column of each grid's top left corner on the board; None for 0, 0.
+        offsets: ``[n, 2]``, the row and column of each grid's top left corner on the board; None is 0, 0.
 
     Returns:
         ``[n, 900]`` uint8 tokens.
@@ -22,7 +22,7 @@ def encode(grids: np.ndarray, offsets: np.ndarray | None = None) -> np.ndarray:
     marked = np.full((n, rows + 1, columns + 1), END, np.uint8)
     marked[:, :rows, :columns] = grids + FIRST_COLOUR
     marked[:, rows, columns] = 0
-    boards = np.zeros((n, SIDE + 1, SIDE + 1), np.uint8)  # one more, so that markers beyond the board have a place
+    boards = np.zeros((n, SIDE + 1, SIDE + 1), np.uint8)  # one more row and column, for markers beyond the board
     if offsets is None:
         boards[:, : rows + 1, : columns + 1] = marked
     else:
@@ -32,14 +32,14 @@ def encode(grids: np.ndarray, offsets: np.ndarray | None = None) -> np.ndarray:
 
 
 def sizes(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the largest rectangle from the top left that holds colours alone, ``[n]`` each.
+    """Rows and columns of the largest rectangle from the top left that holds only colours, ``[n]`` each.
 
-    ``tokens`` is ``[n, 900]``, of any integer dtype. Of rectangles of equal area it is the one with fewer rows, as
-    published. Both are 0 where the first token is no colour.
+    ``tokens`` is ``[n, 900]``, of any integer dtype. Among rectangles of equal area the one with fewer rows is taken,
+    as published. Both are 0 where the first token is not a colour.
     """
     boards = tokens.reshape(-1, SIDE, SIDE)
     colour = (boards >= FIRST_COLOUR) & (boards < VOCAB_SIZE)
-    lengths = np.where(colour.all(axis=2), SIDE, (~colour).argmax(axis=2))  # colours at the start of each row
+    lengths = np.where(colour.all(axis=2), SIDE, (~colour).argmax(axis=2))  # number of colours at the start of each row
     widths = np.minimum.accumulate(lengths, axis=1)
     best = (widths * np.arange(1, SIDE + 1)).argmax(axis=1)
     columns = widths[np.arange(len(boards)), best]
@@ -47,6 +47,6 @@ def sizes(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def crop(tokens: np.ndarray) -> np.ndarray:
-    """The grid that ``[900]`` tokens show: the rectangle of :func:`sizes` in colours 0 to 9, perhaps of shape 0, 0."""
+    """The grid in ``[900]`` tokens: the rectangle of :func:`sizes` in colours 0 to 9; its shape may be 0, 0."""
     rows, columns = (int(size[0]) for size in sizes(tokens.reshape(1, SEQ_LEN)))
     return (tokens.reshape(SIDE, SIDE)[:rows, :columns] - FIRST_COLOUR).astype(np.uint8)

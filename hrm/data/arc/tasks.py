@@ -10,7 +10,7 @@ from hrm.data.arc.grids import COLOURS, SIDE
 from hrm.errors import InputError
 
 SEPARATOR = "|||"
-"""Stands between a task's name and the marks of its augmentation."""
+"""Separates a task's name from the description of its augmentation."""
 
 Pair = tuple[np.ndarray, np.ndarray | None]
 """Input and output grid; None where the output is not known."""
@@ -18,7 +18,7 @@ Pair = tuple[np.ndarray, np.ndarray | None]
 
 @dataclass(frozen=True, repr=False)
 class ArcTask:
-    """A task: demonstrations and tests, and the subset (``training``, ``evaluation``, ...) it belongs to."""
+    """A task: its demonstrations and tests, and its subset (``training``, ``evaluation``, ...)."""
 
     name: str
     subset: str
@@ -30,7 +30,7 @@ class ArcTask:
         return f"ArcTask({self.name!r}, subset {self.subset!r}, {counts})"
 
     def to_json(self) -> dict[str, list[dict[str, list[list[int]]]]]:
-        """The task as its file has it; an unknown output is left out."""
+        """The task as the JSON value of a task file, without unknown outputs."""
 
         def pairs(pairs: tuple[Pair, ...]) -> list[dict[str, list[list[int]]]]:
             return [
@@ -42,20 +42,21 @@ class ArcTask:
 
 
 def read_grid(value: Any, where: str) -> np.ndarray:
-    """A grid from its JSON value, ``[rows, columns]`` uint8.
+    """Read a grid, ``[rows, columns]`` uint8, from its JSON value.
 
     Raises:
-        InputError: it is no rectangle of 1 to 30 rows and columns of colours 0 to 9; the message begins with ``where``.
+        InputError: the value is not a rectangle of 1 to 30 rows and columns of colours 0 to 9; the message begins with
+            ``where``.
     """
     if not isinstance(value, list) or not value or not all(isinstance(row, list) and row for row in value):
         raise InputError(
-            f"{where} is no grid; expected a list of rows, each a list of colours, such as [[0, 1], [2, 3]]"
+            f"{where} is not a grid; expected a list of rows, each a list of colours, such as [[0, 1], [2, 3]]"
         )
     rows, columns = len(value), len(value[0])
     for index, row in enumerate(value, 1):
         if len(row) != columns:
             raise InputError(
-                f"{where}: row {index} has {len(row)} cells, row 1 has {columns}; all rows must be equally long"
+                f"{where}: row {index} has {len(row)} cells, row 1 has {columns}; all rows must have the same length"
             )
         for cell in row:
             if type(cell) is not int or not 0 <= cell < COLOURS:  # JSON's true is an int to Python
@@ -93,12 +94,12 @@ def _read_pairs(task: dict[str, Any], key: str, kind: str, where: str, solved: b
 
 
 def read_task(name: str, subset: str, value: Any, where: str) -> ArcTask:
-    """A task from the JSON value of its file. The outputs of tests may be missing, those of demonstrations may not.
+    """Read a task from the JSON value of its file. Outputs of tests may be missing, outputs of demonstrations may not.
 
     A list of pairs, as re-arc writes it, is a task whose last pair is the test.
 
     Raises:
-        InputError: the value is no task; the message begins with ``where``.
+        InputError: the value is not a task; the message begins with ``where``.
     """
     if not name or SEPARATOR in name:
         raise InputError(

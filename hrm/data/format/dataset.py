@@ -59,15 +59,15 @@ class PuzzleDataset:
 
     @property
     def num_examples(self) -> int:
-        return sum(one.num_examples for one in self.sets)
+        return sum(puzzle_set.num_examples for puzzle_set in self.sets)
 
     @property
     def num_puzzles(self) -> int:
-        return sum(one.num_puzzles for one in self.sets)
+        return sum(puzzle_set.num_puzzles for puzzle_set in self.sets)
 
     @property
     def num_groups(self) -> int:
-        return sum(one.num_groups for one in self.sets)
+        return sum(puzzle_set.num_groups for puzzle_set in self.sets)
 
     def identifiers(self) -> list[str]:
         """Names of the puzzle identifiers, by identifier; 0 is ``<blank>``.

@@ -157,61 +157,68 @@ def write_dataset(
         raise InputError(f"{folder}: the vocabulary is missing; give vocab_size, or a PuzzleTask as task")
     sets = {split: _sets_of(f"{folder}: the {split} split", value) for split, value in splits.items()}
     if seq_len is None:
-        seq_len = next(one.inputs[0].shape[1] for by_name in sets.values() for one in by_name.values() if one.inputs)
-    for split, by_name in sets.items():
-        for one in by_name.values():
-            _require_fit(f"{folder}: the {split} split", one, vocab_size, seq_len, len(identifiers))
+        first = next(builder for builders in sets.values() for builder in builders.values() if builder.inputs)
+        seq_len = first.inputs[0].shape[1]
+    for split, builders in sets.items():
+        for builder in builders.values():
+            _require_fit(f"{folder}: the {split} split", builder, vocab_size, seq_len, len(identifiers))
+    if name is not None:
+        extra = {"task": name} | extra
     with folder_written_beside(folder, overwrite) as part:
         (part / "identifiers.json").write_text(json.dumps(list(identifiers)))
         for file, value in (files or {}).items():
             (part / file).write_text(json.dumps(value))
-        for split, by_name in sets.items():
+        for split, builders in sets.items():
             (part / split).mkdir()
-            puzzles = sum(len(one.puzzle_identifiers) for one in by_name.values())
-            metadata = Metadata(
-                pad_id=0,
-                ignore_label_id=0,
-                blank_identifier_id=0,
-                vocab_size=vocab_size,
-                seq_len=seq_len,
-                num_puzzle_identifiers=len(identifiers),
-                total_groups=sum(len(one.group_indices) - 1 for one in by_name.values()),
-                mean_puzzle_examples=sum(one.num_examples for one in by_name.values()) / puzzles,
-                total_puzzles=puzzles,
-                sets=list(by_name),
-                **({} if name is None else {"task": name}),
-                **extra,
-            )
+            metadata = _metadata(builders, vocab_size, seq_len, len(identifiers), extra)
             (part / split / "dataset.json").write_text(metadata.model_dump_json(indent=2) + "\n")
-            for set_name, one in by_name.items():
-                one.save(part / split, set_name, seq_len)
+            for set_name, builder in builders.items():
+                builder.save(part / split, set_name, seq_len)
 
 
 def _sets_of(place: str, split: Split) -> Mapping[str, SetBuilder]:
-    """The sets of one split by name, at least one of them with an example."""
+    """The sets of a split by name; at least one of them has an example."""
     if isinstance(split, tuple):
         if len(split) != 2:
             raise InputError(f"{place} has {len(split)} arrays, expected 2: (inputs, labels)")
-        builder = SetBuilder()
+        arrays, split = split, SetBuilder()
         try:
-            builder.add_puzzles(*split)
+            split.add_puzzles(*arrays)
         except ValueError as error:
             raise InputError(f"{place}: {error}") from None
-        split = builder
     sets = {"all": split} if isinstance(split, SetBuilder) else split
-    if not any(one.num_examples for one in sets.values()):
+    if not any(builder.num_examples for builder in sets.values()):
         raise InputError(f"{place} would have no example; give more puzzles")
     return sets
 
 
-def _require_fit(place: str, one: SetBuilder, vocab_size: int, seq_len: int, identifiers: int) -> None:
+def _metadata(
+    builders: Mapping[str, SetBuilder], vocab_size: int, seq_len: int, identifiers: int, extra: dict[str, Any]
+) -> Metadata:
+    puzzles = sum(len(builder.puzzle_identifiers) for builder in builders.values())
+    return Metadata(
+        pad_id=0,
+        ignore_label_id=0,
+        blank_identifier_id=0,
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        num_puzzle_identifiers=identifiers,
+        total_groups=sum(len(builder.group_indices) - 1 for builder in builders.values()),
+        mean_puzzle_examples=sum(builder.num_examples for builder in builders.values()) / puzzles,
+        total_puzzles=puzzles,
+        sets=list(builders),
+        **extra,
+    )
+
+
+def _require_fit(place: str, builder: SetBuilder, vocab_size: int, seq_len: int, identifiers: int) -> None:
     """Raise an InputError unless the set has sequences of ``seq_len``, and tokens and identifiers below their count."""
-    largest = max(one.puzzle_identifiers, default=0)
+    largest = max(builder.puzzle_identifiers, default=0)
     if largest >= identifiers:
         raise InputError(
             f"{place} has puzzle identifier {largest}, expected 0 to {identifiers - 1}; give its name in identifiers"
         )
-    for kind, parts in (("inputs", one.inputs), ("labels", one.labels)):
+    for kind, parts in (("inputs", builder.inputs), ("labels", builder.labels)):
         for tokens in parts:
             if tokens.shape[1] != seq_len:
                 raise InputError(f"{place} has sequences of {tokens.shape[1]} tokens, expected {seq_len} (seq_len)")

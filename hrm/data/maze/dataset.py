@@ -8,9 +8,9 @@ from hrm.data.puzzles import Puzzles, row_keys
 
 
 def build_set(puzzles: Puzzles, augment: bool = False, avoid: np.ndarray | None = None) -> SetBuilder:
-    """One group for each maze: the maze itself, and with ``augment`` its seven other reflections and turns.
+    """Make one group per maze: the maze itself, and with ``augment`` its seven other reflections and turns.
 
-    A maze that ``avoid`` (``[m, seq_len]`` tokens of the test set) holds gives way to its original.
+    A maze that is in ``avoid`` (``[m, seq_len]`` tokens of the test set) is replaced by its original.
     """
     builder = SetBuilder()
     if not augment:

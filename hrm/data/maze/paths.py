@@ -4,17 +4,17 @@ import numpy as np
 
 
 def flood(free: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Steps from the start cells to every cell.
+    """Number of steps from the start cells to every cell: a breadth-first search in all mazes at once.
 
     Args:
         free: ``[n, rows, columns]`` bool, the cells that can be entered.
-        start: of the same shape, bool.
+        start: ``[n, rows, columns]`` bool, the start cells.
 
     Returns:
-        ``[n, rows, columns]`` int32; -1 where no way leads.
+        ``[n, rows, columns]`` int32; -1 for cells that cannot be reached.
     """
     count, rows, columns = free.shape
-    # One flat array with a wall around each maze: a step is a shift, and none leads into a neighbour.
+    # One flat array with a wall around each maze: a step is a shift, and no step leads into another maze.
     stride = columns + 2
     unseen = np.pad(free & ~start, ((0, 0), (1, 1), (1, 1))).ravel()
     wave = np.pad(start, ((0, 0), (1, 1), (1, 1))).ravel()

@@ -17,7 +17,7 @@ _COLOURS = ("#d9a0a0", "#303030", "#ffffff", "#2f9e44", "#d9480f", "#8fbcf5")
 _WRONG = "#f08c8c"
 
 SMALLEST = 5
-"""Fewest rows; a maze of 4 x 4 would have the shape of a 4 x 4 Sudoku."""
+"""Fewest rows: a maze of 4 x 4 would have the shape of a 4 x 4 Sudoku."""
 LARGEST = 1024
 """Most rows: as many cells as :data:`hrm.sizes.Length` allows."""
 
@@ -68,7 +68,7 @@ class Maze(CsvTask):
         return self.size * self.size
 
     def _lines(self, text: str) -> list[str]:
-        """The rows of ``text``, or its one line; what it has too many blank lines of is cut off."""
+        """The rows of ``text``, or its only line, without surplus blank lines at the end and the start."""
         lines = text.splitlines()
         start, end = 0, len(lines)
         while end - start > 1 and end - start != self.size and not lines[end - 1]:
@@ -79,7 +79,7 @@ class Maze(CsvTask):
 
     def one_line(self, text: str) -> str:
         lines = self._lines(text)
-        # Editors drop spaces at the end of lines.
+        # Editors remove spaces at the end of lines.
         return "".join(lines) if len(lines) < 2 else "".join(line.ljust(self.size) for line in lines)
 
     def parse(self, text: str) -> np.ndarray:
@@ -127,24 +127,24 @@ class Maze(CsvTask):
             return f"{self.place(int(index))} is {now!r} where the maze has {was!r}"
         shortest, through, marked = (int(value[0]) for value in self._lengths(inputs[None], answer[None]))
         if shortest < 0:
-            return "no way leads from S to G"
+            return "there is no way from S to G"
         if through < 0:
             return "the path does not connect S and G"
         if through > shortest:
             return f"the path takes {through} steps, the shortest {shortest}"
         if marked != through - 1:
-            return f"{marked - through + 1} cells are marked beside the path"
+            return f"{marked - through + 1} cells are marked that are not on the path"
         return None
 
     def solves(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
         good = ((inputs == START).sum(1) == 1) & ((inputs == GOAL).sum(1) == 1) & _keeps(inputs, answers).all(1)
         shortest, through, marked = self._lengths(inputs[good], answers[good])
-        # With as many marked cells as a shortest path has, connecting S and G, they are one.
+        # As many marked cells as a shortest path has, and they connect S and G: they are a shortest path.
         good[good] = (shortest > 0) & (through == shortest) & (marked == through - 1)
         return good
 
     def _lengths(self, inputs: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """``[n]`` each: steps from S to G at best, steps through marked cells (-1: none), and marked cells."""
+        """``[n]`` each: fewest steps from S to G, fewest through marked cells (-1: no way), number of marked cells."""
         shape = (-1, self.size, self.size)
         start, goal = ((inputs == token).reshape(shape) for token in (START, GOAL))
         marked = (answers == PATH).reshape(shape)
@@ -164,6 +164,6 @@ class Maze(CsvTask):
 
 
 def _keeps(inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """Where walls, start and goal stay and free cells are free or path."""
+    """Which cells of the answer fit the maze: walls, start and goal stay, free cells are free or path."""
     open_cells = (inputs == FREE) | (inputs == PATH)
     return np.where(open_cells, (answers == FREE) | (answers == PATH), inputs == answers)

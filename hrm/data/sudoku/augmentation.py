@@ -6,14 +6,14 @@ from hrm.data.sudoku.board import BOXES
 
 
 def augment(inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A random equivalent puzzle of each: the same for question and answer.
+    """Turn each puzzle into a random equivalent one, in the same way for question and answer.
 
-    Digits are permuted, bands, rows in bands, stacks and columns in stacks are permuted, and where boxes are square
-    half of the boards are transposed.
+    Digits, bands, rows in a band, stacks and columns in a stack are permuted. If boxes are square, half of the boards
+    are transposed.
 
     Args:
         inputs, labels: ``[n, seq_len]`` uint8 tokens.
-        rng: where the randomness comes from.
+        rng: the source of randomness.
 
     Returns:
         Two new arrays of the same shape and dtype.
@@ -36,7 +36,7 @@ def augment(inputs: np.ndarray, labels: np.ndarray, rng: np.random.Generator) ->
 
 
 def _shuffled_lines(count: int, blocks: int, within: int, rng: np.random.Generator) -> np.ndarray:
-    """``[count, blocks * within]`` int16: random orders of blocks of lines, and of the lines in each block."""
+    """``[count, blocks * within]`` int16: a random order of the blocks of lines, and of the lines in each block."""
     outer = rng.permuted(np.tile(np.arange(blocks, dtype=np.int16), (count, 1)), axis=1)
     inner = rng.permuted(np.tile(np.arange(within, dtype=np.int16), (count, blocks, 1)), axis=2)
     return (outer[:, :, None] * within + inner).reshape(count, -1)

@@ -1,4 +1,4 @@
-"""Many boards at once as sets of digits: what occurs once or twice in a row, column or box."""
+"""Many boards at once: each cell is a set of digits, kept as the bits of an integer."""
 
 import numpy as np
 
@@ -8,11 +8,12 @@ BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
 BLANK = 1
 """The token of a blank cell; digit d is token d + 1."""
 
-# A board seen as [bands, rows in a band, stacks, columns in a stack, ...]: the axes that run inside a unit.
+# A board has axes [bands, rows in a band, stacks, columns in a stack, ...]. These are the axes inside a unit.
 UNITS = {"row": (2, 3), "column": (0, 1), "box": (1, 3)}
 
-# The set of digits a token stands for, as bits; a blank or pad stands for none.
+# The digit of each token as a bit; a blank or a pad has no bit.
 MASKS = np.concatenate([[0, 0], 1 << np.arange(9)]).astype(np.uint16)
+# The number of digits in each set.
 COUNTS = np.array([bin(mask).count("1") for mask in range(1 << 9)], np.uint8)
 
 
@@ -23,7 +24,7 @@ def as_units(cells: np.ndarray, size: int) -> np.ndarray:
 
 
 def once_twice(boards: np.ndarray, axes: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The bits that occur in each unit, and those that occur more than once; ``axes`` have length 1."""
+    """The bits that occur in each unit, and the bits that occur more than once; ``axes`` then have length 1."""
     cells = np.moveaxis(boards, axes, (0, 1))
     once = np.zeros(cells.shape[2:], boards.dtype)
     twice, both = np.zeros_like(once), np.empty_like(once)

@@ -20,18 +20,18 @@ def build_set(
     avoid: np.ndarray | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> SetBuilder:
-    """One group for each puzzle: the puzzle itself and ``augmentations`` equivalent ones.
+    """Make one group per puzzle: the puzzle itself and ``augmentations`` equivalent ones.
 
     Args:
         puzzles: the originals.
-        augmentations: how many more puzzles a group has.
-        rng: where the randomness comes from.
-        avoid: ``[m, seq_len]`` tokens of puzzles that must not come up (the test set's): an augmentation that
-            is one of them gives way to its original.
+        augmentations: number of equivalent puzzles per group.
+        rng: the source of randomness.
+        avoid: ``[m, seq_len]`` tokens of puzzles to avoid (the test set); an augmentation equal to one of them is
+            replaced by its original.
         progress: called with the number of groups done.
 
     Raises:
-        InputError: the memory does not hold them.
+        InputError: this machine does not have enough memory.
     """
     size = 2 * puzzles.inputs.shape[1] * (augmentations + 1)
     require_memory(len(puzzles) * size, f"{len(puzzles)} puzzles with {augmentations} equivalent ones each", _FEWER)

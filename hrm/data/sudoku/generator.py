@@ -15,8 +15,8 @@ from hrm.errors import InputError
 def _full_boards(count: int, size: int, rng: np.random.Generator) -> np.ndarray:
     """``[n, seq_len]`` tokens of random solved boards, n at most ``count``.
 
-    Boxes that share no row and no column are filled at random, the search completes them (some of size 4 and 6
-    cannot be), and augmentation takes away the search's liking for small digits in front.
+    Boxes that share no row and no column are filled at random, and the search completes the boards (some of size 4
+    and 6 have no completion). The search prefers small digits in the first cells; augmentation removes this bias.
     """
     height, width = BOXES[size]
     board = np.zeros((count, width, height, height, width), np.uint8)
@@ -31,31 +31,31 @@ def _full_boards(count: int, size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _minimal(answers: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Take clues away in random order while the solution stays the only one: ``[n, seq_len]`` tokens."""
+    """Remove clues in random order as long as there is only one solution: ``[n, seq_len]`` tokens."""
     count, length = answers.shape
     size = int(length**0.5)
-    everything = np.uint16((1 << size) - 1)
+    any_digit = np.uint16((1 << size) - 1)
     solution = MASKS[answers]
     masks = solution.copy()
     order = rng.permuted(np.tile(np.arange(length), (count, 1)), axis=1)
     rows = np.arange(count)
     for cell in order.T:
-        # A second solution would differ here, as the puzzle with this clue has one: ask for all other digits.
-        masks[rows, cell] = everything ^ solution[rows, cell]
+        # With this clue there is one solution, so a second one would differ in this cell: try all other digits.
+        masks[rows, cell] = any_digit ^ solution[rows, cell]
         needed = search(masks.T, size, 1).counts > 0
-        masks[rows, cell] = np.where(needed, solution[rows, cell], everything)
-    return np.where(masks == everything, np.uint8(BLANK), answers)
+        masks[rows, cell] = np.where(needed, solution[rows, cell], any_digit)
+    return np.where(masks == any_digit, np.uint8(BLANK), answers)
 
 
 def _with_extra_clues(inputs: np.ndarray, answers: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
     """Fill 0 to ``most`` random blanks of each puzzle from its answer."""
     blank = inputs == BLANK
-    order = np.where(blank, rng.random(inputs.shape), 2).argsort(1).argsort(1)  # the rank of a cell, blanks first
-    given = order < rng.integers(0, most + 1, (len(inputs), 1))
-    return np.where(blank & given, answers, inputs)
+    order = np.where(blank, rng.random(inputs.shape), 2).argsort(1).argsort(1)  # the rank of each cell, blanks first
+    added = order < rng.integers(0, most + 1, (len(inputs), 1))
+    return np.where(blank & added, answers, inputs)
 
 
-_BARREN = 5_000  # boards in a row without a new puzzle, after which the generator gives up
+_BARREN = 5_000  # the generator gives up after this many consecutive boards without a new puzzle
 
 
 def generate(
@@ -66,18 +66,18 @@ def generate(
     progress: Callable[[int], None] | None = None,
     extra_clues: int = 0,
 ) -> Puzzles:
-    """Make ``count`` distinct puzzles with one solution each; without ``extra_clues`` no clue can be taken away.
+    """Generate ``count`` distinct puzzles with one solution each; without ``extra_clues`` every clue is needed.
 
     Args:
         count: number of puzzles.
         size: 4, 6 or 9.
-        rng: where the randomness comes from.
-        min_rating: least number of guesses :func:`solve` needs.
+        rng: the source of randomness.
+        min_rating: least number of guesses that :func:`solve` needs.
         progress: called with the number of puzzles made so far.
-        extra_clues: each puzzle gets a random number of clues, up to this, beyond those it needs: easier ones.
+        extra_clues: most clues beyond the needed ones; each puzzle gets a random number of them, which makes it easier.
 
     Raises:
-        InputError: size is unknown, or no new puzzle of that rating turns up any more.
+        InputError: the size is unknown, or the generator finds no new puzzle of this rating.
     """
     Sudoku(size)
     batches: list[Puzzles] = []
@@ -97,7 +97,7 @@ def generate(
         if barren > _BARREN:
             wanted = f" of rating {min_rating} or more" if min_rating else ""
             raise InputError(
-                f"only {made} of {count} distinct {size} x {size} Sudokus{wanted} turned up; "
+                f"only {made} of {count} distinct {size} x {size} Sudokus{wanted} were found; "
                 "ask for fewer" + (", or lower --min-rating" if min_rating else "")
             )
         batches.append(Puzzles(inputs[keep], labels[keep], ratings[keep], np.zeros(len(keep), np.int64)))

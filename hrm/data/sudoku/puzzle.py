@@ -11,7 +11,7 @@ from hrm.data.task import Cell
 from hrm.errors import InputError
 
 _BLANKS = ".0*_?xX"
-_DROPPED = dict.fromkeys(map(ord, "|-+=│─┼ \t\r\n,;"))  # what people draw between cells
+_DROPPED = dict.fromkeys(map(ord, "|-+=│─┼ \t\r\n,;"))  # characters that people draw between cells
 _CLUE, _FILLED, _WRONG = "#000000", "#1f5fd0", "#f8c9c9"
 
 
@@ -102,7 +102,7 @@ class Sudoku(CsvTask):
         for index in np.flatnonzero((answer <= BLANK) | (answer > self.size + 1)):
             return f"{self.place(int(index))} is not a digit 1 to {self.size}"
         for index in np.flatnonzero((inputs > BLANK) & (inputs != answer)):
-            return f"{self.place(int(index))} is {answer[index] - 1} where the puzzle gives {inputs[index] - 1}"
+            return f"{self.place(int(index))} is {answer[index] - 1} but the puzzle says {inputs[index] - 1}"
         return self._repeated(answer)
 
     def solves(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
@@ -118,13 +118,13 @@ class Sudoku(CsvTask):
         clue = inputs > BLANK
         wrong = self._conflicts(tokens) | (clue & (tokens != inputs))
         flat = [
-            Cell(_digit(token), _WRONG if bad else "#ffffff", _CLUE if given else _FILLED)
-            for token, bad, given in zip(tokens, wrong, clue, strict=True)
+            Cell(_digit(token), _WRONG if bad else "#ffffff", _CLUE if is_clue else _FILLED)
+            for token, bad, is_clue in zip(tokens, wrong, clue, strict=True)
         ]
         return [flat[start : start + self.size] for start in range(0, self.seq_len, self.size)]
 
     def _conflicts(self, tokens: np.ndarray) -> np.ndarray:
-        """``[seq_len]`` bool: the cells whose digit stands twice in a row, column or box."""
+        """``[seq_len]`` bool: the cells whose digit occurs twice in a row, column or box."""
         masks = as_units(MASKS[np.minimum(tokens, 10)].reshape(-1, 1), self.size)
         double = np.zeros_like(masks)
         for axes in UNITS.values():
@@ -132,7 +132,7 @@ class Sudoku(CsvTask):
         return (masks & double).ravel() != 0
 
     def _repeated(self, tokens: np.ndarray) -> str | None:
-        """The first digit that stands twice in a unit, in words."""
+        """The first digit that occurs twice in a unit, in words; None if there is none."""
         masks = as_units(MASKS[tokens].reshape(-1, 1), self.size)
         for name, axes in UNITS.items():
             twice = once_twice(masks, axes)[1].ravel()

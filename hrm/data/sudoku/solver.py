@@ -13,13 +13,13 @@ _CELLS = (0, 1, 2, 3)  # the axes of a board
 
 
 class Solutions(NamedTuple):
-    """What :func:`solve` finds.
+    """The result of :func:`solve`.
 
     Attributes:
-        answers: ``[n, seq_len]`` uint8 tokens of a solution, all 0 where there is none.
-        counts: ``[n]`` int64: 0, 1, or 2 for two and more solutions.
-        ratings: ``[n]`` int64 guesses tried: the digits tried in a cell with the fewest candidates, summed over
-            all cells where propagation alone did not go on (exhaustive where there is one solution).
+        answers: ``[n, seq_len]`` uint8 tokens of a solution, all 0 if there is none.
+        counts: ``[n]`` int64 number of solutions: 0, 1, or 2 for two or more.
+        ratings: ``[n]`` int64 number of guesses: where propagation stops, each candidate of the cell with the fewest
+            candidates counts as one guess. The search is exhaustive if there is one solution.
     """
 
     answers: np.ndarray
@@ -32,12 +32,12 @@ class Solutions(NamedTuple):
 
 
 def solve(inputs: np.ndarray, progress: Callable[[int], None] | None = None) -> Solutions:
-    """Solve ``[n, seq_len]`` tokens of Sudokus, all at once.
+    """Solve Sudokus, ``[n, seq_len]`` tokens, all at once.
 
-    ``progress`` is called with the number of puzzles that have been begun.
+    ``progress`` is called with the number of puzzles started.
 
     Raises:
-        InputError: seq_len is that of no Sudoku.
+        InputError: no Sudoku has this seq_len.
     """
     task = Sudoku.of_length(inputs.shape[1])
     if task is None:
@@ -47,29 +47,30 @@ def solve(inputs: np.ndarray, progress: Callable[[int], None] | None = None) -> 
     return search(masks.T, task.size, 2, progress)
 
 
-_WIDTH = 4096  # boards propagated together: 81 x 4096 masks of 2 bytes (660 KB) still lie in an L2 cache
+_WIDTH = 4096  # boards propagated together: 81 x 4096 masks of 2 bytes (660 KB) fit into an L2 cache
 
 
 def search(start: np.ndarray, size: int, limit: int, progress: Callable[[int], None] | None = None) -> Solutions:
-    """Count solutions up to ``limit`` from candidate masks ``[size², n]``: depth first, many boards abreast.
+    """Count solutions up to ``limit`` from candidate masks ``[size², n]``: depth first, many boards at a time.
 
-    Each pass propagates once on all active boards. Those that changed stay; those that did not are solved or give
-    way to a board for each candidate of their first cell with the fewest, on the stack.
+    Each pass propagates once on all active boards. Boards that change stay active. A board that does not change is
+    solved, or it is stuck: it is replaced by one board per candidate of its first cell with the fewest candidates, on
+    the stack.
     """
     total = start.shape[1]
     found = np.zeros(start.shape, np.uint16)
     counts, guesses = np.zeros(total, np.int64), np.zeros(total, np.int64)
     stack: list[tuple[np.ndarray, np.ndarray]] = []
-    cells, owner, begun = start[:, :0], np.arange(0), 0
-    while len(owner) or stack or begun < total:
-        while len(owner) < _WIDTH // 2 and (stack or begun < total):
+    cells, owner, started = start[:, :0], np.arange(0), 0
+    while len(owner) or stack or started < total:
+        while len(owner) < _WIDTH // 2 and (stack or started < total):
             if stack:
                 more, owners = stack.pop()
             else:
-                end = min(begun + _WIDTH // 2, total)
-                more, owners, begun = start[:, begun:end], np.arange(begun, end), end
+                end = min(started + _WIDTH // 2, total)
+                more, owners, started = start[:, started:end], np.arange(started, end), end
                 if progress:
-                    progress(begun)
+                    progress(started)
             cells, owner = np.concatenate([cells, more], 1), np.concatenate([owner, owners])
         before = cells
         cells, impossible = _propagate(before, size)
@@ -105,9 +106,9 @@ def search(start: np.ndarray, size: int, limit: int, progress: Callable[[int], N
 
 
 def _propagate(cells: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Strike digits that a solved cell takes, then fix digits with one place left in a unit, once everywhere.
+    """Remove the digits of solved cells from their units, then fix digits with one place left in a unit: one pass.
 
-    Returns the new candidates ``[size², n]`` and ``[n]`` whether the board has become impossible.
+    Returns the new candidates ``[size², n]``, and ``[n]`` whether the board has become impossible.
     """
     boards = as_units(cells, size)
     solved = np.where(boards & (boards - 1), 0, boards)
@@ -119,12 +120,12 @@ def _propagate(cells: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
         impossible |= twice.any(_CELLS)
     boards = boards & (~taken | solved)
     impossible |= ~boards.all(_CELLS)
-    alone = np.zeros_like(boards)
+    single = np.zeros_like(boards)
     for axes in UNITS.values():
         once, twice = once_twice(boards, axes)
         impossible |= (once != (1 << size) - 1).any(_CELLS)
-        alone |= once & ~twice
-    alone &= boards
-    impossible |= (alone & (alone - 1)).any(_CELLS)  # the only place of two digits
-    np.copyto(boards, alone, where=alone != 0)
+        single |= once & ~twice
+    single &= boards
+    impossible |= (single & (single - 1)).any(_CELLS)  # one cell would be the only place of two digits
+    np.copyto(boards, single, where=single != 0)
     return boards.reshape(cells.shape), impossible

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -7,8 +8,9 @@ import torch
 from PIL import Image
 
 from hrm import HRM, HRMConfig, load, save
-from hrm.analysis import analyze, answers_by_segment, difficulty, write_report
-from hrm.analysis.report import FILES
+from hrm.analysis import BaselineRun, Trajectories, analyze, answers_by_segment, difficulty, write_report
+from hrm.analysis.pictures import NAMES
+from hrm.analysis.report import FILES, page
 from hrm.analysis.run import _batch, _chosen
 from hrm.data import task_of
 from hrm.data.batches import evaluation_batches
@@ -20,7 +22,7 @@ from hrm.inference.evaluate import evaluate
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """``data`` and ``model``: untrained, but halting at different segments."""
+    """``data`` and ``model``: untrained, but its puzzles halt at different segments."""
     folder = tmp_path_factory.mktemp("analysis")
     splits = {}
     for seed, split in enumerate(("train", "test")):
@@ -45,7 +47,7 @@ def load_both(folder):
     return load(folder / "model"), open_dataset(folder / "data", "test")
 
 
-def test_answers_are_those_of_the_published_evaluation(folder):
+def test_answers_match_the_published_evaluation(folder):
     model, dataset = load_both(folder)
     answers = answers_by_segment(model, dataset, slots=7)
     assert answers.tokens.shape == (4, 30, 16) and len(set(answers.halting_steps)) > 1
@@ -60,17 +62,17 @@ def test_answers_are_those_of_the_published_evaluation(folder):
     assert all(frame.q_halt <= frame.q_continue for frame in trace[:-1])
 
 
-def test_difficulty_is_what_the_task_knows():
+def test_difficulty_depends_on_the_task():
     four, nine = generate(6, 4, np.random.default_rng(0)), generate(4, 9, np.random.default_rng(0))
     name, values = difficulty(task_of(6, 16), four.inputs, four.labels)
     assert name == "cells to change" and values.tolist() == (four.inputs == 1).sum(1).tolist()
     assert difficulty(task_of(11, 81), nine.inputs, nine.labels)[1].tolist() == nine.ratings.tolist()
     mazes = generate_mazes(4, 9, np.random.default_rng(0))
     _, steps = difficulty(task_of(6, 81), mazes.inputs, mazes.labels)
-    assert steps.tolist() == (mazes.ratings - 1).tolist()  # S and G are there already
+    assert steps.tolist() == (mazes.ratings - 1).tolist()  # S and G are already in the maze
 
 
-def test_the_boards_shown_span_the_halting_segments(folder):
+def test_the_shown_boards_span_the_halting_segments(folder):
     model, dataset = load_both(folder)
     answers = answers_by_segment(model, dataset)
     shown = _chosen(answers, 30, 6)
@@ -79,10 +81,10 @@ def test_the_boards_shown_span_the_halting_segments(folder):
     assert {steps.min(), steps.max()} <= set(steps[shown].tolist())
 
 
-def test_no_more_examples_are_read_than_are_looked_at(folder, tmp_path, monkeypatch):
-    model, given = load(folder / "model"), generate(30, 4, np.random.default_rng(0))
-    inputs, labels = np.tile(given.inputs, (70, 1)), np.tile(given.labels, (70, 1))
-    labels[:1000:2] = 0  # no label
+def test_only_the_analysed_examples_are_read(folder, tmp_path, monkeypatch):
+    model, puzzles_4 = load(folder / "model"), generate(30, 4, np.random.default_rng(0))
+    inputs, labels = np.tile(puzzles_4.inputs, (70, 1)), np.tile(puzzles_4.labels, (70, 1))
+    labels[:1000:2] = 0  # without a label
     builder = SetBuilder()
     builder.add_puzzles(inputs, labels)
     write_dataset(tmp_path / "data", {"test": {"all": builder}}, vocab_size=6, seq_len=16, task="sudoku")
@@ -116,22 +118,22 @@ class _Page(HTMLParser):
         self.text.append(data)
 
 
-def test_the_page_needs_nothing_else(folder, tmp_path, told):
+def test_the_page_needs_no_other_file(folder, tmp_path, told):
     model, dataset = load_both(folder)
     train, sizes = open_dataset(folder / "data", "train"), {"puzzles": 20, "boards": 3, "baseline_steps": 2}
-    found = analyze(model, task_of(6, 16), dataset, train, **sizes, progress=told)
+    result = analyze(model, task_of(6, 16), dataset, train, **sizes, progress=told)
     assert len(told.ends) == 5 and {description: done for description, (done, _) in told.ends.items()} == {
         description: total for description, (_, total) in told.ends.items()
     }
-    write_report(found, tmp_path, "<a model> & its data")
+    write_report(result, tmp_path, "<a model> & its data")
     boards = sorted(tmp_path.glob("board-*.gif"))
     assert {path.name for path in tmp_path.iterdir()} == {*FILES, *(path.name for path in boards)}
-    assert len(boards) == len(found.shown) and 1 <= len(boards) <= 3
-    page, text = _Page(), (tmp_path / "report.html").read_text()
-    page.feed(text)
-    assert len(page.sources) == 5 + len(boards) and all(one.startswith("data:image/") for one in page.sources)
-    assert not {"script", "link", "iframe"} & set(page.tags) and "url(" not in text
-    assert "<a model> & its data" in page.text
+    assert len(boards) == len(result.shown) and 1 <= len(boards) <= 3
+    parser, text = _Page(), (tmp_path / "report.html").read_text()
+    parser.feed(text)
+    assert len(parser.sources) == 5 + len(boards) and all(one.startswith("data:image/") for one in parser.sources)
+    assert not {"script", "link", "iframe"} & set(parser.tags) and "url(" not in text
+    assert "<a model> & its data" in parser.text
     numbers = json.loads((tmp_path / "analysis.json").read_text())
     assert numbers["puzzles"] == 30 and numbers["states_of_puzzles"] == 20 and numbers["baseline_steps"] == 2
     assert sum(numbers["halting"]["histogram"]) == 30
@@ -145,14 +147,53 @@ def test_the_page_needs_nothing_else(folder, tmp_path, told):
     for name in FILES:
         if name.endswith(".png"):
             with Image.open(tmp_path / name) as picture:
-                assert len(np.unique(np.asarray(picture.convert("L").resize((60, 30))))) > 10  # not an empty canvas
+                assert (
+                    len(np.unique(np.asarray(picture.convert("L").resize((60, 30))))) > 10
+                )  # the picture is not empty
 
 
-def test_a_model_without_variance_or_a_right_answer_can_be_looked_at(folder):
-    """All puzzles halt at once and are wrong; the states of one puzzle only."""
+@pytest.fixture(scope="module")
+def analysis(folder):
+    model, dataset = load_both(folder)
+    return analyze(model, task_of(6, 16), dataset, puzzles=2, boards=2)
+
+
+def test_hostile_text_is_escaped(analysis):
+    """A title comes from a folder's name, the name of the difficulty from a task, the sizes from a file."""
+    hostile = "<img src=x onerror='alert(1)'>\"&"
+    changed = replace(analysis, difficulty_name=hostile, model=analysis.model | {"num_heads": hostile})
+    parser, text = _Page(), page(changed, hostile, dict.fromkeys(NAMES, b""), [])
+    parser.feed(text)
+    assert "<img src=x" not in text and "onerror='" not in text
+    assert sum(hostile in part for part in parser.text) == 4  # title, heading, difficulty, heads
+    assert all(one.startswith("data:image/") for one in parser.sources)
+
+
+def test_reprs_are_readable(analysis):
+    answers, segments = analysis.answers, analysis.answers.halting_steps.mean()
+    solved, halting = f"{answers.right[-1].mean():.2%}", f"{answers.right_when_halting.mean():.2%}"
+    assert repr(answers) == (
+        f"Answers(30 puzzles: {solved} solved after 4 segments, {halting} when halting by Q after {segments:.2f})"
+    )
+    high, low = (analysis.participation(True, level) for level in ("H", "L"))
+    assert repr(analysis) == (
+        f"Analysis(Sudoku(size=4), puzzles: 30, solved after 4 segments: {solved}, solved when halting by Q: "
+        f"{halting}, mean segments until halting by Q: {segments:.2f}, participation ratio z_H / z_L: "
+        f"{high:.1f} / {low:.1f})"
+    )
+    parser = _Page()
+    parser.feed(analysis._repr_html_())
+    assert parser.tags.count("tr") == 6 and {"Sudoku(size=4)", "30", solved} <= set(parser.text)
+    assert repr(BaselineRun(np.ones(3), 0.5, 0.25)) == "BaselineRun(3 updates, loss 0.500, 25.0% solved)"
+    paths = Trajectories(np.zeros((2, 5, 2)), np.array([0.5, 0.25]))
+    assert repr(paths) == "Trajectories(2 puzzles, 5 updates, 75% of the variance)"
+
+
+def test_a_model_without_variance_or_a_right_answer_is_analysed(folder):
+    """All puzzles halt after one segment and are wrong; the states are those of one puzzle."""
     model, dataset = load_both(folder)
     with torch.no_grad():
         model.inner.q_head.bias.copy_(torch.tensor([99.0, 0.0]))
-    found = analyze(model, task_of(6, 16), dataset, puzzles=1, boards=1)
-    assert found.answers.halting_steps.tolist() == [1] * 30 and found.as_dict()["baselines"] == {}
-    assert len(found.solutions()) == 1
+    result = analyze(model, task_of(6, 16), dataset, puzzles=1, boards=1)
+    assert result.answers.halting_steps.tolist() == [1] * 30 and result.as_dict()["baselines"] == {}
+    assert len(result.solutions()) == 1

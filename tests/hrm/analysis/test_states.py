@@ -36,7 +36,7 @@ def batch():
     ("family", "more"),
     [(HRM, {}), (HRM, {"pos_encodings": "learned"}), (TRM, {}), (TRM, {"mlp_t": True, "pos_encodings": "none"})],
 )
-def test_updates_end_where_the_model_does(batch, family, more):
+def test_the_last_update_of_a_segment_is_the_models_carry(batch, family, more):
     model = model_of(family, **more)
     updates = list(state_updates(model, batch, 3))
     assert [one.level for one in updates] == list("LLLHLLLH" * 3)
@@ -48,9 +48,9 @@ def test_updates_end_where_the_model_does(batch, family, more):
         last = {one.level: one.after for one in updates if one.segment == segment}
         torch.testing.assert_close(last["H"], carry.z_H, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(last["L"], carry.z_L, rtol=1e-3, atol=1e-4)
-    for level in "HL":  # each goes on from where the one before ended
-        own = [one for one in updates if one.level == level]
-        assert all(a.after is b.before for a, b in zip(own, own[1:]))
+    for level in "HL":  # each update starts from the previous one of its level
+        of_level = [one for one in updates if one.level == level]
+        assert all(a.after is b.before for a, b in zip(of_level, of_level[1:]))
 
 
 def test_residual_is_relative_to_the_norm_of_a_state():
@@ -60,7 +60,7 @@ def test_residual_is_relative_to_the_norm_of_a_state():
     assert residual(before, after) == pytest.approx(0.5)
 
 
-def test_covariance_is_numpys_however_it_comes():
+def test_covariance_of_parts_equals_numpys():
     rng = np.random.default_rng(0)
     states = rng.normal(size=(4, 50, 6)) @ rng.normal(size=(6, 6)) + 3
     covariance = Covariance(6)
@@ -79,7 +79,7 @@ def test_participation_ratio_counts_dimensions():
     assert np.isnan(participation_ratio(np.zeros(3)))
 
 
-def test_principal_components_find_the_plane():
+def test_principal_components_recover_a_plane():
     rng = np.random.default_rng(1)
     axes = np.linalg.qr(rng.normal(size=(20, 2)))[0].T
     flat = rng.normal(size=(30, 2)) * [5, 1]
@@ -90,7 +90,7 @@ def test_principal_components_find_the_plane():
     np.testing.assert_allclose(points.mean(0), 0, atol=1e-9)
 
 
-def test_untrained_has_new_weights_and_leaves_the_generator_alone():
+def test_untrained_has_new_weights_and_does_not_touch_the_global_generator():
     model = model_of(HRM)
     state = torch.random.get_rng_state()
     one, other = untrained(model, 1), untrained(model, 1)
@@ -110,7 +110,7 @@ def test_baselines_learn_through_all_their_updates(tmp_path, batch, kind):
     states = list(baseline.states(batch))
     assert len(states) == 4 and len(baseline.levels) == (1 if kind == "recurrent" else 4)
     blocks = [level.layers[0].mlp.down_proj.weight for level in (*baseline.levels, baseline.inner.L_level)]
-    assert len({block.sum().item() for block in blocks}) == len(blocks)  # none is a copy of another
+    assert len({block.sum().item() for block in blocks}) == len(blocks)  # no two have the same weights
     losses = []
     data = open_dataset(tmp_path / "data", "train")
     last = train_baseline(

@@ -193,7 +193,7 @@ def test_an_unreachable_hub(tmp_path, hrm_data, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     result = hrm_data("sudoku", "--out", tmp_path / "out", "--hub", "nobody/nothing")
     assert_one_line(result, "hub dataset nobody/nothing cannot be reached and train.csv is not in the cache")
-    assert_one_line(hrm_data("sudoku", "--out", tmp_path / "out", "--hub", "a/b/c"), "'a/b/c' is no hub name")
+    assert_one_line(hrm_data("sudoku", "--out", tmp_path / "out", "--hub", "a/b/c"), "'a/b/c' is not a hub name")
 
 
 def test_puzzles_from_the_hub(tmp_path, hrm_data, monkeypatch):

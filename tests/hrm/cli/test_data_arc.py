@@ -99,7 +99,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tasks, tmp_path, monkeypatch, 
             ("--subsets", "training", "--test-subset", "evaluation"),
             "--test-subset names evaluation, which --subsets leaves out",
         ),
-        (("--kaggle", "absent"), "absent has no *_challenges.json; expected a folder with Kaggle's files, unpacked"),
+        (("--kaggle", "absent"), "absent has no *_challenges.json; expected a folder with Kaggle's unpacked files"),
     ],
 )
 def test_options_that_do_not_fit(options, message, tasks, tmp_path, monkeypatch, capsys):

@@ -156,8 +156,8 @@ def test_a_valid_answer_exits_with_0(model, puzzles, call, monkeypatch):
     [
         (None, ["12"], "'12' is neither a file nor a puzzle: Sudoku with 2 cells, expected 16"),
         (None, ["nowhere/puzzles.txt"], "'nowhere/puzzles.txt' is neither a file nor a puzzle"),
-        ("", ["{}"], "p.txt is empty; expected puzzles, one a line"),
-        ("12\n34\n", ["{}"], "p.txt has no puzzle: it is no board (Sudoku with 4 cells, expected 16"),
+        ("", ["{}"], "p.txt is empty; expected puzzles, one per line"),
+        ("12\n34\n", ["{}"], "p.txt has no puzzle: neither the whole is one (Sudoku with 4 cells, expected 16"),
         ("." * 16 + "\n" + "." * 16, ["{}", "--gif", "x.gif"], "--gif and --png draw one puzzle, {} has 2"),
         ("." * 16, ["{}", "--halt", "never"], "halt is 'never', expected 'q', 'fixed', 'stable:K'"),
         ("." * 16, ["{}", "--max-steps", "0"], "'--max-steps': "),

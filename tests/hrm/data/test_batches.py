@@ -1,4 +1,4 @@
-"""Batches: what is drawn, in what order, by whom."""
+"""Batches: which examples are drawn, in which order, by which process."""
 
 import json
 from collections import Counter
@@ -15,7 +15,7 @@ SEQ_LEN = 4
 
 
 def example(number: int) -> np.ndarray:
-    """Tokens that say which example they are: its number in base 10 from the second token on, digit d as d + 1."""
+    """Tokens that encode the example's number: three decimal digits from the second token on, digit d as d + 1."""
     return np.array([1, number // 100 % 10 + 1, number // 10 % 10 + 1, number % 10 + 1])
 
 
@@ -24,7 +24,7 @@ def numbers_of(inputs: torch.Tensor) -> list[int]:
 
 
 def build(folder, sets: dict[str, list[list[int]]]) -> PuzzleDataset:
-    """A data set of ``sets``: groups of puzzles, each a number of examples; all numbered throughout."""
+    """A data set with ``sets``: groups of puzzles, each given as its number of examples; all are numbered in order."""
     builders, number, puzzle = {}, 0, 0
     for name, groups in sets.items():
         builder = builders[name] = SetBuilder()
@@ -80,7 +80,7 @@ def test_the_puzzle_that_fills_the_batch_gives_a_random_subset(tmp_path):
         assert drawn[6] == drawn[7] != drawn[0] and numbers[6] != numbers[7]  # without replacement
         seen.update(number % 6 for number in numbers[6:])
     assert set(seen) == set(range(6)) and all(15 <= count <= 55 for count in seen.values())  # 33 +- 5
-    assert sampler.state == {"epoch": 49, "position": 4}  # the rest of a cut puzzle is dropped: two batches an epoch
+    assert sampler.state == {"epoch": 49, "position": 4}  # the rest of a cut puzzle is dropped: two batches per epoch
 
 
 def test_a_puzzle_larger_than_the_batch_is_cut(tmp_path):
@@ -144,7 +144,7 @@ def test_groups_and_puzzles_without_examples_are_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_evaluation_goes_in_order_and_pads(tmp_path, world_size):
+def test_evaluation_is_in_order_and_pads_the_last_batch(tmp_path, world_size):
     dataset = build(tmp_path / "d", {"a": [[2, 1]], "b": [[4], [2]]})
     seen, sizes = {}, []
     for rank in range(world_size):
@@ -163,7 +163,7 @@ def test_evaluation_goes_in_order_and_pads(tmp_path, world_size):
     assert [len(numbers) for numbers, _ in evaluation_batches(dataset, 4, max_examples=6)] == [4, 2]
 
 
-def test_bad_input(tmp_path):
+def test_bad_arguments_and_tokens_are_refused(tmp_path):
     dataset = build(tmp_path / "d", {"all": [[1]] * 4})
     with pytest.raises(InputError, match="batch size 10 does not divide among 4 processes; give 8 or 12"):
         TrainingSampler(dataset, 10, world_size=4)
@@ -178,7 +178,7 @@ def test_bad_input(tmp_path):
 
 @pytest.mark.parametrize("name", ["inputs", "labels"])
 @pytest.mark.parametrize("token", [2**32 + 1, 2**40, -5, -(2**32)])
-def test_a_token_beyond_32_bits_or_below_0_is_not_taken_for_another(tmp_path, name, token):
+def test_a_token_beyond_32_bits_or_below_0_is_refused(tmp_path, name, token):
     build(tmp_path / "d", {"all": [[1]] * 4})
     np.save(tmp_path / f"d/train/all__{name}.npy", np.full((4, SEQ_LEN), token, np.int64))
     with pytest.raises(InputError, match=f"the {name} hold token {token}, expected 0 to 10"):

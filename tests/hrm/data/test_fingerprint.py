@@ -1,4 +1,4 @@
-"""Other puzzles have other fingerprints, the same ones stored otherwise have the same."""
+"""Different puzzles have different fingerprints; the same puzzles stored in another dtype have the same one."""
 
 import shutil
 
@@ -27,24 +27,24 @@ def changed(folder, name, change):
     return fingerprint(open_dataset(other, "train"))
 
 
-def one_other(array):
+def with_one_change(array):
     array = array.copy()
     array.flat[array.size // 2] = array.flat[array.size // 2] % 4 + 1
     return array
 
 
-def test_every_value_counts(folder):
+def test_every_value_changes_the_fingerprint(folder):
     found = fingerprint(open_dataset(folder, "train"))
     assert found == fingerprint(open_dataset(folder, "train")) and len(found) == 32
     for name in ("inputs", "labels"):
-        assert changed(folder, name, one_other) != found
+        assert changed(folder, name, with_one_change) != found
         assert changed(folder, name, lambda array: array[::-1]) != found
         assert changed(folder, name, lambda array: array.astype(np.int64)) == found
     assert changed(folder, "group_indices", lambda array: np.r_[array[:-2], array[-1]]) != found
     assert changed(folder, "puzzle_indices", lambda array: array.astype(np.uint16)) == found
 
 
-def test_of_many_examples_blocks_are_read(folder, monkeypatch):
+def test_blocks_are_read_of_many_examples(folder, monkeypatch):
     monkeypatch.setattr(module, "_VALUES", 9 * 2 * 64)  # a row in each block
     found = fingerprint(open_dataset(folder, "train"))
     assert changed(folder, "inputs", lambda array: np.random.default_rng(1).permutation(array)) != found
@@ -52,7 +52,7 @@ def test_of_many_examples_blocks_are_read(folder, monkeypatch):
     assert changed(folder, "inputs", lambda array: array.astype(np.int16)) == found
 
 
-def test_names(folder):
+def test_names_have_a_fingerprint_of_their_values(folder):
     dataset = open_dataset(folder, "train")
     found = names_fingerprint(dataset)
     (folder / "identifiers.json").write_text('["<blank>" ]\n')

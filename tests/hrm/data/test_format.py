@@ -40,7 +40,7 @@ def folder(tmp_path):
     return tmp_path / "data"
 
 
-def test_what_is_written_is_read(folder):
+def test_a_written_data_set_is_read_back(folder):
     train, test = open_dataset(folder, "train"), open_dataset(folder, "test")
     (only,) = train.sets
     assert (only.inputs == INPUTS).all() and (only.labels == LABELS).all()
@@ -86,8 +86,8 @@ def test_unknown_keys_are_kept(folder):
     assert open_dataset(folder, "train").metadata.model_dump()["author"] == "me"
 
 
-def test_the_folders_of_either_published_builder_are_read(folder):
-    """HRM's loader asks for what TRM's does, but for total_puzzles, which TRM's cannot do without."""
+def test_folders_of_both_published_builders_are_read(folder):
+    """TRM's loader requires total_puzzles, which HRM's builders do not write."""
     path = folder / "train" / "dataset.json"
     of_trm = json.loads(path.read_text())
     assert of_trm["total_puzzles"] == len(np.load(folder / "train" / "all__puzzle_indices.npy")) - 1
@@ -96,7 +96,7 @@ def test_the_folders_of_either_published_builder_are_read(folder):
     assert open_dataset(folder, "train").num_examples == 6
 
 
-def test_a_folder_of_nano_trm_is_told_from_a_damaged_one(folder):
+def test_a_folder_of_nano_trm_is_recognised(folder):
     keys = {"num_puzzles": 6, "grid_size": 2, "max_grid_size": 2, "seq_len": 4, "vocab_size": 5}
     (folder / "train" / "dataset.json").write_text(json.dumps(keys))
     with pytest.raises(InputError, match="is a data folder of nano-trm, .*; make one of the same puzzles: hrm data"):
@@ -123,7 +123,7 @@ def test_indices_out_of_order_or_range_are_refused(folder, dtype, indices):
 
 
 def npy(shape, data=b"", descr="<i4"):
-    """A file's bytes with a header of this shape, whatever the data."""
+    """The bytes of a file with a header of this shape, whatever the data."""
     header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".encode()
     return b"\x93NUMPY\x01\x00" + (len(header) + 1).to_bytes(2, "little") + header + b"\n" + data
 
@@ -134,7 +134,7 @@ def zipped():
     return file.getvalue()
 
 
-NO_ARRAYS = {
+MALFORMED_ARRAYS = {
     "zip": zipped(),
     "no dimension": npy("()", b"\0" * 4),
     "negative": npy("(-3,)", b"\0" * 12),
@@ -152,15 +152,15 @@ NO_ARRAYS = {
 
 
 @pytest.mark.parametrize("key", ["inputs", "puzzle_indices", "group_indices", "puzzle_identifiers"])
-@pytest.mark.parametrize("kind", NO_ARRAYS)
+@pytest.mark.parametrize("kind", MALFORMED_ARRAYS)
 @pytest.mark.filterwarnings("error")
-def test_what_is_no_array_of_the_right_kind_is_refused_before_memory_is_taken(folder, key, kind):
-    (folder / "train" / f"all__{key}.npy").write_bytes(NO_ARRAYS[kind])
+def test_malformed_arrays_are_refused_before_memory_is_allocated(folder, key, kind):
+    (folder / "train" / f"all__{key}.npy").write_bytes(MALFORMED_ARRAYS[kind])
     with pytest.raises(InputError, match=rf"all__{key}.npy (is|cannot be read as a NumPy array)"):
         open_dataset(folder, "train")
 
 
-def test_a_data_set_does_not_lead_out_of_its_folder(folder, tmp_path):
+def test_paths_out_of_the_data_folder_are_refused(folder, tmp_path):
     for name in ("../train/all", "/etc/all", "a\\b", ".hidden", ""):
         set_metadata(sets=[name])(folder / "train")
         with pytest.raises(InputError, match="dataset.json: sets: the set name .* could lead out of the folder"):
@@ -182,7 +182,7 @@ def test_a_data_set_does_not_lead_out_of_its_folder(folder, tmp_path):
 
 
 @pytest.mark.parametrize("value", [{"a": 1}, [1], "names", ["<blank>", None]])
-def test_names_that_are_none_are_refused(folder, value):
+def test_malformed_names_are_refused(folder, value):
     write_json(folder / "identifiers.json", value)
     with pytest.raises(InputError, match="identifiers.json is not a list of names; build the data set again"):
         open_dataset(folder, "train").identifiers()
@@ -202,7 +202,7 @@ def test_links_to_a_data_folder_and_within_the_hubs_cache_are_followed(folder, t
     assert open_dataset(snapshot, "train").identifiers() == ["<blank>", "a", "b", "c"]
 
 
-def test_puzzles_added_together_are_those_added_one_by_one():
+def test_puzzles_added_together_equal_puzzles_added_one_by_one():
     single, many = SetBuilder(), SetBuilder()
     for start in (0, 3):
         for index in range(start, start + 3):
@@ -224,7 +224,7 @@ def test_puzzles_added_together_are_those_added_one_by_one():
 
 
 def test_two_arrays_are_a_split(tmp_path):
-    """Each row is a puzzle and a group; tokens may have any integer dtype."""
+    """Each row is a puzzle and a group. Tokens may have any integer dtype."""
     splits = {"train": (INPUTS.astype(np.int64), LABELS.tolist()), "test": builder()}
     write_dataset(tmp_path / "data", splits, vocab_size=5, identifiers=["<blank>", "a", "b", "c"])
     train, test = open_dataset(tmp_path / "data", "train"), open_dataset(tmp_path / "data", "test")
@@ -387,7 +387,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damaged_data_is_named(folder, kind):
+def test_damaged_data_is_refused_by_name(folder, kind):
     damage, message = DAMAGE[kind]
     damage(folder / "train")
     with pytest.raises(InputError, match=message):
@@ -400,7 +400,7 @@ def test_pickled_arrays_are_refused(folder):
         open_dataset(folder, "train")
 
 
-def test_a_data_set_of_no_examples_is_refused(folder):
+def test_a_data_set_without_examples_is_refused(folder):
     for name, end in (("inputs", 0), ("labels", 0), ("puzzle_indices", 1), ("group_indices", 1)):
         set_array(name, lambda a, end=end: a[:end])(folder / "train")
     set_array("puzzle_identifiers", lambda a: a[:0])(folder / "train")
@@ -408,7 +408,7 @@ def test_a_data_set_of_no_examples_is_refused(folder):
         open_dataset(folder, "train")
 
 
-def test_a_file_is_as_before_after_an_error(tmp_path):
+def test_a_file_is_unchanged_after_an_error(tmp_path):
     path = tmp_path / "deep" / "file.json"
     write_json(path, {"a": 1})
     with pytest.raises(RuntimeError), written_beside(path) as part:
@@ -422,7 +422,7 @@ def test_a_file_is_as_before_after_an_error(tmp_path):
         read_json(tmp_path / "no.json")
 
 
-def test_a_folder_is_as_before_after_an_error(tmp_path):
+def test_a_folder_is_unchanged_after_an_error(tmp_path):
     folder = tmp_path / "folder"
     with folder_written_beside(folder) as part:
         (part / "a").write_text("old")

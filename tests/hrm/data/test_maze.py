@@ -16,7 +16,7 @@ ANSWER = ["S #Go", "o###o", "ooooo", " ### ", "     "]
 
 
 def queue_distances(free: np.ndarray, start: tuple[int, int]) -> np.ndarray:
-    """Breadth first with a queue, cell by cell: no code shared with the package."""
+    """Breadth-first search with a queue, cell by cell; shares no code with the package."""
     steps = np.full(free.shape, -1)
     steps[start] = 0
     queue = deque([start])
@@ -63,7 +63,7 @@ CASES = [
     (ANSWER, None),
     (["S #G ", "o###o", "ooooo", " ### ", "     "], "the path does not connect S and G"),
     (INPUT, "the path does not connect S and G"),
-    (["S #Go", "o###o", "ooooo", "o### ", "     "], "1 cells are marked beside the path"),
+    (["S #Go", "o###o", "ooooo", "o### ", "     "], "1 cells are marked that are not on the path"),
     (["S #Go", "o###o", "o   o", "o###o", "ooooo"], "the path takes 13 steps, the shortest 9"),
     (["S oGo", "o###o", "ooooo", " ### ", "     "], "row 1 column 3 is 'o' where the maze has '#'"),
     (["  #Go", "o###o", "ooooo", " ### ", "     "], "row 1 column 1 is ' ' where the maze has 'S'"),
@@ -76,7 +76,7 @@ def raw(rows: list[str]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("answer", "reason"), CASES)
-def test_check_gives_the_reason(answer, reason):
+def test_check_returns_the_reason(answer, reason):
     task = Maze(5)
     # 9 steps: down the left side, along the third row, up the right side.
     assert task.check(raw(INPUT), raw(answer)) == reason
@@ -88,12 +88,12 @@ def test_solves_agrees_with_check():
     assert Maze(5).solves(inputs, answers).tolist() == [reason is None for _, reason in CASES]
     assert Maze(5).check(raw(["#" * 5] * 5), raw(ANSWER)) == "the maze has 0 S, expected one"
     closed = ["S#  G", "##   ", "     ", "     ", "     "]
-    assert Maze(5).check(raw(closed), raw(closed)) == "no way leads from S to G"
+    assert Maze(5).check(raw(closed), raw(closed)) == "there is no way from S to G"
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 12), st.integers(1, 12))
-def test_flood_agrees_with_a_queue(seed, rows, columns):
+def test_flood_matches_a_search_with_a_queue(seed, rows, columns):
     rng = np.random.default_rng(seed)
     free = rng.random((4, rows, columns)) < 0.65
     start = np.zeros_like(free)
@@ -116,21 +116,21 @@ def test_generated_mazes_have_one_shortest_path_long_enough(size, count, min_pat
         assert steps[goal] == rating >= (min_path or size * size // 8)
         back = queue_distances(board != 1, goal)
         on = (steps >= 0) & (steps + back == rating)
-        assert on.sum() == rating + 1  # one cell a step: no second shortest path
+        assert on.sum() == rating + 1  # one cell per step: no second shortest path
         on[start] = on[goal] = False
         assert (answer.reshape(size, size) == np.where(on, 5, board)).all()
     assert Maze(size).solves(mazes.inputs, mazes.labels).all()
 
 
-@pytest.mark.parametrize(("min_path", "max_path", "found"), [(None, 3, {1, 2, 3}), (5, 6, {5, 6}), (4, 4, {4})])
-def test_generated_paths_are_as_short_as_asked_for(min_path, max_path, found):
+@pytest.mark.parametrize(("min_path", "max_path", "lengths"), [(None, 3, {1, 2, 3}), (5, 6, {5, 6}), (4, 4, {4})])
+def test_generated_paths_have_the_requested_length(min_path, max_path, lengths):
     mazes = generate(60, 11, np.random.default_rng(1), min_path, max_path)
-    assert set(mazes.ratings.tolist()) == found
+    assert set(mazes.ratings.tolist()) == lengths
     assert Maze(11).solves(mazes.inputs, mazes.labels).all()
 
 
 @pytest.mark.parametrize("max_branch", [0, 1, 3])
-def test_generated_mazes_branch_off_as_far_as_asked_for(max_branch):
+def test_generated_branches_have_the_requested_length(max_branch):
     mazes = generate(30, 11, np.random.default_rng(2), max_branch=max_branch)
     boards, answers = (tokens.reshape(-1, 11, 11) for tokens in (mazes.inputs, mazes.labels))
     farthest = [branch.max() for branch in flood(boards != 1, (answers >= 3) & (boards != 1))]
@@ -143,25 +143,25 @@ def test_loops_are_opened_walls():
     def ways_round(loops):
         free = generate(20, 11, np.random.default_rng(3), loops=loops).inputs.reshape(-1, 11, 11) != 1
         passages = (free[:, 1:] & free[:, :-1]).sum((1, 2)) + (free[:, :, 1:] & free[:, :, :-1]).sum((1, 2))
-        return passages - free.sum((1, 2)) + 1  # of a tree none
+        return passages - free.sum((1, 2)) + 1  # 0 for a tree
 
     assert (ways_round(0) == 0).all()
     assert 0 < ways_round(LOOPS).mean() < ways_round(0.2).mean()
 
 
-def test_generation_repeats_with_its_seed():
+def test_generation_is_repeatable():
     first, again, other = (generate(5, 9, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert (first.inputs == again.inputs).all()
     assert not (first.inputs == other.inputs).all()
 
 
-def test_generator_says_when_no_path_is_so_long(monkeypatch):
+def test_impossible_lengths_are_refused(monkeypatch):
     monkeypatch.setattr("hrm.data.maze.generator._BARREN", 100)
-    with pytest.raises(InputError, match=r"with a path of 80 steps .*longest seen has \d+\); lower --min-path"):
+    with pytest.raises(InputError, match=r"with a path of 80 steps .*longest path has \d+\); lower --min-path"):
         generate(3, 9, np.random.default_rng(0), 80)
-    with pytest.raises(InputError, match="a path of 80 steps or more and at most 81 turned up"):
+    with pytest.raises(InputError, match="a path of 80 steps or more and at most 81 were found"):
         generate(3, 9, np.random.default_rng(0), 80, 81)
-    with pytest.raises(InputError, match="no path has at least 9 and at most 8 steps; lower --min-path"):
+    with pytest.raises(InputError, match="no path has 9 steps or more and at most 8; lower --min-path"):
         generate(3, 9, np.random.default_rng(0), 9, 8)
     with pytest.raises(InputError, match="loops is 1.5, expected a share of the walls, 0 to 1"):
         generate(3, 9, np.random.default_rng(0), loops=1.5)
@@ -178,7 +178,7 @@ def test_cells_colour_walls_path_and_damage():
     assert Maze(5).cells(damaged, raw(INPUT))[0][2].background == "#f08c8c"
 
 
-def test_augmented_groups_hold_the_eight_symmetries():
+def test_augmented_groups_contain_the_eight_symmetries():
     mazes = generate(3, 9, np.random.default_rng(0))
     arrays = build_set(mazes, True).arrays(81)
     assert arrays["group_indices"].tolist() == [0, 8, 16, 24]
@@ -222,7 +222,7 @@ def test_csv_round_trip_keeps_spaces_at_the_ends(tmp_path):
         f"x,{task.format(inputs)},{task.format(labels)},{rating}"
         for inputs, labels, rating in zip(mazes.inputs, mazes.labels, mazes.ratings, strict=True)
     ]
-    # A maze that begins and ends with free cells.
+    # A maze that starts and ends with free cells.
     spaces = "".join([" " * 9, "S" + " " * 7 + "G", *[" " * 9] * 7])
     answer = spaces.replace("S" + " " * 7 + "G", "S" + "o" * 7 + "G")
     path = tmp_path / "train.csv"
@@ -239,7 +239,7 @@ def test_csv_round_trip_keeps_spaces_at_the_ends(tmp_path):
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from([5, 9, 11]), st.integers(0, 2**32), st.sampled_from(["line", "rows", "stripped", "framed"]))
-def test_what_parse_reads_a_csv_may_hold(tmp_path_factory, size, seed, layout):
+def test_a_csv_may_contain_everything_that_parse_reads(tmp_path_factory, size, seed, layout):
     mazes, task = generate(2, size, np.random.default_rng(seed), 1), Maze(size)
 
     def write(tokens):
@@ -262,7 +262,7 @@ def test_what_parse_reads_a_csv_may_hold(tmp_path_factory, size, seed, layout):
     assert all((task.parse(write(tokens)) == tokens).all() for tokens in mazes.inputs)
 
 
-def test_task_of_knows_mazes_by_their_shape():
+def test_task_of_recognises_mazes_by_their_shape():
     assert task_of(6, 900) == Maze(30)
     assert task_of(6, 81) == Maze(9)
     for length in (80, 1025**2, 2**70):

@@ -1,4 +1,4 @@
-"""Puzzles in texts: one a line, boards over several lines, titles, blank lines, damage."""
+"""Puzzles in texts: one per line, boards over several lines, titles, blank lines, damage."""
 
 import json
 
@@ -30,7 +30,7 @@ def block(text):
 
 
 def read(task, text):
-    """Places and boards in one line; None for what cannot be read."""
+    """Pairs of place and board in one line; the board is None if it cannot be read."""
     found = []
     for place, puzzle in split_text(task, "p", text):
         try:
@@ -57,9 +57,9 @@ def at(*lines):
         ("\n".join(f"one,\n{block(board)}\n" for board in BOARDS), (2, 13, 24)),
     ],
 )
-def test_layouts_of_several_sudokus(text, lines):
+def test_several_sudokus_in_all_layouts(text, lines):
     found = read(NINE, text)
-    if lines is None:  # a title with a blank line below is told to be no puzzle
+    if lines is None:  # a title with a blank line below counts as a malformed puzzle
         assert [board for _, board in found] == [None, BOARDS[0], None, BOARDS[1], None, BOARDS[2]]
     else:
         assert found == at(*lines)
@@ -71,14 +71,14 @@ def test_one_board_may_be_written_in_any_way():
     assert read(NINE, "Monday\n" + block(BOARDS[0])) == [("p:2", BOARDS[0])]
 
 
-def test_what_is_taken_for_the_header_of_a_csv():
+def test_csv_headers_are_recognised():
     for header in ("question,answer", "id\tPuzzle\tsolution", "quizzes;x"):
         assert has_header(f"{header}\r\n1,2\n")
     for first in ("Puzzle", "puzzle 1, easy", BOARDS[0], "[[0,1],[2,3]]", ""):
         assert not has_header(f"{first}\n{block(BOARDS[0])}")
 
 
-def test_a_damaged_puzzle_is_told_and_costs_no_other():
+def test_a_malformed_puzzle_does_not_affect_the_others():
     a, b, c = BOARDS
     assert read(NINE, f"{a}\n{b[:-1]}\n{c}") == [("p:1", a), ("p:2", None), ("p:3", c)]
     assert read(NINE, f"12a4\n{a}") == [("p:1", None), ("p:2", a)]
@@ -89,14 +89,14 @@ def test_a_damaged_puzzle_is_told_and_costs_no_other():
     ]  # fmt: skip
 
 
-def test_nothing_to_read():
-    with pytest.raises(InputError, match="^p is empty; expected puzzles, one a line$"):
+def test_texts_without_a_puzzle_are_refused():
+    with pytest.raises(InputError, match="^p is empty; expected puzzles, one per line$"):
         split_text(NINE, "p", "\n \n")
-    with pytest.raises(InputError, match=r"^p has no puzzle: it is no board .*, and its parts are none .Sudoku with 4"):
+    with pytest.raises(InputError, match=r"^p has no puzzle: neither the whole is one .* nor a part of it .Sud"):
         split_text(NINE, "p", "12\n34\n")
 
 
-def test_several_mazes():
+def test_several_mazes_in_all_layouts():
     task = Maze(9)
     texts = [task.format(maze) for maze in mazes(3, 9, np.random.default_rng(0)).inputs]
     expected = [(f"p:{line}", text) for line, text in zip((1, 11, 21), texts)]
@@ -106,7 +106,7 @@ def test_several_mazes():
     assert [text for _, text in read(task, close)] == texts
 
 
-def test_several_arc_grids():
+def test_several_arc_grids_in_all_layouts():
     grids = [[[0, 1], [2, 3]], [[4, 5]], [[6], [7]]]
     digits = ["\n".join("".join(map(str, row)) for row in grid) for grid in grids]
     for text, lines in (
@@ -119,7 +119,7 @@ def test_several_arc_grids():
     assert read(Arc(), "01\n2\n\n34") == [("p:1", None), ("p:4", "[[3,4]]")]
 
 
-def test_a_long_file_of_rubbish_is_refused_soon():
+def test_a_long_file_of_garbage_is_refused_quickly():
     with pytest.raises(InputError, match="has no puzzle"):
         split_text(NINE, "p", "1\n" * 20_000)
     with pytest.raises(InputError, match="has no puzzle"):
@@ -157,6 +157,6 @@ def test_any_text_is_split_or_refused_in_one_line(task, pieces):
         assert str(error).startswith("p ") and "\n" not in str(error)
     else:
         lines = text.splitlines()
-        for place, puzzle in found:  # each is a part of the text, as it stands there
+        for place, puzzle in found:  # each puzzle is an unchanged part of the text
             start = 0 if place == "p" else int(place.removeprefix("p:")) - 1
             assert puzzle == text or "\n".join(lines[start:]).startswith(puzzle)

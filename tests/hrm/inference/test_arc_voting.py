@@ -146,7 +146,7 @@ def test_bad_input_is_refused():
     votes = ArcVotes(TASKS)
     with pytest.raises(ValueError, match=r"inputs \[1, 81\].* for 1 names, expected \[1, 900\] twice and \[1\]"):
         votes.add(["a"], np.zeros((1, 81)), np.zeros((1, 900)), np.zeros(1))
-    with pytest.raises(InputError, match="is no name of an augmented task"):
+    with pytest.raises(InputError, match="is not the name of an augmented task"):
         vote(votes, "a|||t9|||0123456789", [[1]], [[1]])
     with pytest.raises(ValueError, match="different tasks"):
         votes.merge(ArcVotes({"a": TASKS["a"]}))
