@@ -75,15 +75,7 @@ def test_the_layers_hold():
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-REMAINING = {
-    ("hrm_kernels.ops.rope_attention.triton_kernels", "hrm_kernels.ops.rope_attention"),
-}
-"""Imports that close a circle and are to be removed."""
-
-
 def test_there_is_no_import_circle(imports):
-    for importer, imported in REMAINING:
-        imports[importer].discard(imported)
     assert circle(imports) is None
 
 
