@@ -6,8 +6,8 @@ import statistics
 import torch
 
 from bench import fma
-from bench.costs import Cost
 from bench.turns import Replay, take_turns
+from hrm_kernels.spec import Cost
 
 CACHED_ELEMENTS = 1 << 20
 """Of the copy that stays in the caches: 4 MB read, 4 MB written."""

@@ -16,10 +16,10 @@ import torch  # noqa: E402
 from bench import suite  # noqa: E402
 from bench.candidates import candidates  # noqa: E402
 from bench.ceilings import measure_ceilings  # noqa: E402
-from bench.costs import Cost  # noqa: E402
 from bench.measure import DTYPES  # noqa: E402
 from bench.setup import Setup  # noqa: E402
 from hrm_kernels import doctor  # noqa: E402
+from hrm_kernels.spec import Cost  # noqa: E402
 
 SESSION = pytest.StashKey[suite.Session]()
 

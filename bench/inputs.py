@@ -1,14 +1,17 @@
 """Random arguments of the public ops and the optimisers."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-import hrm_kernels as k
-from bench.sizes import EPS, Size
-from hrm_kernels.nn import SparseEmbedding, rope_tables, swiglu_inner_size
+from bench.sizes import Size
+from bench.workload import tensors
+from hrm_kernels import specs
+from hrm_kernels.nn import SparseEmbedding, rope_tables
 from hrm_kernels.optim import AdamATan2, SparseSignSGD
+from hrm_kernels.spec import Random
 
 OPS = (
     "add_rms_norm",
@@ -22,71 +25,44 @@ OPS = (
 )
 
 
-class RandomTensors:
-    """Draws the same float32 values for every dtype."""
+class Inputs(Random):
+    """Draws inputs as the specifications do, but with the RoPE tables of real positions."""
 
-    def __init__(self, device: str, dtype: torch.dtype, seed: int) -> None:
-        self.generator = torch.Generator(device).manual_seed(seed)
-        self.device, self.dtype = device, dtype
-
-    def __call__(self, *shape: int, scale: float = 1.0, grad: bool = True) -> torch.Tensor:
-        values = torch.randn(shape, generator=self.generator, device=self.device, dtype=torch.float32) * scale
-        return values.to(self.dtype).requires_grad_(grad)
-
-    def integers(self, *shape: int, below: int) -> torch.Tensor:
-        return torch.randint(0, below, shape, generator=self.generator, device=self.device)
-
-    def labels(self, rows: int, columns: int, below: int) -> torch.Tensor:
-        """Labels of which every fifth is ignored."""
-        labels = self.integers(rows, columns, below=below)
-        labels[:, ::5] = -100
-        return labels
-
-    def block(self, size: Size) -> k.BlockWeights:
-        D, inner = size.width, size.inner
-        shapes = ((3 * D, D), (D, D), (2 * inner, D), (D, inner))
-        return k.BlockWeights(*(self(*shape, scale=shape[1] ** -0.5) for shape in shapes))
+    def tables(self, positions: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        self.made_tables = rope_tables(positions, width, device=self.device)
+        return self.made_tables
 
 
 def op_arguments(op: str, size: Size, device: str, dtype: torch.dtype, seed: int) -> tuple[Any, ...]:
-    """Arguments of a public op of ``hrm_kernels``."""
-    random = RandomTensors(device, dtype, seed)
-    B, S, D, heads = size.batch, size.positions, size.width, size.heads
-    cos, sin = rope_tables(S, D // heads, device=device)
-    if op == "add_rms_norm":
-        return random(B, S, D), random(B, S, D), EPS
-    if op == "swiglu":
-        return (random(B, S, 2 * size.inner),)
-    if op == "rope_attention":
-        return random(B, S, 3 * D), cos, sin, heads
-    if op == "token_mixing":
-        inner = swiglu_inner_size(S, 4.0)
-        return random(B, S, D), random(2 * inner, S, scale=S**-0.5), random(S, inner, scale=inner**-0.5), EPS
-    if op == "transformer_block":
-        return random(B, S, D), random.block(size), cos, sin, heads, EPS
-    if op == "stablemax_cross_entropy":
-        return random(B, S, size.vocabulary, scale=3), random.labels(B, S, size.vocabulary), -100
-    blocks = [random.block(size) for _ in range(size.layers)]
-    if op == "reasoning_module":
-        return random(B, S, D), random(B, S, D), blocks, cos, sin, heads, EPS
-    L_blocks = [random.block(size) for _ in range(size.layers)]
-    return random(B, S, D), random(B, S, D), random(B, S, D), blocks, L_blocks, cos, sin, heads, 2, 2, EPS
+    """Arguments of a public op of ``hrm_kernels``. All floating-point tensors but the RoPE tables require gradients."""
+    random = Inputs(seed, dtype, device)
+    if op == "recurrent_cycles":  # in the specification the L module has one block less than the H module
+        deeper = replace(size, layers=size.layers + 1)
+        z_H, z_L, x, H_layers, *rest = specs()[op].sample(deeper.of(op), random)
+        arguments: tuple[Any, ...] = (z_H, z_L, x, H_layers[: size.layers], *rest)
+    else:
+        arguments = specs()[op].sample(size.of(op), random)
+    tables = getattr(random, "made_tables", ())
+    for tensor in tensors(arguments):
+        if tensor.is_floating_point() and not any(tensor is table for table in tables):
+            tensor.requires_grad_()
+    return arguments
 
 
 def adam_atan2_arguments(shapes: Sequence[tuple[int, ...]], device: str, seed: int) -> tuple[Any, ...]:
     """An AdamATan2 and its float32 parameters, with gradients."""
-    random = RandomTensors(device, torch.float32, seed)
-    parameters = [torch.nn.Parameter(random(*shape, grad=False)) for shape in shapes]
+    random = Inputs(seed, torch.float32, device)
+    parameters = [torch.nn.Parameter(random(*shape)) for shape in shapes]
     for parameter in parameters:
-        parameter.grad = random(*parameter.shape, grad=False)
+        parameter.grad = random(*parameter.shape)
     return AdamATan2(parameters, lr=1e-3, weight_decay=0.1, capturable=device != "cpu"), parameters
 
 
 def sparse_sign_sgd_arguments(rows: int, table: int, width: int, device: str, seed: int) -> tuple[Any, ...]:
     """A SparseSignSGD and its table, with gradients of ``rows`` rows, whose identifiers may repeat."""
-    random = RandomTensors(device, torch.float32, seed)
+    random = Inputs(seed, torch.float32, device)
     embedding = SparseEmbedding(table, width).to(device).train()
     embedding(random.integers(rows, below=table))
     assert embedding.local_weights is not None
-    embedding.local_weights.grad = random(rows, width, grad=False)
+    embedding.local_weights.grad = random(rows, width)
     return SparseSignSGD([embedding], lr=1e-2), [embedding.weights]

@@ -3,9 +3,10 @@
 from functools import partial
 
 from bench import models, published
-from bench.costs import Cost, segment_cost, training_step_cost
+from bench.costs import segment_cost, training_step_cost
 from bench.sizes import SEGMENTS, Size
 from bench.workload import Workload
+from hrm_kernels.spec import Cost
 
 
 def segment(size: Size, itemsize: int) -> Workload:
@@ -30,7 +31,7 @@ def answer(size: Size) -> Workload:
         "Sudoku answer",
         lambda device, dtype, seed: models.inference_arguments(size, device, dtype),
         models.segment,
-        cost=Cost(operations=SEGMENTS * size.segment_passes * size.block_operations),
+        cost=Cost(0, SEGMENTS * size.segment_passes * size.block_operations),
         is_compiled=False,
         eager=models.eager_segment,
         to_float64=models.inference_in_float64,

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from hrm_kernels.nn import swiglu_inner_size
+from hrm_kernels.spec import Sizes
+
 SHORT, LONG = 82, 901
 """Positions of a Sudoku, and of a maze or an ARC grid, each with one position for the puzzle embedding."""
 
@@ -23,6 +26,20 @@ class Size:
     inner: int = 1536
     layers: int = 4
     vocabulary: int = 11
+
+    def of(self, op: str) -> Sizes:
+        """The sizes of a sample call of ``op``."""
+        inner = swiglu_inner_size(self.positions, 4.0) if op == "token_mixing" else self.inner
+        return Sizes(
+            B=self.batch,
+            S=self.positions,
+            D=self.width,
+            H=self.heads,
+            d=self.width // self.heads,
+            I=inner,
+            V=self.vocabulary,
+            layers=self.layers,
+        )
 
     @property
     def tokens(self) -> int:

@@ -15,11 +15,11 @@ import torch
 
 from bench.candidates import candidates
 from bench.ceilings import floor
-from bench.costs import Cost
 from bench.measure import measure
 from bench.setup import Setup
 from bench.turns import CALM
 from bench.workload import Workload
+from hrm_kernels.spec import Cost
 
 
 @dataclass

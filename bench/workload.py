@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import hrm_kernels
-from bench.costs import Cost
+from hrm_kernels.spec import Cost
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Workload:
     make: Callable[[str, torch.dtype, int], tuple[Any, ...]]
     op: Callable[..., Any]
     backward: bool = False
-    cost: Cost = Cost()
+    cost: Cost = Cost(0, 0)
     is_capturable: bool = True
     is_compiled: bool = True
     is_checked: bool = True

@@ -7,14 +7,14 @@ import torch
 
 from bench import fma
 from bench.ceilings import CACHED_ELEMENTS, floor
-from bench.costs import Cost
+from hrm_kernels.spec import Cost
 
 
 def test_the_floor_is_the_tighter_limit():
     ceilings = {"copy_bytes_per_s": 1e9, "cached_copy_bytes_per_s": 4e9, "matmul_flops_per_s": 1e9}
     cached = 8 * CACHED_ELEMENTS
-    assert floor(Cost(1e9), ceilings) == (1.0, "memory")
-    assert floor(Cost(cached), ceilings) == (pytest.approx(cached / 4e9), "memory")
+    assert floor(Cost(1e9, 0), ceilings) == (1.0, "memory")
+    assert floor(Cost(cached, 0), ceilings) == (pytest.approx(cached / 4e9), "memory")
     assert floor(Cost(1e9, 3e9), ceilings) == (3.0, "arithmetic")
     assert floor(Cost(0, 3e9), ceilings | {"fma_flops_per_s": 2e9}) == (1.5, "arithmetic")
 

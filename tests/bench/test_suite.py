@@ -3,7 +3,7 @@
 import numpy as np
 
 from bench import suite
-from bench.costs import Cost
+from hrm_kernels.spec import Cost
 
 
 def test_samples_reach_the_benchmark_unchanged():
@@ -27,5 +27,5 @@ def test_samples_reach_the_benchmark_unchanged():
 
 def test_share_of_the_ceiling():
     ceilings = {"copy_bytes_per_s": 1e9, "cached_copy_bytes_per_s": 4e9, "matmul_flops_per_s": 1e9}
-    assert suite.against_ceilings(ceilings, 2.0, Cost(1e9)) == {"bound": "memory", "of_ceiling": 0.5}
-    assert suite.against_ceilings(ceilings, 2.0, Cost()) == {"bound": None, "of_ceiling": None}
+    assert suite.against_ceilings(ceilings, 2.0, Cost(1e9, 0)) == {"bound": "memory", "of_ceiling": 0.5}
+    assert suite.against_ceilings(ceilings, 2.0, Cost(0, 0)) == {"bound": None, "of_ceiling": None}
