@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+import hrm_kernels
 from bench.sizes import Size
 from bench.workload import tensors
 from hrm_kernels import specs
@@ -13,16 +14,8 @@ from hrm_kernels.nn import SparseEmbedding, rope_tables
 from hrm_kernels.optim import AdamATan2, SparseSignSGD
 from hrm_kernels.spec import Random
 
-OPS = (
-    "add_rms_norm",
-    "swiglu",
-    "rope_attention",
-    "stablemax_cross_entropy",
-    "token_mixing",
-    "transformer_block",
-    "reasoning_module",
-    "recurrent_cycles",
-)
+OPS = tuple(op for op in specs() if op in hrm_kernels.__all__)
+"""The public ops: a new op takes part with its specification."""
 
 
 class Inputs(Random):

@@ -69,7 +69,7 @@ def small_workloads(dtype: torch.dtype, quick: bool = False) -> Iterator[Workloa
         size = Size(B, S, width, heads, inner=3 * width, layers=2, vocabulary=13)
         for op in OPS:
             name = f"{op} {B} x {S} x {width}, {heads} heads"
-            yield op_workload(op, size, backward=op != "recurrent_cycles", name=name)
+            yield op_workload(op, size, k.specs()[op].differentiates, name)
     if dtype is torch.float32:
         shapes = [(64, 96), (7,), (0,), (1,)]
         yield Workload("AdamATan2", lambda device, dtype, seed: adam_atan2_arguments(shapes, device, seed), _step)

@@ -1,7 +1,11 @@
 """The fewest bytes and operations, counted by hand."""
 
+import torch
+
 from bench.costs import op_cost
+from bench.inputs import OPS
 from bench.sizes import Size
+from bench.workloads import small_workloads
 
 
 def test_fewest_bytes_and_operations():
@@ -13,3 +17,8 @@ def test_fewest_bytes_and_operations():
     assert operations == 16 * tokens * (2 * 3_407_872 + 4 * 82 * 512)
     forward, with_backward = (op_cost("transformer_block", Size(1, 82), backward) for backward in (False, True))
     assert with_backward.operations == 3 * forward.operations
+
+
+def test_a_specified_op_takes_part():
+    names = {workload.name.split()[0] for workload in small_workloads(torch.float32, quick=True)}
+    assert {*OPS, "AdamATan2", "SparseSignSGD"} == names and len(OPS) >= 9
