@@ -11,7 +11,7 @@ from hrm.analysis.results import Analysis
 NAMES = ("accuracy", "halting", "residuals", "participation", "trajectories")
 
 _H, _L, _FAINT, _GOOD, _BAD = "#1f5fd0", "#e07a1f", "#7b8794", "#15803d", "#b42318"
-_BINS = 12  # most bins of difficulty
+_BINS = 12  # of difficulty, if it has many values
 
 
 def draw(analysis: Analysis) -> dict[str, Figure]:

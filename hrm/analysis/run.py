@@ -1,6 +1,7 @@
 """Run an analysis: answers, states, trajectories and baselines of one model."""
 
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import torch
@@ -73,15 +74,9 @@ def analyze(
     if train_dataset is not None:
         depth = updates_per_segment * min(max_steps, _SEGMENTS_OF_BASELINES)
         labels = torch.from_numpy(answers.labels[:puzzles])
-        kinds: tuple[Kind, ...] = ("recurrent", "feed-forward")
-        for kind in kinds:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                baseline = Baseline(model.config, depth, kind).to(batch["inputs"].device)
+        for kind in get_args(Kind):
             report = begun(progress, f"training the {kind} baseline", baseline_steps)
-            loss = train_baseline(
-                baseline, train_dataset, steps=baseline_steps, seed=seed, progress=lambda step, _: report(step)
-            )
+            baseline, loss = _trained_baseline(model, kind, depth, train_dataset, baseline_steps, seed, report)
             baselines[kind] = _baseline_run(baseline, loss, batch, labels)
     name, values = difficulty(task, answers.inputs, answers.labels)
     return Analysis(
@@ -155,6 +150,17 @@ def _trajectories(model: HRM, batch: Batch, max_steps: int) -> dict[Level, Traje
         points, variance = principal_components(path.reshape(-1, path.shape[-1]))
         trajectories[level] = Trajectories(points.reshape(*path.shape[:2], -1), variance)
     return trajectories
+
+
+def _trained_baseline(
+    model: HRM, kind: Kind, depth: int, dataset: PuzzleDataset, steps: int, seed: int, report: Callable[[int], None]
+) -> tuple[Baseline, float]:
+    """A trained baseline on the model's device, and its loss at the end."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        baseline = Baseline(model.config, depth, kind).to(next(model.parameters()).device)
+    loss = train_baseline(baseline, dataset, steps=steps, seed=seed, progress=lambda step, _: report(step))
+    return baseline, loss
 
 
 def _baseline_run(baseline: Baseline, loss: float, batch: Batch, labels: torch.Tensor) -> BaselineRun:
