@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from pydantic import ValidationError
 
 from hrm.data.format.metadata import Metadata
 from hrm.data.task import PuzzleTask
-from hrm.errors import InputError
+from hrm.errors import InputError, describe
 from hrm.files import folder_written_beside
 
 
@@ -170,7 +171,10 @@ def write_dataset(
             (part / file).write_text(json.dumps(value))
         for split, builders in sets.items():
             (part / split).mkdir()
-            metadata = _metadata(builders, vocab_size, seq_len, len(identifiers), extra)
+            try:
+                metadata = _metadata(builders, vocab_size, seq_len, len(identifiers), extra)
+            except ValidationError as error:
+                raise InputError(f"{folder}: {describe(error)}") from None
             (part / split / "dataset.json").write_text(metadata.model_dump_json(indent=2) + "\n")
             for set_name, builder in builders.items():
                 builder.save(part / split, set_name, seq_len)

@@ -260,6 +260,7 @@ BAD_ARRAYS = {
     "three": ((INPUTS, LABELS, LABELS), {}, r"the test split has 3 arrays, expected 2: \(inputs, labels\)"),
     "empty": ((INPUTS[:0], LABELS[:0]), {}, "the test split would have no example; give more puzzles"),
     "vocabulary": ((INPUTS, LABELS), {"vocab_size": 4}, "the inputs hold token 4, expected 0 to 3"),
+    "huge vocabulary": ((INPUTS, LABELS), {"vocab_size": 2**40}, "vocab_size: Input should be less than or equal to"),
     "no vocabulary": ((INPUTS, LABELS), {"vocab_size": None}, "the vocabulary is missing; give vocab_size"),
     "length": ((INPUTS, LABELS), {"seq_len": 5}, "sequences of 4 tokens, expected 5"),
     "task": ((INPUTS, LABELS), {"task": Sudoku(4)}, "sequences of 4 tokens, expected 16"),
