@@ -69,8 +69,8 @@ def find_split(folder: Path, split: str) -> Path:
     for path in files:
         if path.name.lower() in (f"{split}.csv", f"{split}.csv.gz"):
             return path
-    found = ", ".join(path.name for path in files) or "no CSV file"
-    raise InputError(f"{folder} has {found}; expected {split}.csv or {split}.csv.gz (or give one file to --csv)")
+    names = ", ".join(path.name for path in files) or "no CSV file"
+    raise InputError(f"{folder} has {names}; expected {split}.csv or {split}.csv.gz (or give one file to --csv)")
 
 
 def task_of_file(path: Path, task_type: type[Task]) -> Task:
@@ -247,12 +247,12 @@ def questions(place: str, text: str) -> list[tuple[str, str]]:
     try:
         table = Table(_lines(io.StringIO(text, newline="")), place, ["question"])
         column = table.columns["question"]
-        found = [(f"{place}:{line}", row[column] if column < len(row) else "") for line, row in table]
+        puzzles = [(f"{place}:{line}", row[column] if column < len(row) else "") for line, row in table]
     except csv.Error as error:
         raise InputError(f"{place} cannot be read as CSV: {error}") from None
-    if not found:
+    if not puzzles:
         raise InputError(f"{place} has no puzzle below its header")
-    return found
+    return puzzles
 
 
 def has_header(text: str) -> bool:

@@ -84,17 +84,17 @@ class TaskReader:
         path = Path(path)
         if not path.is_dir():
             raise InputError(f"{path} is not a folder; expected a folder of task files <id>.json, or of such folders")
-        found = False
+        has_files = False
         for directory in [path, *(one for one in visible(path) if one.is_dir())]:
             files = [file for file in visible(directory) if file.is_file() and file.suffix.lower() == ".json"]
             files = [file for file in files if file.name != "metadata.json"]
-            found |= bool(files)
+            has_files |= bool(files)
             subset = directory.absolute().name
             for file in files if files and self._wants(subset) else ():
                 where = f"{file}: task {file.stem}"
                 with self._may_skip():
                     self._add(read_task(file.stem, subset, read_json(file), where), where)
-        if not found:
+        if not has_files:
             raise InputError(
                 f"{path} has no task files; expected <id>.json or <subset>/<id>.json "
                 "(the folder 'data' in a clone of ARC-AGI)"

@@ -25,8 +25,8 @@ def open_dataset(folder: Path | str, split: str) -> PuzzleDataset:
         raise InputError(f"data folder {folder} does not exist; make one: hrm data sudoku|maze|arc --out {folder}")
     if not (directory / "dataset.json").is_file():
         splits = [path.name for path in visible(folder) if (path / "dataset.json").is_file()]
-        found = f"it has {', '.join(splits)}" if splits else "no split, so it is not a data folder"
-        raise InputError(f"{folder} has no split '{split}' ({found}); expected {directory / 'dataset.json'}")
+        existing = f"it has {', '.join(splits)}" if splits else "no split, so it is not a data folder"
+        raise InputError(f"{folder} has no split '{split}' ({existing}); expected {directory / 'dataset.json'}")
     require_inside(folder, directory / "dataset.json")
     values = read_json(directory / "dataset.json")
     if isinstance(values, dict) and "max_grid_size" in values and "pad_id" not in values:

@@ -58,7 +58,7 @@ def search(start: np.ndarray, size: int, limit: int, progress: Callable[[int], N
     the stack.
     """
     total = start.shape[1]
-    found = np.zeros(start.shape, np.uint16)
+    solutions = np.zeros(start.shape, np.uint16)
     counts, guesses = np.zeros(total, np.int64), np.zeros(total, np.int64)
     stack: list[tuple[np.ndarray, np.ndarray]] = []
     cells, owner, started = start[:, :0], np.arange(0), 0
@@ -88,7 +88,7 @@ def search(start: np.ndarray, size: int, limit: int, progress: Callable[[int], N
         least = choices[where, column].astype(np.int64)
         solved = least == 255
         np.add.at(counts, owners[solved], 1)
-        found[:, owners[solved]] = boards[:, solved]
+        solutions[:, owners[solved]] = boards[:, solved]
         least[solved] = 0
         np.add.at(guesses, owners, least)
         left = np.where(solved, np.uint16(0), boards[where, column])
@@ -101,7 +101,7 @@ def search(start: np.ndarray, size: int, limit: int, progress: Callable[[int], N
             left[open_at] ^= bit
     answers = np.zeros((total, size * size), np.uint8)
     for digit in range(size):
-        answers[found.T == 1 << digit] = digit + 2
+        answers[solutions.T == 1 << digit] = digit + 2
     return Solutions(answers, np.minimum(counts, limit), guesses)
 
 

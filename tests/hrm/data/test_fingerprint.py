@@ -34,30 +34,30 @@ def with_one_change(array):
 
 
 def test_every_value_changes_the_fingerprint(folder):
-    found = fingerprint(open_dataset(folder, "train"))
-    assert found == fingerprint(open_dataset(folder, "train")) and len(found) == 32
+    digest = fingerprint(open_dataset(folder, "train"))
+    assert digest == fingerprint(open_dataset(folder, "train")) and len(digest) == 32
     for name in ("inputs", "labels"):
-        assert changed(folder, name, with_one_change) != found
-        assert changed(folder, name, lambda array: array[::-1]) != found
-        assert changed(folder, name, lambda array: array.astype(np.int64)) == found
-    assert changed(folder, "group_indices", lambda array: np.r_[array[:-2], array[-1]]) != found
-    assert changed(folder, "puzzle_indices", lambda array: array.astype(np.uint16)) == found
+        assert changed(folder, name, with_one_change) != digest
+        assert changed(folder, name, lambda array: array[::-1]) != digest
+        assert changed(folder, name, lambda array: array.astype(np.int64)) == digest
+    assert changed(folder, "group_indices", lambda array: np.r_[array[:-2], array[-1]]) != digest
+    assert changed(folder, "puzzle_indices", lambda array: array.astype(np.uint16)) == digest
 
 
 def test_blocks_are_read_of_many_examples(folder, monkeypatch):
     monkeypatch.setattr(module, "_VALUES", 9 * 2 * 64)  # a row in each block
-    found = fingerprint(open_dataset(folder, "train"))
-    assert changed(folder, "inputs", lambda array: np.random.default_rng(1).permutation(array)) != found
-    assert changed(folder, "labels", lambda array: array[::-1]) != found
-    assert changed(folder, "inputs", lambda array: array.astype(np.int16)) == found
+    digest = fingerprint(open_dataset(folder, "train"))
+    assert changed(folder, "inputs", lambda array: np.random.default_rng(1).permutation(array)) != digest
+    assert changed(folder, "labels", lambda array: array[::-1]) != digest
+    assert changed(folder, "inputs", lambda array: array.astype(np.int16)) == digest
 
 
 def test_names_have_a_fingerprint_of_their_values(folder):
     dataset = open_dataset(folder, "train")
-    found = names_fingerprint(dataset)
+    digest = names_fingerprint(dataset)
     (folder / "identifiers.json").write_text('["<blank>" ]\n')
-    assert names_fingerprint(dataset) == found
+    assert names_fingerprint(dataset) == digest
     (folder / "identifiers.json").write_text('["<blank>", "a"]')
-    assert names_fingerprint(dataset) != found
+    assert names_fingerprint(dataset) != digest
     (folder / "identifiers.json").unlink()
     assert names_fingerprint(dataset) is None

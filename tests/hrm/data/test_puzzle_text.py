@@ -31,13 +31,13 @@ def block(text):
 
 def read(task, text):
     """Pairs of place and board in one line; the board is None if it cannot be read."""
-    found = []
+    puzzles = []
     for place, puzzle in split_text(task, "p", text):
         try:
-            found.append((place, task.format(task.parse(puzzle))))
+            puzzles.append((place, task.format(task.parse(puzzle))))
         except InputError:
-            found.append((place, None))
-    return found
+            puzzles.append((place, None))
+    return puzzles
 
 
 def at(*lines):
@@ -58,11 +58,11 @@ def at(*lines):
     ],
 )
 def test_several_sudokus_in_all_layouts(text, lines):
-    found = read(NINE, text)
+    puzzles = read(NINE, text)
     if lines is None:  # a title with a blank line below counts as a malformed puzzle
-        assert [board for _, board in found] == [None, BOARDS[0], None, BOARDS[1], None, BOARDS[2]]
+        assert [board for _, board in puzzles] == [None, BOARDS[0], None, BOARDS[1], None, BOARDS[2]]
     else:
-        assert found == at(*lines)
+        assert puzzles == at(*lines)
 
 
 def test_one_board_may_be_written_in_any_way():
@@ -114,8 +114,8 @@ def test_several_arc_grids_in_all_layouts():
         ("\n".join(f"Grid {n}\n{text}" for n, text in enumerate(digits[:1])), (2,)),
         ("\n".join(map(json.dumps, grids)), (1, 2, 3)),
     ):
-        found = [(place, json.loads(grid)) for place, grid in read(Arc(), text)]
-        assert found == [(f"p:{line}", grid) for line, grid in zip(lines, grids)]
+        puzzles = [(place, json.loads(grid)) for place, grid in read(Arc(), text)]
+        assert puzzles == [(f"p:{line}", grid) for line, grid in zip(lines, grids)]
     assert read(Arc(), "01\n2\n\n34") == [("p:1", None), ("p:4", "[[3,4]]")]
 
 
@@ -152,11 +152,11 @@ PIECES = [
 def test_any_text_is_split_or_refused_in_one_line(task, pieces):
     text = "".join(pieces)
     try:
-        found = split_text(task, "p", text)
+        puzzles = split_text(task, "p", text)
     except InputError as error:
         assert str(error).startswith("p ") and "\n" not in str(error)
     else:
         lines = text.splitlines()
-        for place, puzzle in found:  # each puzzle is an unchanged part of the text
+        for place, puzzle in puzzles:  # each puzzle is an unchanged part of the text
             start = 0 if place == "p" else int(place.removeprefix("p:")) - 1
             assert puzzle == text or "\n".join(lines[start:]).startswith(puzzle)
