@@ -108,3 +108,7 @@ def test_what_it_cannot_serve():
     x, weights = torch.zeros(1, 2, 48, device=DEVICE), k.BlockWeights(*(w.float() for w in layer(48, 32, 0)))
     with k.use_backend("triton"), pytest.raises(k.BackendUnavailable, match="head_dim 32, 64 and 128, not 48"):
         k.transformer_block(x, weights, None, None, 1)
+    x, weights = torch.zeros(1, 2, 32, device=DEVICE), k.BlockWeights(*(w.float() for w in layer(32, 32, 0)))
+    cos, sin = rope_tables(2, 32, device=DEVICE)
+    with k.use_backend("triton"), pytest.raises(k.BackendUnavailable, match="no gradient for sin; detach it"):
+        k.transformer_block(x, weights, cos, sin.requires_grad_(), 1)

@@ -35,7 +35,7 @@ def _triton(
     H_weights, L_weights = flat(H_layers), flat(L_layers)
 
     def run(z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        shared = Shared(shape[0], heads, eps)
+        shared = Shared(shape[0], heads.contiguous(), eps)
         H, L = ([weight.contiguous() for weight in weights] for weights in (H_weights, L_weights))
         return reference.run_cycles(
             z_H,

@@ -42,10 +42,7 @@ class _Triton(torch.autograd.Function):
 
 def _triton(qkv: torch.Tensor, heads: Heads) -> torch.Tensor:
     save = torch.is_grad_enabled() and qkv.requires_grad
-    cos, sin, num_heads = heads
-    if cos is not None and sin is not None:
-        cos, sin = cos.contiguous(), sin.contiguous()
-    return _Triton.apply(qkv.contiguous(), cos, sin, num_heads, save)
+    return _Triton.apply(qkv.contiguous(), *heads.contiguous(), save)
 
 
 def _triton_cannot_serve(qkv: torch.Tensor, heads: Heads) -> str | None:

@@ -17,6 +17,12 @@ class Heads(NamedTuple):
     sin: torch.Tensor | None
     num_heads: int
 
+    def contiguous(self) -> "Heads":
+        """With tables as GPU kernels read them."""
+        if self.cos is None or self.sin is None:
+            return self
+        return Heads(self.cos.contiguous(), self.sin.contiguous(), self.num_heads)
+
     def tables(self) -> list[tuple[str, torch.Tensor]]:
         """The tables with their names; empty without rotation."""
         return [(name, table) for name, table in (("cos", self.cos), ("sin", self.sin)) if table is not None]

@@ -18,7 +18,7 @@ def triton_cannot_run_blocks(x: torch.Tensor, layers: Sequence[BlockWeights], he
         reason = triton_cannot_attend(weights.qkv.shape[0] // (3 * heads.num_heads), x.dtype)
         if reason is not None:
             return reason
-    return triton_cannot_run(x)
+    return tables_need_gradients(heads) or triton_cannot_run(x)
 
 
 def cpu_cannot_run_blocks(x: torch.Tensor, layers: Sequence[BlockWeights], heads: Heads) -> str | None:

@@ -166,7 +166,7 @@ def blocks(x: torch.Tensor, weights: Weights, heads: Heads, eps: float, recomput
     """``x [B, S, D]`` through all blocks; saves activations only if an argument needs a gradient."""
     flat = x.reshape(-1, x.shape[2]).contiguous()
     weights = [weight.contiguous() for weight in weights]
-    shared = Shared(x.shape[0], heads, eps)
+    shared = Shared(x.shape[0], heads.contiguous(), eps)
     if torch.is_grad_enabled() and (x.requires_grad or any(weight.requires_grad for weight in weights)):
         return Blocks.apply(flat, shared, recompute, *weights).view(x.shape)
     return infer(flat, weights, shared).view(x.shape)
