@@ -61,6 +61,7 @@ def cost(sizes: Sizes, itemsize: int, backward: bool) -> Cost:
 
 
 BLOCK_SIZES = (
+    Sizes(2, 5, layers=1),
     Sizes(),
     Sizes(recompute=True),
     Sizes(2, 1, 64, 2, 32, 96),
