@@ -3,10 +3,14 @@
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
+from engine_rows import rows_are_exact
 
 from hrm import HRMConfig
+from hrm.data.sudoku import generate
+from hrm.inference.engine import Puzzle
 from hrm.model import Carry
 
 SIZES = {"seq_len": 16, "vocab_size": 6, "hidden_size": 32, "num_heads": 2, "expansion": 1, "forward_dtype": "float32"}
@@ -63,3 +67,17 @@ def until():
             time.sleep(0.001)
 
     return wait
+
+
+@pytest.fixture(scope="module")
+def puzzles():
+    """24 Sudokus with the puzzle identifiers of :func:`engine_rows.tiny`."""
+    inputs = generate(24, 4, np.random.default_rng(1)).inputs
+    return [Puzzle(one, index % 3) for index, one in enumerate(inputs)]
+
+
+@pytest.fixture
+def exact_rows():
+    """Skips the test if rows depend on each other in the last bits."""
+    if not rows_are_exact():
+        pytest.skip("on the reference backend rows are only close")

@@ -1,0 +1,147 @@
+"""A puzzle's answer and Q values: independent of the other rows, and the same with and without a graph."""
+
+import numpy as np
+import pytest
+import torch
+from engine_rows import STEPS, assert_bits, assert_matches, run_alone, tiny, until_halting
+
+import hrm
+import hrm.inference.engine.segment as segment_module
+from hrm import HRM, TRM, Engine
+from hrm.inference.engine import Puzzle
+from hrm.step_graph import StepGraph
+from hrm_kernels.graphs import capturable
+
+
+@pytest.mark.parametrize("family", [HRM, TRM])
+@pytest.mark.parametrize("slots", [1, 4, 7])
+def test_a_row_does_not_depend_on_the_other_rows(puzzles, slots, family):
+    model = tiny(family)
+    expected = [until_halting(run_alone(model, one)) for one in puzzles]
+    assert len({len(frames) for frames in expected}) > 2
+    orders = [list(range(24)), list(reversed(range(24))), [3], [5, 3, 5, 5, 3] * 4]
+    for order in orders:
+        with Engine(model, slots=slots, max_steps=STEPS) as engine:
+            for number, result in zip(order, engine.solve(puzzles[i] for i in order), strict=True):
+                assert_matches(result, expected[number])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["sudoku4", "sudoku6", "maze11"])
+def test_shipped_models_answer_the_same_in_any_slot_with_any_threads(name, dtype):
+    """Models with attention and with token mixing.
+
+    On the reference backend q_head, lm_head and the SwiGLU of token mixing are PyTorch's matrix products.
+    """
+    model = hrm.load(name, forward_dtype=dtype)
+    inputs = torch.randint(1, model.config.vocab_size, (6, model.config.seq_len), generator=torch.manual_seed(0))
+    rows, threads = [Puzzle(one.numpy(), 0) for one in inputs], torch.get_num_threads()
+    expected = [until_halting(run_alone(model, one, steps=3)) for one in rows]
+    try:
+        for slots, count in ((1, 1), (3, 2), (8, 1), (8, 2)):
+            torch.set_num_threads(count)
+            with Engine(model, slots=slots, max_steps=3) as engine:
+                for result, frames in zip(engine.solve(rows), expected, strict=True):
+                    assert_matches(result, frames)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("exact_rows")
+def test_rules_of_halting(puzzles):
+    model = tiny()
+    every = [run_alone(model, one, steps=24) for one in puzzles]
+    rules = {
+        "fixed": lambda frames, i: False,
+        "q": lambda frames, i: frames[i][1] > frames[i][2],
+        "margin:-0.7": lambda frames, i: np.float32(frames[i][1]) - np.float32(frames[i][2]) > -0.7,
+        "stable:1": lambda frames, i: i >= 1 and (frames[i][0] == frames[i - 1][0]).all(),
+        "stable:2": lambda frames, i: i >= 2 and all((frames[i][0] == frames[i - j][0]).all() for j in (1, 2)),
+    }
+    seen = set()
+    for halt, rule in rules.items():
+        with Engine(model, slots=4, max_steps=24, halt=halt) as engine:
+            results = list(engine.solve(puzzles))
+        for result, frames in zip(results, every, strict=True):
+            assert_matches(result, until_halting(frames, rule))
+        seen.add(tuple(result.steps for result in results))
+    assert len(seen) == len(rules)  # no two rules are equivalent
+    with Engine(model, slots=4, max_steps=STEPS, min_steps=3, halt=lambda moment: moment.steps >= 0) as engine:
+        assert {result.steps for result in engine.solve(puzzles)} == {3}
+
+
+@pytest.mark.usefixtures("exact_rows")
+def test_the_trace_has_every_segment(puzzles):
+    model = tiny()
+    with Engine(model, slots=3, max_steps=STEPS) as engine:
+        results = list(engine.solve(puzzles[:5], trace=True))
+    for result, puzzle in zip(results, puzzles):
+        frames = until_halting(run_alone(model, puzzle, 3))
+        assert [frame.step for frame in result.trace] == list(range(1, len(frames) + 1))
+        for frame, (tokens, q_halt, q_continue) in zip(result.trace, frames):
+            np.testing.assert_array_equal(frame.tokens, tokens)
+            assert (frame.q_halt, frame.q_continue) == (q_halt, q_continue)
+        assert result.confidence == pytest.approx(1 / (1 + np.exp(-result.q_halt)))
+
+
+@pytest.mark.usefixtures("exact_rows")
+def test_noise_depends_only_on_the_seed(puzzles):
+    model = tiny()
+    rows = [Puzzle(puzzles[0].inputs, 0, noise, seed) for noise, seed in [(0.0, 1), (0.5, 1), (0.5, 2), (0.5, 1)]]
+    q_halts = {}
+    for slots, order in ((3, rows), (3, [*puzzles[4:11], *reversed(rows)])):
+        with Engine(model, slots=slots, max_steps=3, halt="fixed") as engine:
+            results = list(engine.solve(order))
+        of_rows = results[-4:][::-1] if len(order) > 4 else results
+        q_halts[len(order)] = [result.q_halt for result in of_rows]
+    assert q_halts[4] == q_halts[11]
+    assert q_halts[4][1] == q_halts[4][3] and len(set(q_halts[4])) == 3
+    assert q_halts[4][0] == run_alone(model, puzzles[0], 3, 3)[-1][1]
+
+
+@pytest.mark.parametrize("family", [HRM, TRM])
+def test_segments_replayed_as_a_graph(puzzles, family, recorded_capture, monkeypatch):
+    """Refill, noise and reading back go through the graph, in operations without synchronization."""
+    model, halt = tiny(family), lambda moment: moment.tokens[:, 0] % 2 == moment.steps % 2
+    noisy = [one._replace(noise=0.5 * (index % 2), seed=index) for index, one in enumerate(puzzles)]
+    with Engine(model, 5, STEPS, halt=halt, backend="reference") as engine:
+        direct = list(engine.solve(noisy, trace=True))
+    monkeypatch.setattr(
+        segment_module, "segment_graph", lambda answers, step: StepGraph(step, recorded_capture, torch.device("cpu"))
+    )
+    with Engine(model, 5, STEPS, halt=halt, backend="reference") as engine:
+        replayed = list(engine.solve(noisy, trace=True))
+    assert len(recorded_capture.recorders) == 1 and recorded_capture.replays >= 5
+    assert len({result.steps for result in direct}) > 2
+    for one, other in zip(direct, replayed, strict=True):
+        assert_bits(other, [(frame.tokens, frame.q_halt, frame.q_continue) for frame in one.trace])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("family", [HRM, TRM])
+def test_a_gpu_replays_segments(puzzles, family, monkeypatch):
+    model, taken = tiny(family).cuda(), []
+    with Engine(model, 5, STEPS) as engine:
+        replayed = list(engine.solve(puzzles))
+    monkeypatch.setattr(segment_module, "segment_graph", lambda answers, step: taken.append(capturable(answers)))
+    with Engine(model, 5, STEPS) as engine:
+        direct = list(engine.solve(puzzles))
+    assert taken == [True]
+    for one, other in zip(direct, replayed, strict=True):
+        assert_bits(other, [(one.tokens, one.q_halt, one.q_continue)] * one.steps)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_sees_weights_that_change_between_puzzles(puzzles):
+    model = tiny(forward_dtype="bfloat16").cuda()
+    answers = []
+    with Engine(model, 5, STEPS, halt="fixed") as engine:
+        list(engine.solve(puzzles))
+        with torch.no_grad():
+            model.inner.lm_head.weight.neg_()
+        answers.append(list(engine.solve(puzzles)))
+    with Engine(model, 5, STEPS, halt="fixed") as engine:
+        answers.append(list(engine.solve(puzzles)))
+    assert [one.tokens.tobytes() for one in answers[0]] == [one.tokens.tobytes() for one in answers[1]]
