@@ -1,4 +1,4 @@
-"""``python -m hrm_kernels.doctor [--json]``: what this machine has, which backends run on it, and why others don't."""
+"""``python -m hrm_kernels.doctor [--json]``: report hardware, tools and backends, with reasons for missing ones."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ from hrm_kernels import native
 PACKAGES = ("hrm", "torch", "triton", "numpy", "apache-tvm-ffi")
 
 TOOLS = {
-    # what it is: the commands to look for, how to get it
+    # name: the commands to look for, how to install the tool
     "C++ compiler": (("c++", "g++", "clang++"), "apt-get install g++"),
     "nvcc": (("nvcc",), "NVIDIA's CUDA toolkit, or apt-get install nvidia-cuda-toolkit"),
     "cmake": (("cmake",), "apt-get install cmake, or pip install cmake"),
@@ -29,17 +29,17 @@ TOOLS = {
 }
 
 ISA = "avx2 fma f16c avx512f avx512bw avx512vl avx512_bf16 avx512_fp16 amx_bf16 asimd sve".split()
-"""The instruction sets a kernel may choose by, as Linux names them."""
+"""Instruction sets that kernels may depend on, by their Linux names."""
 
 
 def report() -> dict[str, Any]:
-    """Look at the machine and run the self-tests.
+    """Inspect the machine and run the self-tests.
 
     Returns:
-        A dictionary that ``json`` can write: ``versions`` (None: not installed), ``cpu``, ``gpus``, ``tools`` (each its
-        ``version``, None without, and how to ``get`` it), each library of ``native`` and each of ``backends`` (None:
-        usable, else the reason why not), ``self_tests`` of the usable ones (None: passed, else what went wrong; those
-        of libraries are named ``native cpu`` and so on).
+        A dictionary for JSON: ``versions`` (None: not installed), ``cpu``, ``gpus``, ``tools`` (``version``, or None,
+        and how to ``get`` the tool), ``native`` and ``backends`` (for each library and backend None if it is usable,
+        else the reason), and ``self_tests`` of the usable ones (None if passed, else the failure; libraries are named
+        ``native cpu`` and so on).
     """
     backends = hrm_kernels.available_backends()
     libraries = {name: _library(name) for name in native.COMPILERS}
@@ -82,7 +82,7 @@ def _cpu() -> dict[str, Any]:
     flags = fields.get("flags", fields.get("Features", "")).split()
     return {
         "model": fields.get("model name") or platform.processor() or platform.machine(),
-        # a container or a batch system may allow fewer cores than there are
+        # containers and batch systems may allow fewer cores than the machine has
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "isa": [name for name in ISA if name in flags],
@@ -106,15 +106,15 @@ def _tool(commands: Sequence[str], get: str) -> dict[str, str | None]:
     try:
         shown = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        return {"version": None, "get": f"{found} is there but does not run ({error})"}
+        return {"version": None, "get": f"{found} exists but does not run ({error})"}
     lines = shown.strip().splitlines() or ["unknown version"]
-    # nvcc opens with its name and copyright
+    # nvcc prints its name and copyright first
     line = next((line for line in lines if "release" in line), lines[0])
     return {"version": line.removeprefix("cmake version ").strip(), "get": get}
 
 
 def _test_backend(name: str) -> str | None:
-    """Compare an op on backend ``name`` with float64. None when it is right, else what went wrong."""
+    """Compare an op on backend ``name`` with float64. Returns None if they agree, else the failure."""
     device = "cuda" if name in ("cuda", "triton") and torch.cuda.is_available() else "cpu"
     if name == "cuda":
         return _test_module(name, device)
@@ -126,14 +126,14 @@ def _test_backend(name: str) -> str | None:
         with hrm_kernels.use_backend(name):
             result = hrm_kernels.add_rms_norm(x.to(device), residual.to(device), 1e-5)
         error = (result.cpu().double() - expected).abs().max().item()
-    except Exception as exception:  # anything: the report must say it rather than end with it
+    except Exception as exception:  # of any type: the report shows it
         return f"add_rms_norm raised {type(exception).__name__}: {exception}"
     # 2**-20: a few roundings of float32 (2**-24) on values up to 4
-    return None if error < 4 * 2**-20 else f"add_rms_norm is off by {error:.2g} from float64"
+    return None if error < 4 * 2**-20 else f"add_rms_norm differs from float64 by {error:.2g}"
 
 
 def _test_module(name: str, device: str) -> str | None:
-    """As :func:`_test_backend`, of an update of one block in bfloat16, the largest of the cuda kernels."""
+    """As :func:`_test_backend`, with one block in bfloat16, which runs the largest CUDA kernel."""
     options: Any = {"generator": torch.Generator("cpu").manual_seed(0), "dtype": torch.float32, "device": "cpu"}
     shapes = ((384, 128), (128, 128), (256, 128), (128, 128))
     weights = [torch.randn(shape, **options) * shape[1] ** -0.5 for shape in shapes]
@@ -150,12 +150,12 @@ def _test_module(name: str, device: str) -> str | None:
         error, plain = ((run(backend, torch.bfloat16) - exact).abs().max().item() for backend in (name, "reference"))
     except Exception as exception:
         return f"reasoning_module raised {type(exception).__name__}: {exception}"
-    # as for every op: at most twice PyTorch's error in this dtype, plus a rounding of values up to 4
-    return None if error <= 2 * plain + 4 * 2**-8 else f"reasoning_module is off by {error:.2g} from float64"
+    # the bound of every op: twice PyTorch's error in this dtype, plus a rounding of values up to 4
+    return None if error <= 2 * plain + 4 * 2**-8 else f"reasoning_module differs from float64 by {error:.2g}"
 
 
 def render(report: dict[str, Any]) -> str:
-    """``report()`` as plain text."""
+    """Format the result of :func:`report` as plain text."""
     rows: list[str] = []
 
     def section(title: str, entries: dict[str, str]) -> None:
@@ -181,27 +181,29 @@ def render(report: dict[str, Any]) -> str:
         {name: tool["version"] or f"not found: {tool['get']}" for name, tool in report["tools"].items()},
     )
 
-    def state(name: str, reason: str | None) -> str:
+    def usability(name: str, reason: str | None) -> str:
         if reason is not None:
             return f"no: {reason}"
         failure = report["self_tests"][name]
         return "yes, self-test passed" if failure is None else f"SELF-TEST FAILED: {failure}"
 
-    section("Native libraries", {name: state(f"native {name}", reason) for name, reason in report["native"].items()})
-    section("Backends", {name: state(name, reason) for name, reason in report["backends"].items()})
+    section(
+        "Native libraries", {name: usability(f"native {name}", reason) for name, reason in report["native"].items()}
+    )
+    section("Backends", {name: usability(name, reason) for name, reason in report["backends"].items()})
     return "\n".join(rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the report. Returns the exit code: 1 where something that is there fails its self-test, else 0."""
+    """Print the report. Returns the exit code: 1 if a self-test fails, else 0."""
     parser = argparse.ArgumentParser(prog="python -m hrm_kernels.doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     as_json = parser.parse_args(arguments).json
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what torch says about a driver it cannot use would precede the JSON
-        found = report()
-    print(json.dumps(found, indent=2) if as_json else render(found))
-    return 0 if all(failure is None for failure in found["self_tests"].values()) else 1
+        warnings.simplefilter("ignore")  # warnings of torch about an unusable driver would precede the JSON
+        result = report()
+    print(json.dumps(result, indent=2) if as_json else render(result))
+    return 0 if all(failure is None for failure in result["self_tests"].values()) else 1
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Stand-ins for two packages that are hard to install, so that code which imports them runs unchanged.
+"""Replacements for packages that are hard to install, so that code which imports them runs unchanged.
 
 ``flash_attn`` and ``flash_attn_interface`` need certain NVIDIA GPUs and a long build, ``adam_atan2`` a CUDA compiler.
-:func:`install` puts modules of their names on our ops into ``sys.modules``, where the originals cannot be imported.
+Where the originals cannot be imported, :func:`install` adds modules of the same names to ``sys.modules``, which run on
+the ops of this package.
 """
 
 import sys
@@ -24,17 +25,17 @@ __all__ = ["install", "uninstall"]
 def install() -> dict[str, str]:
     """Provide ``flash_attn.flash_attn_func``, ``flash_attn_interface.flash_attn_func`` and ``adam_atan2.AdamATan2``.
 
-    Call it before the code that imports them. An original that can be imported is never shadowed. In the place of one
-    that is missing or broken stands a module whose ``__hrm_kernels__`` is the reason.
+    Call it before the code that imports them. An original that can be imported stays. A missing or broken one is
+    replaced by a module whose ``__hrm_kernels__`` is the reason.
 
     Returns:
-        By module: ``"the original"``, or ``"hrm_kernels: ..."`` with the reason why the original cannot be used.
+        For each module ``"the original"``, or ``"hrm_kernels: ..."`` with the reason why the original cannot be used.
     """
     return {name: _provide(name, attribute, make) for name, (attribute, make) in _SHIMS.items()}
 
 
 def uninstall() -> None:
-    """Take the modules that :func:`install` provided out of ``sys.modules``; what was imported from them stays."""
+    """Remove the modules of :func:`install` from ``sys.modules``; names imported from them go on working."""
     for name in _SHIMS:
         if hasattr(sys.modules.get(name), "__hrm_kernels__"):
             del sys.modules[name]
@@ -49,11 +50,11 @@ def _provide(name: str, attribute: str, value: Any) -> str:
         reason = (str(error) or type(error).__name__).splitlines()[0]
     else:
         return f"hrm_kernels: {module.__hrm_kernels__}" if hasattr(module, "__hrm_kernels__") else "the original"
-    for left in set(sys.modules) - before:  # what a broken import has left behind
-        if left == name or left.startswith(f"{name}."):
-            del sys.modules[left]
+    for imported in set(sys.modules) - before:  # remove the submodules of a broken import
+        if imported == name or imported.startswith(f"{name}."):
+            del sys.modules[imported]
     shim = ModuleType(name, f"{name}.{attribute} on the ops of hrm_kernels; the original: {reason}")
-    shim.__spec__ = ModuleSpec(name, None)  # importlib.util.find_spec asks for it
+    shim.__spec__ = ModuleSpec(name, None)  # importlib.util.find_spec needs it
     shim.__dict__.update({attribute: value, "__hrm_kernels__": reason, "__all__": [attribute]})
     sys.modules[name] = shim
     return f"hrm_kernels: {reason}"
@@ -71,29 +72,30 @@ def _attention(
         check_shape(op, name, value, (rows, None, None, width), "[B, S_k, H_k, d]")
     check_shape(op, "v", v, tuple(k.shape), "the shape of k")
     if k.shape[2] == 0 or heads % k.shape[2]:
-        raise ValueError(f"{op}: q has {heads} heads and k {k.shape[2]}, expected a divisor of q's")
+        raise ValueError(f"{op}: q has {heads} heads and k {k.shape[2]}, expected a divisor of {heads} for k")
     if not causal and softmax_scale is None and k.shape == q.shape:
         packed = torch.stack((q, k, v), dim=2).view(rows, positions, 3 * heads * width)
         return rope_attention(packed, None, None, heads).view(q.shape)
     mask = None
-    if causal and positions != k.shape[1]:  # aligned at the last position, where torch's is_causal aligns the first
+    if causal and positions != k.shape[1]:  # aligned at the last position; torch's is_causal aligns the first
         mask = torch.ones(positions, k.shape[1], dtype=torch.bool, device=q.device)
         mask = mask.tril(k.shape[1] - positions)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(
         q, k, v, mask, is_causal=causal and mask is None, scale=softmax_scale, enable_gqa=k.shape[1] != heads
     )
-    if mask is not None:  # positions that see nothing give 0
+    if mask is not None:  # positions that attend to nothing give 0
         out = torch.where(mask.any(-1)[:, None], out, 0)
-    return out.transpose(1, 2).contiguous()  # as the original's, of which callers take views
+    return out.transpose(1, 2).contiguous()  # callers take views of it
 
 
-def _refuse(unsupported: Iterable[tuple[str, Any, bool]]) -> None:
-    for name, value, neutral in unsupported:
-        if not neutral:
+def _check_defaults(arguments: Iterable[tuple[str, Any, bool]]) -> None:
+    """Raise for the first of (name, value, is the default) that is not the default."""
+    for name, value, is_default in arguments:
+        if not is_default:
             shown = "a tensor" if isinstance(value, torch.Tensor) else repr(value)
             raise NotImplementedError(
-                f"flash_attn_func: {name}={shown} has no stand-in in hrm_kernels.shims; leave it at its default, or "
+                f"flash_attn_func: hrm_kernels.shims does not support {name}={shown}; leave it at its default, or "
                 "install the original package"
             )
 
@@ -114,21 +116,21 @@ def flash_attn_func(
     """Attention with the signature of FlashAttention 2, on :func:`hrm_kernels.rope_attention` or torch's attention.
 
     Args:
-        q: ``[B, S, H, d]``, float32 too, on any device.
+        q: ``[B, S, H, d]``, of any floating dtype, on any device.
         k, v: ``[B, S_k, H_k, d]``; H_k divides H.
         softmax_scale: None is 1/sqrt(d).
-        causal: position i of q sees the positions of k up to ``i + S_k - S``.
-        deterministic: it is, in either case.
-        dropout_p, window_size, softcap, alibi_slopes, return_attn_probs: only their defaults.
+        causal: position i of q attends to positions of k up to ``i + S_k - S``.
+        deterministic: ignored; the result always is.
+        dropout_p, window_size, softcap, alibi_slopes, return_attn_probs: must have their defaults.
 
     Returns:
         ``[B, S, H, d]`` in the dtype of q.
 
     Raises:
-        NotImplementedError: an argument that has to be at its default is not.
+        NotImplementedError: an argument that must have its default has another value.
         TypeError, ValueError: dtypes, devices or shapes do not fit.
     """
-    _refuse(
+    _check_defaults(
         (
             ("dropout_p", dropout_p, dropout_p == 0),
             ("window_size", window_size, tuple(window_size) == (-1, -1)),
@@ -160,10 +162,10 @@ def flash_attn_3_func(
 ) -> torch.Tensor:
     """Attention with the signature of FlashAttention 3 (``flash_attn_interface``); see :func:`flash_attn_func`.
 
-    ``num_splits``, ``pack_gqa``, ``deterministic`` and ``sm_margin`` choose how the original computes, and change
-    nothing here; ``qv``, the descales, ``window_size``, ``attention_chunk`` and ``softcap`` only at their defaults.
+    ``num_splits``, ``pack_gqa``, ``deterministic`` and ``sm_margin`` tune the original and are ignored here; ``qv``,
+    the descales, ``window_size``, ``attention_chunk`` and ``softcap`` must have their defaults.
     """
-    _refuse(
+    _check_defaults(
         (
             ("qv", qv, qv is None),
             ("q_descale", q_descale, q_descale is None),

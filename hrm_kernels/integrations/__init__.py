@@ -1,4 +1,4 @@
-"""Putting the ops of this package under models of other projects."""
+"""Run models of other projects on the ops."""
 
 from hrm_kernels.integrations.patch import PatchReport, patch, unpatch
 

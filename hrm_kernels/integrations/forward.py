@@ -1,4 +1,4 @@
-"""Modules of other projects on our ops, with their own parameters."""
+"""Run modules of other projects on the ops, with the modules' parameters."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -10,7 +10,8 @@ from torch import nn
 
 from hrm_kernels.backends import use_backend
 from hrm_kernels.casts import cast
-from hrm_kernels.integrations.structure import Bound, Part
+from hrm_kernels.integrations.calls import Inputs
+from hrm_kernels.integrations.structure import Part
 from hrm_kernels.ops.add_rms_norm import add_rms_norm
 from hrm_kernels.ops.reasoning_module import reasoning_module
 from hrm_kernels.ops.rope_attention import rope_attention
@@ -27,41 +28,40 @@ OPS = {
     "module": "reasoning_module",
     "mixing_module": "token_mixing, swiglu, add_rms_norm",
 }
-"""What computes a part, by its kind."""
+"""The ops that compute each kind of part, as the report names them."""
 
 Tables = torch.Tensor | None
 
 
-def ours_of(part: Part, backend: str | None) -> Callable[..., torch.Tensor]:
-    """A ``forward(self, ...)`` with the signature of the module's own, on our ops.
+def op_forward(part: Part, backend: str | None) -> Callable[..., torch.Tensor]:
+    """Return a ``forward(self, ...)`` on the ops, with the signature of the original one.
 
-    Raises:
-        TypeError, ValueError: (from it) the arguments are not what the ops compute with.
+    It raises TypeError or ValueError where the ops do not take the arguments.
     """
 
-    def forward(self: nn.Module, *arguments: Any, **named: Any) -> torch.Tensor:
-        bound = part.signature.bind(arguments, named)
-        if bound is None:
-            raise TypeError(f"the call has arguments beside {', '.join(part.signature.known)}")
-        return run(self, part, backend, bound)
+    def forward(self: nn.Module, *arguments: Any, **keywords: Any) -> torch.Tensor:
+        inputs = part.signature.bind(arguments, keywords)
+        if inputs is None:
+            raise TypeError(f"the call has arguments other than {', '.join(part.signature.known)}")
+        return run(self, part, backend, inputs)
 
     return forward
 
 
-def run(module: nn.Module, part: Part, backend: str | None, bound: Bound) -> torch.Tensor:
-    """Our result of a call."""
+def run(module: nn.Module, part: Part, backend: str | None, inputs: Inputs) -> torch.Tensor:
+    """Compute a call on the ops."""
     with nullcontext() if backend is None else use_backend(backend):
-        return _RUN[part.kind](module, part, *bound)
+        return _RUN[part.kind](module, part, *inputs)
 
 
-def can_serve(part: Part, bound: Bound) -> bool:
-    """Whether this is a call as the ops are for it, by its arguments; others are for the module's own forward."""
-    x, injection, *tables = bound
+def can_serve(part: Part, inputs: Inputs) -> bool:
+    """Whether the ops take these inputs; other calls run the module's original forward."""
+    x, injection, *tables = inputs
     if torch.is_autocast_enabled(x.device.type):
         return False
     if part.kind not in ("linear", "swiglu") and x.ndim != 3:
         return False
-    if not all(one is None or (isinstance(one, torch.Tensor) and one.ndim == 2) for one in tables):
+    if not all(table is None or (isinstance(table, torch.Tensor) and table.ndim == 2) for table in tables):
         return False
     if part.signature.injection is None:
         return True
@@ -92,7 +92,7 @@ def _attention(module: nn.Module, part: Part, x: torch.Tensor, _: Any, cos: Tabl
 def _weights(module: nn.Module, part: Part, dtype: torch.dtype) -> BlockWeights:
     matrices = []
     for name, inner in zip(part.names, part.inner, strict=True):
-        matrices += [_weight(getattr(module, name), one, dtype) for one in inner.names]
+        matrices += [_weight(getattr(module, name), inner_name, dtype) for inner_name in inner.names]
     return BlockWeights(*matrices)
 
 
@@ -101,10 +101,10 @@ def _block(module: nn.Module, part: Part, x: torch.Tensor, _: Any, cos: Tables, 
 
 
 def _mixing_block(module: nn.Module, part: Part, x: torch.Tensor, *_: Any) -> torch.Tensor:
-    across, over = (getattr(module, name) for name in part.names)
-    gate_up, down = (_weight(across, name, x.dtype) for name in part.inner[0].names)
+    token_mlp, mlp = (getattr(module, name) for name in part.names)
+    gate_up, down = (_weight(token_mlp, name, x.dtype) for name in part.inner[0].names)
     x = token_mixing(x, gate_up, down, part.eps)
-    return add_rms_norm(x, _swiglu(over, part.inner[1], x), part.eps)
+    return add_rms_norm(x, _swiglu(mlp, part.inner[1], x), part.eps)
 
 
 def _module(

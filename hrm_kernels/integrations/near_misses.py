@@ -1,16 +1,16 @@
-"""What keeps a module from being one of ours, in words: it is named otherwise, packed otherwise, or has more."""
+"""Explain why the ops cannot compute a module that resembles one of theirs: other names, other packing, extra parts."""
 
 from typing import Any
 
 from torch import nn
 
 _LETTER_FORMS = ("{}_proj", "to_{}", "{}", "W{}", "w{}", "W_{}", "w_{}", "{}_lin", "linear_{}", "{}_linear", "fc_{}")
-_APART = (
+_SEPARATE = (
     *(tuple(form.format(letter) for letter in "qkv") for form in _LETTER_FORMS),
     *((form.format("q"), form.format("kv")) for form in _LETTER_FORMS),
     *(tuple(form.format(word) for word in ("query", "key", "value")) for form in ("{}", "{}_proj", "{}_projection")),
 )
-"""Names of projections of queries, keys and values, where these are apart."""
+"""Names of separate projections of queries, keys and values."""
 _GATE_AND_UP = (
     *(("gate_proj", "up_proj"), ("w1", "w3"), ("wi_0", "wi_1"), ("gate", "up"), ("fc1_g", "fc1_x")),
     *(("w_gate", "w_up"), ("linear_gate", "linear_up"), ("fc_gate", "fc_up"), ("W_gate", "W_up")),
@@ -23,7 +23,7 @@ _WITHOUT_GATE = (
 _HEADS = ("num_heads", "n_heads", "n_head", "nhead", "heads", "num_attention_heads")
 _GROUPS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_heads")
 
-_TELLING = (
+_SUSPICIOUS = (
     *("window", "window_size", "sliding_window", "local_attention", "attention_window", "chunk_size"),
     *("causal", "is_causal", "softcap", "logit_cap", "attn_logit_softcapping", "clip", "clip_qkv", "limit"),
     *("alibi", "alibi_slopes", "relative_bias", "dropout", "dropout_p", "attention_dropout", "attn_dropout"),
@@ -50,32 +50,31 @@ def is_linear(module: Any) -> bool:
     return weight.ndim == 2 and weight.is_floating_point()
 
 
-def keeps_it_transposed(module: nn.Module) -> bool:
-    """Whether a linear layer has its weight as ``[in, out]``: by its bias, or by its name where that says nothing."""
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a linear layer stores its weight as ``[in, out]``: judged by its bias, or else by its class name."""
     weight, bias = module._parameters["weight"], module._parameters.get("bias")
     assert weight is not None
     rows, columns = weight.shape
-    named = type(module).__name__ == "Conv1D"
-    return named or (bias is not None and rows != columns and bias.shape == (columns,))
+    return type(module).__name__ == "Conv1D" or (bias is not None and rows != columns and bias.shape == (columns,))
 
 
-def misfit(name: str, linear: nn.Module) -> str | None:
-    """Why projection ``name`` cannot be one that the ops compute with, or None."""
+def projection_reason(name: str, linear: nn.Module) -> str | None:
+    """Return why the ops cannot use projection ``name``, or None."""
     if not is_linear(linear):
         kind = f"{type(linear).__module__}.{type(linear).__name__}"
-        inside = [*dict(linear.named_children()), *linear._parameters, *linear._buffers]
-        has = f" (with {', '.join(inside[:4])})" if inside else ""
-        return f"{name} is {kind}{has}, expected a layer with a floating parameter 'weight' [out, in] and nothing else"
-    if keeps_it_transposed(linear):
+        members = [*dict(linear.named_children()), *linear._parameters, *linear._buffers]
+        shown = f" (with {', '.join(members[:4])})" if members else ""
+        return f"{name} is {kind}{shown}, expected a layer with only a floating parameter 'weight' [out, in]"
+    if is_transposed(linear):
         bias = " and has a bias" if linear._parameters.get("bias") is not None else ""
-        return f"{name} ({type(linear).__name__}) keeps its weight as [in, out]{bias}, expected [out, in] and no bias"
+        return f"{name} ({type(linear).__name__}) stores its weight as [in, out]{bias}, expected [out, in] and no bias"
     if getattr(linear, "bias", None) is not None:
-        return f"{name} has a bias, and the ops have none; make it without (bias=False)"
+        return f"{name} has a bias, and the ops take none; create it with bias=False"
     return None
 
 
-def grouped(module: nn.Module, qkv: str, rows: int, columns: int, heads: int) -> str:
-    """Why a packed projection of so many rows does not fit ``heads`` heads whose outputs are ``columns`` together."""
+def grouped_heads_reason(module: nn.Module, qkv: str, rows: int, columns: int, heads: int) -> str:
+    """Return why a packed projection of ``rows`` rows does not fit ``heads`` heads of ``columns`` outputs together."""
     groups = _number(module, _GROUPS)
     width = columns // heads
     if groups is None and width and (rows - columns) % (2 * width) == 0:
@@ -83,39 +82,41 @@ def grouped(module: nn.Module, qkv: str, rows: int, columns: int, heads: int) ->
     if groups and groups != heads and rows == columns + 2 * groups * width:
         return (
             f"{qkv} has {rows} rows: {heads} query heads share {groups} key and value heads (grouped-query attention), "
-            f"which rope_attention has not; repeat the rows of each for its queries, so that there are {3 * columns}"
+            "which rope_attention does not support; repeat the rows of each for its query heads, "
+            f"{3 * columns} in total"
         )
     return (
-        f"{qkv} has {rows} rows, and the output projection {columns} columns; expected 3 x as many rows, "
-        f"and columns that are a multiple of the {heads} heads"
+        f"{qkv} has {rows} rows, and the output projection {columns} columns; expected 3 times as many rows as "
+        f"columns, and a number of columns that is a multiple of the {heads} heads"
     )
 
 
-def near_miss(module: nn.Module, out: tuple[str, ...], down: tuple[str, ...]) -> str | None:
-    """What ``module`` looks like though its parts are not named or packed as ours; or None where it is something else.
+def near_miss_reason(module: nn.Module, out: tuple[str, ...], down: tuple[str, ...]) -> str | None:
+    """Return what ``module`` resembles under other names or another packing; None where it resembles no op.
 
-    ``out``, ``down``: known names of output projections.
+    Args:
+        out, down: known names of output projections.
     """
     children = dict(module.named_children())
-    apart = next((names for names in _APART if all(_projects(children.get(name)) for name in names)), None)
-    if apart is not None:
-        return _attention_apart(module, apart, out)
-    pair = next((pair for pair in _GATE_AND_UP if all(_projects(children.get(name)) for name in pair)), None)
+    separate = next((names for names in _SEPARATE if all(_is_projection(children.get(name)) for name in names)), None)
+    if separate is not None:
+        return _separate_attention_reason(module, separate, out)
+    pair = next((pair for pair in _GATE_AND_UP if all(_is_projection(children.get(name)) for name in pair)), None)
     known = (*down, "w2", "wo", "w_down", "linear_down", "W_down")
     last = next((name for name in known if name in children and pair is not None and name not in pair), None)
     if pair is not None and last is not None:
-        reasons = [one for name in (*pair, last) if (one := misfit(name, children[name]))]
+        reasons = [reason for name in (*pair, last) if (reason := projection_reason(name, children[name]))]
         return (
-            f"it looks like SwiGLU, but {pair[0]} and {pair[1]} are apart; "
-            f"pack their weights into one gate_up_proj, the gate first, and name {last} down_proj"
+            f"it looks like SwiGLU, but {pair[0]} and {pair[1]} are separate; "
+            f"pack their weights into one gate_up_proj, gate first, and name {last} down_proj"
             + "".join(f"; {reason}" for reason in reasons)
         )
-    named = _by_shape(module, children)
-    if named is not None:
-        return named
-    pair = next((pair for pair in _WITHOUT_GATE if all(_projects(children.get(name)) for name in pair)), None)
+    reason = _shape_reason(children, number_of_heads(module) is not None)
+    if reason is not None:
+        return reason
+    pair = next((pair for pair in _WITHOUT_GATE if all(_is_projection(children.get(name)) for name in pair)), None)
     if pair is not None:
-        reasons = [one for name in pair if (one := misfit(name, children[name]))]
+        reasons = [reason for name in pair if (reason := projection_reason(name, children[name]))]
         return f"it looks like an MLP without gate ({', '.join(pair)}), which no op computes" + "".join(
             f"; {reason}" for reason in reasons
         )
@@ -123,19 +124,19 @@ def near_miss(module: nn.Module, out: tuple[str, ...], down: tuple[str, ...]) ->
 
 
 def suspects(module: nn.Module) -> str:
-    """What in the module may be why it computes something else: ``"; it has window=8"``, or nothing."""
+    """Name attributes that may explain a different result, as ``"; it has window=8"``; an empty string without any."""
     found: dict[str, str] = {}
-    for one in module.modules():
-        if isinstance(one, nn.Dropout) and one.p > 0:
-            found["Dropout"] = f"{one.p:g}"
-        for name, value in ({name: one.__dict__.get(name) for name in _TELLING} | one._modules).items():
-            if name in _TELLING and (shown := _shown(value)):
+    for inner in module.modules():
+        if isinstance(inner, nn.Dropout) and inner.p > 0:
+            found["Dropout"] = f"{inner.p:g}"
+        for name, value in ({name: inner.__dict__.get(name) for name in _SUSPICIOUS} | inner._modules).items():
+            if name in _SUSPICIOUS and (shown := _shown(value)):
                 found.setdefault(name, shown)
     return f"; it has {', '.join(f'{name}={value}' for name, value in found.items())}" if found else ""
 
 
 def _shown(value: Any) -> str:
-    """An attribute in a message; nothing for those that change nothing."""
+    """Format an attribute for a message; an empty string for values without effect."""
     if isinstance(value, nn.Module):
         shown = type(value).__name__
     elif isinstance(value, bool | int | float | str | tuple):
@@ -145,53 +146,55 @@ def _shown(value: Any) -> str:
     return "" if shown.strip("'").lower() in ("silu", "swish") else shown
 
 
-def _attention_apart(module: nn.Module, names: tuple[str, ...], out: tuple[str, ...]) -> str:
+def _separate_attention_reason(module: nn.Module, names: tuple[str, ...], out: tuple[str, ...]) -> str:
     children = dict(module.named_children())
-    what = ", ".join(names)
-    reasons = [f"it looks like attention, but its projections are apart ({what})"]
+    reasons = [f"it looks like attention, but its projections are separate ({', '.join(names)})"]
     last = next((name for name in (*out, "to_out", "wo", "w_o", "out_lin", "fc_out") if name in children), None)
     rename = "" if last in (None, "o_proj") else f", and name {last} o_proj"
     reasons.append(f"pack their weights into one qkv_proj [3 D, D], q first, then k, then v{rename}")
-    reasons += [one for name in (*names, *([last] if last else [])) if (one := misfit(name, children[name]))]
+    reasons += [
+        reason for name in (*names, *([last] if last else [])) if (reason := projection_reason(name, children[name]))
+    ]
     if last is None:
-        reasons.append("it has no output projection beside them; expected o_proj")
+        reasons.append("it has no output projection; expected o_proj")
     rows = [children[name].weight.shape[0] for name in names if is_linear(children[name])]  # type: ignore[index, union-attr]
     if len(rows) == 3 and rows[1] < rows[0]:
         reasons.append(
             f"{names[1]} has {rows[1]} rows and {names[0]} {rows[0]}: query heads share key and value heads "
-            "(grouped-query attention), which rope_attention has not; repeat the rows of each for its queries"
+            "(grouped-query attention), which rope_attention does not support; repeat the rows of each for its "
+            "query heads"
         )
     if number_of_heads(module) is None:
         reasons.append(f"it does not say how many heads it has; expected an attribute {expected_heads()}")
     return "; ".join(reasons)
 
 
-def _by_shape(module: nn.Module, children: dict[str, nn.Module]) -> str | None:
-    """Two projections under names of their own."""
+def _shape_reason(children: dict[str, nn.Module], has_heads: bool) -> str | None:
+    """Return what two projections resemble by their shapes, whatever their names are."""
     linears = {name: child for name, child in children.items() if is_linear(child)}
     if len(linears) != 2:
         return None
     (first, a), (second, b) = linears.items()
     (rows, width), (back, inner) = (
-        one.weight.shape[:: -1 if keeps_it_transposed(one) else 1]  # type: ignore[index, union-attr]
-        for one in (a, b)
+        linear.weight.shape[:: -1 if is_transposed(linear) else 1]  # type: ignore[index, union-attr]
+        for linear in (a, b)
     )
     if width != back:
         return None
-    if rows == 3 * inner and number_of_heads(module):
-        what, names = "attention", "qkv_proj and o_proj"
+    if rows == 3 * inner and has_heads:
+        kind, names = "attention", "qkv_proj and o_proj"
     elif rows == 2 * inner:
-        what, names = "SwiGLU", "gate_up_proj and down_proj"
+        kind, names = "SwiGLU", "gate_up_proj and down_proj"
     else:
         return None
-    reasons = [one for name, child in linears.items() if (one := misfit(name, child))]
-    return f"it looks like {what} with projections {first} and {second}; name them {names}" + "".join(
+    reasons = [reason for name, child in linears.items() if (reason := projection_reason(name, child))]
+    return f"it looks like {kind} with projections {first} and {second}; name them {names}" + "".join(
         f"; {reason}" for reason in reasons
     )
 
 
-def _projects(child: Any) -> bool:
-    """Whether this is a linear layer of any kind: with adapters, quantised, transposed."""
+def _is_projection(child: Any) -> bool:
+    """Whether ``child`` is a linear layer of any kind: with adapters, quantised, transposed."""
     if not isinstance(child, nn.Module) or isinstance(child, nn.Embedding):
         return False
     return is_linear(child) or all(hasattr(child, name) for name in ("in_features", "out_features"))

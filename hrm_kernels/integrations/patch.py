@@ -1,4 +1,4 @@
-"""Replace the forward of modules that our ops can compute, in models of other projects."""
+"""Replace the forward of modules that the ops can compute, in models of other projects."""
 
 from dataclasses import dataclass, field
 
@@ -9,10 +9,10 @@ from hrm_kernels.backends import NAMES, BackendUnavailable, available_backends
 from hrm_kernels.integrations.forward import OPS
 from hrm_kernels.integrations.near_misses import is_linear
 from hrm_kernels.integrations.probe import difference
-from hrm_kernels.integrations.replacement import is_replaced, left_alone, replace, restore
+from hrm_kernels.integrations.replacement import is_replaced, keep_reason, replace, restore
 from hrm_kernels.integrations.structure import Unfit, recognise
 
-_OURS = tuple(getattr(hrm_kernels.nn, name) for name in hrm_kernels.nn.__all__ if name[0].isupper())
+_OP_MODULES = tuple(getattr(hrm_kernels.nn, name) for name in hrm_kernels.nn.__all__ if name[0].isupper())
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class PatchReport:
     """What :func:`hrm_kernels.patch` did to a model; ``print(report)`` shows it.
 
     Attributes:
-        replaced: names of modules in the model, and the ops that compute them now. What lies inside is not listed.
-        kept: names of modules that look as if the ops could compute them, and the reasons why they do not: what they
-            look like, what does not fit, and what would.
+        replaced: names of modules in the model, and the ops that compute them now. Modules inside them are not listed.
+        kept: names of modules that resemble an op, and the reasons why they stay: what they look like, what does not
+            fit, and what to change.
     """
 
     replaced: dict[str, str] = field(default_factory=dict)
@@ -30,78 +30,79 @@ class PatchReport:
 
     def __str__(self) -> str:
         lines = [f"{name or '(the model)'}: {ops}" for name, ops in self.replaced.items()]
-        lines += [f"{name or '(the model)'}: left as it is: {reason}" for name, reason in self.kept.items()]
-        return "\n".join(lines) or "nothing in this model looks like what the ops compute"
+        lines += [f"{name or '(the model)'}: unchanged: {reason}" for name, reason in self.kept.items()]
+        return "\n".join(lines) or "no module of this model resembles an op"
 
 
 def patch(model: nn.Module, backend: str | None = None) -> PatchReport:
-    """Let our ops compute the modules of ``model`` that they can: one line for a model of another project.
+    """Let the ops compute all modules of ``model`` that they can: one line for a model of another project.
 
-    Whole reasoning modules, else whole post-norm blocks, else attention, SwiGLU and layers that cast their weight are
-    recognised by structure and by the names of their parameters, those of the published HRM and TRM code. Each one is
-    tried on a copy first: short and long, small and large states, training and evaluation. It is replaced only where
-    output and gradients agree with its own. What no probe can see is found in the first call of each kind (shapes,
-    dtypes, device, modes): both forwards run on a copy, and where they differ a warning says so, the module's own is
-    back for good and computes the call. The comparison draws no random numbers and changes neither gradients nor
-    buffers. There is none under ``torch.compile`` or in the capture of a CUDA graph: run the model once before.
+    ``patch`` recognises whole reasoning modules, else whole post-norm blocks, else attention, SwiGLU and layers that
+    cast their weight, by structure and by parameter names: those of the published HRM and TRM code. It tries each
+    candidate on a copy first: short and long inputs, small and large states, training and evaluation. It replaces the
+    module only if output and gradients agree. The first call of each kind (shapes, dtypes, device, modes) is compared
+    too: both forwards run on a copy. If they differ, a warning says so, and the module's original forward computes this
+    call and all later ones. The comparison changes no random numbers, gradients or buffers. Values cannot be compared
+    under ``torch.compile`` or in the capture of a CUDA graph: run the model once before.
 
-    Parameters, state dict, ``.to(...)``, ``torch.compile`` and DistributedDataParallel go on as before. A module with
-    hooks, or with such modules inside, is left alone. While there are hooks inside a replaced one, or adapters or
-    parametrizations that came later, its own forward runs. So it does for calls with arguments beyond those that the
-    ops know (masks, caches), under autocast, and in transforms (``torch.func``, forward mode).
+    Parameters, state dict, ``.to(...)``, ``torch.compile`` and DistributedDataParallel work as before. A module with
+    hooks, or with inner modules that have hooks, stays unchanged. If hooks, adapters or parametrizations are added
+    inside a replaced module later, its original forward runs. It also runs for calls with arguments that the ops do not
+    know (masks, caches), under autocast, and in transforms (``torch.func``, forward mode).
 
     Args:
         model: changed in place, only in the ``forward`` of instances. Weights must be in memory (not on ``meta``).
-        backend: run the replaced modules on this backend, which the trial uses too; a call it cannot serve raises. None
-            chooses at each call, by the device of the tensors.
+        backend: run the replaced modules on this backend, and try them on it; a call that it cannot serve raises. None
+            selects a backend at each call, by the device of the tensors.
 
     Returns:
-        What was replaced, and what was not and why.
+        The replaced modules, and the others with the reasons.
 
     Raises:
-        TypeError: ``model`` is no ``nn.Module``.
-        ValueError: there is no backend of that name.
-        BackendUnavailable: the backend is not there on this machine.
+        TypeError: ``model`` is not an ``nn.Module``.
+        ValueError: no backend has that name.
+        BackendUnavailable: this machine does not have the backend.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"patch: model is {type(model).__name__}, expected a torch.nn.Module")
+        raise TypeError(f"patch: model: got {type(model).__name__}, expected a torch.nn.Module")
     if backend is not None:
         if backend not in NAMES:
-            raise ValueError(f"patch: there is no backend {backend!r}; expected one of {', '.join(NAMES)}")
+            raise ValueError(f"patch: got backend {backend!r}, expected one of {', '.join(NAMES)}")
         reason = available_backends()[backend]
         if reason is not None:
-            raise BackendUnavailable(f"patch: backend {backend!r} cannot be used: {reason}")
+            raise BackendUnavailable(f"patch: backend {backend!r} is not available: {reason}")
     report = PatchReport()
     _visit(model, "", backend, report, set())
     return report
 
 
 def unpatch(model: nn.Module) -> int:
-    """Give the modules of ``model`` that :func:`patch` has changed their own ``forward`` back; how many they were."""
+    """Restore the original ``forward`` of all modules that :func:`patch` replaced. Returns their number."""
     return sum(restore(module) for module in model.modules())
 
 
 def _visit(
-    module: nn.Module, name: str, backend: str | None, report: PatchReport, seen: set[nn.Module], around: str = ""
+    module: nn.Module, name: str, backend: str | None, report: PatchReport, seen: set[nn.Module], outer_reason: str = ""
 ) -> None:
-    """Replace ``module``, or what lies inside it; a module that occurs twice is dealt with once.
+    """Replace ``module``, or else its children; visit a module that occurs twice only once.
 
-    ``around``: why the module around it was kept; linear layers that this names are not reported again.
+    Args:
+        outer_reason: why the outer module was kept; linear layers that it names are not reported again.
     """
     if module in seen:
         return
     seen.add(module)
-    if isinstance(module, _OURS):
+    if isinstance(module, _OP_MODULES):
         if next(module.parameters(), None) is not None:
-            report.kept[name] = "it runs on these ops already"
+            report.kept[name] = "it already uses the ops"
         return
     if is_replaced(module):
-        report.kept[name] = "it was patched before; unpatch first to choose anew"
+        report.kept[name] = "it is already patched; call unpatch first to patch it again"
         return
     try:
         part = recognise(module)
         if part is not None:
-            reason = left_alone(module) or difference(module, part, backend)
+            reason = keep_reason(module) or difference(module, part, backend)
             if reason is None:
                 replace(module, part, backend, name)
                 report.replaced[name] = OPS[part.kind]
@@ -109,7 +110,7 @@ def _visit(
                 return
             report.kept[name] = reason
     except Unfit as unfit:
-        if not (is_linear(module) and name.rpartition(".")[2] in around):
+        if not (is_linear(module) and name.rpartition(".")[2] in outer_reason):
             report.kept[name] = str(unfit)
     for child_name, child in module.named_children():
         inner = f"{name}.{child_name}" if name else child_name

@@ -1,4 +1,4 @@
-"""Whether our forward computes what a module's own does: both run on a small copy of it, in many ways."""
+"""Try whether the ops compute the results of a module: run both forwards on a copy in many settings."""
 
 import copy
 from dataclasses import dataclass
@@ -8,23 +8,24 @@ import torch
 from torch import nn
 
 from hrm_kernels.backends import BackendUnavailable
-from hrm_kernels.integrations.compare import ELSE, Outcome, compare, line
-from hrm_kernels.integrations.forward import OPS, ours_of
+from hrm_kernels.integrations.calls import Call
+from hrm_kernels.integrations.compare import Outcome, compare, first_line
+from hrm_kernels.integrations.forward import OPS, op_forward
 from hrm_kernels.integrations.near_misses import suspects
 from hrm_kernels.integrations.structure import Part
 from hrm_kernels.nn import rope_tables
 
 
 @dataclass(frozen=True)
-class _Try:
-    """One way to call a module.
+class _Trial:
+    """Settings of one call.
 
     Attributes:
-        rows, positions: of the state; a block that mixes positions has its own number of them.
-        states: their size. Small ones show the eps of a norm, large ones clipping.
-        weights: the factor of the usual size. Large ones show clipping behind a norm, and caps on scores.
-        padded: the last positions are 0, of which some modules make a mask.
-        gradients: compared too.
+        rows, positions: shape of the state; a block that mixes positions fixes their number.
+        states: scale of the states. Small states show the eps of a norm, large ones clipping.
+        weights: factor on the usual scale of weights. Large weights show clipping after a norm and caps on scores.
+        padded: set the last positions to 0, which some modules turn into a mask.
+        gradients: compare gradients too.
     """
 
     rows: int = 2
@@ -36,130 +37,130 @@ class _Try:
     gradients: bool = False
 
 
-_TRIES = (
-    *(_Try(states=size, training=mode, gradients=True) for mode in (False, True) for size in (1.0, 1e-2)),
-    _Try(rows=1, positions=1),
-    _Try(rows=3, positions=33, training=True),
-    _Try(positions=17, padded=True),
-    *(_Try(positions=17, states=size) for size in (1e-4, 30.0, 1e3, 1e6)),
-    *(_Try(positions=17, weights=size) for size in (4.0, 16.0)),
-    _Try(rows=1, positions=300),
+_TRIALS = (
+    *(_Trial(states=size, training=mode, gradients=True) for mode in (False, True) for size in (1.0, 1e-2)),
+    _Trial(rows=1, positions=1),
+    _Trial(rows=3, positions=33, training=True),
+    _Trial(positions=17, padded=True),
+    *(_Trial(positions=17, states=size) for size in (1e-4, 30.0, 1e3, 1e6)),
+    *(_Trial(positions=17, weights=size) for size in (4.0, 16.0)),
+    _Trial(rows=1, positions=300),
 )
-"""The window, cap or scale that begins beyond is found by the first call that is longer or larger in shape."""
+"""A window, cap or scale beyond these sizes shows in the first call of a larger shape."""
 
 
 def difference(module: nn.Module, part: Part, backend: str | None) -> str | None:
-    """None where our forward of ``module`` agrees with its own, else what is wrong.
+    """Return None where the ops agree with the original forward of ``module``, else describe the difference.
 
-    The probe runs on a copy whose weights are drawn anew: those of a new model may be 0 and hide a difference.
+    The copy has new random weights, because the weights of a new model may be 0 and hide a difference.
     """
     device = next(module.parameters()).device
     if device.type == "meta":
-        return "its weights are on the meta device, where nothing can be tried; patch after they are in memory"
+        return "its weights are on the meta device and have no values; load them into memory, then patch"
     with torch.inference_mode(False):
         return _difference(module, part, backend, device)
 
 
 def _difference(module: nn.Module, part: Part, backend: str | None, device: torch.device) -> str | None:
     try:
-        twin = copy.deepcopy(module).float()
-    except Exception as error:  # of any kind: the code is not ours
-        return f"it cannot be copied, and so not tried ({type(error).__name__}: {line(error)})"
+        probe = copy.deepcopy(module).float()
+    except Exception as error:  # of any type: it runs code of other projects
+        return f"it cannot be copied, so it cannot be compared ({type(error).__name__}: {first_line(error)})"
     generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
-        for parameter in twin.parameters():
+        for parameter in probe.parameters():
             parameter.requires_grad_()
             size = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 1.0
             parameter.normal_(std=size, generator=generator)
     for dtype in (torch.float32, torch.bfloat16):
-        reason, refused = _compare(twin, part, backend, dtype, device)
+        reason, refused = _compare(probe, part, backend, dtype, device)
         if not refused:
             break
     return reason
 
 
 def _compare(
-    twin: nn.Module, part: Part, backend: str | None, dtype: torch.dtype, device: torch.device
+    probe: nn.Module, part: Part, backend: str | None, dtype: torch.dtype, device: torch.device
 ) -> tuple[str | None, bool]:
-    """The difference; and whether the module's own forward does not work at all in this dtype."""
-    if any(type(one) is nn.Linear for one in twin.modules()):
-        twin.to(dtype)
+    """Return the difference, and whether the original forward works in no setting of this dtype."""
+    if any(type(inner) is nn.Linear for inner in probe.modules()):
+        probe.to(dtype)
     layouts = [None, 2, 3] if part.signature.tables is not None else [None]
     worked: list[int | None] = []
     reason = ""
-    for way in _TRIES:
-        twin.train(way.training)
-        _scale(twin, way.weights)
-        if not way.gradients:
+    for trial in _TRIALS:
+        probe.train(trial.training)
+        _scale(probe, trial.weights)
+        if not trial.gradients:
             if not worked:
                 break
-            layouts = worked[-1:]  # with RoPE, if it can
+            layouts = worked[-1:]  # with RoPE if the module takes it
         for layout in layouts:
             if layout == 3 and 2 in worked:
                 continue
-            arguments = _arguments(twin, part, way, layout, dtype, device)
+            arguments = _arguments(probe, part, trial, layout, dtype, device)
             try:
-                outcome = compare(twin, ours_of(part, backend), (), arguments, way.gradients)
+                outcome = compare(probe, op_forward(part, backend), Call((), arguments), trial.gradients)
             except BackendUnavailable as error:
-                outcome = Outcome("refused", line(error))
+                outcome = Outcome("refused", first_line(error))
             if outcome.kind == "same":
                 worked += [] if layout in worked else [layout]
             elif outcome.kind in ("failed", "unclear"):
-                reason = f"{outcome.reason}{_of(way, part, arguments, layout)}"
+                reason = f"{outcome.reason}{_settings(trial, part, arguments, layout)}"
             elif outcome.kind == "refused":
                 if layout == 3:
-                    return "it takes RoPE tables as [1, S, d], and rope_attention as [S, d]", False
+                    return "it takes RoPE tables of shape [1, S, d], but rope_attention takes [S, d]", False
                 return f"{OPS[part.kind]} cannot compute it: {outcome.reason}", False
+            elif outcome.kind == "incompatible":
+                return outcome.reason, False
             else:
-                if not outcome.reason.startswith(ELSE):
-                    return outcome.reason, False
-                return outcome.reason + _of(way, part, arguments, layout) + suspects(twin), False
-        _scale(twin, 1 / way.weights)
+                return outcome.reason + _settings(trial, part, arguments, layout) + suspects(probe), False
+        _scale(probe, 1 / trial.weights)
     return (None, False) if worked else (reason, True)
 
 
-def _of(way: _Try, part: Part, arguments: dict[str, Any], layout: int | None) -> str:
-    mode = "training mode" if way.training else "evaluation mode"
+def _settings(trial: _Trial, part: Part, arguments: dict[str, Any], layout: int | None) -> str:
+    mode = "training mode" if trial.training else "evaluation mode"
     rope = "" if part.signature.tables is None else f", {'without' if layout is None else 'with'} RoPE"
-    weights = f", weights x {way.weights:g}" if way.weights != 1 else ""
-    padded = ", the last of them 0" if way.padded else ""
+    weights = f", weights x {trial.weights:g}" if trial.weights != 1 else ""
+    padded = ", the last ones 0" if trial.padded else ""
     positions = arguments[part.signature.hidden].shape[1]
-    return f" ({mode}{rope}, states of size {way.states:g}{weights}, {positions} positions{padded})"
+    return f" ({mode}{rope}, states of size {trial.states:g}{weights}, {positions} positions{padded})"
 
 
-def _scale(twin: nn.Module, factor: float) -> None:
+def _scale(probe: nn.Module, factor: float) -> None:
     if factor != 1:
         with torch.no_grad():
-            for parameter in twin.parameters():
+            for parameter in probe.parameters():
                 parameter.mul_(factor)
 
 
 def _arguments(
-    twin: nn.Module, part: Part, way: _Try, layout: int | None, dtype: torch.dtype, device: torch.device
+    probe: nn.Module, part: Part, trial: _Trial, layout: int | None, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Any]:
-    positions, width = way.positions, _width(twin, part)
+    positions, width = trial.positions, _width(probe, part)
     if part.kind.startswith("mixing"):
-        block, inner = (twin.layers[0], part.inner[0]) if part.kind == "mixing_module" else (twin, part)  # type: ignore[index]
+        block, inner = (probe.layers[0], part.inner[0]) if part.kind == "mixing_module" else (probe, part)  # type: ignore[index]
         positions = getattr(getattr(block, inner.names[0]), inner.inner[0].names[1]).weight.shape[0]
     generator = torch.Generator().manual_seed(1)
 
     def state() -> torch.Tensor:
-        drawn = way.states * torch.randn(
-            way.rows, positions, width, generator=generator, device="cpu", dtype=torch.float32
+        drawn = trial.states * torch.randn(
+            trial.rows, positions, width, generator=generator, device="cpu", dtype=torch.float32
         )
-        if way.padded:
+        if trial.padded:
             drawn[-1:, -(positions // 3) :] = 0
-        return drawn.to(device, dtype).requires_grad_(way.gradients)
+        return drawn.to(device, dtype).requires_grad_(trial.gradients)
 
     signature = part.signature
-    arguments: dict[str, Any] = dict.fromkeys(signature.required)  # None in the place of those that nothing is known of
+    arguments: dict[str, Any] = dict.fromkeys(signature.required)  # None for unknown arguments
     arguments[signature.hidden] = state()
     if signature.injection is not None:
         arguments[signature.injection] = state()
     names = signature.tables
     if layout is not None:
-        tables = rope_tables(positions, _head_dim(twin, part), device=device)
-        cos, sin = (one if layout == 2 else one[None] for one in tables)
+        tables = rope_tables(positions, _head_dim(probe, part), device=device)
+        cos, sin = (table if layout == 2 else table[None] for table in tables)
         arguments |= dict(zip(names, (cos, sin))) if isinstance(names, tuple) else {str(names): (cos, sin)}
     elif isinstance(names, tuple):
         arguments |= dict.fromkeys(names)
@@ -168,21 +169,21 @@ def _arguments(
     return arguments
 
 
-def _width(twin: nn.Module, part: Part) -> int:
+def _width(probe: nn.Module, part: Part) -> int:
     if part.kind == "linear":
-        return twin.weight.shape[1]  # type: ignore[union-attr, return-value, index]
+        return probe.weight.shape[1]  # type: ignore[union-attr, return-value, index]
     if part.kind in ("swiglu", "attention"):
-        return getattr(twin, part.names[0]).weight.shape[1]
+        return getattr(probe, part.names[0]).weight.shape[1]
     if part.kind in ("module", "mixing_module"):
-        return _width(twin.layers[0], part.inner[0])  # type: ignore[index, arg-type]
-    return _width(getattr(twin, part.names[-1]), part.inner[-1])
+        return _width(probe.layers[0], part.inner[0])  # type: ignore[index, arg-type]
+    return _width(getattr(probe, part.names[-1]), part.inner[-1])
 
 
-def _head_dim(twin: nn.Module, part: Part) -> int:
+def _head_dim(probe: nn.Module, part: Part) -> int:
     if part.kind == "attention":
-        return getattr(twin, part.names[1]).weight.shape[1] // part.num_heads
+        return getattr(probe, part.names[1]).weight.shape[1] // part.num_heads
     if part.kind == "module":
-        return _head_dim(twin.layers[0], part.inner[0])  # type: ignore[index, arg-type]
+        return _head_dim(probe.layers[0], part.inner[0])  # type: ignore[index, arg-type]
     if part.kind == "block":
-        return _head_dim(getattr(twin, part.names[0]), part.inner[0])
-    return 2  # tables are given to it, and not used
+        return _head_dim(getattr(probe, part.names[0]), part.inner[0])
+    return 2  # mixing parts ignore the tables

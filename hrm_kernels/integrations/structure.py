@@ -1,7 +1,6 @@
-"""What a module of another project is, by its structure and the names of its parameters.
+"""Recognise modules of other projects by structure and parameter names, not by class or import path.
 
-Nothing is decided by a class or where it was imported from. What is found here is a guess, which
-:mod:`hrm_kernels.integrations.probe` has to confirm.
+The result is a guess; :mod:`hrm_kernels.integrations.probe` confirms it.
 """
 
 import inspect
@@ -11,14 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from hrm_kernels.integrations.calls import Inputs
 from hrm_kernels.integrations.near_misses import (
     expected_heads,
-    grouped,
+    grouped_heads_reason,
     is_linear,
-    keeps_it_transposed,
-    misfit,
-    near_miss,
+    is_transposed,
+    near_miss_reason,
     number_of_heads,
+    projection_reason,
 )
 
 _QKV = ("qkv_proj", "qkv", "Wqkv", "to_qkv", "c_attn", "query_key_value")
@@ -32,28 +32,24 @@ _INJECTION = ("input_injection", "injection")
 _TABLES = ("cos_sin", "position_embeddings", "rope", "rotary")
 
 PUBLISHED_EPS = 1e-5
-"""Where a module does not say; a wrong guess shows in the probe."""
-
-
-Bound = tuple[torch.Tensor, Any, torch.Tensor | None, torch.Tensor | None]
-"""The state, the injection, cos and sin of a call."""
+"""For modules without an eps attribute; the probe shows when this guess is wrong."""
 
 
 class Unfit(Exception):
-    """The module looks like one of ours, but cannot be one; the message is the reason."""
+    """The module looks like an op, but no op can compute it; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Signature:
-    """How a module is called: names of the arguments of its ``forward``.
+    """Names of the arguments of a module's ``forward``.
 
     Attributes:
-        names: of those that go by position, in order.
-        required: of those without a default.
-        defaults: of the others.
-        hidden: the state.
-        injection: what a reasoning module adds to it; None for others.
-        tables: the pair ``(cos, sin)``; or ``("cos", "sin")`` apart; or None where there are none.
+        names: positional arguments, in order.
+        required: arguments without a default.
+        defaults: default values of the others.
+        hidden: the argument for the state.
+        injection: the argument for what a reasoning module adds to the state; None for other modules.
+        tables: the argument for the pair ``(cos, sin)``; ``("cos", "sin")`` for two arguments; None without RoPE.
     """
 
     names: tuple[str, ...]
@@ -68,28 +64,28 @@ class Signature:
         tables = self.tables if isinstance(self.tables, tuple) else (self.tables,)
         return tuple(name for name in (self.hidden, self.injection, *tables) if name is not None)
 
-    def bind(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> Bound | None:
-        """``(state, injection, cos, sin)`` of a call; None where it is wrong, or has something unknown to the ops."""
-        given = dict(zip(self.names, arguments))
-        if len(arguments) > len(self.names) or given.keys() & named.keys():
+    def bind(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Inputs | None:
+        """The inputs of a call; None for a wrong call, or one with arguments that the ops do not know."""
+        values = dict(zip(self.names, arguments))
+        if len(arguments) > len(self.names) or values.keys() & keywords.keys():
             return None
-        given |= named
-        if any(name not in given for name in self.required):
+        values |= keywords
+        if any(name not in values for name in self.required):
             return None
-        hidden = given.pop(self.hidden, None)
-        injection = given.pop(self.injection, None) if self.injection else None
+        hidden = values.pop(self.hidden, None)
+        injection = values.pop(self.injection, None) if self.injection else None
         cos = sin = None
         if isinstance(self.tables, tuple):
-            cos, sin = (given.pop(name, None) for name in self.tables)
+            cos, sin = (values.pop(name, None) for name in self.tables)
         elif self.tables is not None:
-            pair = given.pop(self.tables, None)
+            pair = values.pop(self.tables, None)
             if pair is not None:
                 if not isinstance(pair, tuple | list) or len(pair) != 2:
                     return None
                 cos, sin = pair
-        if any(value is not self.defaults.get(name) for name, value in given.items()):
+        if any(value is not self.defaults.get(name) for name, value in values.items()):
             return None
-        return (hidden, injection, cos, sin) if isinstance(hidden, torch.Tensor) else None
+        return Inputs(hidden, injection, cos, sin) if isinstance(hidden, torch.Tensor) else None
 
 
 @dataclass(frozen=True)
@@ -98,10 +94,10 @@ class Part:
 
     Attributes:
         kind: ``linear``, ``swiglu``, ``attention``, ``block``, ``mixing_block``, ``module`` or ``mixing_module``.
-        signature: of its call.
-        names: attributes that hold what it is made of (projections; attention and MLP; the list of layers).
-        inner: what these are, in order.
-        num_heads, eps: where it has them.
+        signature: the arguments of its ``forward``.
+        names: attributes with its components (projections; attention and MLP; the list of layers).
+        inner: the recognised parts among these, in order.
+        num_heads, eps: of attention and norms.
     """
 
     kind: str
@@ -113,13 +109,13 @@ class Part:
 
 
 def recognise(module: nn.Module) -> Part | None:
-    """What ``module`` looks like, or None where it looks like nothing of ours.
+    """Return the part that ``module`` looks like, or None where it resembles no op.
 
     Raises:
-        Unfit: it does, but something about it has no place in our ops.
+        Unfit: it resembles one, but the ops cannot compute it.
     """
-    for look in (_linear, _swiglu, _attention, _block, _module):
-        part = look(module)
+    for recognise_kind in (_linear, _swiglu, _attention, _block, _module):
+        part = recognise_kind(module)
         if part is not None:
             return part
     for name in ("TransformerEncoderLayer", "TransformerDecoderLayer", "MultiheadAttention"):
@@ -127,22 +123,24 @@ def recognise(module: nn.Module) -> Part | None:
             raise Unfit(
                 f"nn.{name} has biases"
                 + (", LayerNorm with weight and bias, and an MLP without gate" if "Layer" in name else "")
-                + "; the ops have none of it (see docs/patch.md for a block that can be replaced)"
+                + "; the ops support none of these (docs/patch.md shows a block that can be replaced)"
             )
-    reason = near_miss(module, _OUT, _DOWN)
+    reason = near_miss_reason(module, _OUT, _DOWN)
     if reason is not None:
         raise Unfit(reason)
     return None
 
 
 def _linear(module: nn.Module) -> Part | None:
-    if not is_linear(module) or type(module).forward is nn.Linear.forward:  # that one computes what we would
+    if not is_linear(module) or type(module).forward is nn.Linear.forward:  # nothing to gain
         return None
     signature = _signature(module)
     if signature is None or signature.tables:
         return None
-    if keeps_it_transposed(module):
-        raise Unfit(f"it is a linear layer that keeps its weight as [in, out] ({type(module).__name__}), not [out, in]")
+    if is_transposed(module):
+        raise Unfit(
+            f"it is a linear layer that stores its weight as [in, out] ({type(module).__name__}), not [out, in]"
+        )
     return Part("linear", signature)
 
 
@@ -171,12 +169,14 @@ def _attention(module: nn.Module) -> Part | None:
             f"expected an attribute {expected_heads()}"
         )
     if qkv.shape[0] != 3 * out.shape[1] or out.shape[1] % heads:
-        raise Unfit(f"it looks like attention, but {grouped(module, names[0], qkv.shape[0], out.shape[1], heads)}")
+        raise Unfit(
+            f"it looks like attention, but {grouped_heads_reason(module, names[0], qkv.shape[0], out.shape[1], heads)}"
+        )
     return Part("attention", _needed_signature("attention", module), names, num_heads=heads)  # type: ignore[arg-type]
 
 
 def _block(module: nn.Module) -> Part | None:
-    if isinstance(module, nn.Sequential):  # its parts follow each other without norms between them
+    if isinstance(module, nn.Sequential):  # its children run one after the other, without norms between them
         return None
     parts: dict[str, Part] = {}
     unfit: list[str] = []
@@ -188,7 +188,7 @@ def _block(module: nn.Module) -> Part | None:
             unfit.append(name)
         if part is not None:
             parts[name] = part
-        elif name not in unfit and near_miss(child, _OUT, _DOWN) is not None:
+        elif name not in unfit and near_miss_reason(child, _OUT, _DOWN) is not None:
             unfit.append(name)
     if len(parts) + len(unfit) != 2:
         return None
@@ -198,7 +198,7 @@ def _block(module: nn.Module) -> Part | None:
     known = (*parts, *unfit)
     rest = [name for name, child in module.named_children() if name not in known and _has_parameters(child)]
     rest += module._parameters
-    reasons = [f"{name} does not fit (the reason is with {name})" for name in unfit]
+    reasons = [f"{name} does not fit (see {name})" for name in unfit]
     if rest:
         have = f"{rest[0]} has" if len(rest) == 1 else f"{', '.join(rest)} have"
         reasons.append(f"{have} parameters; add_rms_norm has neither weight nor bias")
@@ -226,10 +226,10 @@ def _module(module: nn.Module) -> Part | None:
     parts = tuple(_block(layer) for layer in layers)
     kinds = {None if part is None else (part.kind, part.num_heads, part.eps) for part in parts}
     if None in kinds or len(kinds) > 1:
-        raise Unfit("its layers are not all blocks of attention and SwiGLU, or not all alike")
+        raise Unfit("its layers are not all blocks of attention and SwiGLU with the same heads and eps")
     others = [name for name, child in module.named_children() if name != "layers" and _has_parameters(child)]
     if others or module._parameters:
-        raise Unfit(f"it has parameters beside its layers ({', '.join([*others, *module._parameters])})")
+        raise Unfit(f"it has parameters outside its layers ({', '.join([*others, *module._parameters])})")
     block = parts[0]
     assert block is not None
     return Part(
@@ -246,12 +246,12 @@ def _first(module: nn.Module, names: tuple[str, ...]) -> str | None:
     return next((name for name in names if isinstance(getattr(module, name, None), nn.Module)), None)
 
 
-def _matrices(what: str, module: nn.Module, names: tuple[str | None, ...]) -> list[torch.Tensor]:
-    """The weights of projections without bias."""
+def _matrices(kind: str, module: nn.Module, names: tuple[str | None, ...]) -> list[torch.Tensor]:
+    """Return the weights of the projections, which must have no bias."""
     linears = [(name, getattr(module, name)) for name in names if name is not None]
-    reasons = [reason for name, linear in linears if (reason := misfit(name, linear)) is not None]
+    reasons = [reason for name, linear in linears if (reason := projection_reason(name, linear)) is not None]
     if reasons:
-        raise Unfit(f"it looks like {what}, but {'; '.join(reasons)}")
+        raise Unfit(f"it looks like {kind}, but {'; '.join(reasons)}")
     return [linear.weight for _, linear in linears]
 
 
@@ -270,22 +270,23 @@ def _eps(module: nn.Module) -> float:
     return PUBLISHED_EPS
 
 
-def _needed_signature(what: str, module: nn.Module) -> Signature:
+def _needed_signature(kind: str, module: nn.Module) -> Signature:
     signature = _signature(module)
     if signature is None:
         names = ", ".join(list(inspect.signature(type(module).forward).parameters)[1:])
-        raise Unfit(f"it looks like {what}, but its forward takes ({names}), no states: {', '.join(_HIDDEN)}")
+        raise Unfit(f"it looks like {kind}, but its forward takes ({names}); expected one of {', '.join(_HIDDEN)}")
     return signature
 
 
 def _signature(module: nn.Module, inner: nn.Module | None = None) -> Signature | None:
-    """``inner`` gets what ``module`` takes as ``**kwargs``."""
+    """Read the signature of ``module.forward``; ``inner`` receives its ``**kwargs``."""
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = tuple(one.name for one in parameters if one.kind in positional)
-    single = [one for one in parameters if one.kind in (*positional, inspect.Parameter.KEYWORD_ONLY)]
-    known = [one.name for one in parameters]
-    if inner is not None and any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters):
+    names = tuple(parameter.name for parameter in parameters if parameter.kind in positional)
+    single = [parameter for parameter in parameters if parameter.kind in (*positional, inspect.Parameter.KEYWORD_ONLY)]
+    defaults = {parameter.name: parameter.default for parameter in single}
+    known = [parameter.name for parameter in parameters]
+    if inner is not None and any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         known += inspect.signature(type(inner).forward).parameters
     hidden = next((name for name in _HIDDEN if name in names), None)
     if hidden is None:
@@ -295,8 +296,8 @@ def _signature(module: nn.Module, inner: nn.Module | None = None) -> Signature |
         tables = ("cos", "sin")
     return Signature(
         names,
-        tuple(one.name for one in single if one.default is inspect.Parameter.empty),
-        {one.name: one.default for one in single if one.default is not inspect.Parameter.empty},
+        tuple(name for name, default in defaults.items() if default is inspect.Parameter.empty),
+        {name: default for name, default in defaults.items() if default is not inspect.Parameter.empty},
         hidden,
         next((name for name in _INJECTION if name in names), None),
         tables,

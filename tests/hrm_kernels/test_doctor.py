@@ -43,7 +43,7 @@ def test_without_compilers_on_the_path(monkeypatch, tmp_path, capsys):
     assert "  cuda            no: the cuda library is not built" in text
 
 
-def test_tools_that_do_not_run_or_say_nothing(monkeypatch, tmp_path):
+def test_tools_that_fail_or_print_nothing(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     scripts = {"broken": "exit 3", "silent": "", "nvcc2": "echo nvcc: NVIDIA; echo release 13.0, V13"}
     for name, script in scripts.items():
@@ -59,14 +59,14 @@ def test_wrong_backend_fails(monkeypatch, capsys):
     monkeypatch.setattr(hrm_kernels, "add_rms_norm", lambda x, residual, eps: x + residual)
     assert doctor.main(["--json"]) == 1
     report = json.loads(capsys.readouterr().out)
-    assert "off by" in report["self_tests"]["reference"]
+    assert "differs from float64 by" in report["self_tests"]["reference"]
     assert doctor.main([]) == 1
-    assert "reference       SELF-TEST FAILED: add_rms_norm is off by" in capsys.readouterr().out
+    assert "reference       SELF-TEST FAILED: add_rms_norm differs from float64 by" in capsys.readouterr().out
 
 
 def test_raising_backend_and_nan_fail(monkeypatch):
     monkeypatch.setattr(hrm_kernels, "add_rms_norm", lambda x, residual, eps: x * float("nan"))
-    assert "off by nan" in doctor._test_backend("reference")
+    assert "differs from float64 by nan" in doctor._test_backend("reference")
 
     def broken(x, residual, eps):
         raise RuntimeError("no kernel image")
@@ -77,10 +77,10 @@ def test_raising_backend_and_nan_fail(monkeypatch):
 
 def test_failing_native_library_fails(monkeypatch):
     monkeypatch.setattr(native, "load", lambda name: native.Native(object(), None if name == "cpu" else "not built"))
-    monkeypatch.setattr(native, "self_test", lambda name: "axpy is off by up to 1.0")
+    monkeypatch.setattr(native, "self_test", lambda name: "axpy is wrong by up to 1.0")
     report = doctor.report()
-    assert report["self_tests"]["native cpu"] == "axpy is off by up to 1.0"
-    assert "  cpu             SELF-TEST FAILED: axpy is off" in doctor.render(report)
+    assert report["self_tests"]["native cpu"] == "axpy is wrong by up to 1.0"
+    assert "  cpu             SELF-TEST FAILED: axpy is wrong" in doctor.render(report)
 
 
 def test_a_library_without_a_gpu_is_no_failure(monkeypatch):

@@ -11,7 +11,7 @@ import torch
 
 from hrm_kernels import native
 
-INTERFACE = 2, "7920405ce0878358"  # its number, and what the exports with that number are
+INTERFACE = 2, "7920405ce0878358"  # its number, and a hash of the exports with that number
 compiler = any(map(shutil.which, ("c++", "g++", "clang++")))
 needs_library = pytest.mark.skipif(
     not compiler and not native.library("cpu").exists(), reason="no C++ compiler, so no native library"
@@ -86,24 +86,24 @@ def test_wrong_arguments_raise_python_errors(module, x, y, error, message):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_gpu_tensor_is_refused(module):
-    with pytest.raises(ValueError, match=r"y lies on DLPack device type 2; pass a CPU tensor \(y.cpu\(\)\)"):
+    with pytest.raises(ValueError, match=r"y is on DLPack device type 2; pass a CPU tensor \(y.cpu\(\)\)"):
         module.axpy(1.0, torch.zeros(3), torch.zeros(3, device="cuda"))
 
 
 @pytest.mark.parametrize(
-    ("name", "compiler", "way"),
+    ("name", "compiler", "instruction"),
     [
         ("cpu", False, "install a C++ compiler (Debian, Ubuntu: apt-get install g++) and install hrm again"),
         ("cuda", False, "install nvcc (NVIDIA's CUDA toolkit, or apt-get install nvidia-cuda-toolkit) on the PATH"),
-        ("cuda", True, "nvcc is there: run HRM_KERNELS_NATIVE=cuda pip install -e . in hrm's source tree"),
+        ("cuda", True, "nvcc is installed: run HRM_KERNELS_NATIVE=cuda pip install -e . in hrm's source tree"),
     ],
 )
-def test_missing_library_is_a_reason(fresh_load, monkeypatch, tmp_path, name, compiler, way):
+def test_missing_library_is_a_reason(fresh_load, monkeypatch, tmp_path, name, compiler, instruction):
     monkeypatch.setattr(native, "FOLDER", tmp_path)
     monkeypatch.setattr(native.shutil, "which", lambda tool: tool if compiler else None)
     module, reason = native.load(name)
     assert module is None
-    assert reason.startswith(f"the {name} library is not built: {way}") and "pip install -e ." in reason
+    assert reason.startswith(f"the {name} library is not built: {instruction}") and "pip install -e ." in reason
     assert native.self_test(name) == reason
 
 
@@ -120,9 +120,9 @@ def test_broken_library_is_a_reason(fresh_load, monkeypatch, tmp_path):
     assert "libhrm_kernels_cuda.so cannot be loaded" in native.self_test("cuda")
 
 
-@pytest.mark.parametrize(("interface", "said"), [(None, "without a number"), (1, "1")])
-def test_a_library_of_another_build_is_a_reason(fresh_load, monkeypatch, tmp_path, interface, said):
-    """Its functions may take other arguments, or not be there."""
+@pytest.mark.parametrize(("interface", "shown"), [(None, "without a number"), (1, "1")])
+def test_a_library_of_another_build_is_a_reason(fresh_load, monkeypatch, tmp_path, interface, shown):
+    """Its functions may be missing or take other arguments."""
     import tvm_ffi
 
     class Old:
@@ -138,12 +138,12 @@ def test_a_library_of_another_build_is_a_reason(fresh_load, monkeypatch, tmp_pat
     native.library("cpu").touch()
     monkeypatch.setattr(tvm_ffi, "load_module", lambda path: Old())
     reason = native.self_test("cpu")
-    assert reason.startswith("libhrm_kernels_cpu.so is of another build than hrm_kernels")
-    assert f"(interface {said}, expected {native.INTERFACE})" in reason and "pip install -e ." in reason
+    assert reason.startswith("libhrm_kernels_cpu.so is from another build than hrm_kernels")
+    assert f"(got interface {shown}, expected {native.INTERFACE})" in reason and "pip install -e ." in reason
 
 
 def test_the_interface_number_goes_up_with_the_exports():
-    """The names of all exports, and what each takes."""
+    """The hash covers the names and arguments of all exports."""
     ffi = Path(__file__).parents[2] / "csrc" / "ffi"
     lines = []
     for source in (ffi / "cpu.cpp", ffi / "cuda.cpp"):
@@ -154,7 +154,8 @@ def test_the_interface_number_goes_up_with_the_exports():
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
     assert re.search(r"kInterface = (\d+);", (ffi / "interface.h").read_text()).group(1) == str(native.INTERFACE)
     assert (native.INTERFACE, digest) == INTERFACE, (
-        "the exports of csrc/ffi have changed: raise kInterface (csrc/ffi/interface.h), native.INTERFACE, and these two"
+        "the exports of csrc/ffi have changed: raise kInterface (csrc/ffi/interface.h), native.INTERFACE and "
+        "INTERFACE above"
     )
 
 
@@ -165,15 +166,15 @@ def test_wrong_results_fail_the_self_test(monkeypatch):
             y.add_(x)
 
     monkeypatch.setattr(native, "load", lambda name: native.Native(Wrong, None))
-    assert "axpy is off by up to 999.0" in native.self_test("cpu")
+    assert "axpy is wrong by up to 999.0" in native.self_test("cpu")
 
 
 @pytest.mark.skipif(not native.library("cuda").exists(), reason="not built: HRM_KERNELS_NATIVE=cuda make install")
 def test_cuda_library():
-    """It loads on every machine; its self-test says where there is no GPU."""
+    """The library loads on every machine; without a GPU its self-test says so."""
     module, reason = native.load("cuda")
     assert reason is None
-    with pytest.raises(ValueError, match=r"x lies on DLPack device type 1; pass a CUDA tensor \(x.cuda\(\)\)"):
+    with pytest.raises(ValueError, match=r"x is on DLPack device type 1; pass a CUDA tensor \(x.cuda\(\)\)"):
         module.axpy(1.0, torch.zeros(3), torch.zeros(3))
     expected = None if torch.cuda.is_available() else "there is no GPU that torch can use"
     assert native.self_test("cuda") == expected

@@ -1,4 +1,4 @@
-"""Models of other projects on our ops: what is replaced, what is not and why, and that it computes the same."""
+"""``patch``: which modules it replaces, why it keeps others, and that results stay the same."""
 
 import copy
 import importlib.util
@@ -18,7 +18,7 @@ from hrm_kernels.nn import PostNormBlock, rope_tables
 
 
 def load_foreign():
-    """Beside this file; the tests are no package. Under a name of its own, for processes that tests start."""
+    """Import foreign.py, next to this file, under a name that the processes of a test find too."""
     spec = importlib.util.spec_from_file_location("foreign", Path(__file__).parent / "foreign.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["foreign"] = module
@@ -71,34 +71,34 @@ def test_a_published_model(kind):
     assert hrm_kernels.unpatch(model) == 0
 
 
-def test_our_ops_run(monkeypatch):
+def test_the_ops_run(monkeypatch):
     model = make()
     hrm_kernels.patch(model)
-    results(model)  # the first calls compare with what the model's own would be
+    results(model)  # the first calls run the original forwards too
     for level in (model.L_level, model.H_level):
-        for layer in level.layers:  # a replaced level does not call what is inside it
+        for layer in level.layers:  # a replaced level does not call its layers
             monkeypatch.setattr(type(layer), "forward", None)
     assert results(model)
 
 
 def test_in_bfloat16_with_float32_weights():
-    """Error against float32 at most twice that of the model's own."""
+    """The error against float32 is at most twice that of the unpatched model."""
     model = make()
-    exact, own = results(model), results(model, torch.bfloat16)
+    exact, original = results(model), results(model, torch.bfloat16)
     hrm_kernels.patch(model)
     ours = results(model, torch.bfloat16)
-    for got, theirs, want in zip(ours, own, exact, strict=True):
+    for got, theirs, want in zip(ours, original, exact, strict=True):
         error, allowed = ((x.float() - want).abs().max() for x in (got, theirs))
         assert error <= 2 * allowed + 2 * torch.finfo(torch.bfloat16).eps * want.abs().max()
 
 
 @pytest.fixture
-def few_tries(monkeypatch):
-    """Triton's interpreter takes long for what a CPU does in a moment."""
-    monkeypatch.setattr(probe, "_TRIES", probe._TRIES[:1])
+def one_trial(monkeypatch):
+    """Triton's interpreter is slow."""
+    monkeypatch.setattr(probe, "_TRIALS", probe._TRIALS[:1])
 
 
-def test_on_the_triton_backend(few_tries):
+def test_on_the_triton_backend(one_trial):
     pytest.importorskip("triton")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = make(dim=64, single=True).to(device)
@@ -111,7 +111,7 @@ def test_on_the_triton_backend(few_tries):
         model.L_level(*torch.zeros(2, 1, 7, 64, dtype=torch.float64, device=device), cos_sin=None)
 
 
-def test_what_a_backend_cannot_serve_is_left_alone(few_tries):
+def test_a_module_that_the_backend_cannot_serve_stays(one_trial):
     pytest.importorskip("triton")
     model = make(dim=32).to("cuda" if torch.cuda.is_available() else "cpu")  # heads of 16
     report = hrm_kernels.patch(model, backend="triton")
@@ -120,7 +120,7 @@ def test_what_a_backend_cannot_serve_is_left_alone(few_tries):
     assert report.replaced["L_level.layers.0.mlp"] == "swiglu"
 
 
-@hrm_kernels.use_backend("reference")  # the same sums in the same order: the question is whether the weights are new
+@hrm_kernels.use_backend("reference")  # the same sums in the same order, so only old weights could differ
 def test_before_and_after_a_move():
     model = make()
     want = results(model)
@@ -137,7 +137,7 @@ def test_before_and_after_a_move():
     assert_same(results(model), want)
 
 
-def test_a_copy_is_patched_and_apart():
+def test_a_copy_is_patched_and_independent():
     model = make()
     hrm_kernels.patch(model)
     twin = copy.deepcopy(model)
@@ -162,7 +162,7 @@ def test_under_compile(kind, backend):
         assert_same(results(compiled), want)
 
 
-def test_hooks_are_foreign():
+def test_modules_with_hooks_stay():
     model, seen = make(), []
     model.L_level.layers[1].mlp.register_forward_hook(lambda *_: seen.append("mlp"))
     model.lm_head.register_full_backward_hook(lambda *_: None)
@@ -182,11 +182,11 @@ def test_hooks_are_foreign():
 @hrm_kernels.use_backend("reference")  # sums in the same order: doubled states multiply rounding
 def test_other_code_has_replaced_a_forward():
     model = make()
-    own = type(model.L_level.layers[0]).forward
-    model.L_level.layers[0].forward = lambda **given: 2 * own(model.L_level.layers[0], **given)
+    original = type(model.L_level.layers[0]).forward
+    model.L_level.layers[0].forward = lambda **keywords: 2 * original(model.L_level.layers[0], **keywords)
     want = results(model)
     report = hrm_kernels.patch(model)
-    assert "the forward of layers.0 inside it has been replaced" in report.kept["L_level"]
+    assert "other code has replaced the forward of layers.0 inside it" in report.kept["L_level"]
     assert_same(results(model), want)
     hrm_kernels.unpatch(model)
     assert "forward" in model.L_level.layers[0].__dict__
@@ -196,7 +196,7 @@ def test_patched_twice():
     model = make()
     hrm_kernels.patch(model)
     report = hrm_kernels.patch(model)
-    assert not report.replaced and "it was patched before" in report.kept["L_level"]
+    assert not report.replaced and "it is already patched" in report.kept["L_level"]
 
 
 DIFFERENT = {
@@ -209,22 +209,22 @@ DIFFERENT = {
     "dropout": (
         {"dropout": 0.3},
         "self_attn",
-        "its own forward draws random numbers in training mode, as dropout does",
+        "its forward draws random numbers in training mode, as dropout does",
     ),
     "activation": ({"mlp": {"activation": F.gelu}}, "mlp", "it computes something else"),
     "eps": ({"eps": 1e-6, "says_eps": False}, "", "it computes something else: .* states of size 0.01"),
     "bias": (
         {"bias": True},
         "self_attn",
-        r"qkv_proj has a bias, and the ops have none; make it without \(bias=False\)",
+        r"qkv_proj has a bias, and the ops take none; create it with bias=False",
     ),
 }
 
 
 @pytest.mark.parametrize("case", DIFFERENT)
 @hrm_kernels.use_backend("reference")  # sums in the same order: one case multiplies rounding to 1.3e-5 of a gradient
-def test_what_computes_something_else_is_left_alone(case):
-    """By name they are ours; only trying shows that they are not."""
+def test_modules_that_compute_something_else_stay(case):
+    """Their names match an op; only a trial shows the difference."""
     import re
 
     options, place, reason = DIFFERENT[case]
@@ -248,7 +248,7 @@ def test_eps_comes_from_the_module():
 
 
 def test_weights_at_zero_hide_nothing():
-    """A new model may have zeros where a difference would be; the copy that is tried has not."""
+    """Zero weights of a new model would hide differences; the compared copy has random ones."""
     model = make(mlp={"activation": F.gelu})
     with torch.no_grad():
         for parameter in model.parameters():
@@ -259,7 +259,7 @@ def test_weights_at_zero_hide_nothing():
     assert all(not parameter.any() for parameter in model.parameters())
 
 
-def test_calls_with_more_go_to_the_own_forward():
+def test_calls_with_more_arguments_run_the_original_forward():
     class Masked(foreign.SwiGLU):
         def forward(self, x, mask=None):
             out = super().forward(x)
@@ -273,7 +273,7 @@ def test_calls_with_more_go_to_the_own_forward():
     assert_same([mlp(x), mlp(x, None), mlp(x, mask), mlp(x=x, mask=mask)], [plain, plain, masked, masked])
 
 
-def test_autocast_goes_to_the_own_forward():
+def test_autocast_runs_the_original_forward():
     model = make(linear=nn.Linear)
     with torch.autocast("cpu", torch.bfloat16):
         want = results(model)
@@ -330,7 +330,7 @@ def test_torch_encoder_layers():
     assert "nn.MultiheadAttention has biases" in report.kept["layers.1.self_attn"]
 
 
-def test_what_is_refused_by_its_shape():
+def test_modules_refused_by_their_structure():
     class Apart(nn.Module):
         def __init__(self):
             super().__init__()
@@ -349,19 +349,19 @@ def test_what_is_refused_by_its_shape():
     assert "meta device" in hrm_kernels.patch(foreign.SwiGLU(8, 6).to("meta")).kept[""]
     broken = foreign.SwiGLU(8, 6)
     broken.activation = None
-    assert "its own forward failed on it (TypeError: 'NoneType'" in hrm_kernels.patch(broken).kept[""]
+    assert "its forward failed (TypeError: 'NoneType'" in hrm_kernels.patch(broken).kept[""]
     parametrized = foreign.SwiGLU(8, 6)
     nn.utils.parametrizations.weight_norm(parametrized.down_proj)
-    assert "(with parametrizations), expected a layer with" in hrm_kernels.patch(parametrized).kept[""]
+    assert "(with parametrizations), expected a layer with only" in hrm_kernels.patch(parametrized).kept[""]
     ours = nn.Sequential(PostNormBlock(64, 2, 1.0))
-    assert hrm_kernels.patch(ours).kept == {"0": "it runs on these ops already"}
-    assert str(hrm_kernels.patch(nn.Linear(2, 2))) == "nothing in this model looks like what the ops compute"
+    assert hrm_kernels.patch(ours).kept == {"0": "it already uses the ops"}
+    assert str(hrm_kernels.patch(nn.Linear(2, 2))) == "no module of this model resembles an op"
 
 
 def test_wrong_arguments():
-    with pytest.raises(TypeError, match="patch: model is dict, expected a torch.nn.Module"):
+    with pytest.raises(TypeError, match="patch: model: got dict, expected a torch.nn.Module"):
         hrm_kernels.patch({})
-    with pytest.raises(ValueError, match="patch: there is no backend 'metal'"):
+    with pytest.raises(ValueError, match="patch: got backend 'metal', expected one of"):
         hrm_kernels.patch(make(), backend="metal")
 
 

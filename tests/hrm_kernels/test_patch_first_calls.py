@@ -1,4 +1,4 @@
-"""What a module does that a small probe does not see: it is left alone, or has its own forward back, or is right."""
+"""``patch`` keeps, restores or correctly runs modules whose behaviour a small probe does not show."""
 
 import copy
 import math
@@ -20,11 +20,11 @@ import hrm_kernels
 from hrm_kernels.casts import FrozenWeights
 
 DIM, HEADS = 64, 2
-OWN = []  # a line for each call of a module's own forward
+ORIGINAL_CALLS = []  # an entry for each call of an original forward
 
 
 class Attention(nn.Module):
-    """Full attention, with places to change it."""
+    """Full attention with methods that subclasses override."""
 
     def __init__(self, **attributes):
         super().__init__()
@@ -40,15 +40,15 @@ class Attention(nn.Module):
         return scores
 
     def forward(self, x):
-        OWN.append("attention")
+        ORIGINAL_CALLS.append("attention")
         q, k, v = self.qkv(x)
         scores = self.scores(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5)
         return self.o_proj((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
 def distances(scores):
-    at = torch.arange(scores.shape[-1])
-    return at[:, None] - at
+    positions = torch.arange(scores.shape[-1])
+    return positions[:, None] - positions
 
 
 class Window(Attention):
@@ -126,7 +126,7 @@ class Cache(Attention):
         return super().forward(x)
 
 
-class KeepsItsScores(Attention):
+class StoresScores(Attention):
     def scores(self, scores):
         self.seen = scores.detach()
         return scores
@@ -155,7 +155,7 @@ class SwiGLU(nn.Module):
         return F.silu(gate) * up
 
     def forward(self, x):
-        OWN.append("swiglu")
+        ORIGINAL_CALLS.append("swiglu")
         return self.down_proj(self.hidden(*self.gate_up_proj(x).chunk(2, -1)))
 
 
@@ -191,7 +191,7 @@ def floored(x):
 
 
 class LoRA(nn.Module):
-    """As adapters do it: the layer inside, whose weight it shows as its own."""
+    """An adapter that exposes the weight of the wrapped layer."""
 
     def __init__(self, base):
         super().__init__()
@@ -236,39 +236,42 @@ class LoRALinear(nn.Linear):
         return super().forward(x) + x @ self.a.T @ self.b.T
 
 
-ELSE, STATE = "it computes something else", "its own forward changes "
-LEFT = {  # by name: the module, and the reason in the report
-    "window": (lambda: Window(window=8), f"{ELSE}.*33 positions.*; it has window=8"),
-    "long window": (lambda: Window(window=200), f"{ELSE}.*300 positions"),
-    "soft cap": (lambda: SoftCap(softcap=50.0), f"{ELSE}.*softcap=50"),
-    "high soft cap": (lambda: SoftCap(softcap=1000.0), f"{ELSE}.*size 30, 17 positions"),
-    "clipped q, k, v": (lambda: Clip(clip=20.0), f"{ELSE}.*size 30"),
-    "clipped for float16": (lambda: Clip(clip=65504.0), f"{ELSE}.*size 1e.06"),
-    "alibi": (lambda: ALiBi(start=0), ELSE),
-    "alibi from afar": (lambda: ALiBi(start=128), f"{ELSE}.*300 positions"),
-    "scale by length": (lambda: LongScale(trained=128), f"{ELSE}.*300 positions"),
-    "causal beyond a block": (lambda: CausalBeyond(block=256), f"{ELSE}.*300 positions"),
-    "one scale in training": (OneInTraining, f"{ELSE}.*training mode"),
-    "padding from zeros": (PaddingFromZeros, f"{ELSE}.*17 positions, the last of them 0"),
+DIFFERS, CHANGES_STATE = "it computes something else", "its forward changes "
+KEPT = {  # by name: the module, and the reason in the report
+    "window": (lambda: Window(window=8), f"{DIFFERS}.*33 positions.*; it has window=8"),
+    "long window": (lambda: Window(window=200), f"{DIFFERS}.*300 positions"),
+    "soft cap": (lambda: SoftCap(softcap=50.0), f"{DIFFERS}.*softcap=50"),
+    "high soft cap": (lambda: SoftCap(softcap=1000.0), f"{DIFFERS}.*size 30, 17 positions"),
+    "clipped q, k, v": (lambda: Clip(clip=20.0), f"{DIFFERS}.*size 30"),
+    "clipped for float16": (lambda: Clip(clip=65504.0), f"{DIFFERS}.*size 1e.06"),
+    "alibi": (lambda: ALiBi(start=0), DIFFERS),
+    "alibi from afar": (lambda: ALiBi(start=128), f"{DIFFERS}.*300 positions"),
+    "scale by length": (lambda: LongScale(trained=128), f"{DIFFERS}.*300 positions"),
+    "causal beyond a block": (lambda: CausalBeyond(block=256), f"{DIFFERS}.*300 positions"),
+    "one scale in training": (OneInTraining, f"{DIFFERS}.*training mode"),
+    "padding from zeros": (PaddingFromZeros, f"{DIFFERS}.*17 positions, the last ones 0"),
     "rare dropout": (Dropout, "draws random numbers in training mode"),
     "layer drop": (LayerDrop, "draws random numbers in training mode"),
-    "a counter": (lambda: Counter(calls=0), f"{STATE}calls"),
-    "a cache": (lambda: Cache(cache=[]), f"{STATE}cache"),
-    "scores kept": (KeepsItsScores, f"{STATE}seen"),
-    "weights written": (Renormalised, f"{STATE}a parameter"),
-    "arguments written": (InPlace, "its own forward writes into its arguments"),
-    "a limit in the MLP": (lambda: Limited(limit=7.0), f"{ELSE}.*limit=7"),
-    "eps outside the root": (lambda: Block(outside), f"{ELSE}.*states of size 0.01"),
-    "no eps": (lambda: Block(normalised), f"{ELSE}.*states of size 0.01"),
-    "eps as a floor": (lambda: Block(floored), f"{ELSE}.*states of size"),
-    "a limit behind a norm": (lambda: Block(rms, mlp=Limited, limit=30.0), f"{ELSE}.*weights x 16"),
-    "int8 weights": (lambda: SwiGLU(Int8Linear), "gate_up_proj is .*Int8Linear .*expected a layer with a floating"),
-    "ternary weights": (lambda: SwiGLU(TernaryLinear), ELSE),
-    "clipping layers": (lambda: SwiGLU(ClippedLinear), f"{ELSE}.*size (30|1e.03)"),
+    "a counter": (lambda: Counter(calls=0), f"{CHANGES_STATE}calls"),
+    "a cache": (lambda: Cache(cache=[]), f"{CHANGES_STATE}cache"),
+    "scores kept": (StoresScores, f"{CHANGES_STATE}seen"),
+    "weights written": (Renormalised, f"{CHANGES_STATE}a parameter"),
+    "arguments written": (InPlace, "its forward writes into its arguments"),
+    "a limit in the MLP": (lambda: Limited(limit=7.0), f"{DIFFERS}.*limit=7"),
+    "eps outside the root": (lambda: Block(outside), f"{DIFFERS}.*states of size 0.01"),
+    "no eps": (lambda: Block(normalised), f"{DIFFERS}.*states of size 0.01"),
+    "eps as a floor": (lambda: Block(floored), f"{DIFFERS}.*states of size"),
+    "a limit behind a norm": (lambda: Block(rms, mlp=Limited, limit=30.0), f"{DIFFERS}.*weights x 16"),
+    "int8 weights": (
+        lambda: SwiGLU(Int8Linear),
+        "gate_up_proj is .*Int8Linear .*expected a layer with only a floating",
+    ),
+    "ternary weights": (lambda: SwiGLU(TernaryLinear), DIFFERS),
+    "clipping layers": (lambda: SwiGLU(ClippedLinear), f"{DIFFERS}.*size (30|1e.03)"),
     "adapters": (lambda: SwiGLU(LoRALinear), r"gate_up_proj is .*LoRALinear \(with weight, bias, a, b\)"),
-    "nothing to copy": (lambda: SwiGLU(lock=threading.Lock()), "it cannot be copied, and so not tried .TypeError"),
+    "not copyable": (lambda: SwiGLU(lock=threading.Lock()), "it cannot be copied, so it cannot be compared .TypeError"),
 }
-PUT_BACK = {  # by name: the module, and the length of the first call that is too much
+RESTORED = {  # by name: the module, and the length of the first call that shows the difference
     "window": (lambda: Window(window=400), 450),
     "window in bfloat16": (lambda: WindowIn16Bits(window=8).bfloat16(), 40),
     "causal beyond a block": (lambda: CausalBeyond(block=512), 600),
@@ -285,19 +288,25 @@ def made(make):
 
 
 def results(module, x):
-    """Output and gradients, numbers drawn after, buffers: what a caller has of it."""
+    """Everything that a caller sees: output, gradients, and the random numbers drawn afterwards."""
     torch.manual_seed(1)
     random.seed(1)
     module.zero_grad()
     x = x.clone().requires_grad_()
     out = module(x)
-    weights = [one for one in module.parameters() if one.requires_grad]
+    weights = [weight for weight in module.parameters() if weight.requires_grad]
     (out.float().square().mean() + out.float().sum()).backward()
-    return [out.detach(), x.grad, *(one.grad.clone() for one in weights), torch.rand(1), torch.tensor(random.random())]
+    return [
+        out.detach(),
+        x.grad,
+        *(weight.grad.clone() for weight in weights),
+        torch.rand(1),
+        torch.tensor(random.random()),
+    ]
 
 
-def assert_same(ours, theirs, tolerance=1e-5):
-    for a, b in zip(ours, theirs, strict=True):
+def assert_same(actual, expected, tolerance=1e-5):
+    for a, b in zip(actual, expected, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype
         assert (a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1e-6)
 
@@ -306,32 +315,32 @@ def states(positions, dtype=torch.float32, rows=2):
     return torch.randn(rows, positions, DIM, generator=torch.Generator().manual_seed(5)).to(dtype)
 
 
-@pytest.mark.parametrize("case", LEFT)
-def test_what_a_probe_finds(case):
-    make, reason = LEFT[case]
+@pytest.mark.parametrize("case", KEPT)
+def test_the_probe_keeps_different_modules(case):
+    make, reason = KEPT[case]
     module, before = made(make)
     report = hrm_kernels.patch(module)
     assert re.search(reason, report.kept[""]), report
     assert "" not in report.replaced
-    if case != "nothing to copy":
+    if case != "not copyable":
         hrm_kernels.unpatch(module)  # the parts of a block
         x = states(12)
         with torch.no_grad():
             assert torch.equal(module(x.clone()), before(x.clone()))
 
 
-@pytest.mark.parametrize("case", PUT_BACK)
-def test_the_first_call_that_is_too_long_gives_the_own_forward_back(case):
-    make, positions = PUT_BACK[case]
+@pytest.mark.parametrize("case", RESTORED)
+def test_the_first_long_call_restores_the_original_forward(case):
+    make, positions = RESTORED[case]
     module, before = made(make)
     assert hrm_kernels.patch(module).replaced
     dtype = next(module.parameters()).dtype
     if positions > 40:
         assert_same(results(module, states(7, dtype)), results(before, states(7, dtype)))
-    with pytest.warns(UserWarning, match="the model .* has its own forward back for good: it computes .* differs"):
+    with pytest.warns(UserWarning, match="the model .* uses its original forward from now on: it computes .* differs"):
         got = results(module, states(positions, dtype))
-    for ours, theirs in zip(got, results(before, states(positions, dtype)), strict=True):
-        assert torch.equal(ours, theirs)  # its own forward, run once
+    for actual, expected in zip(got, results(before, states(positions, dtype)), strict=True):
+        assert torch.equal(actual, expected)  # the original forward, run once
     assert hrm_kernels.unpatch(module) == 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -343,52 +352,52 @@ def test_the_name_in_the_warning():
     model = nn.Sequential(Attention(), Window(window=400))
     assert hrm_kernels.patch(model).replaced == dict.fromkeys("01", "rope_attention")
     with pytest.warns(
-        UserWarning, match=r"module '1' has its own forward back .*\[2, 450, 64\] torch.float32.*window=400"
+        UserWarning, match=r"module '1' uses its original forward .*\[2, 450, 64\] torch.float32.*window=400"
     ):
         model(states(450))
-    assert "a call has shown: it computes something else: output differs" in hrm_kernels.patch(model).kept["1"]
+    assert "an earlier call showed: it computes something else: output differs" in hrm_kernels.patch(model).kept["1"]
     assert hrm_kernels.unpatch(model) == 1
     assert hrm_kernels.patch(model).replaced == dict.fromkeys("01", "rope_attention")
 
 
 @pytest.mark.parametrize("hidden", ["equal positions", "output weights at 0", "zeros"])
-def test_a_first_call_that_shows_nothing(hidden):
-    """Whose output is the same with a window or without."""
+def test_a_first_call_whose_output_hides_the_difference(hidden):
+    """Its output is the same with and without a window."""
     module, before = made(lambda: Window(window=400))
     if hidden == "output weights at 0":
         nn.init.zeros_(module.o_proj.weight)
     hrm_kernels.patch(module)
     x = {"equal positions": torch.ones(2, 450, DIM), "zeros": torch.zeros(2, 450, DIM)}.get(hidden, states(450))
-    with torch.no_grad(), pytest.warns(UserWarning, match="has its own forward back"):
+    with torch.no_grad(), pytest.warns(UserWarning, match="uses its original forward"):
         module(x)
     module.load_state_dict(before.state_dict())
     assert_same(results(module, states(450)), results(before, states(450)))
 
 
-def test_the_own_forward_runs_in_the_first_call_of_a_kind_only():
+def test_the_original_forward_runs_only_in_the_first_call_of_a_kind():
     module, _ = made(lambda: SwiGLU())
     hrm_kernels.patch(module)
     kinds = [(states(5), True), (states(5), False), (states(6), False), (states(5, rows=3), True), (states(5)[0], True)]
     for x, gradients in kinds:
         for first in (True, False):
-            OWN.clear()
+            ORIGINAL_CALLS.clear()
             with torch.set_grad_enabled(gradients):
                 module(x)
-            assert bool(OWN) == first
+            assert bool(ORIGINAL_CALLS) == first
     for mode in (False, True):
         module.train(mode)
-        OWN.clear()
+        ORIGINAL_CALLS.clear()
         module(states(5))
-        assert bool(OWN) != mode  # training was there before
-    OWN.clear()
+        assert bool(ORIGINAL_CALLS) != mode  # training mode was compared before
+    ORIGINAL_CALLS.clear()
     with torch.inference_mode():
         module(states(5))
     module.bfloat16()(states(5, torch.bfloat16))
-    assert len(OWN) == 5  # in 16 bits once more, in float32
+    assert len(ORIGINAL_CALLS) == 5  # a 16-bit call also runs in float32
 
 
 def test_the_first_call_disturbs_nothing():
-    """Gradients once, no random numbers, no buffers, and a checkpoint counts what is saved as before."""
+    """It changes no gradients, random numbers or buffers, and checkpointing saves the same tensors."""
 
     class WithBuffer(Attention):
         def __init__(self):
@@ -400,7 +409,7 @@ def test_the_first_call_disturbs_nothing():
     version = module.steps._version
     first, second = results(module, states(9)), results(module, states(9))
     for a, b in zip(first, second, strict=True):
-        assert torch.equal(a, b)  # our bits at once
+        assert torch.equal(a, b)  # the ops compute the first call too
     assert_same(first, results(before, states(9)))
     assert not module.steps.any() and module.steps._version == version
 
@@ -410,8 +419,8 @@ def test_the_first_call_disturbs_nothing():
     assert hrm_kernels.unpatch(module) == 1
 
 
-def own_again(module, before, x, match=None):
-    """``module`` computes what ``before`` does on ``x``."""
+def assert_computes_as(module, before, x, match=None):
+    """``module`` and ``before`` compute the same on ``x``, with a warning that matches ``match``."""
     if match is None:
         assert_same([module(x)], [before(x)])
         return
@@ -420,7 +429,7 @@ def own_again(module, before, x, match=None):
     assert_same([got], [before(x)])
 
 
-def test_hooks_that_come_later():
+def test_hooks_added_after_patching():
     module, seen = made(SwiGLU)[0], []
     hrm_kernels.patch(module)
     module(states(5))
@@ -428,35 +437,37 @@ def test_hooks_that_come_later():
     module(states(5))
     assert seen == ["down"]
     hook.remove()
-    hook = module.register_forward_hook(lambda *_: seen.append("outside"))  # of the module itself: no reason to leave
-    OWN.clear()
+    hook = module.register_forward_hook(
+        lambda *_: seen.append("outside")
+    )  # the ops serve a module with hooks on itself
+    ORIGINAL_CALLS.clear()
     module(states(5))
-    assert seen == ["down", "outside"] and not OWN
+    assert seen == ["down", "outside"] and not ORIGINAL_CALLS
     hook.remove()
-    hook = torch.nn.modules.module.register_module_forward_hook(lambda one, *_: seen.append(type(one).__name__))
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda called, *_: seen.append(type(called).__name__))
     module(states(5))
     hook.remove()
     assert seen[2:] == ["Linear", "Linear", "SwiGLU"]
-    OWN.clear()
+    ORIGINAL_CALLS.clear()
     module(states(5))
-    assert not OWN
+    assert not ORIGINAL_CALLS
 
 
 CHANGES = {
-    "adapter": lambda one: setattr(one, "qkv_proj", LoRA(one.qkv_proj)),
-    "quantised": lambda one: setattr(one, "o_proj", Int8Linear(DIM, DIM)),
-    "parametrised": lambda one: nn.utils.parametrizations.weight_norm(one.o_proj),
-    "pruned": lambda one: prune.random_unstructured(one.o_proj, "weight", 0.5),
-    "bias": lambda one: setattr(one, "o_proj", nn.Linear(DIM, DIM)),
-    "attribute": lambda one: setattr(one, "window", 3),
-    "configuration": lambda one: setattr(one.config, "window", 3),
-    "attribute of its child": lambda one: one.o_proj.__dict__.update(forward=lambda x: x),
+    "adapter": lambda module: setattr(module, "qkv_proj", LoRA(module.qkv_proj)),
+    "quantised": lambda module: setattr(module, "o_proj", Int8Linear(DIM, DIM)),
+    "parametrised": lambda module: nn.utils.parametrizations.weight_norm(module.o_proj),
+    "pruned": lambda module: prune.random_unstructured(module.o_proj, "weight", 0.5),
+    "bias": lambda module: setattr(module, "o_proj", nn.Linear(DIM, DIM)),
+    "attribute": lambda module: setattr(module, "window", 3),
+    "configuration": lambda module: setattr(module.config, "window", 3),
+    "attribute of its child": lambda module: module.o_proj.__dict__.update(forward=lambda x: x),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.filterwarnings("ignore:hrm_kernels.patch")
-def test_a_module_that_is_changed_later(change):
+def test_a_module_that_changes_after_patching(change):
     module, _ = made(lambda: Window(window=10**9, config=SimpleNamespace(window=10**9)))
     assert hrm_kernels.patch(module).replaced
     module(states(5))
@@ -465,7 +476,7 @@ def test_a_module_that_is_changed_later(change):
     before = lambda x: type(module).forward(module, x)  # noqa: E731
     assert not torch.equal(before(states(5)), made(lambda: Window(window=10**9))[0](states(5)))
     for length in (5, 6, 5):
-        own_again(module, before, states(length))
+        assert_computes_as(module, before, states(length))
 
 
 def test_attributes_that_change_with_each_call():
@@ -474,25 +485,25 @@ def test_attributes_that_change_with_each_call():
     with pytest.warns(UserWarning, match="its attributes change from call to call"):
         for step in range(12):
             module.step = step
-            own_again(module, before, states(5))
+            assert_computes_as(module, before, states(5))
     assert hrm_kernels.unpatch(module) == 0
 
 
 def test_tied_weights_and_weights_loaded_later():
     module, before = made(lambda: nn.ModuleList([SwiGLU(), SwiGLU()]))
-    for one in (module, before):
-        one[1].gate_up_proj.weight = one[0].gate_up_proj.weight
+    for pair in (module, before):
+        pair[1].gate_up_proj.weight = pair[0].gate_up_proj.weight
     assert hrm_kernels.patch(module).replaced == {"0": "swiglu", "1": "swiglu"}
-    run = lambda one: lambda x: one[1](one[0](x))  # noqa: E731
-    ours, theirs = run(module), run(before)
-    for one, function in ((module, ours), (before, theirs)):
-        function.zero_grad, function.parameters = one.zero_grad, one.parameters
-    assert_same(results(ours, states(5)), results(theirs, states(5)))
+    run = lambda pair: lambda x: pair[1](pair[0](x))  # noqa: E731
+    run_patched, run_original = run(module), run(before)
+    for pair, function in ((module, run_patched), (before, run_original)):
+        function.zero_grad, function.parameters = pair.zero_grad, pair.parameters
+    assert_same(results(run_patched, states(5)), results(run_original, states(5)))
     new = {name: torch.randn_like(value) for name, value in before.state_dict().items()}
     new["1.gate_up_proj.weight"] = new["0.gate_up_proj.weight"]
-    for one in (module, before):
-        one.load_state_dict(new, assign=True)
-    assert_same([ours(states(5))], [theirs(states(5))])
+    for pair in (module, before):
+        pair.load_state_dict(new, assign=True)
+    assert_same([run_patched(states(5))], [run_original(states(5))])
 
 
 class Options(SwiGLU):
@@ -511,19 +522,19 @@ def test_optional_arguments():
     calls += [((), {"mask": mask}), ((), {"bias": mask}), ((), {"use_cache": True}), ((), {"scale": 3.0})]
     for arguments, named in calls:
         assert_same([module(x, *arguments, **named)], [before(x, *arguments, **named)])
-    OWN.clear()
-    module(x, None, 1.0, use_cache=False)  # as their defaults are
-    assert not OWN
-    for wrong in (
-        lambda one: one(),
-        lambda one: one(x, x=x),
-        lambda one: one(x, none=1),
-        lambda one: one(x, scale=None),
+    ORIGINAL_CALLS.clear()
+    module(x, None, 1.0, use_cache=False)  # the default values
+    assert not ORIGINAL_CALLS
+    for wrong_call in (
+        lambda module: module(),
+        lambda module: module(x, x=x),
+        lambda module: module(x, none=1),
+        lambda module: module(x, scale=None),
     ):
         messages = []
-        for one in (module, before):
+        for called in (module, before):
             with pytest.raises(TypeError) as error:
-                wrong(one)
+                wrong_call(called)
             messages.append(str(error.value))
         assert messages[0] == messages[1]
 
@@ -556,14 +567,14 @@ def test_injections_of_other_kinds():
     assert hrm_kernels.unpatch(module) == 1
 
 
-class Turned(Attention):
-    """RoPE by tables of any dimension."""
+class Rotated(Attention):
+    """RoPE with tables of any number of dimensions."""
 
     def qkv(self, x):
         q, k, v = super().qkv(x)
         if self.tables is not None:
             cos, sin = self.tables
-            q, k = (one * cos + torch.cat((-one[..., 16:], one[..., :16]), -1) * sin for one in (q, k))
+            q, k = (x * cos + torch.cat((-x[..., 16:], x[..., :16]), -1) * sin for x in (q, k))
         return q, k, v
 
     def forward(self, x, cos=None, sin=None):
@@ -575,49 +586,52 @@ class Turned(Attention):
 
 
 def test_tables_that_the_op_does_not_take():
-    module, before = made(lambda: Turned(tables=None))
+    module, before = made(lambda: Rotated(tables=None))
     assert hrm_kernels.patch(module).replaced == {"": "rope_attention"}
     cos, sin = hrm_kernels.nn.rope_tables(5, DIM // HEADS)
     wrong = (cos[:, :16], sin[:, :16]), (cos, None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for one in ((cos, sin), (cos[None], sin[None]), (cos.expand(2, 1, -1, -1), sin), (cos[:1], sin[:1])):
-            assert_same([module(states(5), *one)], [before(states(5), *one)])
-    for one in wrong:
-        for either in (module, before):
+        for tables in ((cos, sin), (cos[None], sin[None]), (cos.expand(2, 1, -1, -1), sin), (cos[:1], sin[:1])):
+            assert_same([module(states(5), *tables)], [before(states(5), *tables)])
+    for tables in wrong:
+        for called in (module, before):
             with pytest.raises((RuntimeError, TypeError)):
-                either(states(5), *one)
+                called(states(5), *tables)
     assert hrm_kernels.unpatch(module) == 1
 
 
-def test_transforms_run_the_own_forward():
+def test_transforms_run_the_original_forward():
     module, before = made(SwiGLU)
     hrm_kernels.patch(module)
     x = states(5)
-    per_row = [torch.func.vmap(torch.func.grad(lambda row, one=one: one(row).sum()))(x) for one in (module, before)]
-    assert_same(*[[one] for one in per_row])
-    tangents = [torch.func.jvp(one, (x,), (x,))[1] for one in (module, before)]
-    assert_same(*[[one] for one in tangents])
-    weights = {name: torch.randn_like(one) for name, one in before.named_parameters()}
-    assert_same(*[[torch.func.functional_call(one, weights, (x,))] for one in (module, before)])
+    loss = lambda called: lambda row: called(row).sum()  # noqa: E731
+    gradients = [torch.func.vmap(torch.func.grad(loss(called)))(x) for called in (module, before)]
+    assert_same(*[[gradient] for gradient in gradients])
+    tangents = [torch.func.jvp(called, (x,), (x,))[1] for called in (module, before)]
+    assert_same(*[[tangent] for tangent in tangents])
+    weights = {name: torch.randn_like(weight) for name, weight in before.named_parameters()}
+    assert_same(*[[torch.func.functional_call(called, weights, (x,))] for called in (module, before)])
 
 
 def test_copies_and_pickles():
     module, before = made(SwiGLU)
     hrm_kernels.patch(module)
     module(states(5))
-    twin = copy.deepcopy(module)
+    copied = copy.deepcopy(module)
     with torch.no_grad():
-        twin.down_proj.weight.mul_(2)
-    OWN.clear()
-    assert_same([twin(states(5)), module(states(5))], [2 * before(states(5)), before(states(5))])
-    assert OWN == ["swiglu"] * 4  # tried again (twice: on the call and on drawn states), and the two of before
+        copied.down_proj.weight.mul_(2)
+    ORIGINAL_CALLS.clear()
+    assert_same([copied(states(5)), module(states(5))], [2 * before(states(5)), before(states(5))])
+    assert (
+        ORIGINAL_CALLS == ["swiglu"] * 4
+    )  # compared twice again (on the call and on random states), and two of ``before``
     loaded = pickle.loads(pickle.dumps(module))
     assert_same([loaded(states(5))], [before(states(5))])
     assert hrm_kernels.patch(loaded).replaced == {"": "swiglu"}
-    OWN.clear()
+    ORIGINAL_CALLS.clear()
     loaded(states(5)), loaded(states(5))
-    assert OWN == ["swiglu"] * 2
+    assert ORIGINAL_CALLS == ["swiglu"] * 2
 
 
 def test_torch_compile_compares_nothing():
@@ -625,46 +639,46 @@ def test_torch_compile_compares_nothing():
     hrm_kernels.patch(module)
     torch._dynamo.reset()
     compiled = torch.compile(module, fullgraph=True, backend="eager")
-    OWN.clear()
+    ORIGINAL_CALLS.clear()
     assert_same([compiled(states(20))], [before(states(20))])
-    assert OWN == ["attention"]
+    assert ORIGINAL_CALLS == ["attention"]
     before = copy.deepcopy(module)
     hrm_kernels.unpatch(before)
-    for one in (module, before):
-        one.qkv_proj = LoRA(one.qkv_proj)
+    for adapted in (module, before):
+        adapted.qkv_proj = LoRA(adapted.qkv_proj)
         torch.manual_seed(0)
-        nn.init.normal_(one.qkv_proj.b.weight)
-        nn.init.ones_(one.qkv_proj.a.weight)
+        nn.init.normal_(adapted.qkv_proj.b.weight)
+        nn.init.ones_(adapted.qkv_proj.a.weight)
     assert_same([compiled(states(20))], [before(states(20))])
 
 
-def test_the_first_call_leaves_nothing_behind_in_frozen_weights():
+def test_the_first_call_adds_nothing_to_frozen_weights():
     module, _ = made(lambda: Block(rms))
     hrm_kernels.patch(module)
-    weights = {id(one) for one in module.parameters()}
+    weights = {id(weight) for weight in module.parameters()}
     with FrozenWeights() as frozen, torch.no_grad():
         module(states(5))
-        held = [one for used, *_ in frozen._packed.values() for one in used]
-    assert {id(one) for one in held} <= weights and not frozen._copies
+        held = [weight for used, *_ in frozen._packed.values() for weight in used]
+    assert {id(weight) for weight in held} <= weights and not frozen._copies
 
 
 @pytest.mark.parametrize("window", [10**9, 400])
 def test_large_scores_in_bfloat16(window):
-    """Rounding alone moves the output by its size; in float32 a difference still shows."""
+    """Rounding changes the output by its full size; a comparison in float32 still shows a difference."""
     module, before = made(lambda: Block(rms, attention=Window, window=window))
     module, x = module.bfloat16(), 16 * states(450, torch.bfloat16)
     with torch.no_grad():
         module.self_attn.qkv_proj.weight.mul_(4)
     assert hrm_kernels.patch(module).replaced == {"": "transformer_block"}
-    with warnings.catch_warnings(record=True) as given:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         module(x)
-    given = [str(one.message) for one in given if "hrm_kernels.patch" in str(one.message)]
-    assert len(given) == (window == 400), given
+    messages = [str(warning.message) for warning in caught if "hrm_kernels.patch" in str(warning.message)]
+    assert len(messages) == (window == 400), messages
 
 
 def test_reduced_precision_of_products_is_no_difference():
-    """Where TF32 or bfloat16 stand in for float32, both forwards round, each in its own order."""
+    """Where TF32 or bfloat16 replace float32, both forwards round, each in a different order."""
     module, _ = made(lambda: Block(rms))
     torch.set_float32_matmul_precision("medium")
     try:

@@ -1,6 +1,6 @@
-"""What the report says of modules that look like ours and are not: what they look like, what does not fit, what would.
+"""The report on modules that resemble an op: what they look like, what does not fit, and what to change.
 
-The models are small ones with the structure and names of published code: Phi-3, GPT-2, ViT and ModernBERT in
+The models are small, with the structure and names of published code: Phi-3, GPT-2, ViT and ModernBERT in
 transformers, LLaMA, and the attention of diffusion models.
 """
 
@@ -30,11 +30,11 @@ class Phi3Attention(nn.Module):
     def forward(self, hidden_states, position_embeddings, attention_mask, past_key_values=None, **kwargs):
         rows, positions, _ = hidden_states.shape
         q, k, v = (
-            one.view(rows, positions, -1, 8).transpose(1, 2)
-            for one in self.qkv_proj(hidden_states).split([DIM, self.groups * 8, self.groups * 8], -1)
+            part.view(rows, positions, -1, 8).transpose(1, 2)
+            for part in self.qkv_proj(hidden_states).split([DIM, self.groups * 8, self.groups * 8], -1)
         )
-        cos, sin = (one.unsqueeze(1) for one in position_embeddings)
-        q, k = (one * cos + torch.cat((-one[..., 4:], one[..., :4]), -1) * sin for one in (q, k))
+        cos, sin = (table.unsqueeze(1) for table in position_embeddings)
+        q, k = (x * cos + torch.cat((-x[..., 4:], x[..., :4]), -1) * sin for x in (q, k))
         out = F.scaled_dot_product_attention(q, k, v, attention_mask, is_causal=True, enable_gqa=True)
         return self.o_proj(out.transpose(1, 2).flatten(2)), None
 
@@ -172,14 +172,14 @@ class LlamaAttention(nn.Module):
 
 
 class Named(nn.Module):
-    """Linear layers under the given names, in the given sizes."""
+    """Linear layers with these names and sizes."""
 
     def __init__(self, heads=None, **linears):
         super().__init__()
         if heads:
             self.heads = heads
-        for name, one in linears.items():
-            setattr(self, name, one if isinstance(one, nn.Module) else linear(*one))
+        for name, layer in linears.items():
+            setattr(self, name, layer if isinstance(layer, nn.Module) else linear(*layer))
 
     def forward(self, x):
         return x
@@ -193,29 +193,27 @@ def test_phi3():
     report = hrm_kernels.patch(Phi3DecoderLayer(groups=2))
     assert report.replaced == {"mlp": "swiglu"}
     assert report.kept == {
-        "": "it looks like a block (mlp, self_attn), but self_attn does not fit (the reason is with self_attn); "
+        "": "it looks like a block (mlp, self_attn), but self_attn does not fit (see self_attn); "
         "input_layernorm, post_attention_layernorm have parameters; add_rms_norm has neither weight nor bias",
         "self_attn": "it looks like attention, but qkv_proj has 64 rows: 4 query heads share 2 key and value heads "
-        "(grouped-query attention), which rope_attention has not; repeat the rows of each for its queries, so that "
-        "there are 96",
+        "(grouped-query attention), which rope_attention does not support; repeat the rows of each for its query "
+        "heads, 96 in total",
     }
     reason = kept(Phi3Attention(groups=4))[""]
-    assert reason == "its forward returns a tuple, and the ops return one tensor"
+    assert reason == "its forward returns a tuple; the ops return one tensor"
 
 
 def test_gpt2():
     report = kept(GPT2Block())
-    assert (
-        "it looks like a block (attn, mlp), but attn does not fit (the reason is with attn); mlp does not" in report[""]
-    )
+    assert "it looks like a block (attn, mlp), but attn does not fit (see attn); mlp does not" in report[""]
     assert "ln_1, ln_2 have parameters" in report[""]
-    transposed = "(Conv1D) keeps its weight as [in, out] and has a bias, expected [out, in] and no bias"
+    transposed = "(Conv1D) stores its weight as [in, out] and has a bias, expected [out, in] and no bias"
     assert report["attn"] == f"it looks like attention, but c_attn {transposed}; c_proj {transposed}"
     assert report["mlp"].startswith(
         "it looks like an MLP without gate (c_fc, c_proj), which no op computes; c_fc (Conv1D)"
     )
-    assert set(report) == {"", "attn", "mlp"}  # which name the layers inside them
-    reason = "it is a linear layer that keeps its weight as [in, out] (Conv1D), not [out, in]"
+    assert set(report) == {"", "attn", "mlp"}  # their reasons name the layers inside
+    reason = "it is a linear layer that stores its weight as [in, out] (Conv1D), not [out, in]"
     assert kept(nn.Sequential(Conv1D(DIM, DIM))) == {"0": reason}
 
 
@@ -223,17 +221,17 @@ def test_vit():
     report = kept(nn.Sequential(ViTLayer()))
     reason = report["0.attention.attention"]
     assert reason.startswith(
-        "it looks like attention, but its projections are apart (query, key, value); pack their weights into one "
-        "qkv_proj [3 D, D], q first, then k, then v; query has a bias, and the ops have none"
+        "it looks like attention, but its projections are separate (query, key, value); pack their weights into one "
+        "qkv_proj [3 D, D], q first, then k, then v; query has a bias, and the ops take none"
     )
-    assert "it has no output projection beside them; expected o_proj" in reason
+    assert "it has no output projection; expected o_proj" in reason
     assert "how many heads" not in reason
     assert list(report) == ["0.attention.attention"]
 
 
 def test_modernbert():
     attention, mlp = ModernBertAttention(), ModernBertMLP(nn.GELU())
-    assert kept(attention)[""] == "its forward returns a tuple, and the ops return one tensor"
+    assert kept(attention)[""] == "its forward returns a tuple; the ops return one tensor"
     reason = kept(mlp)[""]
     assert reason.startswith("it computes something else: output differs by") and reason.endswith("; it has act=GELU")
     assert hrm_kernels.patch(ModernBertMLP(nn.SiLU())).replaced == {"": "swiglu"}
@@ -242,18 +240,19 @@ def test_modernbert():
 def test_llama():
     reason = kept(LlamaAttention())[""]
     assert reason == (
-        "it looks like attention, but its projections are apart (q_proj, k_proj, v_proj); pack their weights into one "
-        "qkv_proj [3 D, D], q first, then k, then v; k_proj has 16 rows and q_proj 32: query heads share key and value "
-        "heads (grouped-query attention), which rope_attention has not; repeat the rows of each for its queries"
+        "it looks like attention, but its projections are separate (q_proj, k_proj, v_proj); pack their weights into "
+        "one qkv_proj [3 D, D], q first, then k, then v; k_proj has 16 rows and q_proj 32: query heads share key and "
+        "value heads (grouped-query attention), which rope_attention does not support; repeat the rows of each for its "
+        "query heads"
     )
     assert "grouped" not in kept(LlamaAttention(4))[""]
     mlp = Named(w1=(DIM, 48), w2=(48, DIM), w3=(DIM, 48))
     assert kept(mlp)[""] == (
-        "it looks like SwiGLU, but w1 and w3 are apart; pack their weights into one gate_up_proj, the gate first, and "
+        "it looks like SwiGLU, but w1 and w3 are separate; pack their weights into one gate_up_proj, gate first, and "
         "name w2 down_proj"
     )
     assert (
-        "but gate_proj and up_proj are apart"
+        "but gate_proj and up_proj are separate"
         in kept(Named(gate_proj=(DIM, 48), up_proj=(DIM, 48), down_proj=(48, DIM)))[""]
     )
 
@@ -263,12 +262,12 @@ def test_llama():
     [
         (
             lambda: Named(4, to_q=(DIM, DIM), to_k=(DIM, DIM), to_v=(DIM, DIM), to_out=(DIM, DIM)),
-            "apart (to_q, to_k, to_v); pack their weights into one qkv_proj [3 D, D], q first, then k, then v, and "
+            "separate (to_q, to_k, to_v); pack their weights into one qkv_proj [3 D, D], q first, then k, then v, and "
             "name to_out o_proj",
         ),
         (
             lambda: Named(4, to_q=(DIM, DIM), to_kv=(DIM, 64), to_out=nn.Sequential(linear(DIM, DIM), nn.Dropout(0.1))),
-            "to_out is torch.nn.modules.container.Sequential (with 0, 1), expected a layer with a floating parameter",
+            "to_out is torch.nn.modules.container.Sequential (with 0, 1), expected a layer with only a floating",
         ),
         (lambda: Named(None, q=(DIM, DIM), k=(DIM, DIM), v=(DIM, DIM)), "it does not say how many heads it has"),
         (
@@ -283,7 +282,7 @@ def test_llama():
         (lambda: Named(None, Wi=(DIM, 64), Wo=(64, DIM)), "an MLP without gate (Wi is [64, 32] and Wo [32, 64])"),
         (
             lambda: Named(4, qkv=(DIM, 96), proj=linear(DIM, DIM, bias=True)),
-            "it looks like attention, but proj has a bias, and the ops have none; make it without (bias=False)",
+            "it looks like attention, but proj has a bias, and the ops take none; create it with bias=False",
         ),
     ],
 )
@@ -292,8 +291,8 @@ def test_names_and_packing(module, reason):
 
 
 def test_modules_of_other_kinds_are_not_mentioned():
-    """Convolutions, classifiers, embeddings, gated units of one layer: nothing to say."""
+    """Convolutions, classifiers, embeddings and single layers do not appear in the report."""
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Embedding(5, 8), nn.LSTM(8, 8), nn.LayerNorm(8), nn.Linear(8, 16)
     )
-    assert str(hrm_kernels.patch(model)) == "nothing in this model looks like what the ops compute"
+    assert str(hrm_kernels.patch(model)) == "no module of this model resembles an op"

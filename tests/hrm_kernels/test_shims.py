@@ -1,4 +1,4 @@
-"""Stand-ins for flash_attn and adam_atan2: what they compute, and that they shadow nothing."""
+"""Replacements for flash_attn and adam_atan2: their results, and that working originals stay."""
 
 import importlib
 import importlib.util
@@ -16,7 +16,7 @@ NAMES = ("flash_attn", "flash_attn_interface", "adam_atan2")
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch):
-    for name in [one for one in sys.modules if one.partition(".")[0] in NAMES]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in NAMES]:
         monkeypatch.delitem(sys.modules, name)
     yield
     shims.uninstall()
@@ -24,7 +24,7 @@ def clean(monkeypatch):
 
 @pytest.fixture
 def missing(monkeypatch):
-    """As on a machine without the originals."""
+    """Simulate a machine without the originals."""
     original = importlib.import_module
 
     def without(name, *rest):
@@ -79,7 +79,7 @@ def test_a_broken_original_is_replaced(text, reason, tmp_path, monkeypatch):
 
 
 def exact(q, k, v, scale=None, causal=False):
-    """In float64, head by head."""
+    """Attention in float64, with repeated key and value heads."""
     q, k, v = (x.double() for x in (q, k, v))
     k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], 2) for x in (k, v))
     scores = torch.einsum("bshd,bthd->bhst", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
@@ -109,8 +109,8 @@ def test_attention(function, positions, others, heads, case):
     assert got.dtype == torch.float32 and got.is_contiguous()
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
     weight = torch.linspace(-1, 2, got.numel(), dtype=torch.float64).view_as(want)
-    ours, theirs = (torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in (got, want))
-    for a, b in zip(ours, theirs, strict=True):
+    gradients, expected_gradients = (torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in (got, want))
+    for a, b in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
@@ -141,9 +141,11 @@ Q = torch.zeros(1, 2, 2, 4)
         (shims.flash_attn_3_func, {"attention_chunk": 4}),
     ],
 )
-def test_what_has_no_stand_in(function, options):
+def test_unsupported_arguments(function, options):
     name = next(iter(options))
-    with pytest.raises(NotImplementedError, match=f"flash_attn_func: {name}=.*leave it at its default"):
+    with pytest.raises(
+        NotImplementedError, match=f"flash_attn_func: .* does not support {name}=.*leave it at its default"
+    ):
         function(Q, Q, Q, **options)
 
 
@@ -156,15 +158,15 @@ def test_wrong_tensors():
         shims.flash_attn_func(Q, Q, Q.half())
 
 
-def test_the_optimiser_steps_like_ours():
+def test_the_optimiser_steps_like_adam_atan2():
     torch.manual_seed(0)
     a = torch.nn.Parameter(torch.randn(5))
     b = torch.nn.Parameter(a.detach().clone())
-    ours = hrm_kernels.optim.AdamATan2([a], lr=1e-3, betas=(0.9, 0.999), weight_decay=1e-2)
+    optimizer = hrm_kernels.optim.AdamATan2([a], lr=1e-3, betas=(0.9, 0.999), weight_decay=1e-2)
     published = shims.PublishedAdamATan2([b])
     for _ in range(3):
         a.grad = torch.randn(5)
         b.grad = a.grad.clone()
-        ours.step()
+        optimizer.step()
         published.step()
     assert torch.equal(a, b)
