@@ -8,7 +8,7 @@
 namespace hrm::HRM_ISA {
 namespace {
 
-constexpr int64_t kChunk = 1 << 14;  // elements of a task
+constexpr int64_t kChunk = 1 << 14;  // elements per task
 
 HRM_INLINE Vec sqrt(Vec x) {
   float lanes[kLanes];
@@ -17,12 +17,13 @@ HRM_INLINE Vec sqrt(Vec x) {
   return load(lanes);
 }
 
-// For x >= 0, to 2e-7 relative. The polynomial is that of atanf in Cephes, for arguments up to tan(pi / 8).
+// atan2(y, x) for x >= 0, with a relative error of 2e-7. The polynomial is that of atanf in Cephes, for arguments up to
+// tan(pi / 8).
 HRM_INLINE Vec atan2(Vec y, Vec x) {
   const Vec a = y < 0 ? -y : y;
   const Vec large = a > x ? a : x, small = a > x ? x : a;
   Vec ratio = small / (large == 0 ? all(1.0f) : large);
-  ratio = (a == x) & (a > 0) ? all(1.0f) : ratio;  // infinite both, too
+  ratio = (a == x) & (a > 0) ? all(1.0f) : ratio;  // also if both are infinite
   const auto beyond = ratio > 0.41421356237f;
   const Vec z = beyond ? (ratio - 1.0f) / (ratio + 1.0f) : ratio;
   const Vec w = z * z;
@@ -69,7 +70,7 @@ void adam_atan2(int64_t count, float* const* params, const float* const* grads, 
       int64_t at = task * kChunk;
       const int64_t end = at + kChunk < sizes[i] ? at + kChunk : sizes[i];
       for (; at + kLanes <= end; at += kLanes) step.run(p + at, g + at, m + at, v + at, copy ? copy + at : nullptr);
-      if (at < end) {  // what is left goes through lanes of its own
+      if (at < end) {  // the last elements, less than a register
         float lanes[4][kLanes] = {};
         BFloat16 copied[kLanes];
         const size_t bytes = static_cast<size_t>(end - at) * sizeof(float);

@@ -1,7 +1,7 @@
 // Full attention of one head of one batch row, forward and backward, over q, k, v in panels.
 //
-// Queries go in blocks of kQueries: their scores against all keys (q @ k.T, the keys transposed once per head), the
-// softmax, and the sum of values are products over panels; scores never leave the cache, and any S works.
+// It iterates over blocks of kQueries queries: scores against all keys (q @ k.T, with keys transposed once per head),
+// softmax, and the weighted sum of values, as products over panels. Scores never leave the cache, and any S works.
 #pragma once
 
 #include <cmath>
@@ -12,12 +12,14 @@ namespace hrm::HRM_ISA {
 
 constexpr int64_t kQueries = 4 * kTileRows;
 
-// RoPE: the pair (i, i + head_dim / 2) of each row turned by the angles of cos, sin [S, head_dim]; nullptr: no turn.
+// RoPE: rotates the pair (i, i + head_dim / 2) of each row by the angles of cos, sin [S, head_dim]; nullptr: no
+// rotation.
 struct Rope {
   const float *cos, *sin;
   int64_t head_dim;
 
-  // Rows [position, position + count) of one head; `back` is the transpose of the turn, for gradients. In place or not.
+  // Rotates rows [position, position + count) of one head; `back` rotates the other way, for gradients. In place or
+  // not.
   HRM_INLINE void turn(Panels from, Panels to, int64_t position, int64_t count, bool back) const {
     const int64_t half = head_dim / 2, panels = panels_for(head_dim);
     if (!cos || head_dim % 2 || half % kLanes) {
@@ -52,7 +54,7 @@ struct Rope {
   }
 };
 
-// Where q, k, v of all heads lie: [3 * heads * panels of a head][rows][kWidth]; likewise their gradients.
+// The layout of q, k, v of all heads and of their gradients: [3 * heads * panels of a head][rows][kWidth].
 struct Heads {
   Panels qkv;
   int64_t positions, heads, head_dim;
@@ -63,7 +65,7 @@ struct Heads {
   HRM_INLINE Panels part(Panels all, int part, int64_t batch, int64_t head) const {  // 0 q, 1 k, 2 v
     return all.from((part * heads + head) * width(), batch * positions);
   }
-  // Floats of scratch memory for one head.
+  // Number of floats of scratch memory for one head.
   int64_t forward_scratch() const {
     const int64_t key_rows = keys() * kWidth + kTileRows, query_rows = kQueries + kTileRows;
     return kWidth * (width() * (3 * key_rows + query_rows) + keys() * query_rows + query_rows);
@@ -74,7 +76,7 @@ struct Heads {
   }
 };
 
-// k turned, and k and v as right factors: transposed per panel of keys, or with rows up to whole panels of zeros.
+// k after RoPE, and k and v as right factors: transposed per panel of keys, or padded with zero rows to whole panels.
 HRM_INLINE void copy_rows(Panels from, int64_t panels, int64_t count, Panels to, int64_t until) {
   for (int64_t p = 0; p < panels; ++p) {
     std::memcpy(to.at(p, 0), from.at(p, 0), sizeof(float) * kWidth * count);
@@ -145,7 +147,7 @@ inline void attend(const Heads& heads, int64_t batch, int64_t head, Panels out, 
   }
 }
 
-// Writes this head's part of dqkv from dout and the forward's out and lse; the probabilities are computed again.
+// Writes this head's part of dqkv from dout and the forward's out and lse; recomputes the probabilities.
 inline void attend_backward(const Heads& heads, int64_t batch, int64_t head, Panels dout, Panels out, const float* lse,
                             Panels dqkv, float* memory) {
   const int64_t positions = heads.positions, width = heads.width(), keys = heads.keys();
@@ -161,7 +163,7 @@ inline void attend_backward(const Heads& heads, int64_t batch, int64_t head, Pan
   float* delta = scratch.floats(kQueries);
   const float scale = 1.0f / std::sqrt(static_cast<float>(heads.head_dim));
 
-  const Panels turned{dk.data, positions};  // a place for k until its rows are padded
+  const Panels turned{dk.data, positions};  // holds k until its rows are padded
   heads.rope.turn(heads.part(heads.qkv, 1, batch, head), turned, 0, positions, false);
   copy_rows(turned, width, positions, k, keys * kWidth);
   transpose(k, width, positions, k_transposed);

@@ -1,4 +1,4 @@
-// A number of all bytes of some arrays, to tell whether they have changed.
+// A checksum of all bytes of some arrays, to detect changes.
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -9,17 +9,17 @@
 namespace hrm::HRM_ISA {
 namespace {
 
-constexpr int64_t kChunk = 1 << 16;  // bytes of a task
-constexpr int kStreams = 4;          // registers that take bytes side by side: a multiplication takes 10 cycles
+constexpr int64_t kChunk = 1 << 16;  // bytes per task
+constexpr int kStreams = 4;          // independent registers, because a multiplication has a latency of 10 cycles
 
-// Each step can be undone, so two arrays that differ in one place never have the same number.
+// Each step is invertible, so two arrays that differ in one place always have different checksums.
 HRM_INLINE uint64_t mix(uint64_t hash, uint64_t word) {
   hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
   return hash ^ hash >> 32;
 }
 
-// MurmurHash3's mixing of 32-bit words (public domain), a word a lane. Its rotations carry every bit to every other:
-// without them, signs that change in two words of a lane would cancel.
+// MurmurHash3's mixing of 32-bit words (public domain), one word per lane. Its rotations carry every bit to every
+// other bit; without them, sign changes in two words of a lane would cancel.
 HRM_INLINE BitVec take(BitVec hash, BitVec word) {
   word *= 0xcc9e2d51u;
   word = word << 15 | word >> 17;

@@ -1,4 +1,4 @@
-// Which instruction set's kernels run here.
+// Selects the kernels of the best instruction set that this machine has.
 #include <cstring>
 
 #include "cpu/kernels.h"

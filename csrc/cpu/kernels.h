@@ -1,8 +1,8 @@
-// The CPU kernels as the rest of the world sees them: one table of functions per instruction set, chosen at run time.
-// Plain pointers and C linkage; callers have checked what they point to (csrc/ffi does it for Python).
+// The interface of the CPU kernels: one table of functions per instruction set, chosen at run time.
+// Plain pointers and C linkage; callers check the arguments (csrc/ffi does it for Python).
 //
-// Inputs and outputs are contiguous, float32 or bfloat16 as `dtype` says; arithmetic and everything kept between
-// calls is float32. `threads` is how many may work; no result depends on it.
+// Inputs and outputs are contiguous, float32 or bfloat16 as `dtype` says; arithmetic and all values kept between
+// calls are float32. `threads` is the largest number of threads; no result depends on it.
 #pragma once
 
 #include <cstdint>
@@ -17,56 +17,57 @@ struct hrm_shape {
   float eps;
 };
 
-// The matrices of one block, [out, in].
+// The weights of one block, [out, in].
 struct hrm_weights {
   const void *qkv, *o, *gate_up, *down;
 };
 
-// Their gradients, written in the dtype of the weights; nullptr where none is wanted.
+// Gradients of the weights, in their dtype; nullptr for gradients that are not needed.
 struct hrm_weight_gradients {
   void *qkv, *o, *gate_up, *down;
 };
 
 // One update of a recurrent module: state += injection (+ injection2), then its blocks.
 struct hrm_update {
-  int state, injection, injection2;  // which of the states; -1 for no injection
-  const float* packed;               // of `layers` blocks, by pack_blocks
+  int state, injection, injection2;  // indices of states; -1: no injection
+  const float* packed;               // `layers` blocks, packed by pack_blocks
   int64_t layers;
 };
 
 struct hrm_cpu_kernels {
-  int64_t panel_width, tile_rows;  // kWidth and kTileRows of vec.h, which shape what blocks_forward keeps
+  int64_t panel_width, tile_rows;  // kWidth and kTileRows of vec.h, which determine the layout of `saved`
 
-  // Floats that a block takes packed, in either direction.
+  // Number of floats of a packed block, in either direction.
   int64_t (*packed_size)(hrm_shape shape);
 
-  // The matrices of blocks in the order products read them: for outputs (backward = 0) or for gradients of inputs (1).
+  // Packs the weights of blocks in the order in which products read them: for outputs (backward = 0) or for gradients
+  // of inputs (1).
   void (*pack_blocks)(hrm_shape shape, const hrm_weights* weights, int64_t layers, int dtype, int backward,
                       float* packed, int threads);
 
-  // A number of all bytes of `count` arrays, which differs where they do.
+  // A checksum of all bytes of `count` arrays, to detect changes.
   uint64_t (*checksum)(const void* const* arrays, const int64_t* bytes, int64_t count, int threads);
 
-  // Updates one after another, in place over `count` states [B, S, D] of which only those that `written` marks come
-  // back to `outputs`. cos, sin: [>= S, head_dim] float32, or nullptr.
+  // Runs updates one after another, in place on copies of `count` states [B, S, D]; copies the states that an update
+  // wrote to `outputs`. cos, sin: [>= S, head_dim] float32, or nullptr.
   void (*run_updates)(hrm_shape shape, const hrm_update* updates, int64_t count, const void* const* states,
                       int64_t state_count, void* const* outputs, int dtype, const float* cos, const float* sin,
                       int threads);
 
-  // Floats that blocks_backward needs to know of `layers` blocks.
+  // Number of floats that the forward saves of `layers` blocks for blocks_backward.
   int64_t (*saved_size)(hrm_shape shape, int64_t layers, int recompute);
 
-  // Blocks in turn over x (+ injection, unless nullptr), filling `saved`.
+  // Runs blocks on x (+ injection, unless nullptr) and fills `saved`.
   void (*blocks_forward)(hrm_shape shape, const float* packed, int64_t layers, const void* x, const void* injection,
                          void* out, int dtype, const float* cos, const float* sin, int recompute, float* saved,
                          int threads);
 
-  // Gradient of x (and of the injection: the same) and of the weights, from that of the output.
+  // Computes the gradients of x (equal to that of the injection) and of the weights from the gradient of the output.
   void (*blocks_backward)(hrm_shape shape, const float* packed, const float* packed_backward, int64_t layers,
                           const void* dout, void* dx, const hrm_weight_gradients* dweights, int dtype, const float* cos,
                           const float* sin, int recompute, const float* saved, int threads);
 
-  // [B, S, 3 H d] -> [B, S, H d], and the log-sum-exp of the scores [B, H, S] for the backward.
+  // [B, S, 3 H d] -> [B, S, H d], and the log-sum-exp of the scores, [B, H, S], for the backward.
   void (*rope_attention_forward)(hrm_shape shape, const void* qkv, void* out, float* lse, int dtype, const float* cos,
                                  const float* sin, int threads);
   void (*rope_attention_backward)(hrm_shape shape, const void* dout, const void* qkv, const void* out, const float* lse,
@@ -83,48 +84,48 @@ struct hrm_cpu_kernels {
   void (*swiglu_backward)(int64_t rows, int64_t inner, const void* dout, const void* gate_up, void* dgate_up, int dtype,
                           int threads);
 
-  // out [rows, outputs] = x [rows, inputs] @ weights.T + bias, from weights [outputs, inputs] that pack_linear has
-  // packed into as many floats as linear_packed_size says. bias: in the dtype of x, or nullptr.
+  // out [rows, outputs] = x [rows, inputs] @ weights.T + bias, from weights [outputs, inputs] that pack_linear packed
+  // into linear_packed_size floats. bias: in the dtype of x, or nullptr.
   int64_t (*linear_packed_size)(int64_t outputs, int64_t inputs);
   void (*pack_linear)(int64_t outputs, int64_t inputs, const void* weights, int dtype, float* packed, int threads);
   void (*linear)(int64_t rows, int64_t outputs, int64_t inputs, const void* x, const float* packed, const void* bias,
                  void* out, int dtype, int threads);
 
-  // x [batch, positions, dim] -> the same shape, by gate_up [2 inner, positions] and down [positions, inner]: of each
-  // channel t, t + down(swiglu(gate_up(t))) over its rms. The backward computes that again from x.
+  // x [batch, positions, dim] -> the same shape, with gate_up [2 inner, positions] and down [positions, inner]: for
+  // each channel t, u / rms(u) with u = t + down(swiglu(gate_up(t))). The backward recomputes u from x.
   void (*token_mixing_forward)(int64_t batch, int64_t positions, int64_t dim, int64_t inner, const void* x,
                                const void* gate_up, const void* down, float eps, void* out, int dtype, int threads);
   void (*token_mixing_backward)(int64_t batch, int64_t positions, int64_t dim, int64_t inner, const void* dout,
                                 const void* x, const void* gate_up, const void* down, float eps, void* dx,
                                 void* dgate_up, void* ddown, int dtype, int threads);
 
-  // loss[rows]; others[rows]: the sum of s over all but the label; argmax[rows] unless nullptr. Labels are below
-  // vocabulary, or ignore_index.
+  // loss[rows]; others[rows]: the sum of s over all columns but the label; argmax[rows] unless nullptr. Labels are
+  // below vocabulary, or ignore_index.
   void (*stablemax_forward)(int64_t rows, int64_t vocabulary, const void* logits, const int64_t* labels,
                             int64_t ignore_index, float* loss, double* others, int64_t* argmax, int dtype, int threads);
   void (*stablemax_backward)(int64_t rows, int64_t vocabulary, const float* dloss, const void* logits,
                              const int64_t* labels, int64_t ignore_index, const double* others, void* dlogits,
                              int dtype, int threads);
 
-  // One step on `count` parameters; copies (bfloat16) may be nullptr. decay1, decay2: 1 - beta^t of
+  // One optimiser step on `count` parameters; copies (bfloat16) may be nullptr. decay1, decay2: 1 - beta^t of
   // each parameter.
   void (*adam_atan2)(int64_t count, float* const* params, const float* const* grads, float* const* exp_avgs,
                      float* const* exp_avg_sqs, void* const* copies, const int64_t* sizes, const double* decay1,
                      const double* decay2, double lr, double beta1, double beta2, double weight_decay, int threads);
 };
 
-// For each identifier that occurs, once: w = w * (1 - lr * weight_decay) - lr * sign(sum of its gradients).
-// weights [rows, columns], ids [count], grads [count, columns]. Returns -1, or the index of an identifier that is no
-// row, and then has changed nothing.
+// For each distinct identifier, once: w = w * (1 - lr * weight_decay) - lr * sign(sum of its gradients).
+// weights [rows, columns], ids [count], grads [count, columns]. Returns -1, or the index of an identifier that is not
+// a row; in this case no weight has changed.
 int64_t hrm_cpu_sparse_sign_sgd(float* weights, int64_t rows, int64_t columns, const int64_t* ids, const float* grads,
                                 int64_t count, double lr, double weight_decay);
 
-// The table for instruction set `name` ("avx512", "avx2", "portable"), or for the best that this machine has if name is
-// nullptr. nullptr: there is no such table, or this machine can't run it.
+// Returns the table for instruction set `name` ("avx512", "avx2", "portable"), or for the best one of this machine if
+// name is nullptr. Returns nullptr for an unknown name, or one that this machine cannot run.
 const hrm_cpu_kernels* hrm_cpu(const char* name);
 
 // y[i] += a * x[i] for i in [0, n). x may be y.
-// The self-test of the road from Python to native code: hrm_kernels/native.py compares its result.
+// The self-test of calls from Python: hrm_kernels/native.py checks its result.
 void hrm_cpu_axpy(float a, const float* x, float* y, int64_t n);
 
 }  // extern "C"

@@ -1,4 +1,4 @@
-// out = x @ weights.T + bias. A row's result does not depend on where it stands, nor on how many others there are.
+// out = x @ weights.T + bias. A row's result depends neither on its position nor on the number of rows.
 #include "cpu/kernels.h"
 #include "cpu/rows.h"
 #include "cpu/tables.h"
@@ -6,9 +6,9 @@
 namespace hrm::HRM_ISA {
 namespace {
 
-constexpr int64_t kRowBlock = 48 / kTileRows * kTileRows;  // its rows of x stay in an L2 cache
-constexpr int kDepth = 64 / kWidth;  // panels of the inner dimension summed by themselves: errors as small as MKL's
-constexpr int64_t kPanelGroup = 16;  // panels of outputs a task, where rows are few
+constexpr int64_t kRowBlock = 48 / kTileRows * kTileRows;  // these rows of x stay in an L2 cache
+constexpr int kDepth = 64 / kWidth;  // panels of the inner dimension per partial sum; keeps errors as small as MKL's
+constexpr int64_t kPanelGroup = 16;  // panels of outputs per task, for few rows
 
 struct Matrix {
   Columns outputs, inputs;
@@ -40,7 +40,7 @@ void linear(int64_t rows, int64_t outputs, int64_t inputs, const void* x, const 
   const int64_t panels = m.outputs.panels(), blocks = (rows + kRowBlock - 1) / kRowBlock;
   const int64_t group = blocks >= 4 * threads || panels < kPanelGroup ? panels : kPanelGroup;
   const int64_t groups = (panels + group - 1) / group, tasks = blocks * groups;
-  const int64_t stride = (kRowBlock + kTileRows) | 1;  // odd: the panels of a row spread over the sets of a cache
+  const int64_t stride = (kRowBlock + kTileRows) | 1;  // odd, so that the panels of a row use different cache sets
   const int64_t each = m.inputs.panels() * stride * kWidth + (kRowBlock + kTileRows) * kWidth;
   Scratch scratch{workspace(panels * kWidth + threads * each)};
   float* added = scratch.floats(panels * kWidth);

@@ -1,4 +1,4 @@
-// Into panels and out of them: rows of float32 or bfloat16, weights in the order products read them.
+// Converts between row-major matrices (float32 or bfloat16) and panels, and packs weights in the order products read.
 #pragma once
 
 #include "cpu/product.h"
@@ -18,14 +18,14 @@ HRM_INLINE float to_float(BFloat16 value) {
 }
 
 HRM_INLINE void assign(float& to, float value) { to = value; }
-HRM_INLINE void assign(BFloat16& to, float value) {  // to the nearest, ties to even; NaN stays NaN
+HRM_INLINE void assign(BFloat16& to, float value) {  // round to nearest even; NaN stays NaN
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   to.bits = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
 }
 
-// The same for kLanes elements side by side.
+// The same for kLanes consecutive elements.
 typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
 typedef uint32_t BitVec __attribute__((vector_size(4 * kLanes)));
 
@@ -56,7 +56,7 @@ HRM_INLINE void with_type(int dtype, With with) {
   }
 }
 
-// Memory handed out piece by piece.
+// Hands out consecutive parts of one allocation.
 struct Scratch {
   float* next;
   HRM_INLINE Panels panels(int64_t count, int64_t rows) {
@@ -71,8 +71,8 @@ struct Scratch {
   }
 };
 
-// Where the columns of a matrix lie in its panels: real columns come in runs, each padded to whole panels.
-// interleaved: gate_up, where each panel holds kLanes columns of the gate and the same of up.
+// The order of a matrix' columns in its panels: columns come in runs, each padded to whole panels.
+// interleaved: for gate_up, each panel holds kLanes columns of gate and the same columns of up.
 struct Columns {
   int64_t runs, run;
   bool interleaved = false;
@@ -80,7 +80,7 @@ struct Columns {
   HRM_INLINE int64_t panels() const { return interleaved ? 2 * panels_for(run) : runs * panels_for(run); }
   HRM_INLINE int64_t real() const { return interleaved ? 2 * run : runs * run; }
 
-  // The real column at a lane of a panel, or -1 for padding. It divides: not for every element.
+  // The column at a lane of a panel, or -1 for padding. It divides, so do not call it for every element.
   HRM_INLINE int64_t column(int64_t panel, int64_t lane) const {
     if (interleaved) {
       const int64_t inner = panel * kLanes + lane % kLanes;
@@ -89,7 +89,7 @@ struct Columns {
     const int64_t within = (runs == 1 ? panel : panel % panels_for(run)) * kWidth + lane;
     return within < run ? (runs == 1 ? 0 : panel / panels_for(run) * run) + within : -1;
   }
-  // The first of kWidth real columns side by side that are the panel's lanes, or -1 where they are not that.
+  // The first column of a panel whose lanes are kWidth consecutive columns, or -1 for other panels.
   HRM_INLINE int64_t whole(int64_t panel) const {
     if (interleaved) return -1;
     const int64_t first = column(panel, 0);
@@ -97,7 +97,7 @@ struct Columns {
   }
 };
 
-// Row `row` of a row-major matrix with the columns of `columns` into panels, at row `to`.
+// Copies row `row` of a row-major matrix into row `to` of panels.
 template <class T>
 HRM_INLINE void unpack_row(const T* matrix, int64_t row, Columns columns, Panels out, int64_t to) {
   const T* from = matrix + row * columns.real();
@@ -134,7 +134,8 @@ HRM_INLINE void pack_row(Panels panels, int64_t from, Columns columns, T* matrix
   }
 }
 
-// Panel `panel` of weights [outputs, inputs] as the right factor of x @ weights.T: for each input the panel's outputs.
+// Packs panel `panel` of weights [outputs, inputs] as the right factor of x @ weights.T: for each input the panel's
+// outputs.
 template <class T>
 inline void pack_for_outputs(const T* weights, Columns outputs, Columns inputs, int64_t panel, float* packed) {
   const int64_t width = inputs.real();
@@ -146,7 +147,7 @@ inline void pack_for_outputs(const T* weights, Columns outputs, Columns inputs, 
   for (int64_t p = 0; p < inputs.panels(); ++p, packed += kWidth * kWidth) {
     const int64_t first = inputs.whole(p);
     if (first >= 0) {
-      for (int quarter = 0; quarter < 4; ++quarter) {  // kLanes inputs of kLanes outputs
+      for (int quarter = 0; quarter < 4; ++quarter) {  // kLanes inputs x kLanes outputs
         const int k = quarter / 2 * kLanes, lane = quarter % 2 * kLanes;
         Vec square[kLanes];
         for (int i = 0; i < kLanes; ++i) square[i] = rows[lane + i] ? load(rows[lane + i] + first + k) : Vec{};
@@ -164,7 +165,7 @@ inline void pack_for_outputs(const T* weights, Columns outputs, Columns inputs, 
   }
 }
 
-// Panel `panel` of the inputs as the right factor of dy @ weights: for each output the panel's inputs.
+// Packs panel `panel` of the inputs as the right factor of dy @ weights: for each output the panel's inputs.
 template <class T>
 inline void pack_for_inputs(const T* weights, Columns outputs, Columns inputs, int64_t panel, float* packed) {
   const int64_t width = inputs.real(), first = inputs.whole(panel);
@@ -187,7 +188,7 @@ inline void pack_for_inputs(const T* weights, Columns outputs, Columns inputs, i
   }
 }
 
-// to[column of a panel][kWidth rows] from rows [first, first + kWidth) of a head in panels; rows from `end` on give 0.
+// Transposes rows [first, first + kWidth) of a head in panels into to[column][kWidth]; rows from `end` on give 0.
 HRM_INLINE void transpose_panel(Panels from, int64_t panels, int64_t first, int64_t end, float* to) {
   const int64_t rows = end - first < kWidth ? end - first : kWidth;
   for (int64_t panel = 0; panel < panels; ++panel, to += kWidth * kWidth) {

@@ -1,4 +1,4 @@
-// add_rms_norm and swiglu by themselves, over rows as they lie.
+// add_rms_norm and swiglu as single ops, on row-major matrices.
 #include <cmath>
 
 #include "cpu/kernels.h"
@@ -8,9 +8,10 @@
 namespace hrm::HRM_ISA {
 namespace {
 
-constexpr int64_t kElements = 1 << 14;  // of a task: some microseconds
+constexpr int64_t kElements = 1 << 14;  // per task: a few microseconds
 
-// The sum of term(i) for registers and tail(i) for what is left, in pieces: its error does not grow with the row.
+// The sum of term(i) over whole registers and tail(i) over the last elements, in partial sums, so that its error does
+// not grow with the length of the row.
 template <class Term, class Tail>
 HRM_INLINE float sum_of(int64_t columns, Term term, Tail tail) {
   double total = 0;
@@ -77,7 +78,7 @@ void add_rms_norm_backward(int64_t rows, int64_t columns, const void* dout, cons
   });
 }
 
-// each(i, load, store): whole registers, then what is left of a row in a register of its own.
+// Calls each(i, load, store) for whole registers, then once for the last elements of a row.
 template <class T, class Each>
 HRM_INLINE void for_lanes(int64_t columns, Each each) {
   int64_t i = 0;

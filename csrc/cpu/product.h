@@ -1,8 +1,8 @@
-// Matrix products: a tile of kTileRows x kWidth in registers, the loops around it, and what happens to a finished tile.
+// Matrix products: a tile of kTileRows x kWidth in registers, the loops around it, and functions for finished tiles.
 //
-// Everything between the ends of a pass lies in panels of kWidth columns: element (row, column) of a matrix with R rows
-// is at [column / kWidth][row][column % kWidth]. A tile then reads one contiguous piece of each panel of its left
-// factor, whatever the matrix' width, and writes one contiguous piece; columns beyond the matrix hold zeros.
+// All intermediate matrices of a pass are stored in panels of kWidth columns: element (row, column) of a matrix with R
+// rows is at [column / kWidth][row][column % kWidth]. A tile then reads one contiguous part of each panel of its left
+// factor, whatever the matrix' width, and writes one contiguous part; columns beyond the matrix hold zeros.
 #pragma once
 
 #include "cpu/vec.h"
@@ -11,7 +11,7 @@ namespace hrm::HRM_ISA {
 
 struct Panels {
   float* data;
-  int64_t rows;  // from one panel to the next: rows * kWidth floats
+  int64_t rows;  // stride of panels: rows * kWidth floats
 
   HRM_INLINE float* at(int64_t panel, int64_t row) const { return data + (panel * rows + row) * kWidth; }
   HRM_INLINE Panels from(int64_t panel, int64_t row) const { return {at(panel, row), rows}; }
@@ -44,13 +44,12 @@ HRM_INLINE void multiply(Tile& tile, const float* left, int64_t row_step, int64_
   }
 }
 
-constexpr int kDepthPanels = 256 / kWidth;  // the inner dimension in pieces of 256: 16 KB of weights stay in a 32 KB L1
+constexpr int kDepthPanels = 256 / kWidth;  // parts of 256 of the inner dimension: 16 KB of weights stay in a 32 KB L1
 
-// The first `rows` rows of left [rows, depth] times weights, handed to `finish(tile, row, count, panel)` tile by tile.
-// weights: [panels][depth_panels * kWidth][kWidth]. The last tile may compute rows beyond, which are read from what
-// follows and not handed on: left needs kTileRows rows of room behind it.
-// sums: room for (rows + kTileRows) * kWidth floats.
-// Each piece of the inner dimension, of DepthPanels panels, is summed by itself first, which keeps rounding small.
+// Multiplies the first `rows` rows of left [rows, depth] by weights; calls finish(tile, row, count, panel) for each
+// tile. weights: [panels][depth_panels * kWidth][kWidth]. The last tile may also compute rows after the last one, which
+// it does not pass on: left must have kTileRows more readable rows. sums: memory for (rows + kTileRows) * kWidth
+// floats. Each part of DepthPanels panels of the inner dimension has its own partial sum, which keeps rounding small.
 template <int DepthPanels = kDepthPanels, class Finish>
 HRM_INLINE void product(Panels left, int64_t depth_panels, const float* weights, int64_t panels, int64_t rows,
                         float* sums, Finish finish) {
@@ -58,7 +57,7 @@ HRM_INLINE void product(Panels left, int64_t depth_panels, const float* weights,
     for (int64_t from = 0; from < depth_panels; from += DepthPanels) {
       const int64_t to = from + DepthPanels < depth_panels ? from + DepthPanels : depth_panels;
       const float* right = weights + (panel * depth_panels + from) * kWidth * kWidth;
-      // The next piece follows in memory: each tile fetches its share, a few lines for every panel it goes through.
+      // The next part follows in memory: each tile prefetches its share, a few cache lines per panel.
       const float* ahead = right + (to - from) * kWidth * kWidth;
       const int64_t share = (kWidth * kWidth / 16 * kTileRows + rows - 1) / rows;
       float* sum = sums;
@@ -91,7 +90,7 @@ HRM_INLINE void product(Panels left, int64_t depth_panels, const float* weights,
   }
 }
 
-// each(i, row of out, tile row) over the rows of a finished tile
+// Calls each(i, row of out, tile row) for the rows of a finished tile.
 template <class Each>
 HRM_INLINE void for_rows(Tile& tile, int64_t count, Each each) {
 #pragma GCC unroll 16
@@ -123,11 +122,12 @@ HRM_INLINE auto keep_sum(Panels other, Panels out) {
   };
 }
 
-// A panel's columns as rows of a tile: kWidth of them in equal strips of at most kTileRows, the first a row longer.
+// Divides a panel's kWidth columns, as rows of tiles, into equal strips of at most kTileRows; the first may have one
+// row more.
 constexpr int kStrips = (kWidth + kTileRows - 1) / kTileRows;
 constexpr int kStripRows = kWidth / kStrips, kLongStrips = kWidth % kStrips;
 
-// into [left columns, right columns] (+)= left.T @ right over `depth` rows, both and the result in panels.
+// into [left columns, right columns] (+)= left.T @ right over `depth` rows; all three in panels.
 HRM_INLINE void add_transposed_product(Panels left, int64_t left_panels, Panels right, int64_t right_panels,
                                        int64_t depth, Panels into, bool fresh) {
   const auto strip = [&](auto rows, const float* columns, const float* other, float* to) HRM_ALWAYS {

@@ -6,7 +6,7 @@
 namespace hrm::HRM_ISA {
 namespace {
 
-// The whole of [B * S, heads of head_dim] in panels, and back.
+// Converts a whole [B * S, heads of head_dim] into panels, and back.
 struct Packing {
   int64_t rows, stride;
   Columns qkv, out;

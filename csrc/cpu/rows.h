@@ -1,4 +1,4 @@
-// Loops over rows, shared among threads.
+// Loops over rows, divided among threads.
 #pragma once
 
 #include "cpu/panels.h"
@@ -6,7 +6,7 @@
 
 namespace hrm::HRM_ISA {
 
-// each_row(row), in tasks of about `elements` elements.
+// Calls each_row(row) for all rows, in tasks of about `elements` elements.
 template <class Rows>
 void for_row_blocks(int threads, int64_t rows, int64_t columns, int64_t elements, Rows each_row) {
   const int64_t chunk = columns >= elements ? 1 : elements / (columns ? columns : 1);
@@ -18,7 +18,7 @@ void for_row_blocks(int threads, int64_t rows, int64_t columns, int64_t elements
   });
 }
 
-// All rows of a matrix into panels, and back.
+// Converts all rows of a matrix into panels, and back.
 template <class T>
 void unpack(const T* matrix, Columns columns, Panels to, int64_t rows, Team::Member& team) {
   const int64_t chunk = 32;

@@ -24,7 +24,7 @@ int64_t hrm_cpu_sparse_sign_sgd(float* weights, int64_t rows, int64_t columns, c
     float* row = weights + id * columns;
     for (size_t i = 0; i < gradient.size(); ++i) {
       const float g = gradient[i];
-      const float sign = g > 0 ? 1.0f : g < 0 ? -1.0f : 0.0f;  // of NaN too, as torch.sign has it
+      const float sign = g > 0 ? 1.0f : g < 0 ? -1.0f : 0.0f;  // 0 for NaN, as in torch.sign
       row[i] = row[i] * keep - size * sign;
     }
   }

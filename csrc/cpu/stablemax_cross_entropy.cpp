@@ -11,9 +11,10 @@ namespace {
 HRM_INLINE double s(double x) { return x >= 0 ? x + 1 : 1 / (1 - x + 1e-30); }
 HRM_INLINE double ds(double x) { return x >= 0 ? 1 : 1 / ((1 - x + 1e-30) * (1 - x + 1e-30)); }
 
-constexpr int64_t kElements = 1 << 12;  // of a task
+constexpr int64_t kElements = 1 << 12;  // per task
 
-// others: the sum of s over all but the label; apart from the label's, so that a loss near 0 keeps its digits.
+// others: the sum of s over all columns but the label. Kept separate from the label's s, so that a loss near 0 keeps
+// its digits.
 void forward(int64_t rows, int64_t vocabulary, const void* logits, const int64_t* labels, int64_t ignore_index,
              float* loss, double* others, int64_t* argmax, int dtype, int threads) {
   with_type(dtype, [&](auto type) {

@@ -1,4 +1,4 @@
-// The kernels of one instruction set, put into its table file by file.
+// Each kernel file adds its functions to the table of its instruction set.
 #pragma once
 
 #include "cpu/kernels.h"

@@ -26,15 +26,15 @@ void Team::wait(std::atomic<int64_t>& finished) {
       __builtin_ia32_pause();
 #endif
     } else {
-      sched_yield();  // another program has the core that the last one needs
+      sched_yield();  // another program uses the core of the last member
     }
   }
 }
 
 namespace {
 
-// The entry points of GNU OpenMP, which LLVM's runtime has as well: looked up, not linked, because wheels of torch
-// bring a runtime under a name of their own, and a second one would fight the first for the cores.
+// The entry points of GNU OpenMP, which LLVM's runtime has too. They are looked up, not linked: torch wheels contain a
+// runtime under another name, and a second runtime would compete with it for the cores.
 struct OpenMP {
   void (*parallel)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
   int (*rank)();
@@ -50,11 +50,11 @@ const OpenMP* openmp() {
   return found.parallel && found.rank && found.size ? &found : nullptr;
 }
 
-// A child of fork() has none of the threads of its parent's OpenMP runtime, which would wait for them for ever.
+// A child of fork() has no threads of its parent's OpenMP runtime; waiting for them would never end.
 std::atomic<bool> forked{false};
 const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
-// How many members a team has is known only once they are there: they wait for it.
+// The size of a team is known only once its members run, so they wait for it.
 struct Region {
   void (*body)(void*, Team&, int);
   void* context;
@@ -94,7 +94,7 @@ void parallel_region(int threads, void (*body)(void* context, Team& team, int ra
   others.reserve(static_cast<size_t>(threads - 1));
   try {
     for (int rank = 1; rank < threads; ++rank) others.emplace_back([&region, rank] { region.work(rank); });
-  } catch (const std::exception&) {  // the system gives no more threads: those that there are do the work
+  } catch (const std::exception&) {  // the system starts no more threads: the existing ones do the work
   }
   region.begin(static_cast<int>(others.size()) + 1);
   region.work(0);

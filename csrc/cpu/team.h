@@ -1,4 +1,4 @@
-// Threads that work through a pass together: one parallel region, phases of tasks within it, a barrier after each.
+// Threads that run a pass together: one parallel region with phases of tasks and a barrier after each phase.
 #pragma once
 
 #include <atomic>
@@ -13,14 +13,14 @@ class Team {
 
   int size() const { return size_; }
 
-  // One member's view; every member goes through the same calls of for_each in the same order.
+  // One member's view. Every member makes the same calls of for_each in the same order.
   class Member {
    public:
     Member(Team& team, int rank) : team_(team), rank_(rank) {}
 
     int rank() const { return rank_; }
 
-    // task(i) for i in [0, count), each on whichever member is free; returns when all are done.
+    // Runs task(i) for i in [0, count), each on any free member; returns when all are done.
     template <class Task>
     void for_each(int64_t count, Task task) {
       if (team_.size_ == 1) {
@@ -40,7 +40,7 @@ class Team {
   };
 
  private:
-  // The barrier. The last to arrive puts the finished phase's counter back; the next phase counts on the other one.
+  // The barrier. The last member to arrive resets the counter of the finished phase; the next phase uses the other one.
   void wait(std::atomic<int64_t>& finished);
 
   int size_;
@@ -49,9 +49,8 @@ class Team {
   alignas(64) std::atomic<unsigned> generation_{0};
 };
 
-// Runs body(context, team, rank) on `threads` threads: on the OpenMP runtime that torch has loaded, so that its threads
-// and ours are the same, else (and in a child of fork) on threads made for the call. There may be fewer than asked for;
-// team.size() says.
+// Runs body(context, team, rank) on `threads` threads: on the OpenMP runtime that torch has loaded, so that both
+// share threads; else, and in a child of fork, on new threads. team.size() may be smaller than `threads`.
 void parallel_region(int threads, void (*body)(void* context, Team& team, int rank), void* context);
 
 template <class Body>
@@ -65,7 +64,7 @@ void parallel(int threads, Body body) {
       &body);
 }
 
-// Memory that one calling thread keeps from call to call, at a multiple of 64 bytes; what was in it is gone.
+// Memory that a calling thread keeps between calls, aligned to 64 bytes; its contents are undefined.
 // Throws std::bad_alloc.
 float* workspace(size_t floats);
 

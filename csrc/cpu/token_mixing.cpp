@@ -1,7 +1,7 @@
-// A SwiGLU across the positions of each channel, added to its input and normed over the positions.
+// A SwiGLU across the positions of each channel, added to its input and normalised over the positions.
 //
-// kWidth channels over all positions are a right factor as they lie, [S][kWidth], with the rows of the weights on the
-// left: nothing is transposed, and a piece of x goes through both products and the norm without leaving the cache.
+// One task computes a piece: kWidth channels over all positions. In memory it is a right factor [S][kWidth] already,
+// with the rows of the weights on the left, so nothing is transposed, and both products and the norm run in the cache.
 #include <cmath>
 #include <initializer_list>
 
@@ -13,8 +13,8 @@
 namespace hrm::HRM_ISA {
 namespace {
 
-// A matrix [rows, columns] as a left factor: strips of kTileRows rows, [columns][kTileRows] each, zeros for rows behind
-// the last. It is read from `first` elements on in the weights, where it lies row by row or transposed.
+// A matrix [rows, columns] as a left factor: strips of kTileRows rows, [columns][kTileRows] each, with zeros after the
+// last row. It starts at element `first` of the weights, row-major or transposed.
 struct Strips {
   int64_t rows, columns, first;
   bool transposed;
@@ -36,7 +36,7 @@ struct Strips {
     }
   }
 
-  // tile += the strip times right [columns][kWidth].
+  // tile += strip @ right [columns][kWidth]
   HRM_INLINE void times(int64_t strip, const float* right, Tile& tile) const {
     multiply<kTileRows>(tile, at(strip), 1, kTileRows, right, columns);
   }
@@ -55,7 +55,7 @@ struct Sizes {
   Strips up() const { return {inner, positions, inner * positions, false}; }
 };
 
-// Where a piece lies in x and what is shaped like it, and how many of its channels there are.
+// The location of a piece in x, or in a tensor of its shape, and its number of channels.
 struct Piece {
   int64_t start, step, positions, channels;
   Piece(const Sizes& sizes, int64_t index)
@@ -64,7 +64,7 @@ struct Piece {
         positions(sizes.positions),
         channels(sizes.dim - index % sizes.panels() * kWidth) {}
 
-  // All positions into to [S][kWidth], zeros in the place of channels that are not there.
+  // Loads all positions into to [S][kWidth], with zeros for missing channels.
   template <class T>
   void read(const void* matrix, float* to) const {
     const T* from = static_cast<const T*>(matrix) + start;
@@ -77,7 +77,7 @@ struct Piece {
       for (int64_t lane = 0; lane < kWidth; ++lane) to[lane] = lane < channels ? to_float(from[lane]) : 0.0f;
     }
   }
-  // One position from lanes [kWidth].
+  // Stores one position from lanes [kWidth].
   template <class T>
   void write(T* matrix, int64_t position, const float* lanes) const {
     T* to = matrix + start + position * step;
@@ -95,7 +95,7 @@ HRM_INLINE Vec inverse_root(Vec x) {
   return x;
 }
 
-// Packs matrices one strip a task.
+// Packs matrices, one strip per task.
 struct Matrix {
   Strips strips;
   const void* weights;
@@ -111,7 +111,7 @@ void pack_all(const Matrix (&matrices)[Count], Team::Member& team) {
   });
 }
 
-// The forward of one piece.
+// Computes the forward of one piece.
 struct Mixer {
   Strips gate, up, down;
   int64_t positions;
@@ -126,7 +126,7 @@ struct Mixer {
 
   int64_t hidden_floats() const { return gate.count() * kTileRows * kWidth; }
 
-  // state [S][kWidth] -> hidden [I][kWidth]; `each` gets what of gate and up lies at an offset of hidden.
+  // state [S][kWidth] -> hidden [I][kWidth]; calls `each` with gate and up for each offset of hidden.
   template <class Each>
   HRM_INLINE void widen(const float* state, float* hidden, Each each) const {
     int64_t at = 0;
@@ -145,7 +145,7 @@ struct Mixer {
     }
   }
 
-  // y [S][kWidth] of state and its hidden, and 1 / rms.
+  // Computes y [S][kWidth] from state and hidden; returns 1 / rms.
   HRM_INLINE void narrow(const float* state, const float* hidden, float* y, Vec (&rstd)[2]) const {
     Vec squares[2] = {};
     for (int64_t strip = 0; strip < down.count(); ++strip) {
@@ -195,10 +195,10 @@ void forward(int64_t batch, int64_t positions, int64_t dim, int64_t inner, const
   });
 }
 
-// In a group of pieces each leaves its gradients of gate and up, and hidden, [I][kWidth]; and x and du, transposed.
-// From them come the sums of the weight gradients, [I][kWidth] for every panel of positions: of gate, up, and down
-// transposed.
-constexpr int64_t kGroup = 64;  // pieces: kTileRows rows of each stay in an L1 cache, and memory does not grow with B
+// Each piece of a group stores its gradients of gate and up and its hidden, [I][kWidth], and x and du, transposed.
+// The sums of the weight gradients follow from these, [I][kWidth] for each panel of positions: of gate, of up, and of
+// down transposed.
+constexpr int64_t kGroup = 64;  // pieces; kTileRows rows of each stay in an L1 cache, and memory does not grow with B
 
 void backward(int64_t batch, int64_t positions, int64_t dim, int64_t inner, const void* dout, const void* x,
               const void* gate_up, const void* down, float eps, void* dx, void* dgate_up, void* ddown, int dtype,

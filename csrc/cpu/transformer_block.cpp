@@ -1,7 +1,7 @@
 // Whole passes: the blocks of a module, or all updates of a segment, forward and backward.
 //
-// Between two attentions everything is a matter of single rows, so a task takes a block of rows through the output
-// projection, norm, SwiGLU, norm, and the next block's qkv: two barriers a block, whatever the number of products.
+// Between two attentions the rows are independent, so one task computes a group of rows through the output projection,
+// norm, SwiGLU, norm, and the next block's qkv: two barriers per block, whatever the number of products.
 #include <initializer_list>
 
 #include "cpu/attention.h"
@@ -12,13 +12,13 @@
 namespace hrm::HRM_ISA {
 namespace {
 
-constexpr int64_t kRowBlock = 48 / kTileRows * kTileRows;  // its SwiGLU's inner rows stay in an L2 cache of 512 KB
+constexpr int64_t kRowBlock = 48 / kTileRows * kTileRows;  // the inner rows of SwiGLU stay in an L2 cache of 512 KB
 
-// Sizes in panels, and where each matrix lies in a packed block.
+// Sizes in panels, and the offset of each matrix in a packed block.
 struct Geometry {
   hrm_shape shape;
   int64_t rows;    // batch * positions
-  int64_t stride;  // of panels: odd, so that the panels of a row spread over the sets of a cache
+  int64_t stride;  // of panels: odd, so that the panels of a row use different cache sets
   Columns dim, qkv, attended, gate_up, inner;
 
   explicit Geometry(const hrm_shape& s)
@@ -31,7 +31,7 @@ struct Geometry {
         gate_up{1, s.inner, true},
         inner{1, s.inner} {}
 
-  // The rows as tasks of whole tiles, equal to a tile, so that no thread waits long for another.
+  // Divides the rows into tasks of whole tiles that differ by at most one tile, so that no thread waits long.
   int64_t tiles() const { return (rows + kTileRows - 1) / kTileRows; }
   int64_t blocks(int threads) const {
     const int64_t count = (rows + threads * kRowBlock - 1) / (threads * kRowBlock) * threads;
@@ -65,13 +65,13 @@ struct Packed {
   }
 };
 
-// One block on its way: where its input, intermediate results and output lie. Without gradients in, middle and out are
-// one and the same, and what only the backward reads is nullptr.
+// The input, intermediate results and output of one block. Without gradients in, middle and out are the same memory,
+// and pointers that only the backward reads are nullptr.
 struct Layer {
   Packed weights;
   Panels in, qkv, attended, middle, gate_up, out;
   float *rstd1, *rstd2, *lse;
-  Panels injection, injection2;  // added to `in` first; data nullptr for none
+  Panels injection, injection2;  // added to `in` first; data is nullptr for none
 };
 
 HRM_INLINE float norm_row(Panels x, int64_t panels, int64_t row, int64_t columns, float eps) {
@@ -90,7 +90,7 @@ HRM_INLINE float norm_row(Panels x, int64_t panels, int64_t row, int64_t columns
   return rstd;
 }
 
-// dy -> du in place, from y = u * rstd: du = rstd * (dy - y * mean(dy * y))
+// dy -> du in place, with y = u * rstd: du = rstd * (dy - y * mean(dy * y))
 HRM_INLINE void norm_row_backward(Panels dy, Panels y, int64_t panels, int64_t row, int64_t columns, float rstd) {
   Vec products{}, more{};
   for (int64_t p = 0; p < panels; ++p) {
@@ -107,7 +107,7 @@ HRM_INLINE void norm_row_backward(Panels dy, Panels y, int64_t panels, int64_t r
   }
 }
 
-// Rows [first, first + rows) of a block up to its attention: the injection, and qkv.
+// Computes rows [first, first + rows) of a block up to its attention: the injection and qkv.
 inline void head(const Geometry& g, const Layer& layer, int64_t first, int64_t rows, float* sums) {
   const int64_t dim = g.dim.panels();
   for (const Panels& injection : {layer.injection2, layer.injection}) {
@@ -121,7 +121,7 @@ inline void head(const Geometry& g, const Layer& layer, int64_t first, int64_t r
   product(layer.in.from(0, first), dim, layer.weights.qkv, g.qkv.panels(), rows, sums, keep(layer.qkv.from(0, first)));
 }
 
-// The same rows from the attention to the block's output. hidden: panels for `rows` of the inner size.
+// Computes these rows from the attention to the block's output. hidden: panels of the inner size for `rows` rows.
 inline void tail(const Geometry& g, const Layer& layer, int64_t first, int64_t rows, Panels hidden, float* sums) {
   const int64_t dim = g.dim.panels();
   const Panels in = layer.in.from(0, first), middle = layer.middle.from(0, first), out = layer.out.from(0, first);
@@ -148,10 +148,10 @@ inline void tail(const Geometry& g, const Layer& layer, int64_t first, int64_t r
   }
 }
 
-// What each thread needs for itself.
+// Scratch memory of each thread.
 struct ThreadMemory {
   float* base;
-  int64_t each, inner_panels, blocks, rows;  // rows: of the largest block, and room for a tile behind
+  int64_t each, inner_panels, blocks, rows;  // rows: of the largest task, plus one tile
 
   ThreadMemory(const Geometry& g, int threads, bool backward)
       : base(nullptr), blocks(g.blocks(threads)), rows(g.block_rows(blocks) + kTileRows) {
@@ -164,7 +164,7 @@ struct ThreadMemory {
   float* of(int rank) const { return base + rank * each; }
 };
 
-// Runs layers one after another; `layer(i)` gives the i-th.
+// Runs layers one after another; `layer(i)` returns layer i.
 template <class LayerAt>
 void run_layers(const Geometry& g, int64_t count, const ThreadMemory& memory, Team::Member& team, const float* cos,
                 const float* sin, LayerAt layer) {
@@ -276,7 +276,8 @@ void run_updates(hrm_shape shape, const hrm_update* updates, int64_t count, cons
   });
 }
 
-// What the forward keeps of a block for the backward: 4 D + 3 H d + H d + 2 I floats and three more a row, or D alone.
+// The values of a block that the forward saves for the backward: 4 D + 3 H d + H d + 2 I + 3 floats per row, or only D
+// with recomputation.
 struct Saved {
   Panels in, qkv, attended, middle, gate_up, out;
   float *rstd1, *rstd2, *lse;
@@ -285,7 +286,7 @@ struct Saved {
     return 2 * g.floats(g.dim) + g.floats(g.qkv) + g.floats(g.attended) + g.floats(g.gate_up) + 2 * g.row_floats() +
            g.lse_floats();
   }
-  // The block's own piece; its output is the next one's input.
+  // The part of this block; its output is the input of the next one.
   Saved(const Geometry& g, float* own, Panels output) : out(output) {
     Scratch scratch{own};
     in = scratch.panels(g.dim.panels(), g.stride);
@@ -299,7 +300,7 @@ struct Saved {
   }
 };
 
-// The pieces of `saved`: without recomputation all of each block and the last output, else the inputs alone.
+// The parts of `saved`: without recomputation all values of each block and the last output, else only the inputs.
 int64_t saved_size(hrm_shape shape, int64_t layers, int recompute) {
   const Geometry g(shape);
   return recompute ? layers * g.floats(g.dim) : layers * Saved::size(g) + g.floats(g.dim);
@@ -356,7 +357,7 @@ void blocks_forward(hrm_shape shape, const float* packed, int64_t layers, const 
   });
 }
 
-// Weight gradients dy.T @ x in tasks of kGroupOut x kGroupIn panels, whose sums stay in the cache.
+// Computes weight gradients dy.T @ x in tasks of kGroupOut x kGroupIn panels, whose sums stay in the cache.
 constexpr int64_t kGroupOut = 64 / kWidth > 1 ? 64 / kWidth : 1, kGroupIn = 128 / kWidth;
 
 struct WeightGradient {

@@ -1,5 +1,5 @@
-// One register of floats, in GCC's and Clang's vector extensions: the same source becomes AVX-512, AVX2, SSE or NEON
-// by the flags it is compiled with. CMakeLists.txt compiles every kernel once per instruction set, HRM_ISA naming it.
+// A register of floats, in the vector extensions of GCC and Clang: compiler flags turn the same source into AVX-512,
+// AVX2, SSE or NEON. CMakeLists.txt compiles every kernel once per instruction set; HRM_ISA is its name.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace hrm::HRM_ISA {
 
-#if defined(HRM_LANES)  // the geometry of another instruction set, for tests of what depends on it
+#if defined(HRM_LANES)  // the sizes of another instruction set, for tests of code that depends on them
 constexpr int kLanes = HRM_LANES, kTileRows = HRM_TILE_ROWS;
 #elif defined(__AVX512F__)
 constexpr int kLanes = 16, kTileRows = 12;  // 24 accumulators, 2 columns of weights, broadcasts from memory: 26 of 32
@@ -47,7 +47,7 @@ HRM_INLINE float largest(Vec v) {
 }
 HRM_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
 
-// Lanes of two registers in the order of indices, those of b counted on from those of a.
+// Lanes of two registers in the order of indices; lanes of b follow those of a.
 template <int... Indices>
 HRM_INLINE Vec shuffle(Vec a, Vec b) {
 #if defined(__clang__) || __GNUC__ >= 12
@@ -57,7 +57,7 @@ HRM_INLINE Vec shuffle(Vec a, Vec b) {
 #endif
 }
 
-// Exchanges the off-diagonal quarters of every square of 2 * Half rows and lanes.
+// Swaps the off-diagonal quarters of every square of 2 * Half rows and lanes.
 template <int Half, size_t... Lane>
 HRM_INLINE void exchange(Vec (&rows)[kLanes], std::index_sequence<Lane...>) {
 #pragma GCC unroll 16
@@ -76,12 +76,12 @@ HRM_INLINE void transpose(Vec (&rows)[kLanes]) {
   exchange<1>(rows, lanes);
 }
 
-// e^x to 2 ulp; 0 below -87.3 (where float32 ends) but for NaN, which stays, and at most 2.4e38.
+// e^x to 2 ulp. 0 below -87.3 (the limit of float32), at most 2.4e38; NaN stays NaN.
 HRM_INLINE Vec exp(Vec x) {
   const Vec low = all(-87.3f), high = all(88.3f);
   Vec clamped = x < low ? low : x;
   clamped = clamped > high ? high : clamped;
-  // x = n ln 2 + r, |r| <= ln 2 / 2. Adding 1.5 * 2^23 rounds to a whole number and leaves it in the low bits.
+  // x = n ln 2 + r, |r| <= ln 2 / 2. Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
   const Vec shift = all(12582912.0f);
   const Vec shifted = clamped * 1.44269504088896341f + shift;
   const Vec n = shifted - shift;
@@ -95,7 +95,7 @@ HRM_INLINE Vec exp(Vec x) {
   p = p * r * r + r + 1.0f;
   IntVec bits;
   std::memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits << 23) + 0x3f800000;  // 2^n: the whole number's low bits become the exponent
+  bits = (bits << 23) + 0x3f800000;  // 2^n: the integer's low bits become the exponent
   Vec power;
   std::memcpy(&power, &bits, sizeof power);
   return x < low ? Vec{} : p * power;

@@ -1,9 +1,9 @@
-// A step of AdamATan2 for all parameters in one launch: 28 bytes an element in float32, 2 more with a bfloat16 copy,
-// and nothing else that takes time.
+// A step of AdamATan2 for all parameters in one launch. It moves 28 bytes per float32 element, and 2 more with a
+// bfloat16 copy; nothing else takes time.
 //
-// The addresses are the kernel's argument, by value: nothing is copied to the device before, and a CUDA graph holds
-// them. An argument has 4 KB at most, so one launch takes 64 parameters, more than any published model has; the
-// launcher makes as many launches as it needs.
+// The addresses are the kernel's argument, by value, so nothing is copied to the device first, and a CUDA graph stores
+// them. Arguments are limited to 4 KB, so one launch takes 64 parameters, more than any published model has; the
+// launcher makes as many launches as needed.
 #include <cmath>
 
 #include "cuda/elements.cuh"
@@ -12,36 +12,36 @@
 
 namespace hrm::adam {
 
-constexpr int kMost = 64;  // parameters of a launch
+constexpr int kMost = 64;  // parameters per launch
 constexpr int kThreads = 256;
-constexpr int kWidth = 4;                      // elements of a thread and round
-constexpr int kChunk = 4 * kWidth * kThreads;  // elements of a block
-static_assert((kMost & (kMost - 1)) == 0, "parameter_of halves it");
+constexpr int kWidth = 4;                      // elements per thread and iteration
+constexpr int kChunk = 4 * kWidth * kThreads;  // elements per thread block
+static_assert((kMost & (kMost - 1)) == 0, "parameter_of divides it by two");
 
-// What a step is of a parameter whose count is on the host.
+// The factors of a parameter whose count is on the host.
 struct Factors {
   float size, inverse_root;
 };
 
-// Chunks are counted through all parameters; those of parameter i begin at first[i].
+// Chunks are numbered across all parameters; those of parameter i begin at first[i].
 struct Step {
   void *p[kMost], *m[kMost], *v[kMost], *copy[kMost];
   const void* g[kMost];
   int64_t numel[kMost];
   union {
-    float* count;     // of steps before this one, on the device: where `arrived` is given
+    float* count;     // number of previous steps, on the device: with `arrived`
     Factors factors;  // else
   } state[kMost];
   int32_t first[kMost];
   int32_t parameters, copy_dtype;
   float gain1, beta2, gain2, keep;
-  float lr, weight_decay, log_beta1, log_beta2;  // for counts on the device
-  const float* device_lr;                        // in place of lr
-  unsigned* arrived;                             // blocks that have read their count; 0 before and after the launch
+  float lr, weight_decay, log_beta1, log_beta2;  // used for counts on the device
+  const float* device_lr;                        // replaces lr
+  unsigned* arrived;  // number of thread blocks that have read their count; 0 before and after the launch
 };
-static_assert(sizeof(Step) <= 4096, "arguments of a kernel");
+static_assert(sizeof(Step) <= 4096, "limit of kernel arguments");
 
-// The last parameter that begins at or before the chunk; empty ones are none.
+// Returns the last parameter that begins at or before the chunk, by binary search.
 __device__ __forceinline__ int parameter_of(const Step& s, int chunk) {
   int i = 0;
 #pragma unroll
@@ -51,10 +51,10 @@ __device__ __forceinline__ int parameter_of(const Step& s, int chunk) {
   return i;
 }
 
-// Adds 1 to all counts, once every block has read the one it needs: by the block that is the last to arrive here.
+// Adds 1 to all counts after every thread block has read its count: the last block to arrive does it.
 __device__ void advance(const Step& s) {
   auto* last = reinterpret_cast<int*>(shared_memory());
-  __syncthreads();  // all threads of the block have read
+  __syncthreads();  // all threads of the block have read the count
   if (threadIdx.x == 0) {
     __threadfence();
     *last = atomicAdd(s.arrived, 1u) == gridDim.x - 1;
@@ -67,7 +67,7 @@ __device__ void advance(const Step& s) {
   }
 }
 
-// Elements at ... at + kElements - 1 of parameter i.
+// Updates elements at ... at + kElements - 1 of parameter i.
 template <typename T, int kElements>
 __device__ __forceinline__ void update(const Step& s, int i, int64_t at, Factors factors, float keep) {
   using Elements = Pack<T, kElements>;
@@ -105,7 +105,8 @@ __device__ __forceinline__ void update(const Step& s, int i, int64_t at, Factors
   }
 }
 
-// Chunk blockIdx.x: m += gain1 (g - m); v = beta2 v + gain2 g²; p = keep p - size atan2(m, sqrt(v) inverse_root);
+// A thread block updates chunk blockIdx.x, each thread kWidth elements per iteration:
+// m += gain1 (g - m); v = beta2 v + gain2 g²; p = keep p - size atan2(m, sqrt(v) inverse_root);
 // copy = p.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) adam_atan2_kernel(const __grid_constant__ Step s) {
@@ -115,7 +116,7 @@ __global__ void __launch_bounds__(kThreads) adam_atan2_kernel(const __grid_const
   if (!s.arrived) {
     factors = s.state[i].factors;
   } else {
-    // 1 - beta^t to two roundings for every t: expm1 subtracts nothing from anything close to it
+    // 1 - beta^t with two roundings for every t: expm1 has no cancellation
     const float count = *s.state[i].count + 1, lr = s.device_lr ? *s.device_lr : s.lr;
     factors.size = lr / -expm1f(count * s.log_beta1);
     factors.inverse_root = 1 / sqrtf(-expm1f(count * s.log_beta2));
@@ -157,7 +158,7 @@ const char* hrm_cuda_adam_atan2(const hrm_adam_atan2* problem, void* stream) {
       s.numel[i] = parameter.numel;
       s.first[i] = static_cast<int32_t>(chunks);
       chunks += (parameter.numel + kChunk - 1) / kChunk;
-      if (chunks >= int64_t{1} << 31) return "its parameters have more than 2^43 elements";
+      if (chunks >= int64_t{1} << 31) return "the parameters have more than 2^43 elements";
       if (problem->arrived) {
         s.state[i].count = parameter.count;
       } else {
@@ -173,13 +174,13 @@ const char* hrm_cuda_adam_atan2(const hrm_adam_atan2* problem, void* stream) {
     s.keep = static_cast<float>(1 - problem->lr * problem->weight_decay);
     s.lr = static_cast<float>(problem->lr);
     s.weight_decay = static_cast<float>(problem->weight_decay);
-    s.log_beta1 = static_cast<float>(std::log(problem->beta1));  // of 0: minus infinity, and beta^t is 0
+    s.log_beta1 = static_cast<float>(std::log(problem->beta1));  // -infinity for beta = 0, so beta^t is 0
     s.log_beta2 = static_cast<float>(std::log(problem->beta2));
     s.device_lr = problem->device_lr;
     s.arrived = problem->arrived;
     if (chunks == 0) {
       if (!problem->arrived) continue;
-      chunks = 1;  // empty parameters count their steps, too
+      chunks = 1;  // empty parameters count their steps too
     }
     const char* failure = hrm::with_type(problem->dtype, [&](auto type) {
       return hrm::launch(adam_atan2_kernel<decltype(type)>, dim3(static_cast<unsigned>(chunks)), kThreads, sizeof(int),

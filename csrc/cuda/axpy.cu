@@ -10,7 +10,7 @@ struct Axpy {
   int64_t n;
 };
 
-// One element a thread and round.
+// Computes y += a x: each thread takes one element per iteration, with the stride of the grid.
 __global__ void axpy_kernel(Axpy p) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < p.n; i += stride) {

@@ -1,4 +1,4 @@
-// Elements of the dtypes that the kernels read and write, and the floats that they compute with.
+// Element types in memory, and their conversion to and from float.
 #pragma once
 
 #include "cuda/kernels.h"
@@ -27,20 +27,20 @@ __device__ __forceinline__ void assign(Float16& to, float value) {
   to.bits = static_cast<uint16_t>(ptx::to_float16x2(value, value));
 }
 
-// So many neighbours, loaded and stored by one instruction where they are 16 bytes at most.
+// Consecutive elements, loaded and stored by one instruction if they have 16 bytes at most.
 template <typename T, int kWidth>
 struct alignas(kWidth * sizeof(T)) Pack {
   T values[kWidth];
 };
 
-// Calls body with an element of the type that `dtype`, one of hrm_dtype, names.
+// Calls body with an element of type `dtype`, one of hrm_dtype.
 template <typename Body>
 const char* with_type(int32_t dtype, Body body) {
   switch (dtype) {
     case HRM_FLOAT32: return body(float());
     case HRM_BFLOAT16: return body(BFloat16());
     case HRM_FLOAT16: return body(Float16());
-    default: return "it computes in float32, bfloat16 and float16";
+    default: return "it supports float32, bfloat16 and float16";
   }
 }
 

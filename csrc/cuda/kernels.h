@@ -1,6 +1,6 @@
-// The CUDA kernels' launchers. C linkage and plain pointers: callable from any language, and from tests without Python.
-// Callers have checked what the pointers point to (csrc/ffi does it for Python), and made the tensors' device current.
-// `stream` is a cudaStream_t. Each returns nullptr, or what went wrong.
+// The launchers of the CUDA kernels. C linkage and plain pointers: callable from any language, and from tests without
+// Python. Callers check the arguments (csrc/ffi does it for Python) and make the tensors' device current. `stream` is a
+// cudaStream_t. Each launcher returns nullptr, or an error message.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +8,7 @@
 
 extern "C" {
 
-// y[i] += a * x[i] for i in [0, n). x may be y. The self-test of the road from Python to a GPU.
+// y[i] += a * x[i] for i in [0, n). x may be y. The self-test of calls from Python to a GPU.
 const char* hrm_cuda_axpy(float a, const float* x, float* y, int64_t n, void* stream);
 
 // The weights of a block, bfloat16 [out, in]: hrm_kernels.BlockWeights.
@@ -18,26 +18,27 @@ struct hrm_block_weights {
 
 enum { HRM_MAX_LAYERS = 16 };
 
-// The no-gradient part of a segment: H_cycles times, L_cycles times z_L = L(z_L, z_H + x), then z_H = H(z_H, z_L), but
-// for the last update of each. With H_cycles 2 and L_cycles 0 it is one pass of H with injection z_L; x is not read
-// then. States, x and weights are bfloat16, aligned to 16 bytes; sizes as hrm_cuda_recurrent_cycles_reason allows them.
+// The no-gradient part of a segment: H_cycles times { L_cycles times z_L = L(z_L, z_H + x); z_H = H(z_H, z_L) },
+// without the last update of each. With H_cycles 2 and L_cycles 0 it is one pass of H with injection z_L, which does
+// not read x. States, x and weights are bfloat16, aligned to 16 bytes. hrm_cuda_recurrent_cycles_reason checks the
+// sizes.
 struct hrm_recurrent_cycles {
   hrm_block_weights H[HRM_MAX_LAYERS], L[HRM_MAX_LAYERS];
   int32_t H_layers, L_layers, H_cycles, L_cycles;
   int32_t batch, positions, width, heads, head_dim, inner;  // B, S, D, H, d, I
   float eps;
-  const void *z_H, *z_L, *x;  // [B, S, D], not written to
-  void *new_z_H, *new_z_L;    // [B, S, D]; new_z_L is written only where there is an update of L
+  const void *z_H, *z_L, *x;  // [B, S, D], read only
+  void *new_z_H, *new_z_L;    // [B, S, D]; new_z_L is written only if L is updated
   const float *cos, *sin;     // [>= S, d], or nullptr both
-  void* workspace;            // of hrm_cuda_recurrent_cycles_workspace bytes, aligned to 16
+  void* workspace;            // hrm_cuda_recurrent_cycles_workspace bytes, aligned to 16
 };
 
-// Why sizes or the current device are not served, or nullptr. Looks at the sizes in `problem` only.
+// Why the sizes or the current device are not supported, or nullptr. Reads only the sizes in `problem`.
 const char* hrm_cuda_recurrent_cycles_reason(const hrm_recurrent_cycles* problem);
 size_t hrm_cuda_recurrent_cycles_workspace(const hrm_recurrent_cycles* problem);
 const char* hrm_cuda_recurrent_cycles(const hrm_recurrent_cycles* problem, void* stream);
 
-// What a tensor's elements are.
+// The element types of tensors.
 enum hrm_dtype { HRM_FLOAT32, HRM_BFLOAT16, HRM_FLOAT16 };
 
 enum { HRM_SHORT_POSITIONS = 128 };
@@ -65,37 +66,37 @@ struct hrm_adam_parameter {
   void *m, *v;  // exp_avg, exp_avg_sq
   void* copy;   // or nullptr
   int64_t numel;
-  float* count;  // of steps before this one: on the device where `arrived` is given, else on the host
+  float* count;  // number of previous steps: on the device with `arrived`, else on the host
 };
 
-// A step of AdamATan2: hrm_kernels.optim. Counts on the host are read, and not changed; those on the device count up.
+// A step of AdamATan2: hrm_kernels.optim. Adds 1 to counts on the device; only reads counts on the host.
 struct hrm_adam_atan2 {
   const hrm_adam_parameter* parameters;
-  int64_t count;              // of them
-  int32_t dtype, copy_dtype;  // hrm_dtype; copy_dtype is -1 where there are no copies
+  int64_t count;              // number of parameters
+  int32_t dtype, copy_dtype;  // hrm_dtype; copy_dtype is -1 without copies
   double lr, beta1, beta2, weight_decay;
-  const float* device_lr;  // on the device, in place of lr, or nullptr; only where `arrived` is given
-  unsigned* arrived;       // nullptr, or an array of one zero on the device, which is zero again afterwards
+  const float* device_lr;  // on the device, replaces lr, or nullptr; only with `arrived`
+  unsigned* arrived;       // one zero on the device, again zero afterwards, or nullptr
 };
 const char* hrm_cuda_adam_atan2(const hrm_adam_atan2* problem, void* stream);
 
 // A step of SparseSignSGD on one table.
 struct hrm_sparse_sign_sgd {
   void* weights;      // [table_rows, columns]
-  const void* ids;    // [rows], int64 where wide_ids, else int32; one that is no row of the table is passed over
+  const void* ids;    // [rows], int64 if wide_ids, else int32; ids that are not rows of the table are skipped
   const void* grads;  // [rows, columns]
   int64_t table_rows, rows, columns;
-  int32_t dtype, wide_ids;       // of weights and grads: hrm_dtype
-  const float* device_lr;        // on the device, in place of lr and keep, or nullptr
+  int32_t dtype, wide_ids;       // dtype: hrm_dtype of weights and grads
+  const float* device_lr;        // on the device, replaces lr and keep, or nullptr
   float lr, keep, weight_decay;  // keep = 1 - lr weight_decay
 };
 const char* hrm_cuda_sparse_sign_sgd(const hrm_sparse_sign_sgd* problem, void* stream);
 
-// Stablemax cross entropy. The backward pass reads what the forward pass has written: total and others.
+// Stablemax cross entropy. The backward pass reads total and others from the forward pass.
 struct hrm_stablemax {
   const void* logits;            // [rows, columns]
-  const void* labels;            // [rows], int64 where wide_labels, else int32
-  float *loss, *total, *others;  // [rows]; total: sum of s(logits), others: without the label's
+  const void* labels;            // [rows], int64 if wide_labels, else int32
+  float *loss, *total, *others;  // [rows]; total: sum of s(logits), others: the same without the label
   int64_t* argmax;               // [rows], or nullptr
   const float* dloss;            // [rows]
   void* dlogits;                 // [rows, columns]
@@ -105,7 +106,7 @@ struct hrm_stablemax {
 const char* hrm_cuda_stablemax_forward(const hrm_stablemax* problem, void* stream);
 const char* hrm_cuda_stablemax_backward(const hrm_stablemax* problem, void* stream);
 
-// Why the current device cannot run these kernels, or nullptr: the library may lack its target.
+// Why the current device cannot run these kernels, or nullptr. For example, the library may lack its target.
 const char* hrm_cuda_device_reason(void);
 
 }  // extern "C"

@@ -1,4 +1,4 @@
-// What all kernels share: their dynamic shared memory, and how they are launched.
+// Dynamic shared memory and launches of all kernels.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -16,8 +16,8 @@ __device__ __forceinline__ unsigned char* shared_memory() {
 #endif
 }
 
-// Launches kernel(parameters). Cooperative: all blocks are on the device at the same time, or the launch fails. From
-// sm_90 on, `cluster` consecutive blocks can be a cluster: see one another's shared memory, and have a barrier.
+// Launches kernel(parameters). A cooperative launch fails unless all thread blocks fit on the device at the same time.
+// From sm_90 on, `cluster` consecutive blocks form a cluster, with access to each other's shared memory and a barrier.
 template <typename Parameters>
 const char* launch(void (*kernel)(Parameters), dim3 grid, unsigned threads, size_t shared_bytes, bool cooperative,
                    void* stream, const Parameters& parameters, unsigned cluster = 1) {
@@ -40,7 +40,7 @@ const char* launch(void (*kernel)(Parameters), dim3 grid, unsigned threads, size
   config.numAttrs = count;
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, parameters);
   if (error == cudaSuccess) return nullptr;
-  static_cast<void>(cudaGetLastError());  // the caller hears of it here: no later call should again
+  static_cast<void>(cudaGetLastError());  // clear it: the caller gets it here, later calls must not
   return cudaGetErrorString(error);
 }
 

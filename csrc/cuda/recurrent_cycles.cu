@@ -1,32 +1,32 @@
-// The no-gradient part of a segment in one launch, for small batches: reading weights from L2 and starting kernels is
-// what small batches wait for, and here nothing starts but once.
+// The no-gradient part of a segment in one launch, for small batches, whose time goes into kernel launches and reading
+// weights from L2.
 //
-// All blocks of the grid go through the same phases, with a barrier of the grid after each: per block of the model
-// qkv + RoPE, attention, o + residual, gate_up + SwiGLU, down + residual; between passes a norm and the next injection.
-// In a phase the tiles of its output are dealt out to the thread blocks. While a thread block waits at the barrier, the
-// weights of its next tile are already on their way to shared memory: they depend on nobody's results.
+// All thread blocks run the same phases, with a grid barrier after each: for each block of the model qkv + RoPE,
+// attention, o + residual, gate_up + SwiGLU, down + residual; between passes a norm and the next injection. A phase
+// distributes the tiles of its output over the thread blocks. While a thread block waits at the barrier, it already
+// copies the weights of its next tile to shared memory, because they depend on no result.
 //
-// The norms are deferred. What runs between the phases is u = x + sublayer(x) in bfloat16, and a float32 sum of squares
-// of each row and column tile. RMSNorm without a weight scales a row by 1/rms, and that commutes with the next product:
-// each epilogue scales its rows. Sums are added up in a fixed order, so the result depends on no timing.
+// The norms are deferred. The phases pass on u = x + sublayer(x) in bfloat16, and a float32 sum of squares for each row
+// and column tile. RMSNorm without a weight scales a row by 1/rms, which commutes with the next product: each epilogue
+// scales its rows. Sums are added in a fixed order, so the result does not depend on timing.
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 #include "cuda/ptx.cuh"
 
-namespace hrm::cycles {  // with linkage, so that a kernel's name can be looked up
+namespace hrm::cycles {  // not anonymous: tests look up the kernels' names
 
-using bfloat16 = uint16_t;  // its bits
+using bfloat16 = uint16_t;  // the bits
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kSlice = 128;  // of K in a stage: four k-groups of warps take 32 each
+constexpr int kSlice = 128;  // of K per stage: 32 for each of four k-groups of warps
 constexpr int kSliceBytes = 2 * kSlice;
-constexpr int kStages = 3;                          // of the pipeline: the slice at work and two on their way
-constexpr int kTallRows = 48, kTallColumns = 64;    // 82 positions are two such tiles, one row in seven empty
-constexpr int kSmallRows = 32, kSmallColumns = 32;  // for o and down of a small batch: more tiles to deal out
-constexpr int kKeys = 128;  // positions at most: a warp attends to 32 of them, so 4 warps to all
+constexpr int kStages = 3;                          // of the pipeline: the current slice and two in flight
+constexpr int kTallRows = 48, kTallColumns = 64;    // 82 positions fill two such tiles, with one row in seven empty
+constexpr int kSmallRows = 32, kSmallColumns = 32;  // for o and down of a small batch: more tiles to distribute
+constexpr int kKeys = 128;                          // largest number of positions: 4 warps attend to 32 keys each
 constexpr int kStageBytes = (kTallRows + kTallColumns) * kSliceBytes;
-constexpr int kScratch = kStages * kStageBytes;  // behind the stages: row scales, and attention's statistics
+constexpr int kScratch = kStages * kStageBytes;  // offset after the stages: row scales, and attention's statistics
 constexpr int kSharedBytes = kScratch + 2 * kWarps * 16 * static_cast<int>(sizeof(float));
 static_assert(kSharedBytes <= 99 << 10, "a block of sm_86, sm_89 and sm_120 has 99 KB");
 
@@ -40,20 +40,20 @@ __device__ __forceinline__ float2 load_pair(const bfloat16* from) {
 
 __device__ __forceinline__ void store_pair(bfloat16* to, uint32_t pair) { *reinterpret_cast<uint32_t*>(to) = pair; }
 
-// What the kernel works with. Between the barriers of the grid, u and sums hold the stream of hidden states.
+// The kernel's parameters. Between grid barriers, u and sums hold the hidden states.
 struct Cycles {
   hrm_recurrent_cycles problem;
   int rows;            // M = B S
-  bool tall;           // tiles of o and down are of the tall kind
+  bool tall;           // o and down use tall tiles
   bfloat16* u;         // [M, D]
-  bfloat16* qkv;       // [M, 3 H d], q and k turned
+  bfloat16* qkv;       // [M, 3 H d], q and k after RoPE
   bfloat16* attended;  // [M, H d]
   bfloat16* hidden;    // [M, I]
   float* sums[2];      // [M, tiles of D]: squares of u after down, and after o
-  unsigned* arrived;   // at the barriers, since the launch
+  unsigned* arrived;   // number of arrivals at barriers since the launch
 };
 
-// The barrier of the grid. Everything written before it by any thread is visible to every thread after it.
+// The grid barrier. Writes of any thread before it are visible to every thread after it.
 struct Grid {
   unsigned* arrived;
   unsigned expected = 0;
@@ -69,9 +69,9 @@ struct Grid {
   }
 };
 
-// A product A W^T: A [M, K] activations, W [., K] weights. Column tile n takes half of its columns from
-// W's row first = n / per * stride + n % per * half on, and the other half from row first + partner on, so that
-// the columns that an epilogue combines (pairs of RoPE, gate and up) are in one tile.
+// A product A W^T with activations A [M, K] and weights W [., K]. The first half of column tile n starts at row
+// first = n / per * stride + n % per * half of W, the second half at row first + partner. So one tile contains the
+// columns that an epilogue combines: pairs of RoPE, or gate and up.
 struct Product {
   const bfloat16* a;
   const bfloat16* weight;
@@ -80,7 +80,7 @@ struct Product {
   __device__ int first(int tile, int half) const { return tile / per * stride + tile % per * half; }
 };
 
-// Swizzled: 16-byte chunk c of row r lies at c ^ r mod 8, so that the eight rows of an ldmatrix lie in different banks.
+// Swizzled: 16-byte chunk c of row r is at c ^ r mod 8, so that the eight rows of an ldmatrix use different banks.
 __device__ __forceinline__ int slice_offset(int row, int chunk) {
   return row * kSliceBytes + ((chunk ^ (row & 7)) << 4);
 }
@@ -88,7 +88,8 @@ __device__ __forceinline__ int slice_offset(int row, int chunk) {
 template <int kRows, int kColumns>
 struct Tile {
   static constexpr int kBytes = (kRows + kColumns) * kSliceBytes;
-  static constexpr int kPitch = kColumns + 8;  // of the sums in shared memory: float2 stores without bank conflicts
+  static constexpr int kPitch =
+      kColumns + 8;  // row stride of the sums in shared memory: float2 stores have no bank conflicts
   static_assert(kStages * kBytes <= kScratch && 4 * kRows * kPitch * 4 <= kScratch && kRows <= 2 * kWarps * 16, "");
 
   __device__ static void load_weights(const Product& product, int tile, int step) {
@@ -112,7 +113,7 @@ struct Tile {
     }
   }
 
-  // Starts the copies of the weights that this thread block's first tile of `product` begins with.
+  // Starts copying the first weights of this thread block's first tile of `product`.
   __device__ static void prefetch(const Product& product, int rows) {
     const int row_tiles = (rows + kRows - 1) / kRows;
     if (static_cast<int>(blockIdx.x) >= row_tiles * product.tiles) return;
@@ -122,21 +123,21 @@ struct Tile {
     }
   }
 
-  // Sum of the four k-groups' shares of columns `column` and the next.
+  // Returns the sum of the four k-groups' partial sums of columns `column` and column + 1.
   __device__ static float2 total(int row, int column) {
     const float* from = reinterpret_cast<const float*>(shared_memory()) + row * kPitch + column;
     float2 sum = *reinterpret_cast<const float2*>(from);
     for (int group = 1; group < 4; ++group) {
-      const float2 share = *reinterpret_cast<const float2*>(from + group * kRows * kPitch);
-      sum.x += share.x;
-      sum.y += share.y;
+      const float2 partial = *reinterpret_cast<const float2*>(from + group * kRows * kPitch);
+      sum.x += partial.x;
+      sum.y += partial.y;
     }
     return sum;
   }
 
-  // Computes this thread block's tiles, after prefetch(product). Rows are scaled by 1/rms of u where `sums` of `parts`
-  // tiles are given. Warp w takes half w % 2 of the columns and, of each slice, the quarter w / 2 of K.
-  // epilogue(first row, first row of W, tile, scales): reads total(), writes results; all threads call it.
+  // Computes this thread block's tiles, after prefetch(product), in a loop over slices of K. Warp w computes half w % 2
+  // of the columns from quarter w / 2 of each slice. With `sums` of `parts` tiles, scales[row] is 1/rms of u, else 1.
+  // All threads call epilogue(first row, first row of W, tile, scales), which reads total() and writes results.
   template <typename Epilogue>
   __device__ static void compute(const Cycles& p, const Product& product, const float* sums, int parts,
                                  Epilogue epilogue) {
@@ -168,7 +169,7 @@ struct Tile {
 #pragma unroll 1
       for (int step = 0; step < steps; ++step) {
         ptx::copy_async_wait<kStages - 2>();
-        __syncthreads();  // the slice has landed for all, and all are done with the one before: its place is free
+        __syncthreads();  // the slice has arrived, and the memory of the previous slice is free
         if (step + kStages - 1 < steps) {
           load_weights(product, tile, step + kStages - 1);
           load_activations(product, first, p.rows, step + kStages - 1);
@@ -197,7 +198,7 @@ struct Tile {
           }
         }
       }
-      __syncthreads();  // all are done with the stages: the sums take their place
+      __syncthreads();  // all threads have read the stages: the sums overwrite them
       float* to = reinterpret_cast<float*>(shared_memory()) + group * kRows * kPitch + half * kColumns / 2;
 #pragma unroll
       for (int m = 0; m < kRows / 16; ++m) {
@@ -210,7 +211,7 @@ struct Tile {
       }
       __syncthreads();
       epilogue(first, product.first(tile, kColumns / 2), tile, scales);
-      __syncthreads();  // all are done with the sums: copies may land there
+      __syncthreads();  // all threads have read the sums: copies may overwrite them
     }
   }
 };
@@ -218,10 +219,10 @@ struct Tile {
 using Tall = Tile<kTallRows, kTallColumns>;
 using Small = Tile<kSmallRows, kSmallColumns>;
 
-// qkv = u Wqkv^T, q and k turned by RoPE: a tile has columns i and i + d / 2 of its heads.
+// Computes qkv = u Wqkv^T with RoPE on q and k: a tile contains columns i and i + d / 2 of its heads.
 template <int kHead>
 __device__ void compute_qkv(const Cycles& p, const Product& product, const float* sums, int parts) {
-  constexpr int kPartner = kHead == 32 ? 16 : 32;  // from i to i + d / 2, in the tile
+  constexpr int kPartner = kHead == 32 ? 16 : 32;  // distance of i and i + d / 2 in the tile
   const int columns = 3 * p.problem.heads * kHead, turned = 2 * p.problem.heads * kHead;
   Tall::compute(p, product, sums, parts, [&](int first, int first_column, int, const float* scales) {
 #pragma unroll 1
@@ -251,7 +252,7 @@ __device__ void compute_qkv(const Cycles& p, const Product& product, const float
   });
 }
 
-// hidden = silu(gate) up: a tile has 32 columns of the gate and the same 32 of up.
+// Computes hidden = silu(gate) up: a tile contains 32 columns of gate and the same 32 columns of up.
 __device__ void compute_gate_up(const Cycles& p, const Product& product, int parts) {
   Tall::compute(p, product, p.sums[1], parts, [&](int first, int first_column, int, const float* scales) {
 #pragma unroll 1
@@ -267,13 +268,14 @@ __device__ void compute_gate_up(const Cycles& p, const Product& product, int par
   });
 }
 
-// u = norm(u) + A W^T, and the squares of its rows, tile by tile, into `to`. `sums` as for compute.
+// Computes u = norm(u) + A W^T, and writes the sum of squares of each row and tile to `to`. `sums` as for compute.
 template <typename Kind, int kRows, int kColumns>
 __device__ void compute_residual(const Cycles& p, const Product& product, const float* sums, float* to) {
   const int parts = product.tiles, D = p.problem.width;
   Kind::compute(p, product, sums, parts, [&](int first, int first_column, int tile, const float* scales) {
 #pragma unroll 1
-    for (int i = threadIdx.x; i < kRows * kColumns / 2; i += kThreads) {  // whole warps go round together
+    for (int i = threadIdx.x; i < kRows * kColumns / 2;
+         i += kThreads) {  // all lanes of a warp make the same iterations
       const int row = i / (kColumns / 2), column = 2 * (i % (kColumns / 2));
       const bool valid = first + row < p.rows;
       float squares = 0;
@@ -300,15 +302,16 @@ __device__ void compute_residual(const Cycles& p, const Product& product, const 
   }
 }
 
-// attended = softmax(q k^T / sqrt(d)) v. An item is 32 queries of a head: warp w takes 16 of them, w / 4, and the
-// keys 32 (w % 4) to 32 (w % 4) + 31; the shares of the four are then put together.
+// Computes attended = softmax(q k^T / sqrt(d)) v. A thread block iterates over items of 32 queries of a head: warp w
+// takes queries 16 (w / 4) to 16 (w / 4) + 15 and keys 32 (w % 4) to 32 (w % 4) + 31. The partial results of four warps
+// are then combined.
 template <int kHead>
 struct Attention {
   static constexpr int kRowBytes = 2 * kHead, kQueries = 32;
   static constexpr int kPitch = kHead + 8;
   static_assert((kQueries + 2 * kKeys) * kRowBytes <= kScratch && kWarps * 16 * kPitch * 4 <= kScratch, "");
 
-  // As slice_offset, for rows of one head. Rows of 64 bytes lie two to a line of banks.
+  // As slice_offset, for rows of one head. Two rows of 64 bytes share a line of banks.
   __device__ static int offset(int row, int chunk) {
     return row * kRowBytes + ((chunk ^ (kHead == 32 ? row / 2 % 4 : row % 8)) << 4);
   }
@@ -333,8 +336,8 @@ struct Attention {
     unsigned char* queries = shared_memory();
     unsigned char* keys = queries + kQueries * kRowBytes;
     unsigned char* values = keys + kKeys * kRowBytes;
-    float* shares = reinterpret_cast<float*>(shared_memory());              // [warp, 16, pitch]
-    float* largest = reinterpret_cast<float*>(shared_memory() + kScratch);  // [warp, 16], in powers of two
+    float* partial = reinterpret_cast<float*>(shared_memory());             // [warp, 16, pitch]
+    float* largest = reinterpret_cast<float*>(shared_memory() + kScratch);  // [warp, 16], to base 2
     float* weights = largest + kWarps * 16;                                 // [warp, 16]: sums of exp2
 
     for (int item = blockIdx.x; item < p.problem.batch * heads * tiles; item += gridDim.x) {
@@ -363,10 +366,10 @@ struct Attention {
             ptx::mma_m16n8k16(score[2 * n + 1], q, rows[2], rows[3]);
           }
         }
-        // rows lane / 4 and 8 more of the warp's sixteen
+        // rows lane / 4 and lane / 4 + 8 of the warp's sixteen
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-          float maximum = -INFINITY;  // the warp's first key is there, so it will be finite
+          float maximum = -INFINITY;  // finite in the end, because the warp's first key exists
 #pragma unroll
           for (int n = 0; n < 4; ++n) {
 #pragma unroll
@@ -392,7 +395,7 @@ struct Attention {
           }
         }
 #pragma unroll
-        for (int k = 0; k < 2; ++k) {  // sixteen keys each; the scores lie as mma wants its left operand
+        for (int k = 0; k < 2; ++k) {  // sixteen keys each; the scores have the layout of mma's left operand
           const uint32_t probability[4] = {ptx::to_bfloat16x2(score[2 * k][0], score[2 * k][1]),
                                            ptx::to_bfloat16x2(score[2 * k][2], score[2 * k][3]),
                                            ptx::to_bfloat16x2(score[2 * k + 1][0], score[2 * k + 1][1]),
@@ -407,11 +410,11 @@ struct Attention {
           }
         }
       }
-      __syncthreads();  // all are done with keys and values: the shares take their place
+      __syncthreads();  // all threads have read keys and values: partial results overwrite them
       if (active) {
 #pragma unroll
         for (int n = 0; n < kHead / 8; ++n) {
-          float* at = shares + (warp * 16 + lane / 4) * kPitch + 8 * n + 2 * (lane % 4);
+          float* at = partial + (warp * 16 + lane / 4) * kPitch + 8 * n + 2 * (lane % 4);
           *reinterpret_cast<float2*>(at) = make_float2(out[n][0], out[n][1]);
           *reinterpret_cast<float2*>(at + 8 * kPitch) = make_float2(out[n][2], out[n][3]);
         }
@@ -421,14 +424,14 @@ struct Attention {
       for (int i = threadIdx.x; i < kQueries * kHead / 2; i += kThreads) {
         const int row = i / (kHead / 2), column = 2 * (i % (kHead / 2)), position = tile * kQueries + row;
         if (position >= S) continue;
-        const int at = row / 16 * 64 + row % 16;  // of the first of the four warps, in rows of sixteen
+        const int at = row / 16 * 64 + row % 16;  // row of the first of the four warps
         float maximum = largest[at];
         for (int part = 1; part < key_parts; ++part) maximum = fmaxf(maximum, largest[at + 16 * part]);
         float weight = 0;
         float2 sum = make_float2(0, 0);
         for (int part = 0; part < key_parts; ++part) {
           const float factor = exp2f(largest[at + 16 * part] - maximum);
-          const float2 share = *reinterpret_cast<const float2*>(shares + (at + 16 * part) * kPitch + column);
+          const float2 share = *reinterpret_cast<const float2*>(partial + (at + 16 * part) * kPitch + column);
           weight += factor * weights[at + 16 * part];
           sum.x += factor * share.x;
           sum.y += factor * share.y;
@@ -436,19 +439,19 @@ struct Attention {
         store_pair(p.attended + (static_cast<size_t>(b) * S + position) * heads * kHead + head * kHead + column,
                    ptx::to_bfloat16x2(sum.x / weight, sum.y / weight));
       }
-      __syncthreads();  // all are done with the shares: copies may land there
+      __syncthreads();  // all threads have read the partial results: copies may overwrite them
     }
   }
 };
 
-// A warp a row, two columns a lane and round: finish() and start() of a row run in the same threads, which therefore
-// need no barrier between them.
+// Calls body(row) with one warp per row; each lane takes two columns per iteration. finish() and start() of a row run
+// in the same threads, so they need no barrier between them.
 template <typename Body>
 __device__ __forceinline__ void each_row(const Cycles& p, Body body) {
   for (int row = blockIdx.x * kWarps + threadIdx.x / 32; row < p.rows; row += gridDim.x * kWarps) body(row);
 }
 
-// z = norm(u): the end of a pass.
+// Computes z = norm(u) at the end of a pass.
 __device__ void finish(const Cycles& p, int parts, void* z) {
   each_row(p, [&](int row) {
     float sum = 0;
@@ -462,15 +465,15 @@ __device__ void finish(const Cycles& p, int parts, void* z) {
   });
 }
 
-// u = z + injection, or z + (injection + x): the start of a pass. Each sum is rounded, as the reference does.
+// Computes u = z + injection, or z + (injection + x), at the start of a pass. Rounds each sum, as the reference does.
 __device__ void start(const Cycles& p, const void* z, const void* injection, const void* x) {
   each_row(p, [&](int row) {
     const size_t base = static_cast<size_t>(row) * p.problem.width;
     for (int column = 2 * (threadIdx.x % 32); column < p.problem.width; column += 64) {
       float2 added = load_pair(static_cast<const bfloat16*>(injection) + base + column);
       if (x) {
-        const float2 more = load_pair(static_cast<const bfloat16*>(x) + base + column);
-        added = unpack(ptx::to_bfloat16x2(added.x + more.x, added.y + more.y));
+        const float2 input = load_pair(static_cast<const bfloat16*>(x) + base + column);
+        added = unpack(ptx::to_bfloat16x2(added.x + input.x, added.y + input.y));
       }
       const float2 value = load_pair(static_cast<const bfloat16*>(z) + base + column);
       store_pair(p.u + base + column, ptx::to_bfloat16x2(value.x + added.x, value.y + added.y));
@@ -484,7 +487,7 @@ __device__ void pass(const Cycles& p, Grid& grid, const hrm_block_weights* block
   const int residual_columns = p.tall ? kTallColumns : kSmallColumns, parts = D / residual_columns;
   const auto weight = [](const void* pointer) { return static_cast<const bfloat16*>(pointer); };
   const auto qkv_of = [&](const hrm_block_weights& block) {
-    // a tile is one head of 64, two of 32, or half a head of 128: 32 columns and those 64 further on
+    // a tile is one head of 64, two heads of 32, or half a head of 128: 32 columns i and 32 columns i + 64
     return Product{p.u,
                    weight(block.qkv),
                    D,
@@ -508,7 +511,7 @@ __device__ void pass(const Cycles& p, Grid& grid, const hrm_block_weights* block
   grid.barrier();
   for (int layer = 0; layer < layers; ++layer) {
     const hrm_block_weights& block = blocks[layer];
-    const float* sums = layer ? p.sums[0] : nullptr;  // what a pass starts with is not to be normed
+    const float* sums = layer ? p.sums[0] : nullptr;  // the input of a pass is not normalised
     compute_qkv<kHead>(p, qkv, sums, parts);
     grid.barrier();
     Attention<kHead>::compute(p);
@@ -540,7 +543,8 @@ __global__ void __launch_bounds__(kThreads, 1) recurrent_cycles_kernel(const __g
   const void *z_H = problem.z_H, *z_L = problem.z_L;
   for (int h = 0; h < problem.H_cycles; ++h) {
     for (int l = 0; l <= problem.L_cycles; ++l) {
-      if (h == problem.H_cycles - 1 && l >= problem.L_cycles - 1) break;  // the caller's, with gradients
+      if (h == problem.H_cycles - 1 && l >= problem.L_cycles - 1)
+        break;  // the caller computes the last updates, with gradients
       const bool of_H = l == problem.L_cycles;
       start(p, of_H ? z_H : z_L, of_H ? z_L : z_H, of_H ? nullptr : problem.x);
       pass<kHead>(p, grid, of_H ? problem.H : problem.L, of_H ? problem.H_layers : problem.L_layers);
@@ -563,21 +567,21 @@ Kernel kernel_for(int head_dim) {
 
 int divide_up(int a, int b) { return (a + b - 1) / b; }
 
-int attribute(cudaDeviceAttr which, int device) {
+int device_attribute(cudaDeviceAttr attribute, int device) {
   int value = 0;
-  return cudaDeviceGetAttribute(&value, which, device) == cudaSuccess ? value : 0;
+  return cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess ? value : 0;
 }
 
-// Thread blocks that fit on the device at the same time, or 0 with the reason.
+// Returns how many thread blocks can be resident on the device, or 0 and the reason.
 int resident_blocks(Kernel kernel, const char** reason) {
   int device = 0, per_multiprocessor = 0;
   cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess && attribute(cudaDevAttrComputeCapabilityMajor, device) < 8) {
+  if (error == cudaSuccess && device_attribute(cudaDevAttrComputeCapabilityMajor, device) < 8) {
     *reason = "it needs compute capability 8.0 or newer";
     return 0;
   }
-  if (error == cudaSuccess && !attribute(cudaDevAttrCooperativeLaunch, device)) {
-    *reason = "the device has no cooperative launches";
+  if (error == cudaSuccess && !device_attribute(cudaDevAttrCooperativeLaunch, device)) {
+    *reason = "the device does not support cooperative launches";
     return 0;
   }
   if (error == cudaSuccess) {
@@ -591,15 +595,15 @@ int resident_blocks(Kernel kernel, const char** reason) {
     *reason = cudaGetErrorString(error);
     return 0;
   }
-  if (!per_multiprocessor) *reason = "no multiprocessor has the shared memory and registers for a thread block";
-  return per_multiprocessor * attribute(cudaDevAttrMultiProcessorCount, device);
+  if (!per_multiprocessor) *reason = "no multiprocessor has enough shared memory and registers for a thread block";
+  return per_multiprocessor * device_attribute(cudaDevAttrMultiProcessorCount, device);
 }
 
 constexpr size_t kAlign = 256;
 
 size_t align(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 
-// Lays the arrays out in the workspace, if there is one; returns its size.
+// Assigns parts of the workspace to the arrays, unless cycles is nullptr; returns the size of the workspace.
 size_t lay_out(const hrm_recurrent_cycles& problem, Cycles* cycles) {
   const size_t rows = static_cast<size_t>(problem.batch) * problem.positions;
   const size_t columns = static_cast<size_t>(problem.heads) * problem.head_dim;
@@ -632,13 +636,13 @@ size_t lay_out(const hrm_recurrent_cycles& problem, Cycles* cycles) {
 const char* hrm_cuda_recurrent_cycles_reason(const hrm_recurrent_cycles* problem) {
   using namespace hrm::cycles;
   const Kernel kernel = kernel_for(problem->head_dim);
-  if (!kernel) return "it has kernels for head_dim 32, 64 and 128";
-  if (problem->positions > kKeys) return "it attends to 128 positions at most";
+  if (!kernel) return "it supports head_dim 32, 64 and 128";
+  if (problem->positions > kKeys) return "it supports 128 positions at most";
   if (problem->width % kSlice || problem->inner % kSlice || problem->heads * problem->head_dim % kSlice) {
-    return "the hidden size, the inner size and heads times head_dim must be multiples of 128";
+    return "the hidden size, the inner size and heads * head_dim must be multiples of 128";
   }
   if (problem->H_layers > HRM_MAX_LAYERS || problem->L_layers > HRM_MAX_LAYERS) {
-    return "it has room for 16 blocks a module";
+    return "it supports 16 blocks per module at most";
   }
   const char* reason = nullptr;
   resident_blocks(kernel, &reason);
@@ -655,13 +659,13 @@ const char* hrm_cuda_recurrent_cycles(const hrm_recurrent_cycles* problem, void*
   cycles.problem = *problem;
   cycles.rows = problem->batch * problem->positions;
   lay_out(*problem, &cycles);
-  // tall tiles read less, but only where there are enough of them to keep most multiprocessors busy
+  // tall tiles read less; use them only if there are enough to keep most multiprocessors busy
   cycles.tall = divide_up(cycles.rows, kTallRows) * (problem->width / kTallColumns) >= 96;
   const Kernel kernel = kernel_for(problem->head_dim);
   const char* reason = nullptr;
   const int resident = resident_blocks(kernel, &reason);
   if (reason) return reason;
-  // no more thread blocks than any phase has tiles: each one makes the barriers longer
+  // at most as many thread blocks as the largest phase has tiles: each one makes the barriers longer
   const int tiles = divide_up(cycles.rows, kTallRows) * (problem->inner / (kTallColumns / 2));
   const int blocks = resident < tiles ? resident : tiles;
   const cudaError_t error = cudaMemsetAsync(cycles.arrived, 0, sizeof(unsigned), static_cast<cudaStream_t>(stream));

@@ -1,30 +1,30 @@
 // Short full attention over packed qkv [B, S, 3 H d] with rotary positions on q and k, S <= 128, forward and backward.
 //
-// One block computes one head of one row: a warp for each 16 positions, and the scores of a warp's queries with all
-// keys in its registers, so that there is no loop over blocks of keys and no running softmax. q, k and v are copied to
-// shared memory as they lie; each warp turns its own rows of q and k, in the registers they are multiplied from: RoPE
-// pairs the columns i and i + d / 2 of a row, and a lane of an mma fragment has both. A quad of lanes has 8 columns of
-// a row of a result; before they are written, its lanes trade words, so that each writes 16 bytes. Positions are padded
-// to a multiple of 16 (82: to 96), not to a power of two. No atomics: the same input gives the same bits.
+// One thread block computes one head of one batch row, with one warp per 16 positions. A warp holds the scores of its
+// queries with all keys in registers, so there is no loop over blocks of keys and no running softmax. q, k and v are
+// copied to shared memory in their layout; each warp applies RoPE to its rows of q and k in registers: RoPE combines
+// columns i and i + d / 2 of a row, and a lane of an mma fragment has both. A quad of lanes has 8 columns of a row of a
+// result; before they write it, its lanes exchange words, so that each writes 16 bytes. Positions are padded to a
+// multiple of 16 (82 to 96), not to a power of two. There are no atomics: the same input gives the same bits.
 //
-// Bytes read and written for a token and head, of 2 d a vector: forward q, k, v and out, 8 d; backward q, k, v, dout,
-// dq, dk and dv, 14 d, and the log-sum-exp, 4. The RoPE tables, 8 d a position, are the same for all blocks: they come
+// Bytes read and written per token and head, with 2 d per vector: forward q, k, v and out, 8 d; backward q, k, v, dout,
+// dq, dk and dv, 14 d, and the log-sum-exp, 4. All thread blocks share the RoPE tables, 8 d per position, so these come
 // from L1 or L2.
 //
-// An estimate, not measured: at the published sizes (H 8, d 64) with S 82 and batch 384, an H200 with 4.3 TB/s, and
-// with half of its 790 TFLOP/s from mma.sync, needs 30 us forward for the memory (129 MB) and 18 us for the products
-// (7.2 GFLOP on 96 positions); backward 53 us (227 MB) and 55 us (21.7 GFLOP: six products). Two blocks or more are on
-// a multiprocessor at a time, so that the two overlap in part: 35 to 50 us forward, 65 to 100 us backward.
+// An estimate, not measured: at the published sizes (H 8, d 64) with S 82 and batch 384, an H200 with 4.3 TB/s and
+// half of its 790 TFLOP/s through mma.sync needs 30 us forward for the memory (129 MB) and 18 us for the products
+// (7.2 GFLOP on 96 positions); backward 53 us (227 MB) and 55 us (21.7 GFLOP: six products). At least two thread blocks
+// share a multiprocessor, so the two overlap in part: 35 to 50 us forward, 65 to 100 us backward.
 //
-// Logarithms are to base 2: the scores carry a factor log2(e), and lse[b, h, m] = log2 sum_n 2^scores[m, n].
+// Logarithms are to base 2: the scores contain a factor log2(e), and lse[b, h, m] = log2 sum_n 2^scores[m, n].
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
 #include "cuda/ptx.cuh"
 
-namespace hrm::attention {  // with linkage, so that a kernel's name can be looked up
+namespace hrm::attention {  // not anonymous: tests look up the kernels' names
 
 constexpr int kPositions = HRM_SHORT_POSITIONS;
-constexpr int kTiles = kPositions / 16;      // of 16 positions: a warp each, a step of a product over keys each
+constexpr int kTiles = kPositions / 16;      // of 16 positions: one warp each, and one step each of a product over keys
 constexpr int kScoreBytes = 2 * kPositions;  // a row of probabilities in shared memory
 
 struct BFloat16 {
@@ -48,16 +48,16 @@ struct Float16 {
   }
 };
 
-// Swizzled: 16-byte chunk c of row r lies at c ^ r mod 8, so that the eight rows of an ldmatrix lie in different banks.
-// Rows of 64 bytes lie two to a line of banks.
+// Swizzled: 16-byte chunk c of row r is at c ^ r mod 8, so that the eight rows of an ldmatrix use different banks.
+// Two rows of 64 bytes share a line of banks.
 template <int kRowBytes>
 __device__ __forceinline__ int offset(int row, int chunk) {
   return row * kRowBytes + ((chunk ^ (kRowBytes == 64 ? row / 2 % 4 : row % 8)) << 4);
 }
 
-// What a warp does with its 16 rows, from `first` on, of a head's q, k, v and the like. In a fragment, an mma's left
-// operand, word [k][2 c + r] of a lane has columns 16 k + 8 c + 2 (lane % 4), + 1 of row lane / 4 + 8 r. In a tile, an
-// mma's result, [n][2 r] and [n][2 r + 1] are columns 8 n + 2 (lane % 4), + 1 of that row.
+// The operations of a warp on its 16 rows, from `first` on, of q, k, v and similar matrices of a head. In a fragment,
+// the left operand of mma, word [k][2 c + r] of a lane has columns 16 k + 8 c + 2 (lane % 4), + 1 of row lane / 4 + 8
+// r. In a tile, the result of mma, [n][2 r] and [n][2 r + 1] are columns 8 n + 2 (lane % 4), + 1 of that row.
 template <typename Number, int kHead>
 struct Rows {
   static constexpr int kRowBytes = 2 * kHead, kSteps = kHead / 16;
@@ -69,13 +69,13 @@ struct Rows {
 
   __device__ __forceinline__ explicit Rows(const hrm_rope_attention& problem) : p(problem) {}
 
-  // Where a tensor has this block's row and head: in part `part` of the `parts` of H d numbers that a position has.
+  // The offset of this block's row and head in a tensor with `parts` parts of H d numbers per position, in part `part`.
   __device__ __forceinline__ size_t at(int parts, int part) const {
     const int head = static_cast<int>(blockIdx.x) % p.heads, row = static_cast<int>(blockIdx.x) / p.heads;
     return (static_cast<size_t>(row) * p.positions * parts + part) * p.heads * kHead + head * kHead;
   }
 
-  // Starts the copies of the warp's rows to shared memory; zeros from S on.
+  // Starts copying the warp's rows to shared memory, with zeros from row S on.
   __device__ __forceinline__ void load(unsigned char* to, const void* from, int parts, int part) const {
     const uint16_t* numbers = static_cast<const uint16_t*>(from) + at(parts, part);
 #pragma unroll
@@ -107,10 +107,10 @@ struct Rows {
     }
   }
 
-  // Calls turn(c, r, cos, sin) for all columns 8 c + 2 (lane % 4), + 1 of the first half and both rows r of the lane;
-  // cos and sin of those and of their partners, half a head further on.
-  template <typename Turn>
-  __device__ __forceinline__ void each_pair(Turn turn) const {
+  // Calls rotate_pair(c, r, cos, sin) for all columns 8 c + 2 (lane % 4), + 1 of the first half and both rows r of the
+  // lane, with cos and sin of these columns and of their partners d / 2 further on.
+  template <typename Rotate>
+  __device__ __forceinline__ void each_pair(Rotate rotate_pair) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = first + lane / 4 + 8 * r;
@@ -121,34 +121,34 @@ struct Rows {
           return *reinterpret_cast<const float2*>(values + table + 8 * c + half * (kHead / 2));
         };
         const float2 cos[2] = {load(p.cos, 0), load(p.cos, 1)}, sin[2] = {load(p.sin, 0), load(p.sin, 1)};
-        turn(c, r, cos, sin);
+        rotate_pair(c, r, cos, sin);
       }
     }
   }
 
-  __device__ __forceinline__ static void turn(Fragment& x, int c, int r, const float2 (&cos)[2],
-                                              const float2 (&sin)[2]) {
+  __device__ __forceinline__ static void rotate(Fragment& x, int c, int r, const float2 (&cos)[2],
+                                                const float2 (&sin)[2]) {
     uint32_t &low = x[c / 2][c % 2 * 2 + r], &high = x[(c + kSteps) / 2][(c + kSteps) % 2 * 2 + r];
     const float2 a = Number::unpack(low), b = Number::unpack(high);
     low = Number::pack(a.x * cos[0].x - b.x * sin[0].x, a.y * cos[0].y - b.y * sin[0].y);
     high = Number::pack(b.x * cos[1].x + a.x * sin[1].x, b.y * cos[1].y + a.y * sin[1].y);
   }
 
-  // Turns the warp's rows of q, in registers, and of k, in shared memory; rounds them, as the reference does.
-  __device__ __forceinline__ void turn_q_and_k(Fragment& q, unsigned char* keys) const {
+  // Applies RoPE to the warp's rows of q, in registers, and of k, in shared memory; rounds them, as the reference does.
+  __device__ __forceinline__ void rotate_q_and_k(Fragment& q, unsigned char* keys) const {
     if (!p.cos) return;
     Fragment k;
     read(k, keys);
     each_pair([&](int c, int r, const float2(&cos)[2], const float2(&sin)[2]) {
-      turn(q, c, r, cos, sin);
-      turn(k, c, r, cos, sin);
+      rotate(q, c, r, cos, sin);
+      rotate(k, c, r, cos, sin);
     });
     __syncwarp();  // all lanes have read
     write<kSteps, kRowBytes>(keys, k, kSteps);
   }
 
-  // The gradient before the turn: its transpose.
-  __device__ __forceinline__ void turn_back(Tile& x) const {
+  // Applies the transpose of RoPE to a gradient.
+  __device__ __forceinline__ void rotate_back(Tile& x) const {
     if (!p.cos) return;
     each_pair([&](int c, int r, const float2(&cos)[2], const float2(&sin)[2]) {
       float *low = x[c] + 2 * r, *high = x[c + kSteps] + 2 * r;
@@ -158,7 +158,7 @@ struct Rows {
     });
   }
 
-  // result [16, 16] = a x^T for 16 rows of x in shared memory, from `row` on.
+  // Computes result [16, 16] = a x^T for 16 rows of x in shared memory, from `row` on.
   __device__ __forceinline__ void scores(float (&result)[2][4], const Fragment& a, const unsigned char* x,
                                          int row) const {
 #pragma unroll
@@ -175,7 +175,7 @@ struct Rows {
     }
   }
 
-  // sum += a x with a [16, 16] and 16 rows of x in shared memory, from `row` on.
+  // Adds a x to sum, with a [16, 16] and 16 rows of x in shared memory, from `row` on.
   __device__ __forceinline__ void accumulate(Tile& sum, const uint32_t (&a)[4], const unsigned char* x, int row) const {
 #pragma unroll
     for (int n = 0; n < kSteps; ++n) {
@@ -186,7 +186,7 @@ struct Rows {
     }
   }
 
-  // sum = w^T x for the warp's 16 columns of w, all positions by all positions, and x, both in shared memory.
+  // Computes sum = w^T x for the warp's 16 columns of w [S, S], and x, both in shared memory.
   __device__ __forceinline__ void columns(Tile& sum, const unsigned char* w, const unsigned char* x) const {
     for (auto& n : sum) {
       for (float& value : n) value = 0;
@@ -201,8 +201,8 @@ struct Rows {
     }
   }
 
-  // Writes factor[r] times a tile's rows r to a tensor; S rows of it there are. In four words of a row, those of lane l
-  // of a quad come to be word l of each lane.
+  // Writes factor[r] times a tile's rows r to a tensor of S rows. The four lanes of a quad transpose their four words
+  // of a row first, so that each lane has 16 consecutive bytes.
   __device__ __forceinline__ void store(const Tile& tile, const float (&factor)[2], void* to, int parts,
                                         int part) const {
     uint16_t* numbers = static_cast<uint16_t*>(to) + at(parts, part);
@@ -235,7 +235,7 @@ struct Rows {
   }
 };
 
-// Sum, or the largest, over the four lanes that have a row.
+// The sum and the maximum over the four lanes that share a row.
 __device__ __forceinline__ float quad_sum(float x) {
   x += __shfl_xor_sync(0xffffffffu, x, 1);
   return x + __shfl_xor_sync(0xffffffffu, x, 2);
@@ -251,7 +251,8 @@ __device__ __forceinline__ float log2_scale() {
   return 1.4426950408889634f * rsqrtf(static_cast<float>(kHead));
 }
 
-// Shared memory: k, v and q, each [S to a multiple of 16, d].
+// Computes out and lse of one head: each warp takes 16 queries and iterates over tiles of 16 keys.
+// Shared memory: k, v and q, each [S rounded up to a multiple of 16, d].
 template <typename Number, int kHead>
 __global__ void __launch_bounds__(2 * kPositions)
     rope_attention_forward_kernel(const __grid_constant__ hrm_rope_attention p) {
@@ -264,12 +265,12 @@ __global__ void __launch_bounds__(2 * kPositions)
   rows.load(values, p.qkv, 3, 2);
   ptx::copy_async_commit();
   ptx::copy_async_wait<1>();
-  __syncwarp();  // the warp's rows of q and k have landed
+  __syncwarp();  // the warp's rows of q and k have arrived
   typename Rows<Number, kHead>::Fragment q;
   rows.read(q, queries);
-  rows.turn_q_and_k(q, keys);
+  rows.rotate_q_and_k(q, keys);
   ptx::copy_async_wait<0>();
-  __syncthreads();  // all of k and v is there
+  __syncthreads();  // k and v are complete
 
   float score[kTiles][2][4];
 #pragma unroll
@@ -322,11 +323,13 @@ __global__ void __launch_bounds__(2 * kPositions)
   rows.store(out, factor, p.out, 1, 0);
 }
 
-// dq of the warp's rows as queries, then dv and dk of its rows as keys. For those the warps write their probabilities
-// to shared memory, later the gradients of their scores, and each reads its columns. Shared memory: k, then
-// probabilities, then those gradients; q of each warp's own rows, then v, then q of all; dout.
+// Computes dq, dk and dv of one head: each warp computes dq of its 16 rows as queries, then dv and dk of its rows as
+// keys. For dv and dk the warps write probabilities, then gradients of scores, to shared memory, and each reads its
+// columns. Shared memory: k, then probabilities, then gradients of scores; q of each warp's rows, then v, then all of
+// q; dout.
 //
-// The bound for d = 64 is on registers: 168, with which two blocks of 82 positions, 12 warps, are on a multiprocessor.
+// The launch bound for d = 64 limits registers to 168, so that two thread blocks of 82 positions (12 warps) share a
+// multiprocessor.
 template <typename Number, int kHead>
 __global__ void __launch_bounds__(kHead == 64 ? 384 : 2 * kPositions)
     rope_attention_backward_kernel(const __grid_constant__ hrm_rope_attention p) {
@@ -342,16 +345,16 @@ __global__ void __launch_bounds__(kHead == 64 ? 384 : 2 * kPositions)
   rows.load(douts, p.dout, 1, 0);
   ptx::copy_async_commit();
   ptx::copy_async_wait<1>();
-  __syncwarp();  // the warp's rows of q and k have landed
+  __syncwarp();  // the warp's rows of q and k have arrived
   typename Head::Fragment q;
   rows.read(q, queries);
-  __syncwarp();  // all lanes have read: v may land there
+  __syncwarp();  // all lanes have read q: v may overwrite it
   rows.load(values, p.qkv, 3, 2);
   ptx::copy_async_commit();
-  rows.turn_q_and_k(q, keys);
-  __syncthreads();  // all of k is there
+  rows.rotate_q_and_k(q, keys);
+  __syncthreads();  // k is complete
 
-  // queries from S on have dout = 0, hence dp = 0 and no effect, whatever their probabilities
+  // queries from S on have dout = 0, so dp = 0, and their probabilities have no effect
   float lse[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -371,10 +374,10 @@ __global__ void __launch_bounds__(kHead == 64 ? 384 : 2 * kPositions)
     }
   }
   ptx::copy_async_wait<0>();
-  __syncthreads();  // all of v and dout is there
+  __syncthreads();  // v and dout are complete
 
-  // delta = sum_n p dp. The sum of p is 1 but for lse's rounding, which would else not cancel where scores are large
-  // and a row is one-hot. dp is computed a second time below: the registers to keep it in are worth more.
+  // delta = sum_n p dp / sum_n p. The sum of p differs from 1 by the rounding of lse; dividing by it cancels this error
+  // for large scores and one-hot rows. dp is computed again below, to save registers.
   typename Head::Fragment dout;
   rows.read(dout, douts);
   float delta[2] = {}, weight[2] = {};
@@ -405,7 +408,7 @@ __global__ void __launch_bounds__(kHead == 64 ? 384 : 2 * kPositions)
     }
   }
 
-  __syncthreads();  // all are done with v: q, of which the registers are needed, takes its place
+  __syncthreads();  // all threads have read v: q overwrites it, which frees its registers
   rows.template write<Head::kSteps, Head::kRowBytes>(queries, q, Head::kSteps);
   const float one[2] = {1, 1}, scale = rsqrtf(static_cast<float>(kHead)), scales[2] = {scale, scale};
   typename Head::Tile sum = {};
@@ -414,19 +417,19 @@ __global__ void __launch_bounds__(kHead == 64 ? 384 : 2 * kPositions)
     if (16 * n >= S) break;
     rows.accumulate(sum, ds_words[n], keys, 16 * n);
   }
-  rows.turn_back(sum);
+  rows.rotate_back(sum);
   rows.store(sum, scales, p.dqkv, 3, 0);
 
-  __syncthreads();  // all are done with k
+  __syncthreads();  // all threads have read k
   rows.template write<kTiles, kScoreBytes>(exchange, p_words, positions / 16);
-  __syncthreads();  // all probabilities are there
+  __syncthreads();  // the probabilities are complete
   rows.columns(sum, exchange, douts);
   rows.store(sum, one, p.dqkv, 3, 2);
-  __syncthreads();  // all are done with them
+  __syncthreads();  // all threads have read the probabilities
   rows.template write<kTiles, kScoreBytes>(exchange, ds_words, positions / 16);
-  __syncthreads();  // all gradients of scores are there
+  __syncthreads();  // the gradients of scores are complete
   rows.columns(sum, exchange, queries);
-  rows.turn_back(sum);
+  rows.rotate_back(sum);
   rows.store(sum, scales, p.dqkv, 3, 1);
 }
 
@@ -449,7 +452,7 @@ const char* launch(const hrm_rope_attention& problem, bool backward, void* strea
   const int warps = (problem.positions + 15) / 16, row = 2 * problem.head_dim;
   const int first = backward && row < kScoreBytes ? kScoreBytes : row;
   const size_t bytes = static_cast<size_t>(16 * warps) * (first + 2 * row);
-  if (bytes > 48 << 10) {  // what a kernel may have without asking for it
+  if (bytes > 48 << 10) {  // the limit without an attribute
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
     if (error != cudaSuccess) {

@@ -1,9 +1,10 @@
-// Stablemax cross entropy of many tokens: loss, argmax and gradient, the logits read once a pass.
+// Stablemax cross entropy of many tokens: loss, argmax and gradient. Each pass reads the logits once.
 //
-// With a = 1 + |x|, s(x) is a or 1/a and s'(x) is 1 or 1/a². Two things keep float32 as exact as float64:
-// - loss = log1p(others / s_label), others the sum of s over all columns but the label: a label that dominates (loss
-//   near 0) cancels nothing. Its gradient, -s'_label others / (total s_label), is a product for the same reason.
-// - Sums carry what rounding has lost of them, from the first addition to the last.
+// With a = 1 + |x|, s(x) is a or 1/a and s'(x) is 1 or 1/a². Two methods make float32 as exact as float64:
+// - loss = log1p(others / s_label), where others is the sum of s over all columns but the label. So a dominant label
+//   (loss near 0) causes no cancellation. Its gradient, -s'_label others / (total s_label), is a product for the same
+//   reason.
+// - Sums are compensated: they keep the rounding error of each addition.
 #include <type_traits>
 
 #include "cuda/elements.cuh"
@@ -13,13 +14,13 @@
 namespace hrm::stablemax {
 
 constexpr int kThreads = 256;
-constexpr int kRoundColumns = 8;  // of a thread, before a row gets more threads
+constexpr int kRoundColumns = 8;  // per thread, before a row gets more threads
 
-// A sum, and what it lacks.
+// A compensated sum: its value and its rounding error.
 struct Sum {
   float value = 0, rest = 0;
 
-  __device__ __forceinline__ void add(float x) {  // (Knuth) value + x, and the exact error of that
+  __device__ __forceinline__ void add(float x) {  // Knuth's two-sum: value + x and its exact error
     const float sum = value + x, part = sum - value;
     rest += (value - (sum - part)) + (x - part);
     value = sum;
@@ -42,12 +43,12 @@ struct Largest {
 
 constexpr int kNoColumn = 0x7fffffff;
 
-// A warp's, of a row.
-struct Share {
+// The partial result of a warp.
+struct Partial {
   Sum others;
   Largest largest;
 };
-constexpr int kSharedBytes = kThreads / 32 * static_cast<int>(sizeof(Share));
+constexpr int kSharedBytes = kThreads / 32 * static_cast<int>(sizeof(Partial));
 
 struct Tokens {
   hrm_stablemax problem;
@@ -63,8 +64,9 @@ __device__ __forceinline__ float stablemax(float x) {
   return x < 0 ? 1 / a : a;
 }
 
-// kLanes threads a row, 256 / kLanes rows a block. NaN is never the largest, but makes the loss NaN, and so does a
-// label that is no column. Blocks of more than a warp a row put the warps' shares together in shared memory.
+// A thread block computes loss, total, others and argmax of 256 / kLanes rows; kLanes threads iterate over the columns
+// of a row. NaN is never the largest, but makes the loss NaN, as does a label that is not a column. If a row has
+// several warps, they combine their partial results in shared memory.
 template <typename T, int kLanes>
 __global__ void __launch_bounds__(kThreads) stablemax_forward_kernel(const __grid_constant__ Tokens t) {
   const hrm_stablemax& problem = t.problem;
@@ -73,7 +75,7 @@ __global__ void __launch_bounds__(kThreads) stablemax_forward_kernel(const __gri
   const bool inside = row < problem.rows;
   const T* x = static_cast<const T*>(problem.logits) + (inside ? row * V : 0);
   const int64_t label = inside ? t.label(row) : -1;
-  const float own = label >= 0 && label < V ? to_float(x[label]) : NAN;
+  const float label_logit = label >= 0 && label < V ? to_float(x[label]) : NAN;
   Sum others;
   Largest largest{-INFINITY, lane < V ? lane : kNoColumn};
   if (inside) {
@@ -92,24 +94,25 @@ __global__ void __launch_bounds__(kThreads) stablemax_forward_kernel(const __gri
         {__shfl_xor_sync(0xffffffffu, largest.value, apart), __shfl_xor_sync(0xffffffffu, largest.column, apart)});
   }
   if constexpr (kLanes > 32) {
-    auto* shares = reinterpret_cast<Share*>(shared_memory());
-    if (lane % 32 == 0) shares[lane / 32] = {others, largest};
+    auto* partial = reinterpret_cast<Partial*>(shared_memory());
+    if (lane % 32 == 0) partial[lane / 32] = {others, largest};
     __syncthreads();
-    for (int warp = 1; warp < kLanes / 32; ++warp) {  // (thread 0 is of warp 0)
-      others.add(shares[warp].others);
-      largest.take(shares[warp].largest);
+    for (int warp = 1; warp < kLanes / 32; ++warp) {  // thread 0 belongs to warp 0
+      others.add(partial[warp].others);
+      largest.take(partial[warp].largest);
     }
   }
   if (lane || !inside) return;
   const float other = others.value + others.rest;
-  const float s = stablemax(own);
+  const float s = stablemax(label_logit);
   problem.loss[row] = label != problem.ignore_index ? log1pf(other / s) : 0;
   problem.total[row] = other + s;
   problem.others[row] = other;
   if (problem.argmax) problem.argmax[row] = largest.column;
 }
 
-// kLanes threads a row; blockIdx.y has a part of the columns: dloss (s'/total - [v = label] s'/s).
+// A thread block computes dlogits = dloss (s'/total - [v = label] s'/s) of 256 / kLanes rows and part blockIdx.y of the
+// columns; kLanes threads iterate over the columns of a row.
 template <typename T, int kLanes>
 __global__ void __launch_bounds__(kThreads) stablemax_backward_kernel(const __grid_constant__ Tokens t) {
   const hrm_stablemax& problem = t.problem;
@@ -127,13 +130,13 @@ __global__ void __launch_bounds__(kThreads) stablemax_backward_kernel(const __gr
 #pragma unroll 4
   for (int v = begin + lane; v < end; v += kLanes) {
     const float value = to_float(x[v]);
-    const float r = 1 / (1 + fabsf(value)), root = value < 0 ? r : 1;          // of s', which itself could underflow
+    const float r = 1 / (1 + fabsf(value)), root = value < 0 ? r : 1;  // the root of s', because s' could underflow
     const float gradient = v == label ? -r * share : root * (root * inverse);  // s'/s is r on both sides of 0
     assign(dx[v], counted ? gradient * dloss : 0);
   }
 }
 
-// Threads of a row: enough that none has more than a few columns, few enough that most have one.
+// Selects the threads per row: at most a few columns for each, and at least one for most.
 template <typename Body>
 const char* with_lanes(int columns, Body body) {
   if (columns <= 8 * kRoundColumns) return body(std::integral_constant<int, 8>());
@@ -142,7 +145,7 @@ const char* with_lanes(int columns, Body body) {
 }
 
 const char* too_large(const hrm_stablemax& problem) {
-  return problem.rows >= int64_t{1} << 31 || problem.columns > 1 << 24 ? "it takes up to 2^31 tokens of 2^24 columns"
+  return problem.rows >= int64_t{1} << 31 || problem.columns > 1 << 24 ? "it supports up to 2^31 tokens of 2^24 columns"
                                                                        : nullptr;
 }
 

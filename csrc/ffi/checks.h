@@ -1,5 +1,5 @@
-// Checks of what arrives from Python, before a pointer is followed. TypeError and ValueError here are Python's.
-// Messages read "op: argument is this; pass that", as those of hrm_kernels/checks.py.
+// Checks of arguments from Python before any pointer is dereferenced. TypeError and ValueError become Python's.
+// Messages read "op: argument is this; pass that".
 #pragma once
 
 #include <tvm/ffi/tvm_ffi.h>
@@ -25,7 +25,7 @@ inline std::string to_string(ShapeView shape) {
   return text.str();
 }
 
-// The dtype's name. Printing a DLDataType itself throws for those that it has no name for, such as complex ones.
+// The name of a dtype. Printing a DLDataType directly throws for dtypes without a name, such as complex ones.
 inline std::string to_string(DLDataType dtype) {
   if (dtype.code <= kDLBfloat && dtype.code != kDLOpaqueHandle) {
     return std::string(tvm::ffi::DLDataTypeToString(dtype));
@@ -35,21 +35,21 @@ inline std::string to_string(DLDataType dtype) {
 
 inline void* aligned(const char* op, const char* name, void* data, uintptr_t bytes) {
   if (reinterpret_cast<uintptr_t>(data) % bytes) {
-    TVM_FFI_THROW(ValueError) << op << ": " << name << " starts at an address that is no multiple of " << bytes
-                              << "; pass a tensor of its own, no view";
+    TVM_FFI_THROW(ValueError) << op << ": " << name << " starts at an address that is not a multiple of " << bytes
+                              << "; pass " << name << ".clone()";
   }
   return data;
 }
 
-// The elements of a contiguous CPU tensor of this dtype, each at a multiple of its size. nullptr only for a tensor
-// without elements.
+// The elements of a contiguous CPU tensor of this dtype, aligned to their size. nullptr only for a tensor without
+// elements.
 inline void* cpu_elements(const char* op, const char* name, TensorView tensor, DLDataType dtype) {
   if (tensor.dtype() != dtype) {
     TVM_FFI_THROW(TypeError) << op << ": " << name << " is " << to_string(tensor.dtype()) << "; pass "
                              << to_string(dtype);
   }
   if (tensor.device().device_type != kDLCPU) {
-    TVM_FFI_THROW(ValueError) << op << ": " << name << " lies on DLPack device type " << tensor.device().device_type
+    TVM_FFI_THROW(ValueError) << op << ": " << name << " is on DLPack device type " << tensor.device().device_type
                               << "; pass a CPU tensor (" << name << ".cpu())";
   }
   if (!tensor.IsContiguous()) {
@@ -64,9 +64,9 @@ inline float* cpu_float32(const char* op, const char* name, TensorView tensor) {
 }
 
 inline void has_shape(const char* op, const char* name, TensorView tensor, const std::vector<int64_t>& shape) {
-  const ShapeView given = tensor.shape();
-  if (!std::equal(given.begin(), given.end(), shape.begin(), shape.end())) {
-    TVM_FFI_THROW(ValueError) << op << ": " << name << " has shape " << to_string(given) << "; pass "
+  const ShapeView actual = tensor.shape();
+  if (!std::equal(actual.begin(), actual.end(), shape.begin(), shape.end())) {
+    TVM_FFI_THROW(ValueError) << op << ": " << name << " has shape " << to_string(actual) << "; pass "
                               << to_string(ShapeView(shape.data(), shape.size()));
   }
 }

@@ -1,4 +1,4 @@
-// What Python sees of csrc/cpu: each export checks its tensors and calls a kernel. Loaded by tvm_ffi.load_module.
+// The Python interface of csrc/cpu: each export checks its tensors and calls a kernel. Loaded by tvm_ffi.load_module.
 #include <tvm/ffi/container/array.h>
 #include <tvm/ffi/optional.h>
 #include <tvm/ffi/string.h>
@@ -18,12 +18,12 @@ using tvm::ffi::Tensor;
 
 const hrm_cpu_kernels* kernels = hrm_cpu(nullptr);
 
-// "avx512", "avx2" or "portable", for tests; "" for the best there is.
+// Selects "avx512", "avx2" or "portable", for tests; "" selects the best one that this machine has.
 void use_instruction_set(tvm::ffi::String name) {
   const hrm_cpu_kernels* table = hrm_cpu(name.empty() ? nullptr : name.c_str());
   if (!table) {
-    TVM_FFI_THROW(ValueError) << "use_instruction_set: this machine has no " << name
-                              << "; pass avx512, avx2, portable, or an empty string for the best it has";
+    TVM_FFI_THROW(ValueError) << "use_instruction_set: this machine does not have " << name
+                              << "; pass avx512, avx2, portable, or an empty string for the best available";
   }
   kernels = table;
 }
@@ -44,30 +44,30 @@ int dtype_code(const char* op, const char* name, TensorView tensor) {
   return HRM_BFLOAT16;
 }
 
-// A size that a kernel may compute with: those of any model are below kMost, and no product of some overflows.
-constexpr int64_t kMost = 1 << 20;
+// The largest size that kernels take: above those of any model, and small enough that products do not overflow.
+constexpr int64_t kMaxSize = 1 << 20;
 
-void within(const char* op, const char* name, int64_t value, int64_t most = kMost) {
-  if (value < 1 || value > most) {
-    TVM_FFI_THROW(ValueError) << op << ": " << name << " is " << value << "; pass 1 to " << most;
+void check_range(const char* op, const char* name, int64_t value, int64_t largest = kMaxSize) {
+  if (value < 1 || value > largest) {
+    TVM_FFI_THROW(ValueError) << op << ": " << name << " is " << value << "; pass 1 to " << largest;
   }
 }
 
 void block_sizes(const char* op, int64_t dim, int64_t heads, int64_t head_dim, int64_t inner) {
-  within(op, "D", dim);
-  within(op, "num_heads", heads);
-  within(op, "head_dim", head_dim);
-  within(op, "num_heads * head_dim", heads * head_dim);
-  within(op, "inner", inner);
+  check_range(op, "D", dim);
+  check_range(op, "num_heads", heads);
+  check_range(op, "head_dim", head_dim);
+  check_range(op, "num_heads * head_dim", heads * head_dim);
+  check_range(op, "inner", inner);
 }
 
 int positive_threads(const char* op, int64_t threads) {
-  within(op, "threads", threads, 4096);
+  check_range(op, "threads", threads, 4096);
   return static_cast<int>(threads);
 }
 
-// What a list holds where Python had None is a tensor without memory: found before anything is read.
-void all_tensors(const char* op, const char* name, const Array<Tensor>& tensors) {
+// A None in a Python list arrives as an undefined tensor; reject it before reading.
+void check_defined(const char* op, const char* name, const Array<Tensor>& tensors) {
   for (const Tensor& tensor : tensors) {
     if (!tensor.defined()) TVM_FFI_THROW(TypeError) << op << ": one of " << name << " is None; pass tensors";
   }
@@ -80,7 +80,7 @@ void* cpu_tensor(const char* op, const char* name, TensorView tensor, DLDataType
   return data;
 }
 
-// x [B, S, D] with the sizes of its blocks.
+// The sizes and the dtype of blocks that update a state x [B, S, D].
 struct Blocks {
   const char* op;
   hrm_shape shape;
@@ -105,15 +105,15 @@ struct Blocks {
     return static_cast<float*>(aligned(op, name, cpu_tensor(op, name, tensor, kFloat32, {count}), 64));
   }
   float* packed(const char* name, TensorView tensor, int64_t layers) const {
-    within(op, "layers", layers, 1024);
+    check_range(op, "layers", layers, 1024);
     return floats(name, tensor, layers * kernels->packed_size(shape));
   }
   const float* table(const char* name, Optional<TensorView> tensor) const {
     if (!tensor.has_value()) return nullptr;
-    const TensorView given = tensor.value();
-    const float* data = cpu_float32(op, name, given);
-    if (given.ndim() != 2 || given.size(0) < shape.positions || given.size(1) != shape.head_dim) {
-      TVM_FFI_THROW(ValueError) << op << ": " << name << " has shape " << to_string(given.shape())
+    const TensorView table = tensor.value();
+    const float* data = cpu_float32(op, name, table);
+    if (table.ndim() != 2 || table.size(0) < shape.positions || table.size(1) != shape.head_dim) {
+      TVM_FFI_THROW(ValueError) << op << ": " << name << " has shape " << to_string(table.shape())
                                 << "; pass [>= " << shape.positions << ", " << shape.head_dim << "]";
     }
     return data;
@@ -136,14 +136,14 @@ int64_t packed_size(int64_t dim, int64_t heads, int64_t head_dim, int64_t inner)
   return kernels->packed_size({1, 1, dim, heads, head_dim, inner, 1});
 }
 
-// weights: qkv, o, gate_up, down of each block in turn.
+// weights: qkv, o, gate_up, down of each block, in that order.
 void pack_blocks(Array<Tensor> weights, int64_t heads, bool backward, TensorView packed, int64_t threads) {
   const char* op = "pack_blocks";
   if (weights.size() == 0 || weights.size() % 4) {
-    TVM_FFI_THROW(ValueError) << op << ": weights are " << weights.size() << " tensors; pass four for each block";
+    TVM_FFI_THROW(ValueError) << op << ": weights has " << weights.size() << " tensors; pass four for each block";
   }
-  all_tensors(op, "weights", weights);
-  within(op, "num_heads", heads);
+  check_defined(op, "weights", weights);
+  check_range(op, "num_heads", heads);
   const int team = positive_threads(op, threads);
   const Tensor &qkv = weights[0], &down = weights[3];
   if (qkv.ndim() != 2 || down.ndim() != 2 || qkv.size(0) % (3 * heads)) {
@@ -156,8 +156,8 @@ void pack_blocks(Array<Tensor> weights, int64_t heads, bool backward, TensorView
   if (dim < 1 || inner < 1 || head_dim < 1) TVM_FFI_THROW(ValueError) << op << ": a weight is empty";
   std::vector<hrm_weights> blocks;
   for (size_t i = 0; i < weights.size(); i += 4) {
-    const auto matrix = [&](size_t which, int64_t rows, int64_t columns) {
-      return cpu_tensor(op, "a weight", weights[i + which], qkv.dtype(), {rows, columns});
+    const auto matrix = [&](size_t offset, int64_t rows, int64_t columns) {
+      return cpu_tensor(op, "a weight", weights[i + offset], qkv.dtype(), {rows, columns});
     };
     blocks.push_back({matrix(0, 3 * heads * head_dim, dim), matrix(1, dim, heads * head_dim), matrix(2, 2 * inner, dim),
                       matrix(3, dim, inner)});
@@ -168,10 +168,10 @@ void pack_blocks(Array<Tensor> weights, int64_t heads, bool backward, TensorView
   kernels->pack_blocks(shape, blocks.data(), layers, code, backward, to, team);
 }
 
-// A number of all bytes of the weights.
+// A checksum over all bytes of the weights.
 int64_t checksum(Array<Tensor> weights, int64_t threads) {
   const char* op = "checksum";
-  all_tensors(op, "weights", weights);
+  check_defined(op, "weights", weights);
   std::vector<const void*> arrays;
   std::vector<int64_t> bytes;
   for (const Tensor& weight : weights) {
@@ -184,14 +184,14 @@ int64_t checksum(Array<Tensor> weights, int64_t threads) {
 }
 
 int64_t linear_packed_size(int64_t outputs, int64_t inputs) {
-  within("linear_packed_size", "outputs", outputs);
-  within("linear_packed_size", "inputs", inputs);
+  check_range("linear_packed_size", "outputs", outputs);
+  check_range("linear_packed_size", "inputs", inputs);
   return kernels->linear_packed_size(outputs, inputs);
 }
 
 float* packed_linear(const char* op, TensorView packed, int64_t outputs, int64_t inputs) {
-  within(op, "outputs", outputs);
-  within(op, "inputs", inputs);
+  check_range(op, "outputs", outputs);
+  check_range(op, "inputs", inputs);
   return static_cast<float*>(aligned(
       op, "packed", cpu_tensor(op, "packed", packed, kFloat32, {kernels->linear_packed_size(outputs, inputs)}), 64));
 }
@@ -248,9 +248,9 @@ void recurrent_cycles(TensorView z_H, TensorView z_L, TensorView x, TensorView p
   void* outputs[3] = {blocks.state("out_H", out_H), blocks.state("out_L", out_L), nullptr};
   const hrm_update H{0, 1, -1, blocks.packed("packed_H", packed_H, H_layers), H_layers};
   const hrm_update L{1, 0, 2, blocks.packed("packed_L", packed_L, L_layers), L_layers};
-  within(blocks.op, "H_cycles", H_cycles);
-  within(blocks.op, "L_cycles", L_cycles);
-  within(blocks.op, "H_cycles * L_cycles", H_cycles * L_cycles);
+  check_range(blocks.op, "H_cycles", H_cycles);
+  check_range(blocks.op, "L_cycles", L_cycles);
+  check_range(blocks.op, "H_cycles * L_cycles", H_cycles * L_cycles);
   if (blocks.empty()) return;
   std::vector<hrm_update> updates;  // all but the last L and the last H update
   for (int64_t h = 0; h < H_cycles; ++h) {
@@ -277,7 +277,7 @@ void blocks_forward(TensorView x, Optional<TensorView> injection, TensorView pac
                           kept, blocks.threads);
 }
 
-// dweights: the gradients of qkv, o, gate_up, down of each block in turn, or None where none is wanted.
+// dweights: the gradients of qkv, o, gate_up, down of each block, in that order; None for gradients not needed.
 void blocks_backward(TensorView dout, TensorView packed, TensorView packed_backward, int64_t layers,
                      Optional<TensorView> cos, Optional<TensorView> sin, bool recompute, TensorView saved,
                      TensorView dx, Array<Optional<Tensor>> dweights, int64_t heads, int64_t head_dim, int64_t inner,
@@ -290,15 +290,15 @@ void blocks_backward(TensorView dout, TensorView packed, TensorView packed_backw
   const float* backward = blocks.packed("packed_backward", packed_backward, layers);
   const float* kept = blocks.floats("saved", saved, kernels->saved_size(blocks.shape, layers, recompute));
   if (static_cast<int64_t>(dweights.size()) != 4 * layers) {
-    TVM_FFI_THROW(ValueError) << blocks.op << ": dweights are " << dweights.size() << " tensors; pass " << 4 * layers;
+    TVM_FFI_THROW(ValueError) << blocks.op << ": dweights has " << dweights.size() << " tensors; pass " << 4 * layers;
   }
   std::vector<hrm_weight_gradients> gradients;
   const int64_t dim = blocks.shape.dim;
   for (size_t i = 0; i < dweights.size(); i += 4) {
-    const auto matrix = [&](size_t which, int64_t rows, int64_t columns) -> void* {
-      const Optional<Tensor> given = dweights[i + which];
-      if (!given.has_value()) return nullptr;
-      const Tensor gradient = given.value();
+    const auto matrix = [&](size_t offset, int64_t rows, int64_t columns) -> void* {
+      const Optional<Tensor> requested = dweights[i + offset];
+      if (!requested.has_value()) return nullptr;
+      const Tensor gradient = requested.value();
       return cpu_tensor(blocks.op, "a weight's gradient", gradient, blocks.dtype, {rows, columns});
     };
     gradients.push_back({matrix(0, 3 * heads * head_dim, dim), matrix(1, dim, heads * head_dim),
@@ -310,7 +310,7 @@ void blocks_backward(TensorView dout, TensorView packed, TensorView packed_backw
 }
 
 Blocks attention_sizes(const char* op, TensorView qkv, int64_t heads, int64_t threads) {
-  within(op, "num_heads", heads);
+  check_range(op, "num_heads", heads);
   if (qkv.ndim() != 3 || qkv.size(2) < 1 || qkv.size(2) % (3 * heads)) {
     TVM_FFI_THROW(ValueError) << op << ": qkv has shape " << to_string(qkv.shape())
                               << "; pass [B, S, 3 H d] with H = " << heads;
@@ -346,7 +346,7 @@ void rope_attention_backward(TensorView dout, TensorView qkv, TensorView out, Te
                                    tables.cos, tables.sin, sizes.threads);
 }
 
-// [rows, columns]
+// The dtype and sizes of a matrix x [rows, columns], and of its rows' other tensors.
 struct Matrix {
   const char* op;
   DLDataType dtype;
@@ -408,7 +408,7 @@ void swiglu_backward(TensorView dout, TensorView gate_up, TensorView dgate_up, i
   if (m.rows) kernels->swiglu_backward(m.rows, m.columns, dh, from, to, m.code, count);
 }
 
-// x [B, S, D] and the two matrices that mix its positions.
+// The sizes of x [B, S, D] and of the two matrices that mix its positions.
 struct Mixing {
   const char* op;
   DLDataType dtype;
@@ -425,9 +425,9 @@ struct Mixing {
     positions = x.size(1);
     dim = x.size(2);
     inner = down.size(1);
-    within(op, "S", positions);
-    within(op, "D", dim);
-    within(op, "I", inner);
+    check_range(op, "S", positions);
+    check_range(op, "D", dim);
+    check_range(op, "I", inner);
   }
   void* state(const char* name, TensorView tensor) const {
     return cpu_tensor(op, name, tensor, dtype, {batch, positions, dim});
@@ -461,44 +461,44 @@ void token_mixing_backward(TensorView dout, TensorView x, TensorView gate_up, Te
                                  to, dfirst, dsecond, m.code, m.threads);
 }
 
-// Labels that a kernel may follow.
+// The labels, each checked to be a column of the logits or ignore_index.
 const int64_t* checked_labels(const Matrix& m, TensorView labels, int64_t ignore_index) {
-  const int64_t* given = m.column<int64_t>("labels", labels, kInt64);
+  const int64_t* values = m.column<int64_t>("labels", labels, kInt64);
   if (m.rows && m.columns < 1) TVM_FFI_THROW(ValueError) << m.op << ": logits have no columns; pass [rows, V >= 1]";
   for (int64_t row = 0; row < m.rows; ++row) {
-    if (given[row] != ignore_index && (given[row] < 0 || given[row] >= m.columns)) {
-      TVM_FFI_THROW(IndexError) << "stablemax_cross_entropy: a label is " << given[row] << ", expected 0 to "
+    if (values[row] != ignore_index && (values[row] < 0 || values[row] >= m.columns)) {
+      TVM_FFI_THROW(IndexError) << "stablemax_cross_entropy: a label is " << values[row] << ", expected 0 to "
                                 << m.columns - 1 << " or ignore_index (" << ignore_index << ")";
     }
   }
-  return given;
+  return values;
 }
 
 void stablemax_forward(TensorView logits, TensorView labels, int64_t ignore_index, TensorView loss, TensorView others,
                        Optional<TensorView> argmax, int64_t threads) {
   const Matrix m("stablemax_forward", "logits", logits);
   const void* x = m.get("logits", logits, m.columns);
-  const int64_t* given = checked_labels(m, labels, ignore_index);
+  const int64_t* y = checked_labels(m, labels, ignore_index);
   float* to = m.column<float>("loss", loss, kFloat32);
   double* sums = m.column<double>("others", others, kFloat64);
   int64_t* best = argmax.has_value() ? m.column<int64_t>("argmax", argmax.value(), kInt64) : nullptr;
   const int count = positive_threads(m.op, threads);
-  if (m.rows) kernels->stablemax_forward(m.rows, m.columns, x, given, ignore_index, to, sums, best, m.code, count);
+  if (m.rows) kernels->stablemax_forward(m.rows, m.columns, x, y, ignore_index, to, sums, best, m.code, count);
 }
 
 void stablemax_backward(TensorView dloss, TensorView logits, TensorView labels, int64_t ignore_index, TensorView others,
                         TensorView dlogits, int64_t threads) {
   const Matrix m("stablemax_backward", "logits", logits);
   const void* x = m.get("logits", logits, m.columns);
-  const int64_t* given = checked_labels(m, labels, ignore_index);
+  const int64_t* y = checked_labels(m, labels, ignore_index);
   const float* d = m.column<float>("dloss", dloss, kFloat32);
   const double* sums = m.column<double>("others", others, kFloat64);
   void* to = m.get("dlogits", dlogits, m.columns);
   const int count = positive_threads(m.op, threads);
-  if (m.rows) kernels->stablemax_backward(m.rows, m.columns, d, x, given, ignore_index, sums, to, m.code, count);
+  if (m.rows) kernels->stablemax_backward(m.rows, m.columns, d, x, y, ignore_index, sums, to, m.code, count);
 }
 
-// copies: bfloat16, as many as params, or none. steps: float64, how often each parameter has been stepped with this.
+// copies: a bfloat16 tensor for each parameter, or none at all. decay1, decay2: a float64 number for each parameter.
 void adam_atan2(Array<Tensor> params, Array<Tensor> grads, Array<Tensor> exp_avgs, Array<Tensor> exp_avg_sqs,
                 Array<Tensor> copies, TensorView decay1, TensorView decay2, double lr, double beta1, double beta2,
                 double weight_decay, int64_t threads) {
@@ -508,9 +508,10 @@ void adam_atan2(Array<Tensor> params, Array<Tensor> grads, Array<Tensor> exp_avg
       (copies.size() != count && copies.size() != 0)) {
     TVM_FFI_THROW(ValueError) << op << ": " << count << " params, " << grads.size() << " grads, " << exp_avgs.size()
                               << " exp_avgs, " << exp_avg_sqs.size() << " exp_avg_sqs, " << copies.size()
-                              << " copies; pass as many of each";
+                              << " copies; pass equally many of each";
   }
-  for (const Array<Tensor>& list : {params, grads, exp_avgs, exp_avg_sqs, copies}) all_tensors(op, "its tensors", list);
+  for (const Array<Tensor>& list : {params, grads, exp_avgs, exp_avg_sqs, copies})
+    check_defined(op, "its tensors", list);
   std::vector<float*> p, m, v;
   std::vector<const float*> g;
   std::vector<void*> c;
@@ -545,10 +546,10 @@ void sparse_sign_sgd(TensorView weights, TensorView ids, TensorView grads, doubl
   float* w = cpu_float32(table.op, "weights", weights);
   const float* g =
       static_cast<const float*>(cpu_tensor(table.op, "grads", grads, kFloat32, {rows.rows, table.columns}));
-  const int64_t* given = rows.column<int64_t>("ids", ids, kInt64);
-  const int64_t wrong = hrm_cpu_sparse_sign_sgd(w, table.rows, table.columns, given, g, rows.rows, lr, weight_decay);
+  const int64_t* indices = rows.column<int64_t>("ids", ids, kInt64);
+  const int64_t wrong = hrm_cpu_sparse_sign_sgd(w, table.rows, table.columns, indices, g, rows.rows, lr, weight_decay);
   if (wrong >= 0) {
-    TVM_FFI_THROW(IndexError) << table.op << ": an identifier is " << given[wrong] << ", expected 0 to "
+    TVM_FFI_THROW(IndexError) << table.op << ": an identifier is " << indices[wrong] << ", expected 0 to "
                               << table.rows - 1 << "; nothing was changed";
   }
 }

@@ -1,4 +1,4 @@
-// What Python sees of csrc/cuda: each export checks its tensors and calls a launcher. Loaded by tvm_ffi.load_module.
+// The Python interface of csrc/cuda: each export checks its tensors and calls a launcher. tvm_ffi.load_module loads it.
 #include <cuda_runtime.h>
 #include <tvm/ffi/container/array.h>
 #include <tvm/ffi/extra/c_env_api.h>
@@ -21,12 +21,12 @@ constexpr DLDeviceType kDevice = kDLCUDA;
 #endif
 constexpr DLDataType kUInt8{kDLUInt, 8, 1};
 
-// Makes the device of a call's tensors current, and the former one again afterwards.
+// Makes the device of a call's tensors current, and restores the previous device afterwards.
 class OnDevice {
  public:
   OnDevice(const char* op, const char* name, TensorView tensor) {
     if (tensor.device().device_type != kDevice) {
-      TVM_FFI_THROW(ValueError) << op << ": " << name << " lies on DLPack device type " << tensor.device().device_type
+      TVM_FFI_THROW(ValueError) << op << ": " << name << " is on DLPack device type " << tensor.device().device_type
                                 << "; pass a CUDA tensor (" << name << ".cuda())";
     }
     device_ = tensor.device().device_id;
@@ -40,7 +40,7 @@ class OnDevice {
   OnDevice& operator=(const OnDevice&) = delete;
 
   int index() const { return device_; }
-  // The stream that is torch's current one on the device.
+  // torch's current stream on the device.
   void* stream() const { return TVMFFIEnvGetStream(kDevice, device_); }
 
  private:
@@ -64,9 +64,9 @@ void* elements(const char* op, const std::string& name, const View& tensor, DLDa
                              << to_string(dtype);
   }
   if (tensor.device().device_type != kDevice || tensor.device().device_id != device.index()) {
-    TVM_FFI_THROW(ValueError) << op << ": " << name << " lies on DLPack device type " << tensor.device().device_type
-                              << ", index " << tensor.device().device_id
-                              << "; pass a tensor on the device of the first, index " << device.index();
+    TVM_FFI_THROW(ValueError) << op << ": " << name << " is on DLPack device type " << tensor.device().device_type
+                              << ", index " << tensor.device().device_id << "; pass a tensor on device index "
+                              << device.index();
   }
   if (!tensor.IsContiguous()) {
     TVM_FFI_THROW(ValueError) << op << ": " << name << " of shape " << to_string(tensor.shape())
@@ -100,26 +100,51 @@ void axpy(float a, TensorView x, TensorView y) {
   check_launch("axpy", hrm_cuda_axpy(a, from, to, x.numel(), device.stream()));
 }
 
-// Why device `index` cannot run any of the kernels, or "".
-std::string device_reason(int64_t index) {
+// Calls `reason` with device `index` current; returns its message, or "" for nullptr.
+template <typename Reason>
+std::string reason_on(int64_t index, Reason reason) {
   int before = 0;
   cudaError_t error = cudaGetDevice(&before);
   if (error == cudaSuccess) error = cudaSetDevice(static_cast<int>(index));
   if (error != cudaSuccess) return cudaGetErrorString(error);
-  const char* reason = hrm_cuda_device_reason();
+  const char* message = reason();
   static_cast<void>(cudaSetDevice(before));
-  return reason ? reason : "";
+  return message ? message : "";
 }
 
-constexpr const char* kCycles = "recurrent_cycles";
+// Why device `index` cannot run any of the kernels, or "".
+std::string device_reason(int64_t index) { return reason_on(index, hrm_cuda_device_reason); }
 
-// Sizes and settings, from numbers that are checked to fit.
+// The RoPE tables of an op. They stay nullptr if both are None.
+struct Tables {
+  const float *cos = nullptr, *sin = nullptr;
+
+  Tables(const char* op, const Optional<TensorView>& cos_, const Optional<TensorView>& sin_, int64_t positions,
+         int64_t head_dim, const OnDevice& device) {
+    if (cos_.has_value() != sin_.has_value()) {
+      TVM_FFI_THROW(TypeError) << op << ": one of cos and sin is None; pass both tables, or None for both";
+    }
+    if (!cos_.has_value()) return;
+    cos = static_cast<const float*>(elements(op, "cos", *cos_, kFloat32, device, 8));
+    sin = static_cast<const float*>(elements(op, "sin", *sin_, kFloat32, device, 8));
+    same_shape(op, "sin", *sin_, "cos", *cos_);
+    const ShapeView shape = (*cos_).shape();
+    if (shape.size() != 2 || shape[0] < positions || shape[1] != head_dim) {
+      TVM_FFI_THROW(ValueError) << op << ": cos has shape " << to_string(shape)
+                                << "; pass [>= S, d] = [>= " << positions << ", " << head_dim << ']';
+    }
+  }
+};
+
+constexpr const char* kCycles = "recurrent_cycles";
+constexpr int64_t kMaxSize = 1 << 20;
+
+// The sizes of a call, checked to fit into int32.
 hrm_recurrent_cycles sizes(int64_t batch, int64_t positions, int64_t width, int64_t heads, int64_t head_dim,
-                           int64_t inner, int64_t layers, int64_t more_layers) {
-  constexpr int64_t kMost = 1 << 20;
+                           int64_t inner, int64_t H_layers, int64_t L_layers) {
   for (int64_t size : {batch, positions, width, heads, head_dim, inner, batch * positions}) {
-    if (size < 1 || size > kMost) {
-      TVM_FFI_THROW(ValueError) << kCycles << ": a size is " << size << "; pass sizes from 1 to " << kMost;
+    if (size < 1 || size > kMaxSize) {
+      TVM_FFI_THROW(ValueError) << kCycles << ": a size is " << size << "; pass sizes from 1 to " << kMaxSize;
     }
   }
   hrm_recurrent_cycles problem{};
@@ -129,8 +154,8 @@ hrm_recurrent_cycles sizes(int64_t batch, int64_t positions, int64_t width, int6
   problem.heads = static_cast<int32_t>(heads);
   problem.head_dim = static_cast<int32_t>(head_dim);
   problem.inner = static_cast<int32_t>(inner);
-  problem.H_layers = static_cast<int32_t>(std::min<int64_t>(layers, HRM_MAX_LAYERS + 1));
-  problem.L_layers = static_cast<int32_t>(std::min<int64_t>(more_layers, HRM_MAX_LAYERS + 1));
+  problem.H_layers = static_cast<int32_t>(std::min<int64_t>(H_layers, HRM_MAX_LAYERS + 1));
+  problem.L_layers = static_cast<int32_t>(std::min<int64_t>(L_layers, HRM_MAX_LAYERS + 1));
   return problem;
 }
 
@@ -138,13 +163,7 @@ hrm_recurrent_cycles sizes(int64_t batch, int64_t positions, int64_t width, int6
 std::string recurrent_cycles_reason(int64_t index, int64_t positions, int64_t width, int64_t heads, int64_t head_dim,
                                     int64_t inner, int64_t layers) {
   const hrm_recurrent_cycles problem = sizes(1, positions, width, heads, head_dim, inner, layers, 0);
-  int before = 0;
-  cudaError_t error = cudaGetDevice(&before);
-  if (error == cudaSuccess) error = cudaSetDevice(static_cast<int>(index));
-  if (error != cudaSuccess) return cudaGetErrorString(error);
-  const char* reason = hrm_cuda_recurrent_cycles_reason(&problem);
-  static_cast<void>(cudaSetDevice(before));
-  return reason ? reason : "";
+  return reason_on(index, [&] { return hrm_cuda_recurrent_cycles_reason(&problem); });
 }
 
 int64_t recurrent_cycles_workspace(int64_t batch, int64_t positions, int64_t width, int64_t heads, int64_t head_dim,
@@ -153,6 +172,7 @@ int64_t recurrent_cycles_workspace(int64_t batch, int64_t positions, int64_t wid
   return static_cast<int64_t>(hrm_cuda_recurrent_cycles_workspace(&problem));
 }
 
+// Checks the weights of a module's blocks and stores their addresses in `blocks`.
 void take_layers(const char* module, const Array<Tensor>& weights, const hrm_recurrent_cycles& sizes,
                  const OnDevice& device, hrm_block_weights* blocks) {
   static const char* const kNames[] = {"qkv", "o", "gate_up", "down"};
@@ -178,8 +198,7 @@ void recurrent_cycles(TensorView z_H, TensorView z_L, TensorView x, Array<Tensor
   if (z_H.ndim() != 3) {
     TVM_FFI_THROW(ValueError) << kCycles << ": z_H has shape " << to_string(z_H.shape()) << "; pass [B, S, D]";
   }
-  constexpr int64_t kMost = 1 << 20;
-  if (H_cycles < 1 || L_cycles < 0 || H_cycles > kMost || L_cycles > kMost || (L_cycles == 0 && H_cycles != 2)) {
+  if (H_cycles < 1 || L_cycles < 0 || H_cycles > kMaxSize || L_cycles > kMaxSize || (L_cycles == 0 && H_cycles != 2)) {
     TVM_FFI_THROW(ValueError) << kCycles << ": H_cycles is " << H_cycles << " and L_cycles " << L_cycles
                               << "; pass at least 1 of each, or 2 and 0 for a single update of z_H";
   }
@@ -188,11 +207,11 @@ void recurrent_cycles(TensorView z_H, TensorView z_L, TensorView x, Array<Tensor
     const bool runs = layers == &H_layers ? H_cycles > 1 : runs_L;
     if (layers->size() % 4 || layers->size() > 4 * HRM_MAX_LAYERS || (runs && layers->empty())) {
       TVM_FFI_THROW(ValueError) << kCycles << ": " << name << " has " << layers->size()
-                                << " tensors; pass four a block (qkv, o, gate_up, down), of 1 to " << HRM_MAX_LAYERS
-                                << " blocks";
+                                << " tensors; pass four for each block (qkv, o, gate_up, down), for 1 to "
+                                << HRM_MAX_LAYERS << " blocks";
     }
     for (const Tensor& weight : *layers) {
-      if (!weight.defined()) TVM_FFI_THROW(TypeError) << kCycles << ": " << name << " holds None; pass tensors alone";
+      if (!weight.defined()) TVM_FFI_THROW(TypeError) << kCycles << ": " << name << " contains None; pass only tensors";
     }
   }
   const Array<Tensor>& any = H_layers.empty() ? L_layers : H_layers;
@@ -222,19 +241,9 @@ void recurrent_cycles(TensorView z_H, TensorView z_L, TensorView x, Array<Tensor
   same_shape(kCycles, "new_z_L", new_z_L, "z_H", z_H);
   take_layers("H_layers", H_layers, problem, device, problem.H);
   take_layers("L_layers", L_layers, problem, device, problem.L);
-  if (cos.has_value() != sin.has_value()) {
-    TVM_FFI_THROW(TypeError) << kCycles << ": one of cos and sin is None; pass both tables, or None for both";
-  }
-  if (cos.has_value()) {
-    problem.cos = static_cast<const float*>(elements(kCycles, "cos", *cos, kFloat32, device, 8));
-    problem.sin = static_cast<const float*>(elements(kCycles, "sin", *sin, kFloat32, device, 8));
-    same_shape(kCycles, "sin", *sin, "cos", *cos);
-    const ShapeView shape = (*cos).shape();
-    if (shape.size() != 2 || shape[0] < problem.positions || shape[1] != problem.head_dim) {
-      TVM_FFI_THROW(ValueError) << kCycles << ": cos has shape " << to_string(shape)
-                                << "; pass [>= S, d] = [>= " << problem.positions << ", " << problem.head_dim << ']';
-    }
-  }
+  const Tables tables(kCycles, cos, sin, problem.positions, problem.head_dim, device);
+  problem.cos = tables.cos;
+  problem.sin = tables.sin;
   problem.workspace = elements(kCycles, "workspace", workspace, kUInt8, device, 16);
   const auto needed = static_cast<int64_t>(hrm_cuda_recurrent_cycles_workspace(&problem));
   if (workspace.numel() < needed) {
@@ -244,7 +253,7 @@ void recurrent_cycles(TensorView z_H, TensorView z_L, TensorView x, Array<Tensor
   check_launch(kCycles, hrm_cuda_recurrent_cycles(&problem, device.stream()));
 }
 
-// The number of a dtype that the kernels compute with.
+// The code of a dtype in csrc/cuda/kernels.h.
 hrm_dtype dtype_code(const char* op, const std::string& name, DLDataType dtype) {
   if (dtype == kFloat32) return HRM_FLOAT32;
   if (dtype == kBFloat16) return HRM_BFLOAT16;
@@ -255,7 +264,7 @@ hrm_dtype dtype_code(const char* op, const std::string& name, DLDataType dtype) 
   return HRM_FLOAT16;
 }
 
-// Whether integers are int64, else int32.
+// Whether an integer tensor is int64 rather than int32.
 bool is_wide(const char* op, const char* name, TensorView tensor) {
   if (tensor.dtype() != kInt64 && tensor.dtype() != kInt32) {
     TVM_FFI_THROW(TypeError) << op << ": " << name << " is " << to_string(tensor.dtype()) << "; pass int32 or int64";
@@ -277,8 +286,8 @@ const float* device_number(const char* op, const char* name, const Optional<Tens
   return value;
 }
 
-// counts: a float32 scalar for each parameter, of the steps before this one. With `arrived`, an int32 zero, they are on
-// the device, and so may be the learning rate; else they are on the CPU. They count up.
+// counts: for each parameter a float32 scalar, the number of previous steps; this call adds 1. With `arrived`, an int32
+// zero, the counts are on the device, and the learning rate may be too; without it they are on the CPU.
 void adam_atan2(Array<Tensor> params, Array<Tensor> grads, Array<Tensor> exp_avgs, Array<Tensor> exp_avg_sqs,
                 Array<Tensor> copies, Array<Tensor> counts, double lr, Optional<TensorView> device_lr, double beta1,
                 double beta2, double weight_decay, Optional<TensorView> arrived) {
@@ -288,10 +297,10 @@ void adam_atan2(Array<Tensor> params, Array<Tensor> grads, Array<Tensor> exp_avg
         std::pair{"copies", &copies}, std::pair{"counts", &counts}, std::pair{"params", &params}}) {
     if (list->size() != params.size() && (list != &copies || !copies.empty())) {
       TVM_FFI_THROW(ValueError) << kOp << ": " << name << " has " << list->size() << " tensors and params "
-                                << params.size() << "; pass as many of each";
+                                << params.size() << "; pass equally many of each";
     }
     for (const Tensor& tensor : *list) {
-      if (!tensor.defined()) TVM_FFI_THROW(TypeError) << kOp << ": " << name << " holds None; pass tensors alone";
+      if (!tensor.defined()) TVM_FFI_THROW(TypeError) << kOp << ": " << name << " contains None; pass only tensors";
     }
   }
   if (params.empty()) return;
@@ -306,11 +315,7 @@ void adam_atan2(Array<Tensor> params, Array<Tensor> grads, Array<Tensor> exp_avg
     const auto take = [&](const char* name, const Tensor& tensor, DLDataType dtype) {
       const std::string indexed = std::string(name) + '[' + std::to_string(i) + ']';
       void* data = elements(kOp, indexed, tensor, dtype, device, bytes_of(dtype));
-      const ShapeView given = tensor.shape(), wanted = param.shape();
-      if (!std::equal(given.begin(), given.end(), wanted.begin(), wanted.end())) {
-        TVM_FFI_THROW(ValueError) << kOp << ": " << indexed << " has shape " << to_string(given)
-                                  << " and its parameter " << to_string(wanted) << "; pass equal shapes";
-      }
+      same_shape(kOp, indexed.c_str(), tensor, "its parameter", param);
       return data;
     };
     hrm_adam_parameter parameter{};
@@ -348,7 +353,7 @@ void adam_atan2(Array<Tensor> params, Array<Tensor> grads, Array<Tensor> exp_avg
       TVM_FFI_THROW(ValueError) << kOp << ": arrived has shape " << to_string((*arrived).shape()) << "; pass one zero";
     }
   } else if (problem.device_lr) {
-    TVM_FFI_THROW(TypeError) << kOp << ": lr is on the device, where the counts are not; pass a number";
+    TVM_FFI_THROW(TypeError) << kOp << ": lr is on the device, but the counts are on the CPU; pass a number";
   }
   check_launch(kOp, hrm_cuda_adam_atan2(&problem, device.stream()));
   if (!problem.arrived) {
@@ -356,7 +361,7 @@ void adam_atan2(Array<Tensor> params, Array<Tensor> grads, Array<Tensor> exp_avg
   }
 }
 
-// ids that are no row of the table are passed over.
+// The kernel skips ids that are not rows of the table.
 void sparse_sign_sgd(TensorView weights, TensorView ids, TensorView grads, double lr, Optional<TensorView> device_lr,
                      double weight_decay) {
   constexpr const char* kOp = "sparse_sign_sgd";
@@ -439,7 +444,7 @@ void stablemax_backward(TensorView dloss, TensorView logits, TensorView labels, 
 
 constexpr const char* kAttention = "rope_attention";
 
-// Sizes, dtype, qkv and tables of a call of the short attention, checked.
+// The checked sizes, dtype, qkv and tables of a call of the short attention.
 hrm_rope_attention attention(TensorView qkv, const Optional<TensorView>& cos, const Optional<TensorView>& sin,
                              int64_t num_heads, const OnDevice& device) {
   if (qkv.ndim() != 3 || num_heads < 1 || num_heads > INT32_MAX || qkv.shape()[2] % (3 * num_heads)) {
@@ -465,19 +470,9 @@ hrm_rope_attention attention(TensorView qkv, const Optional<TensorView>& cos, co
   problem.heads = static_cast<int32_t>(num_heads);
   problem.head_dim = static_cast<int32_t>(head_dim);
   problem.qkv = elements(kAttention, "qkv", qkv, qkv.dtype(), device, 16);
-  if (cos.has_value() != sin.has_value()) {
-    TVM_FFI_THROW(TypeError) << kAttention << ": one of cos and sin is None; pass both tables, or None for both";
-  }
-  if (cos.has_value()) {
-    problem.cos = static_cast<const float*>(elements(kAttention, "cos", *cos, kFloat32, device, 8));
-    problem.sin = static_cast<const float*>(elements(kAttention, "sin", *sin, kFloat32, device, 8));
-    same_shape(kAttention, "sin", *sin, "cos", *cos);
-    const ShapeView shape = (*cos).shape();
-    if (shape.size() != 2 || shape[0] < positions || shape[1] != head_dim) {
-      TVM_FFI_THROW(ValueError) << kAttention << ": cos has shape " << to_string(shape)
-                                << "; pass [>= S, d] = [>= " << positions << ", " << head_dim << ']';
-    }
-  }
+  const Tables tables(kAttention, cos, sin, positions, head_dim, device);
+  problem.cos = tables.cos;
+  problem.sin = tables.sin;
   return problem;
 }
 

@@ -1,5 +1,5 @@
-// Which Python a library is for. It goes up with every change of an export, here and in hrm_kernels/native.py, so that
-// a library of another build is refused when it is loaded (tests/hrm_kernels/test_native.py).
+// The version of the exports. Raise it here and in hrm_kernels/native.py whenever an export changes: native.py refuses
+// to load a library with another number (tests/hrm_kernels/test_native.py).
 #pragma once
 
 #include <cstdint>

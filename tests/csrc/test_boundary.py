@@ -1,4 +1,4 @@
-"""What arrives at the cuda library from Python: the right answer or one of Python's errors, never a crash."""
+"""Any arguments from Python give the right result of the cuda library or a Python error, never a crash."""
 
 import math
 
@@ -20,7 +20,7 @@ SIZES = (BATCH, POSITIONS, DIM, HEADS, DIM // HEADS, INNER)
 
 
 def arguments(module, H_cycles=2, L_cycles=1):
-    """Valid ones, as a list; weights and states small, so that any of them can stand for another."""
+    """Valid arguments, as a list; weights and states are small, so that one can replace another."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape):
@@ -36,9 +36,9 @@ def arguments(module, H_cycles=2, L_cycles=1):
 
 
 def to(value, dtype):
-    """A copy, of floating tensors in this dtype (None: their own); of lists too."""
+    """Copy tensors, also in lists; convert floating ones to ``dtype`` unless it is None."""
     if isinstance(value, list):
-        return [to(one, dtype) for one in value]
+        return [to(item, dtype) for item in value]
     if not isinstance(value, torch.Tensor):
         return value
     return value.detach().clone().to(dtype if dtype and value.is_floating_point() else value.dtype)
@@ -50,12 +50,12 @@ def gradient(function, x, dout):
 
 
 def answers(function, call):
-    """What an accepted call writes, by the argument's index: the reference's, in the dtypes of ``call``."""
+    """The reference's results of an accepted call, by the index of the argument that receives them."""
     match function, call:
         case "recurrent_cycles", [z_H, z_L, x, H, L, cos, sin, heads, H_cycles, L_cycles, eps, *_]:
             H, L = ([layers[i : i + 4] for i in range(0, len(layers), 4)] for layers in (H, L))
             z_H, z_L = cycles.recurrent_cycles(z_H, z_L, x, H, L, cos, sin, heads, H_cycles, L_cycles, eps)
-            # a state that no update is left for is not written
+            # a state without an update is not written
             return ({11: z_H} if H_cycles > 1 else {}) | ({12: z_L} if L_cycles and H_cycles * L_cycles > 1 else {})
         case "adam_atan2", [params, grads, means, squares, copies, counts, lr, device_lr, beta1, beta2, decay, _]:
             if params:
@@ -64,7 +64,7 @@ def answers(function, call):
                 adam.adam_atan2(params, grads, means, squares, counts, *rest)
             return {0: params, 2: means, 3: squares, 4: copies}
         case "sparse_sign_sgd", [weights, ids, grads, lr, device_lr, decay]:
-            rows = (ids >= 0) & (ids < len(weights))  # others are passed over
+            rows = (ids >= 0) & (ids < len(weights))  # the kernel skips others
             lr = lr if device_lr is None else device_lr.reshape(())
             sparse.sparse_sign_sgd(weights, ids[rows].long(), grads[rows], lr, decay)
             return {0: weights}
@@ -79,9 +79,10 @@ def answers(function, call):
 
 
 def run(module, function, call, kept=()):
-    """An error, or the right answer: at most twice as far from the reference in float64 as that in the same dtypes.
+    """Call a function and check its result: its error is at most twice that of the reference in the same dtypes.
 
-    kept: what a forward has left for this call, by index; without it there is no right answer.
+    kept: results of a forward that this call needs, by index; if one is replaced, no result is right.
+    Returns whether the call was accepted.
     """
     before = to(call, None)
     try:
@@ -91,7 +92,7 @@ def run(module, function, call, kept=()):
         return False
     least = 0 if function in ("adam_atan2", "sparse_sign_sgd") else 1e-12  # eps
     if any(isinstance(number, float) and not least <= number < 1 for number in call):
-        return True  # no rate, decay or eps of any model
+        return True  # not a rate, decay or eps of any model
     if any(call[index] is not tensor for index, tensor in kept):
         return True
     if function.startswith("stablemax"):
@@ -101,11 +102,13 @@ def run(module, function, call, kept=()):
     exact, plain = (answers(function, to(before, dtype)) for dtype in (torch.float64, None))
     for index, want in exact.items():
         lists = [value if isinstance(value, list) else [value] for value in (call[index], plain[index], want)]
-        for got, own, one in zip(*lists, strict=True):
-            if one.numel():
-                error, allowed = ((x.double() - one).abs().max() for x in (got, own))
+        for got, same_dtype, expected in zip(*lists, strict=True):
+            if expected.numel():
+                error, allowed = ((x.double() - expected).abs().max() for x in (got, same_dtype))
                 epsilon = torch.finfo(got.dtype).eps if got.is_floating_point() else 0
-                assert error <= 2 * allowed + 8 * epsilon * max(1, one.abs().max()), f"{function}, argument {index}"
+                assert error <= 2 * allowed + 8 * epsilon * max(1, expected.abs().max()), (
+                    f"{function}, argument {index}"
+                )
     return True
 
 
@@ -121,9 +124,9 @@ NAMES = "z_H z_L x H_layers L_layers cos sin num_heads H_cycles L_cycles eps new
         ("x", lambda t: t.transpose(0, 1), ValueError, r"x of shape \[5, 2, 128\] is not contiguous; pass x.contig"),
         ("z_H", lambda t: t[:, :0], ValueError, "a size is 0; pass sizes from 1"),
         ("z_H", lambda t: t.flatten()[1:].new_zeros(t.numel() + 1)[1:].view(t.shape), ValueError, "aligned to 16 byte"),
-        ("H_layers", lambda layers: layers[:3], ValueError, r"H_layers has 3 tensors; pass four a block"),
-        ("H_layers", lambda layers: 17 * layers, ValueError, "H_layers has 68 tensors; .* of 1 to 16 blocks"),
-        ("L_layers", lambda layers: [*layers[:3], None], TypeError, "L_layers holds None; pass tensors alone"),
+        ("H_layers", lambda layers: layers[:3], ValueError, r"H_layers has 3 tensors; pass four for each block"),
+        ("H_layers", lambda layers: 17 * layers, ValueError, "H_layers has 68 tensors; .* for 1 to 16 blocks"),
+        ("L_layers", lambda layers: [*layers[:3], None], TypeError, "L_layers contains None; pass only tensors"),
         ("z_H", lambda t: t.to(torch.complex64), TypeError, "z_H is of DLPack type code 5 with 64 bits; pass bfloat16"),
         ("L_layers", lambda layers: [], ValueError, "L_layers has 0 tensors"),
         (
@@ -150,28 +153,28 @@ NAMES = "z_H z_L x H_layers L_layers cos sin num_heads H_cycles L_cycles eps new
         ("z_H", lambda t: None, TypeError, "argument #0"),
     ],
 )
-def test_errors_say_what_came_and_the_way_out(simt, name, change, error, message):
+def test_errors_say_what_was_passed_and_what_to_pass(simt, name, change, error, message):
     simt.configure()
-    given = arguments(simt.module)
+    call = arguments(simt.module)
     index = NAMES.index(name)
-    given[index] = change(given[index])
-    if name == "cos" and given[index] is not None:
-        given[index + 1] = change(given[index + 1])
+    call[index] = change(call[index])
+    if name == "cos" and call[index] is not None:
+        call[index + 1] = change(call[index + 1])
     with pytest.raises(error, match=message):
-        simt.module.recurrent_cycles(*given)
+        simt.module.recurrent_cycles(*call)
 
 
 def test_one_table_of_two(simt):
-    given = arguments(simt.module)
+    call = arguments(simt.module)
     for name in ("cos", "sin"):
-        given[NAMES.index(name)] = given[NAMES.index(name)][:4].contiguous()
+        call[NAMES.index(name)] = call[NAMES.index(name)][:4].contiguous()
     with pytest.raises(ValueError, match=r"cos has shape \[4, 64\]; pass \[>= S, d\] = \[>= 5, 64\]"):
-        simt.module.recurrent_cycles(*given)
+        simt.module.recurrent_cycles(*call)
 
 
 @st.composite
 def tensors(draw):
-    """Any rank, sizes (also zero), dtype, strides and offset; now and then no tensor at all."""
+    """Tensors of any rank, sizes (also zero), dtype, strides and offset; sometimes other values."""
     if draw(st.integers(0, 9)) == 0:
         return draw(st.sampled_from([None, 0, 1.5, "text", [], (), torch.zeros(())]))
     choices = [0, 1, 2, 3, 5, 32, 64, 127, 128, 256, 384]
@@ -196,7 +199,7 @@ numbers = st.one_of(st.integers(-(2**63), 2**63 - 1), st.sampled_from([-1, 0, 1,
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_any_arguments(simt, data):
-    """One to three arguments replaced by anything."""
+    """One to three arguments are replaced by anything."""
     simt.configure(2)
     call = arguments(simt.module)
     for index in data.draw(st.lists(st.integers(0, len(call) - 1), min_size=1, max_size=3, unique=True)):
@@ -211,7 +214,7 @@ def test_any_arguments(simt, data):
         elif isinstance(call[index], float):
             call[index] = data.draw(st.floats(width=32))
         else:
-            # few cycles where they are valid: the kernel would do them all
+            # only few cycles, because the kernel would compute them all
             call[index] = data.draw(numbers.filter(lambda n: not 4 < n <= 2**20))
     run(simt.module, "recurrent_cycles", call)
 
@@ -232,7 +235,7 @@ def test_valid_arguments(simt, function):
 
 
 def optimizer_and_loss_arguments(module, function):
-    """Valid ones, as a list, and those of them that a forward has left, with their index."""
+    """Valid arguments, as a list, and those that a forward computed, with their index."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape):
@@ -263,8 +266,8 @@ OPTIMIZERS_AND_LOSS = ["adam_atan2", "sparse_sign_sgd", "stablemax_forward", "st
     [
         ("adam_atan2", 0, lambda p: [p[0].double(), p[1]], TypeError, r"params\[0\] is float64; pass float32, "),
         ("adam_atan2", 0, lambda p: [p[0], p[1].half()], TypeError, r"params\[1\] is float16; pass float32"),
-        ("adam_atan2", 1, lambda g: g[:1], ValueError, "grads has 1 tensors and params 2; pass as many of each"),
-        ("adam_atan2", 1, lambda g: [g[0], None], TypeError, "grads holds None; pass tensors alone"),
+        ("adam_atan2", 1, lambda g: g[:1], ValueError, "grads has 1 tensors and params 2; pass equally many of each"),
+        ("adam_atan2", 1, lambda g: [g[0], None], TypeError, "grads contains None; pass only tensors"),
         ("adam_atan2", 1, lambda g: [g[0].t(), g[1]], ValueError, r"grads\[0\] of shape \[32, 5\] is not contiguous"),
         ("adam_atan2", 2, lambda m: [m[0][:4], m[1]], ValueError, r"exp_avgs\[0\] has shape \[4, 32\] and its param"),
         ("adam_atan2", 4, lambda c: c[:1], ValueError, "copies has 1 tensors and params 2"),
@@ -273,7 +276,7 @@ OPTIMIZERS_AND_LOSS = ["adam_atan2", "sparse_sign_sgd", "stablemax_forward", "st
         ("adam_atan2", 7, lambda lr: lr.double(), TypeError, "lr is float64; pass float32"),
         ("adam_atan2", 8, lambda beta: 1.0, ValueError, "beta1 is 1; pass a number from 0 to below 1"),
         ("adam_atan2", 9, lambda beta: float("nan"), ValueError, "beta2 is -?nan; pass a number"),
-        ("adam_atan2", 11, lambda arrived: None, TypeError, "lr is on the device, where the counts are not"),
+        ("adam_atan2", 11, lambda arrived: None, TypeError, "lr is on the device, but the counts are on the CPU"),
         ("adam_atan2", 11, lambda arrived: arrived.repeat(2), ValueError, r"arrived has shape \[2\]; pass one zero"),
         ("sparse_sign_sgd", 0, lambda w: w[0], ValueError, r"weights has shape \[32\]; pass \[E, D\]"),
         ("sparse_sign_sgd", 1, lambda ids: ids.short(), TypeError, "ids is int16; pass int32 or int64"),
@@ -292,17 +295,17 @@ OPTIMIZERS_AND_LOSS = ["adam_atan2", "sparse_sign_sgd", "stablemax_forward", "st
     ],
 )
 def test_errors_of_optimizers_and_loss(simt, function, index, change, error, message):
-    given, _ = optimizer_and_loss_arguments(simt.module, function)
-    given[index] = change(given[index])
+    call, _ = optimizer_and_loss_arguments(simt.module, function)
+    call[index] = change(call[index])
     with pytest.raises(error, match=message):
-        getattr(simt.module, function)(*given)
+        getattr(simt.module, function)(*call)
 
 
 @pytest.mark.parametrize("function", OPTIMIZERS_AND_LOSS)
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_any_arguments_of_optimizers_and_loss(simt, function, data):
-    """None to three arguments replaced by anything."""
+    """Up to three arguments are replaced by anything."""
     simt.configure(2)
     call, kept = optimizer_and_loss_arguments(simt.module, function)
     for index in data.draw(st.lists(st.integers(0, len(call) - 1), max_size=3, unique=True)):
@@ -318,7 +321,7 @@ def test_any_arguments_of_optimizers_and_loss(simt, function, data):
 
 
 def attention_arguments(module, function):
-    """Valid ones, as a list, and those of them that a forward has left or has had, with their index."""
+    """Valid arguments, as a list, and those that a forward computed or received, with their index."""
     generator = torch.Generator().manual_seed(0)
     qkv, out = (torch.randn(2, 5, width, generator=generator).to(BF16) for width in (192, 64))
     tables, lse = [torch.rand(6, 32, generator=generator) for _ in range(2)], torch.rand(2, 2, 5, generator=generator)
@@ -391,24 +394,24 @@ def attention_arguments(module, function):
     ],
 )
 def test_errors_of_attention(simt, function, index, change, error, message):
-    given, _ = attention_arguments(simt.module, function)
-    given[index] = change(given[index])
+    call, _ = attention_arguments(simt.module, function)
+    call[index] = change(call[index])
     with pytest.raises(error, match=message):
-        getattr(simt.module, function)(*given)
+        getattr(simt.module, function)(*call)
 
 
 def test_short_tables_of_attention(simt):
-    given, _ = attention_arguments(simt.module, "rope_attention_forward")
-    given[1:3] = [table[:4].contiguous() for table in given[1:3]]
+    call, _ = attention_arguments(simt.module, "rope_attention_forward")
+    call[1:3] = [table[:4].contiguous() for table in call[1:3]]
     with pytest.raises(ValueError, match=r"cos has shape \[4, 32\]; pass \[>= S, d\] = \[>= 5, 32\]"):
-        simt.module.rope_attention_forward(*given)
+        simt.module.rope_attention_forward(*call)
 
 
 @pytest.mark.parametrize("function", ["rope_attention_forward", "rope_attention_backward"])
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_any_arguments_of_attention(simt, function, data):
-    """None to three arguments replaced by anything."""
+    """Up to three arguments are replaced by anything."""
     simt.configure(2)
     call, kept = attention_arguments(simt.module, function)
     for index in data.draw(st.lists(st.integers(0, len(call) - 1), max_size=3, unique=True)):
@@ -445,7 +448,7 @@ def test_axpy_of_anything(simt, x, y):
 def test_axpy(simt, shape):
     x, y = torch.arange(1000.0)[: math.prod(shape)].view(shape), torch.ones(shape)
     simt.module.axpy(2.0, x, y)
-    assert torch.equal(y, 2 * x + 1)  # exact: whole numbers below 2**24
+    assert torch.equal(y, 2 * x + 1)  # exact: integers below 2**24
 
 
 @pytest.mark.skipif(not native.library("cuda").exists(), reason="no cuda library")

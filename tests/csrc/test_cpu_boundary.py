@@ -1,4 +1,4 @@
-"""What arrives at the cpu library from Python: the right answer or one of Python's errors, never a crash."""
+"""Any arguments from Python give the right result of the cpu library or a Python error, never a crash."""
 
 import copy
 import math
@@ -31,7 +31,7 @@ def block_weights(dtype):
 
 
 def arguments(function, batch=BATCH, positions=POSITIONS, dtype=torch.float32, recompute=False):
-    """Valid ones, as a list. What the function writes is NaN before."""
+    """Valid arguments, as a list; outputs are filled with NaN."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape, dtype=dtype):
@@ -121,7 +121,7 @@ def arguments(function, batch=BATCH, positions=POSITIONS, dtype=torch.float32, r
 
 def wide(value):
     if isinstance(value, list):
-        return [wide(one) for one in value]
+        return [wide(item) for item in value]
     return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
@@ -145,7 +145,7 @@ def split(x, heads):
 
 
 def heads_of(qkv, cos, sin, heads):
-    """q, k, v [B, H, S, d], turned."""
+    """q, k, v [B, H, S, d] after RoPE."""
     q, key, v = (split(part, heads) for part in qkv.chunk(3, -1))
     if cos is None:
         return q, key, v
@@ -161,7 +161,7 @@ def attention(qkv, cos, sin, heads):
 
 
 def attention_gradient(dout, qkv, out, lse, cos, sin, heads):
-    """As flash attention has it: also of an out and a log-sum-exp that belong to another qkv."""
+    """The formula of flash attention, valid also if out and the log-sum-exp belong to another qkv."""
 
     def function(qkv):
         q, key, v = heads_of(qkv, cos, sin, heads)
@@ -186,16 +186,16 @@ def mixed(x, gate_up, down, eps):
 
 
 def stablemax(logits, labels, ignore_index):
-    """loss, the sum of s over all but the label"""
+    """Loss, and the sum of s over all columns but the label."""
     s = torch.where(logits < 0, 1 / (1 - logits), logits + 1)
     valid = labels != ignore_index
-    own = s.gather(1, torch.where(valid, labels, 0)[:, None])[:, 0]
-    others = torch.where(valid, s.sum(1) - own, s.sum(1))
-    return torch.where(valid, ((others + own) / own).log(), 0), others
+    of_label = s.gather(1, torch.where(valid, labels, 0)[:, None])[:, 0]
+    others = torch.where(valid, s.sum(1) - of_label, s.sum(1))
+    return torch.where(valid, ((others + of_label) / of_label).log(), 0), others
 
 
 def answers(function, call):
-    """What a function writes, by the argument's index, from what these held before the call."""
+    """The results of a function on arguments ``call``, by the index of the argument that receives them."""
 
     def packed():
         return wide(block_weights(call[0].dtype))
@@ -230,17 +230,17 @@ def answers(function, call):
         case "stablemax_backward", [dloss, logits, labels, ignore_index, others, *_]:
             dloss, labels = torch.where(labels == ignore_index, 0, dloss), labels.clamp(min=0)
             s = torch.where(logits < 0, 1 / (1 - logits), logits + 1)
-            own = s.gather(1, labels[:, None])
-            total, others = others[:, None] + own, others[:, None]
-            slope = (1 / total).expand(s.shape).scatter(1, labels[:, None], -others / (total * own))
+            of_label = s.gather(1, labels[:, None])
+            total, others = others[:, None] + of_label, others[:, None]
+            slope = (1 / total).expand(s.shape).scatter(1, labels[:, None], -others / (total * of_label))
             return {5: dloss[:, None] * slope * torch.where(logits < 0, s.square(), 1)}
         case "linear", [x, _, bias, _, _]:
             return {3: x @ packed()[2].T + (0 if bias is None else bias)}
         case "token_mixing_forward", [x, gate_up, down, eps, *_]:
             return {4: mixed(x, gate_up, down, eps)}
         case "token_mixing_backward", [dout, x, gate_up, down, eps, *_]:
-            found = gradients(lambda *inputs: mixed(*inputs, eps), [x, gate_up, down], dout)
-            return dict(zip((5, 6, 7), found)) if len(x) else {}  # without rows nothing is written
+            results = gradients(lambda *inputs: mixed(*inputs, eps), [x, gate_up, down], dout)
+            return dict(zip((5, 6, 7), results)) if len(x) else {}  # without rows nothing is written
         case "rope_attention_forward", [qkv, cos, sin, _, _, heads, _]:
             return dict(zip((3, 4), attention(qkv, cos, sin, heads)))
         case "rope_attention_backward", [dout, qkv, out, lse, cos, sin, _, heads, _]:
@@ -259,15 +259,15 @@ def answers(function, call):
             x = wide(forward[0]) + wide(forward[1])
             if not x.numel():
                 return {}
-            dx, *found = gradients(lambda x, *weights: block(x, weights, cos, sin, eps), [x, *packed()], dout)
-            return {8: dx, 9: [gradient if want is not None else None for gradient, want in zip(found, wanted)]}
+            dx, *dweights = gradients(lambda x, *weights: block(x, weights, cos, sin, eps), [x, *packed()], dout)
+            return {8: dx, 9: [gradient if want is not None else None for gradient, want in zip(dweights, wanted)]}
 
 
 def check_values(function, call, before, result):
-    """An accepted call has done what its arguments say."""
+    """Check the results of an accepted call."""
     least = 0 if function in ("axpy", "adam_atan2", "sparse_sign_sgd") else 1e-12
     if any(isinstance(number, float) and not least <= number < 1 for number in call):
-        return  # no rate, decay or eps of any model
+        return  # not a rate, decay or eps of any model
     counts = [number for number in call if type(number) is int]
     if function == "packed_size":
         dim, heads, head_dim, inner = call
@@ -282,28 +282,28 @@ def check_values(function, call, before, result):
                 weight.flatten()[:1].view(torch.uint8)[0] ^= 1
                 assert result != library.module.checksum(weights, 1)
     elif function == "pack_linear":
-        packed, given = call[1], call[0].float().flatten()
-        assert torch.equal(packed[packed != 0].sort()[0], given[given != 0].sort()[0])
+        packed, values = call[1], call[0].float().flatten()
+        assert torch.equal(packed[packed != 0].sort()[0], values[values != 0].sort()[0])
     elif function == "linear" and (call[0].shape[1], call[3].shape[1]) != (DIM, 2 * INNER):
-        return  # the weight was packed for others
+        return  # the weight was packed for other sizes
     elif function == "pack_blocks":
-        packed, given = call[3], torch.cat([weight.float().flatten() for weight in call[0]])  # zeros fill panels
-        assert torch.equal(packed[packed != 0].sort()[0], given[given != 0].sort()[0])
+        packed, values = call[3], torch.cat([weight.float().flatten() for weight in call[0]])  # zeros fill panels
+        assert torch.equal(packed[packed != 0].sort()[0], values[values != 0].sort()[0])
     elif function in ("infer_blocks", "blocks_forward", "blocks_backward", "recurrent_cycles") and not all(
         count in counts for count in COUNTS
     ):
-        return  # the weights were packed for others
+        return  # the weights were packed for other sizes
     else:
-        if function == "blocks_backward":  # with what a forward of the same arguments has saved
+        if function == "blocks_backward":  # with the saved values of a forward with the same arguments
             forward = arguments("blocks_forward", *call[0].shape[:2], call[0].dtype)
             forward[4:6], forward[7:9], forward[-2] = call[4:6], call[6:8], call[-2]
             library.module.blocks_forward(*forward)
             library.module.blocks_backward(*call)
         for index, want in answers(function, before).items():
             lists = isinstance(want, list)
-            for got, one in zip(call[index] if lists else [call[index]], want if lists else [want], strict=True):
-                if one is not None:
-                    close(got, one)
+            for got, expected in zip(call[index] if lists else [call[index]], want if lists else [want], strict=True):
+                if expected is not None:
+                    close(got, expected)
 
 
 def close(got, want):
@@ -311,7 +311,9 @@ def close(got, want):
         assert torch.equal(got, want)
         return
     allowed = {torch.float32: 1e-4, torch.bfloat16: 2**-7, torch.float64: 1e-12}[got.dtype]
-    scale = max([1.0, *want.nan_to_num(0, 0, 0).abs().flatten().tolist()])  # 1: of the terms, which may cancel
+    scale = max(
+        [1.0, *want.nan_to_num(0, 0, 0).abs().flatten().tolist()]
+    )  # at least 1, the size of the terms, which may cancel
     torch.testing.assert_close(got.double(), want, rtol=0, atol=allowed * scale, equal_nan=True)
 
 
@@ -331,7 +333,7 @@ def test_functions_without_tensors(function):
 
 
 def misaligned(tensor):
-    """The same values, one byte after where they might lie."""
+    """The same values at an address that is not a multiple of the element size."""
     memory = np.zeros(tensor.numel() * tensor.element_size() + 1, np.uint8)
     shifted = np.frombuffer(memory.data, {torch.bfloat16: np.int16}.get(tensor.dtype) or tensor.numpy().dtype, offset=1)
     return torch.from_numpy(shifted).view(tensor.dtype).view(tensor.shape).copy_(tensor)
@@ -339,8 +341,8 @@ def misaligned(tensor):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("function", [function for function in FUNCTIONS if function != "packed_size"])
-def test_elements_lie_at_multiples_of_their_size(function, dtype):
-    """Each tensor in turn."""
+def test_misaligned_tensors_are_refused(function, dtype):
+    """Tries each tensor argument."""
     for index, valid in enumerate(arguments(function, dtype=dtype)):
         call = arguments(function, dtype=dtype)
         if isinstance(valid, list):
@@ -349,14 +351,14 @@ def test_elements_lie_at_multiples_of_their_size(function, dtype):
             call[index] = misaligned(valid)
         else:
             continue
-        with pytest.raises(ValueError, match=rf"{function}: .* no multiple of (2|4|8|64); pass a tensor of its own"):
+        with pytest.raises(ValueError, match=rf"{function}: .* not a multiple of (2|4|8|64); pass .*clone"):
             getattr(library.module, function)(*call)
 
 
 @pytest.mark.parametrize(
     ("function", "index", "value", "message"),
     [
-        # numbers whose products wrap around: to the size that is there, or to 0
+        # numbers whose products overflow to the actual size, or to 0
         ("infer_blocks", 3, 1 + 2**55, "layers is 36028797018963969; pass 1 to 1024"),
         ("recurrent_cycles", 4, 1 + 2**55, "layers is 36028797018963969; pass 1 to 1024"),
         ("blocks_forward", 3, 1 + 2**55, "layers is 36028797018963969; pass 1 to 1024"),
@@ -366,7 +368,7 @@ def test_elements_lie_at_multiples_of_their_size(function, dtype):
         ("rope_attention_forward", 5, 2**62, "num_heads is 4611686018427387904; pass 1 to 1048576"),
         ("rope_attention_backward", 7, 2**62, "num_heads is 4611686018427387904; pass 1 to 1048576"),
         ("pack_blocks", 1, 2**62, "num_heads is 4611686018427387904; pass 1 to 1048576"),
-        # more than there is memory or time for
+        # more than memory or time allows
         ("recurrent_cycles", 14, 2**40, "H_cycles is 1099511627776; pass 1 to 1048576"),
         ("recurrent_cycles", 15, 2**20, r"H_cycles \* L_cycles is 2097152; pass 1 to 1048576"),
         ("pack_blocks", 4, 2**31 - 1, "threads is 2147483647; pass 1 to 4096"),
@@ -387,7 +389,7 @@ def test_sizes_beyond_any_model():
 
 @st.composite
 def tensors(draw, like):
-    """Any rank, sizes (also zero), dtype, strides and offset, often ``like``'s own, and then with its values."""
+    """Tensors of any rank, sizes (also zero), dtype, strides and offset; often those and the values of ``like``."""
     shape = list(like.shape)
     if draw(st.booleans()):
         shape = draw(
@@ -398,8 +400,8 @@ def tensors(draw, like):
     how = draw(st.sampled_from(["plain", "transposed", "expanded", "strided", "shifted"]))
     generator = torch.Generator().manual_seed(math.prod(shape))
     tensor = torch.empty(math.prod(shape) + 1, dtype=dtype)[how == "shifted" :][: math.prod(shape)].view(shape)
-    own = tensor.shape == like.shape and dtype == like.dtype
-    tensor.copy_(like if own else torch.randn(shape, generator=generator).mul(2).abs())
+    same = tensor.shape == like.shape and dtype == like.dtype
+    tensor.copy_(like if same else torch.randn(shape, generator=generator).mul(2).abs())
     if how == "transposed" and tensor.ndim > 1:
         return tensor.transpose(0, -1)
     if how == "expanded" and tensor.ndim and tensor.shape[0]:
@@ -407,7 +409,7 @@ def tensors(draw, like):
     return tensor[..., ::2] if how == "strided" and tensor.ndim else tensor
 
 
-# between 4 and 2**20 they may be valid, and then take long
+# numbers between 4 and 2**20 may be valid and slow
 numbers = st.one_of(st.integers(-(2**63), 2**63 - 1), st.integers(-1, 4)).filter(lambda n: not 4 < n <= 2**20)
 sizes = st.fixed_dictionaries(
     {
@@ -423,7 +425,7 @@ sizes = st.fixed_dictionaries(
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_arguments(function, data):
-    """None to three arguments replaced by anything, of calls of any size: the right answer or an error."""
+    """Up to three arguments of a call of any size are replaced by anything."""
     call = arguments(function, **data.draw(sizes))
     for index in data.draw(st.lists(st.integers(0, len(call) - 1), max_size=3, unique=True)):
         valid = call[index]

@@ -252,9 +252,9 @@ def test_what_it_cannot_serve(cuda_on_cpu, shape, options, message):
     ("device", "message"),
     [
         ({"capability": 7}, "it needs compute capability 8.0 or newer"),
-        ({"cooperative": 0}, "the device has no cooperative launches"),
+        ({"cooperative": 0}, "the device does not support cooperative launches"),
         ({"shared": 64 << 10}, "invalid argument"),  # as the runtime says it of the attribute
-        ({"resident": 0}, "no multiprocessor has the shared memory and registers for a thread block"),
+        ({"resident": 0}, "no multiprocessor has enough shared memory and registers for a thread block"),
     ],
 )
 def test_devices_it_cannot_run_on(cuda_on_cpu, device, message):
@@ -276,7 +276,7 @@ def test_all_blocks_that_fit_on_the_device_run(cuda_on_cpu):
 def test_the_doctor_tests_the_backend(device, monkeypatch):
     assert doctor._test_backend("cuda") is None
     monkeypatch.setattr(cuda_kernels, "update", lambda z, *rest: (z, z))
-    assert "reasoning_module is off by" in doctor._test_backend("cuda")
+    assert "reasoning_module differs from float64 by" in doctor._test_backend("cuda")
 
 
 def test_an_empty_batch_is_for_others(cuda_on_cpu):
@@ -338,12 +338,12 @@ MISTAKES = {
     "all barriers of the grid are the first": ("expected += gridDim.x", "expected = gridDim.x"),
     "product: no wait": without(WAIT),
     "product: a wait too short": (WAIT, WAIT.replace("2", "1")),
-    "product: no barrier of a slice": without(BLOCK, after="  // the slice has landed"),
+    "product: no barrier of a slice": without(BLOCK, after="  // the slice has arrived"),
     "product: no group of the first slices": without(COMMIT, "        }\n        ", "      }\n      for (int i"),
     "product: no group of a slice": without(COMMIT, "        }\n        ", "        const unsigned char* a"),
-    "product: sums too early": without(BLOCK, after="  // all are done with the stages"),
+    "product: sums too early": without(BLOCK, after="  // all threads have read the stages"),
     "product: no barrier of the sums": without(BLOCK, after="\n      epilogue("),
-    "product: copies onto the sums": without(BLOCK, after="  // all are done with the sums"),
+    "product: copies onto the sums": without(BLOCK, after="  // all threads have read the sums"),
     "product: slices behind the last at first": ("        if (step < steps) {", "        if (true) {"),
     "product: slices behind the last": ("if (step + kStages - 1 < steps) {", "if (true) {"),
     "product: only the first tile has weights": (
@@ -367,11 +367,11 @@ MISTAKES = {
     "attention: no group": without("      " + COMMIT, after="      " + WAIT_ALL),
     "attention: no wait": without("      " + WAIT_ALL),
     "attention: no barrier": without(BLOCK, "      " + WAIT_ALL + "      "),
-    "attention: shares too early": without(BLOCK, after="  // all are done with keys and values"),
+    "attention: shares too early": without(BLOCK, after="  // all threads have read keys and values"),
     "attention: no barrier of the shares": without(
         BLOCK, "        }\n      }\n      ", "\n#pragma unroll 1\n      for (int i"
     ),
-    "attention: copies onto the shares": without(BLOCK, after="  // all are done with the shares"),
+    "attention: copies onto the shares": without(BLOCK, after="  // all threads have read the partial results"),
 }
 QUICK = ("no barrier of the grid after gate_up", "product: copies onto the sums", "prefetch: tiles behind the last")
 

@@ -22,14 +22,14 @@ pytestmark = pytest.mark.usefixtures("poisoned")
 ROOT = Path(__file__).parents[2]
 BF16, F16 = torch.bfloat16, torch.float16
 POSITIONS = (1, 17, 81, 82, 97, 128)
-# batch, positions, heads, head_dim: every size once, every pair of sizes in the slow ones
+# batch, positions, heads, head_dim: each size once; the slow cases cover every pair of sizes
 FEW = [(2, 1, 2, 32), (2, 17, 2, 64), (1, 81, 1, 32), (1, 82, 1, 64), (1, 97, 1, 128), (1, 128, 1, 64)]
 ALL = [(1, positions, 1, head_dim) for positions in POSITIONS for head_dim in cuda_kernels.HEAD_DIMS]
 
 
 @pytest.fixture(params=["simt", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request):
-    """Where the kernel runs, as torch names it."""
+    """The torch device of the kernel."""
     if request.param == "simt":
         request.getfixturevalue("cuda_on_cpu")
         return "cpu"
@@ -56,7 +56,7 @@ def run(qkv, cos, sin, dout, heads, backend="cuda"):
 
 
 def check(qkv, cos, sin, dout, heads):
-    """The design's rule, for the result and the gradient."""
+    """Apply the error bound of the design to the result and the gradient."""
     double = (None, None) if cos is None else (cos.double(), sin.double())
     exact = run(qkv.double(), *double, dout, heads, "reference")
     plain, ours = (run(qkv, cos, sin, dout, heads, backend) for backend in ("reference", "cuda"))
@@ -68,7 +68,7 @@ def check(qkv, cos, sin, dout, heads):
 
 
 def test_second_order_gradients_and_lazy_negation(device):
-    """The reference gives them; of memory that holds a tensor's negative the kernels read the tensor."""
+    """The reference computes second-order gradients; kernels resolve lazily negated tensors."""
 
     def penalty(qkv, cos, sin, backend):
         qkv = qkv.detach().requires_grad_()
@@ -80,7 +80,7 @@ def test_second_order_gradients_and_lazy_negation(device):
     qkv, cos, sin, dout = make((1, 17, 2, 64), F16, device=device)
     exact = penalty(qkv.double(), cos.double(), sin.double(), "reference")
     ours, plain = (penalty(qkv, cos, sin, backend) for backend in ("cuda", "reference"))
-    error, allowed = ((one.double() - exact).abs().max() for one in (ours, plain))
+    error, allowed = ((gradient.double() - exact).abs().max() for gradient in (ours, plain))
     assert error <= 2 * allowed + torch.finfo(F16).eps * exact.abs().max()
 
     lazy = run(torch._neg_view(-qkv), cos, sin, torch._neg_view(-dout), 2)
@@ -109,7 +109,7 @@ def test_every_number_of_positions(device):
 
 @pytest.mark.parametrize("dtype", [BF16, F16])
 def test_large_scores(device, dtype):
-    """Nearly one-hot rows: sums of exponentials that would overflow without their maximum."""
+    """Nearly one-hot rows, whose sums of exponentials overflow without subtracting the maximum."""
     qkv, cos, sin, dout = make((1, 40, 1, 32), dtype, device=device)
     check(12 * qkv, cos, sin, dout, 1)
     check(-(12 * qkv).abs(), None, None, dout, 1)
@@ -117,7 +117,7 @@ def test_large_scores(device, dtype):
 
 @pytest.mark.parametrize("positions", [5, 40])
 def test_very_negative_scores(device, positions):
-    """q and k opposed: beyond S, where k is 0, the scores are higher than any real one."""
+    """q and k are opposed, so the scores of padding, where k is 0, exceed all real scores."""
     qkv, _, _, dout = make((1, positions, 1, 32), device=device)
     qkv[..., :32] = 20
     qkv[..., 32:64] = -20 + 0.01 * qkv[..., 32:64]
@@ -130,7 +130,7 @@ def test_published_tables(device):
 
 
 def test_log_sum_exp(device):
-    """Saved only where a gradient will be asked for; the result is the same."""
+    """The log-sum-exp is saved only if a gradient is needed; the result is the same."""
     qkv, cos, sin, _ = make((2, 19, 2, 32), F16, device=device)
     out, lse = cuda_kernels.forward(qkv, Heads(cos, sin, 2), True)
     q, key = (part.view(2, 19, 2, 32).double() for part in qkv.split(64, dim=-1)[:2])
@@ -146,21 +146,21 @@ def test_log_sum_exp(device):
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_any_order_gives_the_same_bits(cuda_on_cpu, order):
-    given = make((2, 40, 2, 64))
+    tensors_in = make((2, 40, 2, 64))
     cuda_on_cpu.configure(order=0)
-    want = run(*given, 2)
+    want = run(*tensors_in, 2)
     cuda_on_cpu.configure(order=order)
-    assert all(torch.equal(a, b) and not a.isnan().any() for a, b in zip(run(*given, 2), want, strict=True))
+    assert all(torch.equal(a, b) and not a.isnan().any() for a, b in zip(run(*tensors_in, 2), want, strict=True))
 
 
 def test_same_input_same_output(device):
-    given = make((2, 33, 2, 64), F16, device=device)
-    assert all(torch.equal(a, b) for a, b in zip(run(*given, 2), run(*given, 2), strict=True))
+    tensors_in = make((2, 33, 2, 64), F16, device=device)
+    assert all(torch.equal(a, b) for a, b in zip(run(*tensors_in, 2), run(*tensors_in, 2), strict=True))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 32), (2, 19, 2, 64), (1, 128, 1, 128)])
 def test_stays_in_its_tensors(cuda_on_cpu, shape):
-    """Inputs and results end where memory ends."""
+    """Inputs and results end at the end of accessible memory."""
     batch, positions, heads, head_dim = shape
     qkv, cos, sin, dout = make(shape)
     want = run(qkv, cos, sin, dout, heads)
@@ -176,17 +176,17 @@ def test_stays_in_its_tensors(cuda_on_cpu, shape):
 
 
 def test_views_are_copied_and_inputs_kept(device):
-    given = make((2, 18, 1, 32), F16, device=device)
-    before = [tensor.clone() for tensor in given]
-    want = run(*given, 1)
-    qkv, cos, sin, dout = given
+    tensors_in = make((2, 18, 1, 32), F16, device=device)
+    before = [tensor.clone() for tensor in tensors_in]
+    want = run(*tensors_in, 1)
+    qkv, cos, sin, dout = tensors_in
     turned = qkv.transpose(0, 1).contiguous().transpose(0, 1)
     shifted = torch.zeros(dout.numel() + 1, dtype=F16, device=device)[1:].view(dout.shape).copy_(dout)
     table = torch.zeros(cos.numel() + 1, device=device)[1:].view(cos.shape).copy_(cos)
     assert not turned.is_contiguous() and shifted.data_ptr() % 16 and table.data_ptr() % 8
     got = run(turned, table, sin.T.contiguous().T, shifted, 1)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(tensors_in, before, strict=True))
 
 
 def test_registration(device):
@@ -232,7 +232,7 @@ def test_cpu_tensors_are_not_for_cuda():
 
 
 def test_triton_is_asked_first(cuda_on_cpu, monkeypatch):
-    """Until a measurement says otherwise, and without a warning."""
+    """Triton is preferred until a measurement says otherwise, without a warning."""
     monkeypatch.setitem(backends.PREFERENCE, "cpu", backends.PREFERENCE["cuda"])
     qkv, cos, sin, _ = make((1, 4, 2, 32), F16)
     op = backends._ops["rope_attention"]
@@ -246,29 +246,29 @@ def without(barrier):
     return f"__syncthreads();  // {barrier}", f"// {barrier}"
 
 
-# What the tests above must see. Each: what of rope_attention.cu is replaced, and by what.
+# Faults that the tests above must detect: a text of rope_attention.cu and its replacement.
 FAULTS = {
-    "forward: no barrier": without("all of k and v is there"),
+    "forward: no barrier": without("k and v are complete"),
     "forward: no wait": (
-        "ptx::copy_async_wait<0>();\n  __syncthreads();  // all of k and v is there",
+        "ptx::copy_async_wait<0>();\n  __syncthreads();  // k and v are complete",
         "__syncthreads();",
     ),
     "forward: keys beyond S": ("% 2 < S ? value * log2_scale", "% 2 < S + 1 ? value * log2_scale"),
-    "forward: words not traded": ("bit <= 2; bit *= 2", "bit <= 1; bit *= 2"),
-    "both: k is not turned": ("      turn(k, c, r, cos, sin);\n", ""),
+    "forward: words not exchanged": ("bit <= 2; bit *= 2", "bit <= 1; bit *= 2"),
+    "both: k is not rotated": ("      rotate(k, c, r, cos, sin);\n", ""),
     "both: overlapping rows": ("/ 32 * 16;", "/ 32 * 15;"),
-    "backward: no barrier for k": without("all of k is there"),
-    "backward: no barrier for v": without("all of v and dout is there"),
+    "backward: no barrier for k": without("k is complete"),
+    "backward: no barrier for v": without("v and dout are complete"),
     "backward: no wait": (
-        "ptx::copy_async_wait<0>();\n  __syncthreads();  // all of v and dout is there",
+        "ptx::copy_async_wait<0>();\n  __syncthreads();  // v and dout are complete",
         "__syncthreads();",
     ),
-    "backward: q too early": without("all are done with v"),
-    "backward: probabilities too early": without("all are done with k"),
-    "backward: no barrier for probabilities": without("all probabilities are there"),
-    "backward: gradients too early": without("all are done with them"),
-    "backward: no barrier for gradients": without("all gradients of scores are there"),
-    "backward: turned forwards": ("b.x * sin[1].x, low[1]", "b.x * -sin[1].x, low[1]"),
+    "backward: q too early": without("all threads have read v"),
+    "backward: probabilities too early": without("all threads have read k"),
+    "backward: no barrier for probabilities": without("the probabilities are complete"),
+    "backward: gradients too early": without("all threads have read the probabilities"),
+    "backward: no barrier for gradients": without("the gradients of scores are complete"),
+    "backward: rotated forwards": ("b.x * sin[1].x, low[1]", "b.x * -sin[1].x, low[1]"),
     "backward: exchange too small": ("backward && row < kScoreBytes ? kScoreBytes : row", "row"),
 }
 QUICK = ("forward: no wait", "backward: q too early")
@@ -284,7 +284,7 @@ class Problem(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def compiler(tmp_path_factory):
-    """Compiles a changed rope_attention.cu, cut down to one kernel each way, as csrc/simt does; returns its library."""
+    """Compile a changed rope_attention.cu as csrc/simt does, with one kernel per direction; returns its library."""
     folder, csrc = tmp_path_factory.mktemp("broken"), ROOT / "csrc"
     command = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     flags = [
@@ -315,8 +315,8 @@ def compiler(tmp_path_factory):
 
 
 @pytest.mark.parametrize("fault", [pytest.param(f, marks=() if f in QUICK else pytest.mark.slow) for f in FAULTS])
-def test_broken_kernels_are_seen(cuda_on_cpu, compiler, fault):
-    """The kernels with a barrier, a wait or the like left out: an error, or other results, in some order of threads."""
+def test_faults_are_detected(cuda_on_cpu, compiler, fault):
+    """A kernel without one barrier or wait gives an error or other results in some order of threads."""
     source = (ROOT / "csrc" / "cuda" / "rope_attention.cu").read_text()
     before, after = FAULTS[fault]
     assert before in source
@@ -329,7 +329,7 @@ def test_broken_kernels_are_seen(cuda_on_cpu, compiler, fault):
     qkv, cos, sin, dout = make((1, positions, 1, head_dim))
     want = run(qkv, cos, sin, dout, 1)
     _, lse = cuda_kernels.forward(qkv, Heads(cos, sin, 1), True)
-    seen = []
+    detected = []
     for order in range(4):
         type(cuda_on_cpu)(library, None).configure(1, order)
         got = [torch.full_like(tensor, float("nan")) for tensor in (dout, qkv)]
@@ -337,10 +337,10 @@ def test_broken_kernels_are_seen(cuda_on_cpu, compiler, fault):
         problem = Problem(1, positions, 1, head_dim, 1, *(tensor.data_ptr() for tensor in tensors))
         errors = []
         for function in functions:
-            tensors[4].copy_(lse)  # the forward's own faults are not to reach the backward
+            tensors[4].copy_(lse)  # faults of the forward must not reach the backward
             errors.append(function(ctypes.byref(problem), None))
         wrong = [error is not None or not torch.equal(a, b) for error, a, b in zip(errors, got, want, strict=True)]
         part = fault.partition(":")[0]
-        seen.append(wrong[0] if part == "forward" else wrong[1] if part == "backward" else all(wrong))
+        detected.append(wrong[0] if part == "forward" else wrong[1] if part == "backward" else all(wrong))
         assert part != "backward" or not wrong[0]
-    assert any(seen), seen
+    assert any(detected), detected
