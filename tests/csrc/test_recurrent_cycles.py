@@ -13,6 +13,7 @@ import hrm_kernels as k
 from hrm_kernels import backends, doctor
 from hrm_kernels.nn import rope_tables
 from hrm_kernels.ops.reasoning_module import cuda_kernels
+from hrm_kernels.ops.rope_attention.heads import Heads
 
 SOURCE = Path(__file__).parents[2] / "csrc" / "cuda" / "recurrent_cycles.cu"
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -140,9 +141,9 @@ def test_triton_is_asked_first_about_many_tokens(cuda_on_cpu, monkeypatch):
         monkeypatch.setitem(op.backends, "triton", backends.Backend(lambda *arguments: "triton"))
         for batch, chosen in ((6, "cuda"), (7, "triton"), (32, "triton"), (33, "triton")):
             states, modules, tables, heads = convert(problem(batch, positions=82), "cpu", BF16)
-            arguments = [*states[:2], modules[0], *tables, heads, 1e-5]
+            arguments = [*states[:2], modules[0], Heads(*tables, heads), 1e-5]
             if name == "recurrent_cycles":
-                arguments = [*states, *modules, *tables, heads, 2, 2, 1e-5]
+                arguments = [*states, *modules, Heads(*tables, heads), 2, 2, 1e-5]
             assert op.select(*arguments) == (chosen, [])
             with k.use_backend("cuda"):
                 assert op.select(*arguments) == ("cuda", [])
