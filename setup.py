@@ -1,8 +1,8 @@
-"""Builds csrc/ with CMake where compilers are found: a library for the CPU, and one for CUDA where there is a GPU too.
+"""Build csrc/ with CMake if compilers are installed: a library for the CPU, and one for CUDA on machines with a GPU.
 
-Without a C++ compiler only the Python part is installed. Nothing is recorded about it: ``hrm_kernels.native`` looks
-for the libraries at run time. ``HRM_KERNELS_NATIVE`` says what to build: ``0`` nothing, ``cpu`` the CPU library,
-``cuda`` (or ``all``) both, with a GPU or without. ``HRM_CUDA_ARCHS="80;90a"`` names CUDA's targets, and asks for it.
+Without a C++ compiler only the Python part is installed; ``hrm_kernels.native`` looks for the libraries at run time.
+``HRM_KERNELS_NATIVE`` selects what to build: ``0`` nothing, ``cpu`` the CPU library, ``cuda`` (or ``all``) both, even
+without a GPU. ``HRM_CUDA_ARCHS="80;90a"`` selects CUDA's targets and implies ``cuda``.
 """
 
 import os
@@ -30,13 +30,13 @@ CHOICES = {
 
 
 def why_not_native() -> str | None:
-    """The reason to install without csrc/, or None to build it."""
+    """Return the reason to install without native libraries, or None to build them."""
     if WANTED not in CHOICES:
-        choices = ", ".join(f"{name or chr(39) * 2} ({what})" for name, what in CHOICES.items())
+        choices = ", ".join(f"{name or chr(39) * 2} ({meaning})" for name, meaning in CHOICES.items())
         sys.exit(f"hrm: HRM_KERNELS_NATIVE is {WANTED!r}; expected {choices}")
     if WANTED == "0":
         return "HRM_KERNELS_NATIVE=0"
-    # The names CMake tries; CXX may carry arguments or a wrapper ("ccache g++").
+    # The names that CMake tries; CXX may contain arguments or a wrapper ("ccache g++").
     compilers = shlex.split(os.environ.get("CXX", ""))[:1] or ["c++", "g++", "clang++"]
     for tools in (compilers, ["cmake"], ["ninja"]):
         if not any(map(shutil.which, tools)):
@@ -45,10 +45,10 @@ def why_not_native() -> str | None:
 
 
 def why_not_cuda() -> str | None:
-    """The reason to leave the CUDA library out, or None to build it too. It takes minutes, so a GPU or a wish does."""
+    """Return the reason to omit the CUDA library, or None. Building takes minutes, so it needs a GPU or a request."""
     if WANTED == "cpu":
         return "HRM_KERNELS_NATIVE=cpu"
-    compiler = (shlex.split(os.environ.get("CUDACXX", "")) or ["nvcc"])[0]  # as CMake looks for it
+    compiler = (shlex.split(os.environ.get("CUDACXX", "")) or ["nvcc"])[0]  # as in CMake
     if not shutil.which(compiler):
         return f"no {compiler} found"
     if WANTED in ("cuda", "all") or os.environ.get("HRM_CUDA_ARCHS") or has_gpu():
@@ -57,7 +57,7 @@ def why_not_cuda() -> str | None:
 
 
 def has_gpu() -> bool:
-    """Whether the driver knows an NVIDIA GPU."""
+    """Whether the driver lists an NVIDIA GPU."""
     if any(Path("/proc/driver/nvidia/gpus").glob("*")):
         return True
     try:
@@ -68,17 +68,17 @@ def has_gpu() -> bool:
 
 
 class BuildWithCMake(build_ext):
-    """Builds and installs csrc/ as CMakeLists.txt says, into the wheel or, for an editable install, into the tree."""
+    """Build csrc/ with CMakeLists.txt, and install it into the wheel or, for an editable install, into the tree."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        # the library is the same for every Python: no interpreter tag in its name
+        # no interpreter tag: the library serves every Python
         return str(LIBRARIES / f"{fullname.rpartition('.')[2]}.so")
 
     def build_extensions(self) -> None:
         names = [extension.name.rpartition("_")[2] for extension in self.extensions]
         times = {"cpu": "CPU (a minute or two)", "cuda": "CUDA (several minutes; HRM_KERNELS_NATIVE=cpu leaves it out)"}
         print(f"hrm: building for {' and '.join(times[name] for name in names)}", file=sys.stderr, flush=True)
-        # A directory of its own: CMake's cache would name tools of an isolated build environment that is gone.
+        # A new directory: a cache of CMake would name tools of a deleted build environment.
         with tempfile.TemporaryDirectory() as build:
             for command in (
                 ["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}",
@@ -94,7 +94,7 @@ class BuildWithCMake(build_ext):
 
     def copy_extensions_to_source(self) -> None:
         (ROOT / LIBRARIES).mkdir(exist_ok=True)
-        for old in (ROOT / LIBRARIES).glob("*.so"):  # one that is not built now must not outlive the code it fits
+        for old in (ROOT / LIBRARIES).glob("*.so"):  # remove old libraries, which may not fit the code
             old.unlink()
         super().copy_extensions_to_source()
 
@@ -111,9 +111,9 @@ for name, reason in (("cpu", why_not_native()), ("cuda", why_not_native() or why
     if reason is None:
         names.append(name)
     elif name == "cuda" and WANTED in ("cuda", "all"):
-        sys.exit(f"hrm: HRM_KERNELS_NATIVE={WANTED} asks for the native cuda library, and it cannot be built: {reason}")
+        sys.exit(f"hrm: HRM_KERNELS_NATIVE={WANTED} requests the native cuda library, but it cannot be built: {reason}")
     else:
-        left_out = f"hrm: {reason}, so the native {name} library is left out; `hrm doctor` says what that means"
+        left_out = f"hrm: {reason}, so the native {name} library is not built; `hrm doctor` shows what this means"
         print(left_out, file=sys.stderr)
 setup(
     ext_modules=[Extension(f"hrm_kernels.lib.libhrm_kernels_{name}", sources=[]) for name in names],

@@ -1,4 +1,4 @@
-# What all builds of csrc/ have in common: the language, apache-tvm-ffi, the warnings.
+# Common settings of all builds of csrc/: language, apache-tvm-ffi, warnings.
 if(NOT CMAKE_BUILD_TYPE)
   set(CMAKE_BUILD_TYPE Release)
 endif()
@@ -10,7 +10,7 @@ set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
 
-# The headers of apache-tvm-ffi come from the Python that asks for the build.
+# The headers of apache-tvm-ffi come from the Python that runs the build.
 find_package(Python REQUIRED COMPONENTS Interpreter)
 execute_process(
   COMMAND "${Python_EXECUTABLE}" -m tvm_ffi.config --cmakedir
@@ -20,16 +20,16 @@ execute_process(
   ERROR_QUIET)
 if(tvm_ffi_missing)
   message(FATAL_ERROR "${Python_EXECUTABLE} has no apache-tvm-ffi: install it there (pip install apache-tvm-ffi), "
-                      "or name a Python that has it with -DPython_EXECUTABLE=...")
+                      "or select a Python that has it with -DPython_EXECUTABLE=...")
 endif()
 find_package(tvm_ffi REQUIRED CONFIG)
 
 set(HRM_WARNINGS -Wall -Wextra -Wpedantic -Wshadow -Werror)
-# Keeps the paths of the machine that builds out of error messages.
+# Keep paths of the build machine out of error messages.
 cmake_path(GET CMAKE_CURRENT_LIST_DIR PARENT_PATH HRM_ROOT)
 list(APPEND HRM_WARNINGS "-ffile-prefix-map=${HRM_ROOT}/=")
 
-# `make sanitize`: memory errors and undefined behaviour end the program, with the line that did it.
+# `make sanitize`: memory errors and undefined behaviour end the program and report the line.
 option(HRM_SANITIZE "Build with AddressSanitizer and UndefinedBehaviorSanitizer" OFF)
 if(HRM_SANITIZE)
   set(sanitizers -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g)

@@ -94,7 +94,7 @@ def test_installs_without_a_compiler(tree, python, without_compiler, tmp_path):
     result = pip(python, "install", "-v", str(tree), env=without_compiler)
     assert result.returncode == 0, result.stderr
     for name in ("cpu", "cuda"):
-        said = f"no c++ or g++ or clang++ found, so the native {name} library is left out"
+        said = f"no c++ or g++ or clang++ found, so the native {name} library is not built"
         assert said in result.stdout + result.stderr
     file, reason, self_test, cuda = run(python, "-c", REPORT, cwd=tmp_path, env=without_compiler).splitlines()
     assert Path(file).is_relative_to(tmp_path / "venv")
@@ -112,7 +112,7 @@ def test_a_compiler_named_in_cxx_that_is_not_there_is_said(tree, python, without
     env = {**without_compiler, "CXX": "no-such-compiler -O3"}
     result = pip(python, "wheel", "-v", "-w", str(tree / "out"), str(tree), env=env)
     assert result.returncode == 0, result.stderr
-    assert "no no-such-compiler found, so the native cpu library is left out" in result.stdout + result.stderr
+    assert "no no-such-compiler found, so the native cpu library is not built" in result.stdout + result.stderr
     assert [path.name for path in (tree / "out").iterdir()] == ["hrm-0.1.0-py3-none-any.whl"]
 
 
@@ -166,7 +166,7 @@ def test_cuda_library_is_built_where_it_is_asked_for(tree, python, tmp_path):
     # without nvcc now: the old library must not stay
     result = pip(python, "install", "-v", "-e", str(tree), env={**env, "CUDACXX": "no-such-nvcc"})
     assert result.returncode == 0, result.stderr
-    assert "no no-such-nvcc found, so the native cuda library is left out" in result.stdout + result.stderr
+    assert "no no-such-nvcc found, so the native cuda library is not built" in result.stdout + result.stderr
     assert (tree / LIBRARY).exists() and not (tree / CUDA_LIBRARY).exists()
 
 
@@ -204,7 +204,7 @@ def test_cuda_library_is_built_for_a_gpu_or_a_wish(tree, tmp_path):
     assert plan(tree, tools, HRM_CUDA_ARCHS="80")[1].startswith("hrm: no nvcc found, so the native cuda library is")
     assert plan(tree, tools, HRM_KERNELS_NATIVE="cuda") == (
         1,
-        "hrm: HRM_KERNELS_NATIVE=cuda asks for the native cuda library, and it cannot be built: no nvcc found",
+        "hrm: HRM_KERNELS_NATIVE=cuda requests the native cuda library, but it cannot be built: no nvcc found",
     )
 
 

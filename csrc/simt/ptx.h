@@ -9,7 +9,7 @@ namespace emulated {
 
 inline float from_bfloat16(uint16_t bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
 
-// By arithmetic rather than by the compiler's type for it, which not all of them have.
+// Uses arithmetic, because not all compilers have a float16 type.
 inline float from_float16(uint16_t bits) {
   const int exponent = bits >> 10 & 31, fraction = bits & 0x3ff;
   float magnitude = std::ldexp(static_cast<float>(fraction | (exponent ? 0x400 : 0)), (exponent ? exponent : 1) - 25);
@@ -21,9 +21,9 @@ inline uint16_t to_float16(float value) {
   const uint32_t sign = __float_as_uint(value) >> 16 & 0x8000;
   const float magnitude = std::fabs(value);
   if (value != value) return 0x7fff;
-  if (magnitude >= 65520) return static_cast<uint16_t>(sign | 0x7c00);  // half way from the largest one to the next
+  if (magnitude >= 65520) return static_cast<uint16_t>(sign | 0x7c00);  // rounds up to infinity
   const int exponent = magnitude < 0x1p-14f ? -14 : std::ilogb(magnitude);
-  // in units of the last place; rounded to even, and carried into the exponent where it reaches the next power of two
+  // in units of the last place, rounded to even; a carry to the next power of two increments the exponent
   const auto units = static_cast<uint32_t>(std::nearbyint(std::ldexp(magnitude, 10 - exponent)));
   return static_cast<uint16_t>(sign | (static_cast<uint32_t>(exponent + 14) * 0x400 + units));
 }
@@ -33,8 +33,8 @@ struct Ldmatrix {
   uint32_t* result;
 };
 
-// Matrix i of 8 x 8 has its rows at the addresses of lanes 8 i ... 8 i + 7; lane l gets elements 2 (l % 4), + 1 of row
-// l / 4, or of the transposed matrix.
+// Lanes 8 i ... 8 i + 7 pass the addresses of the rows of 8 x 8 matrix i; lane l gets elements 2 (l % 4), + 1 of row
+// l / 4 of the matrix or its transpose.
 template <bool kTransposed>
 void ldmatrix(void* const* lanes) {
   for (int matrix = 0; matrix < 4; ++matrix) {
@@ -54,7 +54,7 @@ struct Mma {
   const uint32_t *a, *b;
 };
 
-// Which elements of the fragments a lane holds: PTX ISA, "Matrix Fragments for mma.m16n8k16".
+// Layout of the fragments: PTX ISA, "Matrix Fragments for mma.m16n8k16".
 template <float (*kFrom)(uint16_t)>
 void mma(void* const* lanes) {
   float a[16][16], b[16][8];
@@ -82,7 +82,7 @@ void mma(void* const* lanes) {
 
 }  // namespace emulated
 
-// The target is NaN until the copy lands, at the wait: whoever looks too early, sees it.
+// The target is NaN until the thread waits for the copy, so early reads get NaN.
 inline void copy_async_16(void* shared, const void* global, bool valid) {
   simt::check_shared("cp.async", shared, 16);
   if (reinterpret_cast<uintptr_t>(global) % 16) simt::fail("cp.async from a global address not aligned to 16");

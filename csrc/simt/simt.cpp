@@ -16,7 +16,7 @@
 #include <string>
 #include <vector>
 
-// A switch saves what a called function must preserve on the stack it leaves, and takes it from the one it enters.
+// A switch saves callee-saved registers on the old stack and restores them from the new one.
 #if defined(__x86_64__)
 asm(R"(
 .text
@@ -66,7 +66,7 @@ enum class State { ready, at_warp, at_block, at_cluster, done };
 struct Fibre;
 
 struct Warp {
-  Fibre* lanes = nullptr;  // 32 of them
+  Fibre* lanes = nullptr;  // 32 lanes
   const char* what = nullptr;
   void* arguments[32];
   int arrived = 0;
@@ -79,13 +79,13 @@ struct Fibre {
   Warp* warp = nullptr;
   const void* polled = nullptr;  // address and word of the last poll
   uint64_t word = 0;
-  bool idle = false;                 // it ran, and only polled what it knew
-  uint64_t arrivals = 0, waits = 0;  // at the barrier of its cluster
+  bool idle = false;                 // its last run only polled known words
+  uint64_t arrivals = 0, waits = 0;  // at the cluster barrier
 };
 
 struct Cluster {
   std::vector<Block*> blocks;         // by rank
-  unsigned running = 0, arrived = 0;  // threads: that have not ended, that have arrived
+  unsigned running = 0, arrived = 0;  // numbers of threads
   uint64_t phase = 0;                 // barriers passed
 };
 
@@ -106,7 +106,7 @@ struct Block {
 namespace {
 
 unsigned order_seed = 0;
-std::string message;  // of the check that failed; empty while all is well
+std::string message;  // of the failed check; empty without one
 const std::function<void()>* body = nullptr;
 Fibre* running = nullptr;
 void* scheduler_stack = nullptr;
@@ -142,7 +142,7 @@ std::string name_of(const void* kernel) {
 
 void leave_to_scheduler() { simt_switch(&running->stack_pointer, scheduler_stack); }
 
-// A block has ended: looks whether it wrote around its shared memory, which is closed to the rest of the cluster.
+// Called at the end of a block: checks for writes outside its shared memory, and closes this memory to the cluster.
 void end_block(const Block& block) {
   const unsigned char* end = block.map + block.map_bytes - kPage;
   auto touched = [](unsigned char byte) { return byte != 0xff; };
@@ -157,7 +157,7 @@ void end_block(const Block& block) {
   protect(block.map, block.map_bytes);
 }
 
-// Opens the barrier of the cluster where all that have not ended are there.
+// Opens the cluster barrier if all running threads have arrived.
 void pass_cluster_barrier(Cluster& cluster) {
   if (cluster.arrived < cluster.running || cluster.arrived == 0) return;
   cluster.arrived = 0;
@@ -179,14 +179,14 @@ void start_fibre() {
   pass_cluster_barrier(cluster);
   if (++block.ended == block.fibres.size()) end_block(block);
   leave_to_scheduler();
-  abort();  // a fibre that is done does not run again
+  abort();  // a finished fibre never runs again
 }
 
 void prepare(Fibre& fibre, unsigned char* stack) {
-  protect(stack, kPage);  // the stack grows towards it
+  protect(stack, kPage);  // the stack grows towards this page
   void** top = reinterpret_cast<void**>(stack + kStack);
 #if defined(__x86_64__)
-  *--top = nullptr;  // keeps the stack aligned as after a call
+  *--top = nullptr;  // aligns the stack as after a call
   *--top = reinterpret_cast<void*>(&start_fibre);
   top -= kSavedWords;
 #else
@@ -214,7 +214,7 @@ std::string place(const Fibre& fibre) {
   }
 }
 
-// Ends the launch from within a fibre, which is left as it is.
+// Ends the launch from within a fibre.
 [[noreturn]] void stop(const std::string& text) {
   message = kernel_name + ", " + describe(*running) + ": " + text;
   leave_to_scheduler();
@@ -222,7 +222,7 @@ std::string place(const Fibre& fibre) {
 }
 
 void on_fault(int number, siginfo_t* info, void*) {
-  if (!running) {  // not of a kernel: as if there were no handler
+  if (!running) {  // not in a kernel: behave as without a handler
     sigaction(number, &actions_before[number == SIGBUS], nullptr);
     return;
   }
@@ -238,8 +238,8 @@ void on_fault(int number, siginfo_t* info, void*) {
   stop(text);
 }
 
-// Shared memory of a block: NaN everywhere, its end right before a guarded page. What lies before it is poisoned as
-// well, and looked at when the block ends.
+// Allocates the shared memory of a block: filled with NaN, and directly before a guarded page. The bytes before it are
+// filled too, and checked at the end of the block.
 void make_shared(Block& block, size_t bytes) {
   block.shared_bytes = bytes;
   block.map_bytes = pages(bytes) + 2 * kPage;
@@ -250,7 +250,7 @@ void make_shared(Block& block, size_t bytes) {
   protect(block.map + block.map_bytes - kPage, kPage);
 }
 
-// Runs a thread until it waits or ends. Returns whether it got on: not where it only polled what it knew.
+// Runs a thread until it waits or ends. Returns false if it only polled known words.
 bool resume(Fibre& fibre) {
   if (fibre.state != State::ready || !message.empty()) return false;
   running = &fibre;
@@ -260,7 +260,7 @@ bool resume(Fibre& fibre) {
   return !fibre.idle;
 }
 
-// A warp, then a block, then the next one, each as far as it gets: whoever should have waited for another has not.
+// Runs each warp and each block until it waits, one after another, so that a missing wait shows.
 bool run_greedily(std::vector<Block>& blocks, bool descending) {
   const auto at = [descending](size_t i, size_t count) { return descending ? count - 1 - i : i; };
   bool progress = false;
@@ -312,7 +312,7 @@ void run_blocks(std::vector<Block>& blocks, std::vector<Fibre>& fibres) {
 
 }  // namespace
 
-Device device{4, 8, 1, 99 << 10, 1};  // until configured: the least of the targets
+Device device{4, 8, 1, 99 << 10, 1};  // default: the smallest limits of all targets
 
 Thread& self() { return running->thread; }
 
@@ -425,7 +425,7 @@ bool run(const Launch& launch, const std::function<void()>& kernel) {
   std::vector<Cluster> clusters(together / launch.cluster);
   std::vector<Fibre> fibres(static_cast<size_t>(together) * threads);
 
-  // Faults are handled on a stack of their own: the one at fault may be full.
+  // Handle faults on a separate stack, because the current one may be full.
   std::vector<unsigned char> fault_stack(1 << 16);
   stack_t signal_stack{}, signal_stack_before{};
   signal_stack.ss_sp = fault_stack.data();
@@ -447,7 +447,7 @@ bool run(const Launch& launch, const std::function<void()>& kernel) {
       block.cluster->running += threads;
       make_shared(block, launch.shared_bytes);
       block.warps.resize(threads / 32);
-      // one after another means in any order: the last first where threads run in descending order
+      // clusters may run in any order: in descending order of threads, start with the last
       const unsigned index = order_seed == 0 ? first + b : grid - together - first + b;
       for (unsigned t = 0; t < threads; ++t) {
         Fibre& fibre = fibres[b * threads + t];

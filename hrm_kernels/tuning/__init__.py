@@ -1,6 +1,6 @@
-"""Which of several ways to compute is the fastest on a device: code, and one JSON per device.
+"""Select the fastest implementation on a device, from one JSON table per device.
 
-``python -m hrm_kernels.tuning`` measures on a GPU and writes that device's table; nothing is measured in a user's run.
+``python -m hrm_kernels.tuning`` measures on a GPU and writes its table; normal runs measure nothing.
 """
 
 from hrm_kernels.tuning.table import CANDIDATES, TuningError, choose, default

@@ -1,4 +1,4 @@
-"""``python -m hrm_kernels.tuning``: measure this machine's GPU and write its table beside those that are shipped."""
+"""``python -m hrm_kernels.tuning``: measure this machine's GPU and write its table next to the shipped ones."""
 
 import argparse
 import functools
@@ -14,21 +14,21 @@ from hrm_kernels.backends import BackendUnavailable, use_backend
 from hrm_kernels.tuning.table import COMPARED, DTYPES, best, path_of, write
 
 ROWS = (16, 32, 82, 164, 328, 656, 1312, 2624, 5248, 10496, 20992, 41984)
-"""Tokens of a pass: a few, then one puzzle of S = 82 and twice as many each time."""
+"""Tokens per pass: a few, then one puzzle of S = 82, doubled each time."""
 
 D, INNER, HEADS, LAYERS = 512, 1536, 8, 4  # the published module
 
-BATCH, POSITIONS, VOCABULARY, PUZZLES = 384, 82, 11, 1000  # of a training step on Sudoku, as in the bench
+BATCH, POSITIONS, VOCABULARY, PUZZLES = 384, 82, 11, 1000  # a training step on Sudoku, as in the benchmarks
 
 LEAD = 1.03
-"""How many times as long ``triton`` has to take before ``cuda`` runs in its place: more than timings differ by."""
+"""``cuda`` replaces ``triton`` if that takes more than this factor longer: above the noise of timings."""
 
 Timer = Callable[[Callable[[], Any]], float]
 Call = Callable[[], Sequence[Tensor]]
 
 
 def replay_seconds(function: Callable[[], Any]) -> float:
-    """Median time of a call inside a CUDA graph, which is how passes run: launching costs nothing there."""
+    """Median time of a call inside a CUDA graph, as passes run: without launch overhead."""
     from triton.testing import do_bench_cudagraph
 
     return do_bench_cudagraph(function, rep=50, return_mode="median") / 1e3
@@ -37,10 +37,10 @@ def replay_seconds(function: Callable[[], Any]) -> float:
 def measure(
     device: torch.device, dtype: torch.dtype, rows: int, timer: Timer, sizes: Sequence[int] = (D, INNER, HEADS, LAYERS)
 ) -> dict[str, float]:
-    """Seconds of each candidate for a pass of the module over ``rows`` tokens.
+    """Measure the seconds of each candidate for a pass of the module over ``rows`` tokens.
 
     Raises:
-        RuntimeError: two candidates disagree.
+        RuntimeError: the results of two candidates differ.
     """
     from hrm_kernels.nn import rope_tables
     from hrm_kernels.ops.rope_attention.heads import Heads
@@ -59,25 +59,26 @@ def measure(
     tables = rope_tables(positions, dim // heads, device=device)
     shared = triton_block.Shared(rows // positions, Heads(*tables, heads), 1e-5)
     x = random(rows, dim)
-    found: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     with torch.no_grad():
         want = triton_block.infer_library(x, weights, shared)
         for name, path in triton_block.PATHS.items():
-            if name.startswith("fused") and dtype is torch.float32:  # no tensor cores, and one size of tile
+            if name.startswith("fused") and dtype is torch.float32:  # without tensor cores there is only one tile size
                 continue
             if name == "whole_row" and not fits_a_row(x):
                 continue
             error = (path(x, weights, shared) - want).abs().max().item()
             if not error < 0.25:  # of values around 1, after a few layers in a narrow dtype
                 raise RuntimeError(f"{name} differs from library by {error:.2g} at {rows} rows in {dtype}")
-            found[name] = timer(lambda: path(x, weights, shared))
-    return found
+            seconds[name] = timer(lambda: path(x, weights, shared))
+    return seconds
 
 
 def problems(op: str, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Callable[[], Call]]]:
-    """What one of :data:`COMPARED` is timed with: names, and what makes a call of it, each time with equal new tensors.
+    """Problems that time one op of :data:`COMPARED`: names, and functions that return a call with new, equal tensors.
 
-    Calls return all that they compute or change. In ``dtype``; the optimisers in float32, with copies in ``dtype``.
+    Calls return everything that they compute or change. Tensors have ``dtype``; those of optimisers are float32, with
+    copies in ``dtype``.
     """
     from hrm_kernels.nn import rope_tables
     from hrm_kernels.ops.adam_atan2 import Step, adam_atan2
@@ -149,25 +150,25 @@ def problems(op: str, device: torch.device, dtype: torch.dtype) -> Iterator[tupl
 
 
 def compare(op: str, device: torch.device, dtype: torch.dtype, timer: Timer) -> dict[str, dict[str, float]]:
-    """Seconds of ``triton`` and ``cuda`` in each of the op's problems.
+    """Measure the seconds of ``triton`` and ``cuda`` in each problem of the op.
 
     Raises:
-        BackendUnavailable: one of them cannot run it here.
-        RuntimeError: they disagree.
+        BackendUnavailable: one of them cannot run the op here.
+        RuntimeError: their results differ.
     """
-    found: dict[str, dict[str, float]] = {}
+    seconds: dict[str, dict[str, float]] = {}
     for problem, make in problems(op, device, dtype):
-        results, found[problem] = {}, {}
+        results, seconds[problem] = {}, {}
         for backend in ("cuda", "triton"):
             call = make()
             with use_backend(backend):
                 results[backend] = [result.detach().clone() for result in call()]
-                found[problem][backend] = timer(call)
+                seconds[problem][backend] = timer(call)
         for want, got in zip(results["triton"], results["cuda"], strict=True):
             error, largest = (want.float() - got.float()).abs().max().item(), want.float().abs().max().item()
             if not error <= 0.02 * largest:  # 2 to 5 units in the last place of a narrow dtype
                 raise RuntimeError(f"{op}, {problem}: cuda differs from triton by {error:.2g}, of {largest:.2g}")
-    return found
+    return seconds
 
 
 def cuda_leads(seconds: Mapping[str, Mapping[str, float]]) -> bool:
@@ -176,7 +177,7 @@ def cuda_leads(seconds: Mapping[str, Mapping[str, float]]) -> bool:
 
 
 def compare_all(device: torch.device, timer: Timer) -> tuple[list[str], dict[str, dict[str, dict[str, float]]]]:
-    """The ops of :data:`COMPARED` that ``cuda`` leads in, in bfloat16, and the seconds of all that run here."""
+    """Compare all ops of :data:`COMPARED` in bfloat16. Returns the ops that ``cuda`` leads, and the seconds of all."""
     led, seconds = [], {}
     for op in COMPARED:
         try:
@@ -185,17 +186,17 @@ def compare_all(device: torch.device, timer: Timer) -> tuple[list[str], dict[str
             print(f"{op}: not compared; {reason}", flush=True)
             continue
         for problem, times in seconds[op].items():
-            said = ", ".join(f"{backend} {1e6 * time:.1f} µs" for backend, time in times.items())
-            print(f"{op}, {problem}: {said}", flush=True)
+            shown = ", ".join(f"{backend} {1e6 * time:.1f} µs" for backend, time in times.items())
+            print(f"{op}, {problem}: {shown}", flush=True)
         if cuda_leads(seconds[op]):
             led.append(op)
     return led, seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns 0, or 2 where it cannot measure or write."""
+    """Run the command. Returns 0, or 2 if it cannot measure or write."""
     parser = argparse.ArgumentParser("python -m hrm_kernels.tuning", description=__doc__)
-    parser.add_argument("--device", default="cuda", help="such as cuda:1; default: the current GPU")
+    parser.add_argument("--device", default="cuda", help="for example cuda:1; default: the current GPU")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("tuning: there is no GPU that torch can use; run it on the machine to be tuned", file=sys.stderr)
@@ -209,8 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for dtype_name, dtype in DTYPES.items():
             measured = {rows: measure(device, dtype, rows, replay_seconds) for rows in ROWS}
             for rows, times in measured.items():
-                said = ", ".join(f"{candidate} {1e6 * time:.1f} µs" for candidate, time in times.items())
-                print(f"{dtype_name}, {rows} rows: {said}", flush=True)
+                shown = ", ".join(f"{candidate} {1e6 * time:.1f} µs" for candidate, time in times.items())
+                print(f"{dtype_name}, {rows} rows: {shown}", flush=True)
             table[dtype_name], seconds[dtype_name] = best(measured), measured
         led, compared = compare_all(device, replay_seconds)
     about = {"device": name, "torch": torch.__version__, "triton": triton.__version__, "seconds": seconds}
@@ -220,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         write(path, table, led, about)
     except OSError as error:
-        print(f"tuning: {path} cannot be written ({error.strerror or error}); install with -e", file=sys.stderr)
+        print(f"tuning: cannot write {path} ({error.strerror or error}); install with pip install -e", file=sys.stderr)
         return 2
     print(f"wrote {path}")
     return 0

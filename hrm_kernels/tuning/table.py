@@ -1,4 +1,4 @@
-"""The tables: for a device and a dtype, which candidate runs a pass over so many rows; and which ops ``cuda`` wins."""
+"""The tuning tables: the candidate for each device, dtype and number of rows, and the ops where ``cuda`` is faster."""
 
 import functools
 import json
@@ -15,19 +15,19 @@ from hrm_kernels.backends import traced_as_constant
 
 FOLDER = Path(__file__).parent / "devices"
 CANDIDATES = ("library", "fused", "fused_small", "whole_row")
-"""Ways through a block without gradients, see :data:`hrm_kernels.ops.transformer_block.triton_block.PATHS`."""
+"""Implementations of a block without gradients: :data:`hrm_kernels.ops.transformer_block.triton_block.PATHS`."""
 
 COMPARED = ("adam_atan2", "rope_attention", "sparse_sign_sgd", "stablemax_cross_entropy")
-"""Ops with a ``cuda`` and a ``triton`` backend for the same calls, of which the faster one should run."""
+"""Ops with a ``cuda`` and a ``triton`` backend for the same calls; the faster one should run."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Limits = list[tuple[int | None, str]]
-"""``(rows at most, candidate)``, in rising order; None has no limit and is the last."""
+"""``(largest number of rows, candidate)``, in ascending order; the last limit is None."""
 
 
 class Table(NamedTuple):
-    """What was measured on a device: paths by dtype, and those of :data:`COMPARED` in which ``cuda`` was faster."""
+    """The results for a device: limits by dtype, and the ops of :data:`COMPARED` where ``cuda`` was faster."""
 
     block: dict[str, Limits]
     cuda: frozenset[str]
@@ -38,10 +38,10 @@ class TuningError(ValueError):
 
 
 def default(dtype: torch.dtype, rows: int) -> str:
-    """The choice for a device without a table; reasoned, not measured.
+    """Return the candidate for a device without a table; an estimate, not a measurement.
 
-    float32 products in Triton run without tensor cores: ``library``. Else ``fused``; and up to 1024 rows, of which the
-    large tiles would make 32 programs for the narrow products, a quarter of a large GPU, ``fused_small``.
+    float32 products in Triton run without tensor cores: ``library``. Else ``fused``; but ``fused_small`` up to 1024
+    rows, where large tiles would give only 32 programs for the narrow products, a quarter of a large GPU.
     """
     if dtype is torch.float32:
         return "library"
@@ -49,7 +49,7 @@ def default(dtype: torch.dtype, rows: int) -> str:
 
 
 def choose(device: torch.device, dtype: torch.dtype, rows: int) -> str:
-    """The candidate for a pass over ``rows`` tokens.
+    """Return the candidate for a pass over ``rows`` tokens.
 
     Raises:
         TuningError: the device's table is damaged.
@@ -64,13 +64,11 @@ def cuda_is_unproven(op: str) -> Callable[..., str | None]:
     """For ``Backend.passed_over`` of the ``cuda`` backend of one of :data:`COMPARED`.
 
     Returns:
-        A function of the op's arguments: None where the device's table says that ``cuda`` is faster, else why
-        ``triton`` is asked first. It raises TuningError where that table is damaged.
+        A function of the op's arguments. It returns None if the device's table says that ``cuda`` is faster, else the
+        reason to prefer ``triton``, and raises TuningError if the table is damaged.
     """
     if op not in COMPARED:
-        raise ValueError(
-            f"cuda_is_unproven: nothing compares backends of {op!r}; expected one of {', '.join(COMPARED)}"
-        )
+        raise ValueError(f"cuda_is_unproven: got op {op!r}, expected one of {', '.join(COMPARED)}")
 
     def passed_over(first: torch.Tensor | Sequence[torch.Tensor], *rest: Any) -> str | None:
         device = first.device if isinstance(first, torch.Tensor) else first[0].device
@@ -96,15 +94,15 @@ def _of_device(device: torch.device) -> Table:
 
 
 def path_of(device_name: str) -> Path:
-    """Where the table of a device lies: ``NVIDIA H200`` -> ``nvidia-h200.json``."""
+    """The path of a device's table: ``NVIDIA H200`` -> ``nvidia-h200.json``."""
     return FOLDER / f"{re.sub(r'[^a-z0-9]+', '-', device_name.lower()).strip('-')}.json"
 
 
 def read(path: Path) -> Table:
-    """A table, checked.
+    """Read and check a table.
 
     Raises:
-        TuningError: it is damaged.
+        TuningError: the table is damaged.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -132,12 +130,12 @@ def _check(name: str, limits: Any) -> None:
             raise ValueError(f"unknown candidate {candidate!r}")
         last = index == len(limits) - 1
         if (limit is None) != last or not last and not (isinstance(limit, int) and limit > before):
-            raise ValueError(f"{name}: limits must rise to a last one without limit")
+            raise ValueError(f"{name}: limits must be ascending, and only the last one null")
         before = limit or 0
 
 
 def best(seconds: Mapping[int, Mapping[str, float]]) -> Limits:
-    """The table for measurements ``{rows: {candidate: seconds}}``: each number of rows up to the next goes like it."""
+    """Return the limits for measurements ``{rows: {candidate: seconds}}``, each valid up to its number of rows."""
     chosen: Limits = []
     for rows in sorted(seconds):
         candidate = min(seconds[rows], key=lambda name: seconds[rows][name])
@@ -153,14 +151,14 @@ def write(
     cuda: Collection[str],
     measured: Mapping[str, Any],
 ) -> None:
-    """Write a table, whole or not at all, with what it was measured with and how long everything took."""
+    """Write a table atomically, with the versions and times of its measurement."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w") as file:
             json.dump({"block": block, "cuda": sorted(cuda), **measured}, file, indent=1)
             file.write("\n")
-        os.chmod(part, 0o644)  # mkstemp's are for the owner alone
+        os.chmod(part, 0o644)  # mkstemp allows access only to the owner
         os.replace(part, path)
     except BaseException:
         os.unlink(part)

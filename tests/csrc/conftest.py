@@ -1,4 +1,4 @@
-"""The CUDA kernels, built for the CPU by csrc/simt, once for all tests (and all of their processes)."""
+"""The CUDA kernels, built for the CPU by csrc/simt once for all tests and processes."""
 
 import ctypes
 import fcntl
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass
 class Simt:
-    """``library``: its C functions; ``module``: the functions of the cuda library, for CPU tensors."""
+    """``library``: the C functions; ``module``: the functions of the cuda library, for CPU tensors."""
 
     library: ctypes.CDLL
     module: Any
@@ -38,15 +38,16 @@ class Simt:
         return cls(library, tvm_ffi.load_module(path))
 
     def configure(self, multiprocessors=3, order=0, capability=8, cooperative=1, shared=99 << 10, resident=1):
-        """The pretended device; order 0: threads ascending, 1: descending, else a random one.
+        """Set the simulated device; order 0: threads ascending, 1: descending, else random.
 
-        ``shared``: bytes that a block may have, the least of the targets; ``resident``: blocks of a multiprocessor.
+        ``shared``: largest shared memory of a block in bytes (default: the smallest of the targets); ``resident``:
+        blocks per multiprocessor.
         """
         device = (ctypes.c_int * 5)(multiprocessors, capability, cooperative, shared, resident)
         self.library.simt_configure(device, order)
 
     def guarded(self, tensor):
-        """A copy of ``tensor`` that ends where the memory that may be accessed ends."""
+        """Copy ``tensor`` to the end of accessible memory."""
         size = tensor.numel() * tensor.element_size()
         address = self.library.simt_guarded_alloc(size)
         buffer = (ctypes.c_char * size).from_address(address)
@@ -63,7 +64,7 @@ def simt(tmp_path_factory):
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
         pytest.skip("no C++ compiler")
     pytest.importorskip("tvm_ffi")
-    # pytest-xdist: the folder above belongs to the run as a whole
+    # pytest-xdist: all workers share the parent folder
     folder = tmp_path_factory.getbasetemp()
     folder = (folder.parent if os.environ.get("PYTEST_XDIST_WORKER") else folder) / "simt"
     folder.mkdir(exist_ok=True)
@@ -96,16 +97,16 @@ def cuda_on_cpu(simt, monkeypatch):
 
 @pytest.fixture
 def broken(cuda_on_cpu, monkeypatch, tmp_path):
-    """``broken(source, old, new)``: the harness with one place of csrc/cuda/``source``.cu changed.
+    """``broken(source, old, new)``: the harness with ``old`` replaced by ``new`` in csrc/cuda/``source``.cu.
 
-    The cuda backend takes it from then on.
+    The cuda backend uses it until the end of the test.
     """
 
     def build(source, old, new):
         folder = Path(cuda_on_cpu.library._name).parent
         path, library = ROOT / "csrc" / "cuda" / f"{source}.cu", tmp_path / "broken.so"
         text, changed = path.read_text(), tmp_path / path.name
-        assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {path.name}"
+        assert text.count(old) == 1, f"{path.name} contains {old!r} {text.count(old)} times, expected once"
         changed.write_text(text.replace(old, new))
         command = ["ninja", "-C", folder, "-t", "commands"]
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -1,10 +1,10 @@
 // Every function of the CPU library, forward and backward, against plain loops in double.
 //
-//   cpu_check avx2     the kernels of one instruction set; prints each result and its error, as part of what is allowed
+//   cpu_check avx2     checks one instruction set; prints each result and its error relative to the allowed error
 //
-// Exit status: 0, 1 if a result is wrong, 2 if this machine can't run that instruction set. Inputs are rounded to the
-// dtype before both sides see them, so what differs is the kernels' own error and the rounding of their results. What
-// they write is NaN before; inputs and outputs end where a page that may not be touched begins.
+// Exit status: 0, 1 if a result is wrong, 2 if this machine cannot run that instruction set. Both sides get inputs
+// rounded to the dtype, so differences come only from the kernels and the rounding of their results. Outputs are NaN
+// before the call; inputs and outputs end directly before an inaccessible page.
 #include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -38,7 +38,7 @@ const hrm_cpu_kernels& table();
 
 namespace {
 
-// ---- numbers: matrices in double, and the same as kernels see them
+// ---- numbers: matrices in double, and the same for the kernels
 
 struct Matrix {
   int64_t rows, columns;
@@ -49,7 +49,7 @@ struct Matrix {
   double operator()(int64_t row, int64_t column) const { return values[row * columns + column]; }
 };
 
-// Elements in float32 or bfloat16. alignment in bytes of the first; without one it lies at an odd place.
+// Elements in float32 or bfloat16. alignment: of the first, in bytes; without it, its address is odd.
 class Elements {
  public:
   const int dtype;
@@ -90,10 +90,10 @@ class Elements {
       std::memcpy(data_ + 4 * i, &bits, 4);
       return;
     }
-    if (value == value) bits += 0x7fff + (bits >> 16 & 1);  // to the nearest, ties to even
+    if (value == value) bits += 0x7fff + (bits >> 16 & 1);  // round to nearest even
     std::memcpy(data_ + 2 * i, reinterpret_cast<char*>(&bits) + 2, 2);
   }
-  // What the elements stand for.
+  // The values of the elements.
   Matrix matrix(int64_t rows, int64_t columns) const {
     Matrix result(rows, columns);
     for (int64_t i = 0; i < count; ++i) result.values[i] = (*this)[i];
@@ -116,7 +116,7 @@ Matrix random(int64_t rows, int64_t columns, double scale = 1) {
   return result;
 }
 
-// ---- what is wrong
+// ---- errors
 
 struct Checker {
   std::string about;  // op, dtype, sizes
@@ -128,12 +128,12 @@ struct Checker {
     ++wrong;
   }
 
-  // Each element to `tolerance` of the largest, and bfloat16 to its rounding; exactly the same when it comes again.
-  // largest: of the terms, where they may cancel in all elements.
+  // Checks each element to `tolerance` of the largest, plus rounding for bfloat16. A repeated result must be identical.
+  // largest: size of the terms, where they may cancel in all elements.
   void operator()(const char* result, const Elements& got, const Matrix& want, double tolerance, double largest = 0) {
     const std::string name = about + " " + result;
     if (static_cast<int64_t>(want.values.size()) != got.count) return fail(name, "compared with another size");
-    for (double value : want.values) largest = std::fmax(largest, std::fabs(value));  // fmax passes over NaN
+    for (double value : want.values) largest = std::fmax(largest, std::fabs(value));  // fmax ignores NaN
     double worst = 0;
     int64_t bad = -1, other = -1;
     const auto [first, fresh] = seen.emplace(name, got.matrix(1, got.count).values);
@@ -144,7 +144,7 @@ struct Checker {
       const double allowed = tolerance * largest + (got.dtype == HRM_BFLOAT16 ? std::fabs(value) / 256 : 0) +
                              std::numeric_limits<float>::min();
       const double error = std::fabs(got[i] - value) / allowed;
-      if (!(error <= 1)) bad = i;  // NaN, too
+      if (!(error <= 1)) bad = i;  // also true for NaN
       if (error > worst) worst = error;
     }
     if (fresh) std::printf("%s: %.2f\n", name.c_str(), worst);
@@ -156,10 +156,10 @@ struct Checker {
   }
 };
 
-constexpr double kTolerance = 2e-6;      // float32 sums of some hundred terms
-constexpr double kPassTolerance = 1e-5;  // of several layers, each of which makes the errors of those before larger
+constexpr double kTolerance = 2e-6;      // float32 sums of a few hundred terms
+constexpr double kPassTolerance = 1e-5;  // of several layers, each of which amplifies earlier errors
 
-// Memory that kernels take from call to call, which should not matter.
+// Memory that kernels reuse between calls; its contents must not matter.
 void poison_workspace() {
   constexpr size_t kFloats = 1 << 18;
   std::fill_n(hrm::workspace(kFloats), kFloats, std::numeric_limits<float>::quiet_NaN());
@@ -262,7 +262,7 @@ struct Angles {
   Matrix cos, sin;
 };
 
-// q and k in qkv [B S, 3 H d] turned by the angles of their positions, or, for gradients, by the transpose of that.
+// Applies RoPE to q and k in qkv [B S, 3 H d], or, for gradients, its transpose.
 Matrix turned(Matrix qkv, const hrm_shape& s, const Angles& angles, bool back) {
   const int64_t half = s.head_dim / 2;
   for (int64_t row = 0; angles.there && row < qkv.rows; ++row) {
@@ -284,7 +284,8 @@ struct Attended {
   Matrix out, lse;  // [B S, H d], [B H, S]
 };
 
-// each(row of the query, of the key, probability) of one head, and the log-sum-exp of each query's scores
+// Calls each(row of the query, row of the key, probability) for one head; returns the log-sum-exp of each query's
+// scores.
 template <class Each>
 void for_probabilities(const Matrix& qkv, const hrm_shape& s, int64_t batch, int64_t head, Matrix& lse, Each each) {
   const int64_t first = batch * s.positions, q = head * s.head_dim, k = (s.heads + head) * s.head_dim;
@@ -315,7 +316,7 @@ Attended attention(const Matrix& given, const hrm_shape& s, const Angles& angles
   return result;
 }
 
-// out: of the forward, as rounded as the kernel gets it
+// out: of the forward, rounded as the kernel gets it
 Matrix attention_backward(const Matrix& dout, const Matrix& given, const Matrix& out, const hrm_shape& s,
                           const Angles& angles) {
   const Matrix qkv = turned(given, s, angles, false);
@@ -323,7 +324,7 @@ Matrix attention_backward(const Matrix& dout, const Matrix& given, const Matrix&
   for (int64_t task = 0; task < s.batch * s.heads; ++task) {
     const int64_t head = task % s.heads, q = head * s.head_dim, k = q + s.heads * s.head_dim, v = 2 * k - q;
     for_probabilities(qkv, s, task / s.heads, head, lse, [&](int64_t query, int64_t key, double p) {
-      double dscore = 0;  // of the softmax: p (dp - sum of p dp), where the sum is dout @ out
+      double dscore = 0;  // gradient of the softmax: p (dp - sum of p dp), where the sum is dout @ out
       for (int64_t i = 0; i < s.head_dim; ++i) {
         dscore += dout(query, q + i) * (qkv(key, v + i) - out(query, q + i));
         dqkv(key, v + i) += p * dout(query, q + i);
@@ -342,7 +343,7 @@ struct Weights {
   Matrix qkv, o, gate_up, down;
 };
 
-// One block, with what its backward needs.
+// One block, with the values that its backward needs.
 struct Block {
   const Weights& weights;
   const hrm_shape& shape;
@@ -363,7 +364,7 @@ struct Block {
         u2(middle + times_transposed(inner, w.down)),
         out(norm(u2, s.eps)) {}
 
-  // The gradient of x; those of the weights into `gradients`.
+  // Returns the gradient of x; stores those of the weights in `gradients`.
   Matrix backward(const Matrix& dout, std::vector<Weights>& gradients) const {
     const auto of_weights = [](const Matrix& dy, const Matrix& input) {
       return times_transposed(transposed(dy), transposed(input));
@@ -403,13 +404,13 @@ void check_add_rms_norm(const hrm_cpu_kernels& kernels, int dtype, int64_t rows,
     for (int64_t i = 0; i < dout.count; ++i) {
       largest = std::fmax(largest, std::fabs(dout[i]) * want_rstd.values[i / columns]);
     }
-    check("du", du, want_du, kTolerance, largest);  // 0 but for eps where there is one column
+    check("du", du, want_du, kTolerance, largest);  // 0 except for eps with one column
   }
 }
 
 void check_swiglu(const hrm_cpu_kernels& kernels, int dtype, int64_t rows, int64_t inner) {
   Matrix numbers = random(rows, 2 * inner, 3);
-  const double special[] = {NAN, 200, -200, 0, 88, -88};  // where exp ends
+  const double special[] = {NAN, 200, -200, 0, 88, -88};  // the limits of exp
   for (int64_t i = 0; i < 6 && 7 * i < inner; ++i) numbers(rows - 1, 7 * i) = special[i];
   const Elements gate_up(dtype, numbers), dout(dtype, random(rows, inner));
   const Matrix given = gate_up.matrix(rows, 2 * inner);
@@ -443,7 +444,7 @@ void check_linear(const hrm_cpu_kernels& kernels, int dtype, int64_t rows, int64
     check.about = described("linear", dtype, {rows, outputs, inputs});
     check("out", out, sum, kTolerance);
     check("without bias", plain, product, kTolerance);
-    const size_t size = dtype == HRM_FLOAT32 ? 4 : 2;  // the last row by itself: the same to the bit
+    const size_t size = dtype == HRM_FLOAT32 ? 4 : 2;  // only the last row: identical bits
     const char* last = static_cast<char*>(x.data()) + (rows - 1) * inputs * size;
     kernels.linear(1, outputs, inputs, last, packed.floats(), bias.data(), alone.data(), dtype, threads);
     if (std::memcmp(alone.data(), static_cast<char*>(out.data()) + (rows - 1) * outputs * size, outputs * size)) {
@@ -452,7 +453,7 @@ void check_linear(const hrm_cpu_kernels& kernels, int dtype, int64_t rows, int64
   }
 }
 
-// Any change of any byte changes it; the number of threads does not.
+// A change of any byte changes the checksum; the number of threads does not.
 void check_checksum(const hrm_cpu_kernels& kernels, int64_t count) {
   const Elements first(HRM_BFLOAT16, random(1, count)), second(HRM_FLOAT32, random(1, 3));
   const void* arrays[] = {first.data(), second.data()};
@@ -509,15 +510,15 @@ void check_token_mixing(const hrm_cpu_kernels& kernels, int dtype, int64_t batch
                                   dx.data(), dgate_up.data(), ddown.data(), dtype, threads);
     check.about = described("token_mixing", dtype, {batch, positions, dim, inner});
     check("out", out, along(norm(u, eps)), kTolerance);
-    if (positions == 1) continue;  // gradients are 0 but for eps
+    if (positions == 1) continue;  // gradients are 0 except for eps
     check("dx", dx, want_dx, kPassTolerance);
     check("dgate_up", dgate_up, times_transposed(transposed(dhidden), transposed(rows)), kPassTolerance);
     check("ddown", ddown, times_transposed(transposed(du), transposed(inside)), kPassTolerance);
   }
 }
 
-// Tables for more positions than there are, with another angle in each column (RoPE has the same in both halves), so
-// that a column taken for another shows.
+// Tables for extra positions, with a different angle in each column (RoPE has equal halves), so that a wrong column
+// shows.
 Angles some_angles(const hrm_shape& s, bool there) {
   const auto table = [&] {
     Matrix result = random(s.positions + 2, s.head_dim);
@@ -551,7 +552,7 @@ void check_rope_attention(const hrm_cpu_kernels& kernels, int dtype, const hrm_s
   }
 }
 
-// The weights of some layers as kernels get them, and packed.
+// The weights of some layers, row-major and packed.
 struct Layers {
   const hrm_cpu_kernels& kernels;
   const hrm_shape shape;
@@ -606,7 +607,7 @@ void check_blocks(const hrm_cpu_kernels& kernels, int dtype, const hrm_shape& s,
   Matrix start = x.matrix(rows, s.dim);
   if (with_angles) start = start + injection.matrix(rows, s.dim);
   const std::vector<Block> blocks = layers.forward(start, angles);
-  std::vector<Weights> want;  // of the last layer first
+  std::vector<Weights> want;  // last layer first
   const Matrix middle = blocks[1].backward(dout.matrix(rows, s.dim), want), want_dx = blocks[0].backward(middle, want);
 
   for (int threads : kThreads) {
@@ -730,7 +731,7 @@ void check_adam_atan2(const hrm_cpu_kernels& kernels, bool with_copies) {
       m.push_back(new Elements(HRM_FLOAT32, random(1, sizes[i])));
       v.push_back(new Elements(HRM_FLOAT32, square));
       copies.push_back(new Elements(HRM_BFLOAT16, sizes[i]));
-      m[i]->set(0, 0);  // with a gradient of 0: no step at all
+      m[i]->set(0, 0);  // with a gradient of 0 there is no step
       v[i]->set(0, 0);
       decay1.push_back(1 - std::pow(beta1, i + 1.0));
       decay2.push_back(1 - std::pow(beta2, i + 1.0));
@@ -767,7 +768,7 @@ void check_adam_atan2(const hrm_cpu_kernels& kernels, bool with_copies) {
   }
 }
 
-// What is the same for all instruction sets.
+// Checks functions that do not depend on the instruction set.
 void check_the_rest() {
   const int64_t rows = 9, columns = 5, count = 7;
   const int64_t ids[count] = {3, 8, 3, 0, 8, 3, 1};
@@ -791,7 +792,7 @@ void check_the_rest() {
   hrm_cpu_sparse_sign_sgd(weights.floats(), rows, columns, ids, gradients.floats(), count, lr, decay);
   check("weights", weights, want, kTolerance);
 
-  // of a sum that is NaN the sign is 0
+  // the sign of a NaN sum is 0
   const Elements row(HRM_FLOAT32, random(1, 2)), unknown(HRM_FLOAT32, 2);
   Matrix decayed = row.matrix(1, 2);
   for (double& value : decayed.values) value *= 1 - lr * decay;
@@ -807,7 +808,7 @@ void check_the_rest() {
   check("y", y, sum, kTolerance);
 }
 
-// Each task is done once, by as many threads as there are to be had.
+// Every task runs once, on as many threads as the system starts.
 void check_team(int threads, int members) {
   std::vector<std::atomic<int>> done(100);
   hrm::parallel(threads, [&](hrm::Team::Member& member) {
@@ -823,7 +824,7 @@ void check_teams() {
   check_team(1, 1);
   check_team(3, 3);
 #if defined(__GLIBC__)
-  pthread_attr_t before, attributes;  // threads made from here on want more memory than has addresses
+  pthread_attr_t before, attributes;  // new threads need more memory than the address space has
   pthread_getattr_default_np(&before);
   pthread_attr_init(&attributes);
   pthread_attr_setstacksize(&attributes, size_t{1} << 50);
@@ -858,17 +859,18 @@ int main(int count, char** arguments) {
               static_cast<int>(kernels->tile_rows));
   const hrm_shape shapes[] = {
       // batch, positions, dim, heads, head_dim, inner, eps
-      {1, 1, 3, 1, 1, 1, 1e-5f},        // nothing fills a register
-      {2, 5, 20, 2, 6, 10, 1e-5f},      // nor a panel
-      {3, 17, 33, 3, 10, 50, 1e-5f},    // one row, one column more than a register or two
-      {2, 48, 64, 2, 32, 96, 1e-5f},    // everything whole
-      {3, 97, 40, 2, 16, 24, 1e-5f},    // more rows than a piece of a weight's gradient; blocks of queries, one over
-      {1, 13, 272, 1, 64, 264, 1e-5f},  // more than a piece of 256 of the inner dimension, in each product
+      {1, 1, 3, 1, 1, 1, 1e-5f},      // no dimension fills a register
+      {2, 5, 20, 2, 6, 10, 1e-5f},    // no dimension fills a panel
+      {3, 17, 33, 3, 10, 50, 1e-5f},  // one row or column more than one or two registers
+      {2, 48, 64, 2, 32, 96, 1e-5f},  // all dimensions fill whole tiles
+      {3, 97, 40, 2, 16, 24,
+       1e-5f},  // more rows than a part of a weight's gradient; whole blocks of queries and one more
+      {1, 13, 272, 1, 64, 264, 1e-5f},  // more than a part of 256 of the inner dimension in each product
   };
   for (int dtype : kDtypes) {
     check_token_mixing(*kernels, dtype, 1, 1, 3, 1);
     check_token_mixing(*kernels, dtype, 2, 5, 20, 10);
-    check_token_mixing(*kernels, dtype, 3, 48, 64, 96);   // everything whole
+    check_token_mixing(*kernels, dtype, 3, 48, 64, 96);   // all dimensions fill whole tiles
     check_token_mixing(*kernels, dtype, 9, 17, 260, 50);  // 81 pieces of 32 channels: more than a group
     for (int64_t columns : {1, 3, 16, 31, 100, 1030}) {
       for (int64_t rows : {1, 40}) {
@@ -889,8 +891,9 @@ int main(int count, char** arguments) {
   for (int dtype : kDtypes) {
     check_linear(*kernels, dtype, 1, 1, 1);
     check_linear(*kernels, dtype, 7, 33, 20);
-    check_linear(*kernels, dtype, 48, 64, 96);     // everything whole
-    check_linear(*kernels, dtype, 100, 530, 300);  // more than a block of rows, a group of panels, a piece of the depth
+    check_linear(*kernels, dtype, 48, 64, 96);  // all dimensions fill whole tiles
+    check_linear(*kernels, dtype, 100, 530,
+                 300);  // more than a block of rows, a group of panels, a part of the inner dimension
   }
   for (int64_t elements : {1, 7, 64, 70'000}) check_checksum(*kernels, elements);
   check_adam_atan2(*kernels, false);

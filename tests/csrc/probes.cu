@@ -1,5 +1,5 @@
-// Small kernels that csrc/simt is tested with. Each is right with fault 0; another fault leaves out a barrier, a wait
-// or the like, and the harness must see it: as an error, or as a result that is wrong.
+// Small kernels that test csrc/simt. Each is correct with fault 0; other faults leave out a barrier or a wait, for
+// example, and the harness must detect them: as an error or a wrong result.
 #include "cuda/launch.cuh"
 #include "cuda/ptx.cuh"
 
@@ -23,7 +23,7 @@ __global__ void missing_barrier(Probe p) {
 }
 
 // 64 threads, 4 floats each: out is `in`, through shared memory. Fault 1: no wait. Fault 2: no group, so nothing to
-// wait for. Fault 3: the wait admits one group under way, which is the only one.
+// wait for. Fault 3: the wait allows one group in flight, the only one.
 __global__ void missing_wait(Probe p) {
   float* shared = shared_floats() + 4 * threadIdx.x;
   ptx::copy_async_16(shared, p.in + 4 * threadIdx.x, true);
@@ -37,7 +37,7 @@ __global__ void missing_wait(Probe p) {
 }
 
 // 64 threads: out is `in` reversed, 256 floats in four rounds of 64 that use the same shared memory. Fault 1: no
-// barrier before the next round's copies, which land on what others still read.
+// barrier before the next round's copies, which overwrite values that others still read.
 __global__ void early_copy(Probe p) {
   float* shared = shared_floats();
   for (int round = 0; round < 4; ++round) {
@@ -50,7 +50,7 @@ __global__ void early_copy(Probe p) {
   }
 }
 
-// 64 threads: each warp copies its tile of 32. Fault 1: tiles overlap by one, so the last element is nobody's.
+// 64 threads: each warp copies its tile of 32. Fault 1: tiles overlap by one, so nobody writes the last element.
 __global__ void overlapping_tiles(Probe p) {
   const unsigned at = threadIdx.x / 32 * (p.fault == 1 ? 31 : 32) + threadIdx.x % 32;
   p.out[at] = p.in[at];
@@ -67,8 +67,8 @@ __global__ void divergent_barrier(Probe p) {
   }
 }
 
-// 64 threads, 64 floats of shared memory. Faults 1, 2: the last thread writes behind, before. Fault 3: far behind.
-// Faults 4, 5: an asynchronous copy ends behind, lies across its 16 bytes. Fault 6: global memory behind `in`.
+// 64 threads, 64 floats of shared memory. Faults 1, 2: the last thread writes after or before it. Fault 3: far after
+// it. Fault 4: an asynchronous copy ends after it. Fault 5: one is misaligned. Fault 6: reads global memory after `in`.
 __global__ void out_of_bounds(Probe p) {
   float* shared = shared_floats();
   shared[threadIdx.x] = p.in[threadIdx.x];
@@ -93,7 +93,7 @@ __global__ void divergent_warp(Probe p) {
 }
 
 // Blocks of 32 threads: each writes its part of out, then reads the next block's; out[b] is in[b + 1], in parts of 32.
-// Fault 1: no barrier of the grid. Fault 2: block 0 does not come. Fault 3: launched without being together.
+// Fault 1: no barrier of the grid. Fault 2: block 0 does not arrive. Fault 3: the launch is not cooperative.
 __global__ void grid_barrier(Probe p) {
   const unsigned own = 32 * blockIdx.x + threadIdx.x, all = 32 * gridDim.x;
   float* exchange = p.out + all;
@@ -158,10 +158,10 @@ __global__ void float16_numbers(Probe p) {
   p.out[64 + threadIdx.x] = ptx::from_float16(static_cast<uint16_t>(pair >> 16));
 }
 
-// Clusters of two blocks of 64 threads: out is what the other block of the cluster has of `in`, reversed, by way of its
-// shared memory. Fault 1: no barrier of the cluster before reading. Fault 2: none before the end. Fault 3: launched
-// without clusters. Fault 4: a warp arrives twice. Fault 5: a warp waits without having arrived. Fault 6: half of each
-// warp arrives. Fault 7: a block looks for a third one. Fault 8: reads behind what the other block has.
+// Clusters of two blocks of 64 threads: out is the other block's part of `in`, reversed, read through its shared
+// memory. Fault 1: no barrier of the cluster before reading. Fault 2: none before the end. Fault 3: launched without
+// clusters. Fault 4: a warp arrives twice. Fault 5: a warp waits without having arrived. Fault 6: half of each warp
+// arrives. Fault 7: a block accesses a third one. Fault 8: reads after the other block's memory.
 __global__ void cluster_exchange(Probe p) {
   float* shared = shared_floats();
   shared[threadIdx.x] = p.in[64 * blockIdx.x + threadIdx.x];
@@ -177,8 +177,8 @@ __global__ void cluster_exchange(Probe p) {
   }
 }
 
-// Clusters of two blocks of 64 threads: the first 32 of each end early, and the barrier is for the others. Fault 1:
-// they have arrived there, and are not waited for either.
+// Clusters of two blocks of 64 threads: the first 32 of each end early, and the barrier waits only for the others.
+// Fault 1: they have arrived before they end.
 __global__ void cluster_without_ended(Probe p) {
   p.out[64 * blockIdx.x + threadIdx.x] = p.in[64 * blockIdx.x + threadIdx.x];
   if (threadIdx.x < 32) {

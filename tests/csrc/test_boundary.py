@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hrm_kernels import native
+from hrm_kernels.ops.adam_atan2 import Step
 from hrm_kernels.ops.adam_atan2 import reference as adam
 from hrm_kernels.ops.recurrent_cycles import reference as cycles
+from hrm_kernels.ops.rope_attention.heads import Heads
 from hrm_kernels.ops.rope_attention.reference import rope_attention
 from hrm_kernels.ops.sparse_sign_sgd import reference as sparse
 from hrm_kernels.ops.stablemax_cross_entropy.reference import stablemax_cross_entropy, with_argmax
@@ -54,14 +56,14 @@ def answers(function, call):
     match function, call:
         case "recurrent_cycles", [z_H, z_L, x, H, L, cos, sin, heads, H_cycles, L_cycles, eps, *_]:
             H, L = ([layers[i : i + 4] for i in range(0, len(layers), 4)] for layers in (H, L))
-            z_H, z_L = cycles.recurrent_cycles(z_H, z_L, x, H, L, cos, sin, heads, H_cycles, L_cycles, eps)
+            z_H, z_L = cycles.recurrent_cycles(z_H, z_L, x, H, L, Heads(cos, sin, heads), H_cycles, L_cycles, eps)
             # a state without an update is not written
             return ({11: z_H} if H_cycles > 1 else {}) | ({12: z_L} if L_cycles and H_cycles * L_cycles > 1 else {})
         case "adam_atan2", [params, grads, means, squares, copies, counts, lr, device_lr, beta1, beta2, decay, _]:
             if params:
                 lr, counts = lr if device_lr is None else device_lr.reshape(()), [c.reshape(()) for c in counts]
                 rest = (copies or None, lr, (beta1, beta2), decay, True, {})
-                adam.adam_atan2(params, grads, means, squares, counts, *rest)
+                adam.adam_atan2(Step(params, grads, means, squares, counts, *rest))
             return {0: params, 2: means, 3: squares, 4: copies}
         case "sparse_sign_sgd", [weights, ids, grads, lr, device_lr, decay]:
             rows = (ids >= 0) & (ids < len(weights))  # the kernel skips others
@@ -73,9 +75,9 @@ def answers(function, call):
         case "stablemax_backward", [dloss, logits, labels, _, _, ignore_index, _]:
             return {6: gradient(lambda x: stablemax_cross_entropy(x, labels, ignore_index), logits, dloss)}
         case "rope_attention_forward", [qkv, cos, sin, heads, *_]:
-            return {4: rope_attention(qkv, cos, sin, heads)}
+            return {4: rope_attention(qkv, Heads(cos, sin, heads))}
         case "rope_attention_backward", [dout, qkv, _, cos, sin, heads, _]:
-            return {6: gradient(lambda qkv: rope_attention(qkv, cos, sin, heads), qkv, dout)}
+            return {6: gradient(lambda qkv: rope_attention(qkv, Heads(cos, sin, heads)), qkv, dout)}
 
 
 def run(module, function, call, kept=()):

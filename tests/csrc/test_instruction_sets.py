@@ -1,8 +1,8 @@
-"""The CPU library's kernels against plain loops in double (cpu_check.cpp), on every instruction set that can be had.
+"""Compare the CPU library's kernels with plain loops in double (cpu_check.cpp), on every available instruction set.
 
-Natively: those that this machine has, and the lanes and tile rows of AVX-512 and aarch64 in instructions that more
-machines have. That proves the logic of those geometries; no AVX-512 or NEON instruction runs there. They run in
-emulators, where those are: aarch64 in qemu, AVX-512 in Bochs.
+The native tests run the instruction sets of this machine, and the lanes and tile rows of AVX-512 and aarch64 in more
+common instructions. That tests the logic of these sizes, but no AVX-512 or NEON instructions. Those run in emulators,
+if installed: aarch64 in qemu, AVX-512 in Bochs.
 """
 
 import os
@@ -19,20 +19,20 @@ import pytest
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 CHECK = ROOT / "tests" / "csrc" / "cpu_check.cpp"
-SECONDS = 3000  # that an emulator may take on a busy machine
+SECONDS = 3000  # time limit of an emulator on a busy machine
 
 AARCH64 = "aarch64-linux-gnu-g++"
 ISOLINUX = [Path("/usr/lib/ISOLINUX/isolinux.bin"), Path("/usr/lib/syslinux/modules/bios/ldlinux.c32")]
 
 
 def missing(tools, packages, files=()):
-    """Why a test is skipped, or None."""
+    """Return why a test must be skipped, or None."""
     absent = [tool for tool in tools if not shutil.which(tool)] + [str(file) for file in files if not file.exists()]
     return f"no {', '.join(absent)} (Debian: apt-get install {packages})" if absent else None
 
 
 def build(folder, *options, targets=("cpu_check",)):
-    """The check's program, with HRM_CPU_CHECK as csrc/cpu/CMakeLists.txt describes it."""
+    """Build the program of the check, with HRM_CPU_CHECK as in csrc/cpu/CMakeLists.txt."""
     if reason := missing(["cmake", "ninja"], "cmake ninja-build"):
         pytest.skip(reason)
     pytest.importorskip("tvm_ffi")
@@ -64,7 +64,7 @@ def test_here(native, name):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="qemu runs Linux programs on Linux")
 def test_aarch64_in_qemu(tmp_path):
-    """With the part that binds to Python compiled too: it can't be linked without a libtvm_ffi of that kind."""
+    """Also compile the Python interface; it cannot be linked without a libtvm_ffi for aarch64."""
     if reason := missing([AARCH64, "qemu-aarch64"], "g++-aarch64-linux-gnu qemu-user"):
         pytest.skip(reason)
     program = build(
@@ -73,7 +73,7 @@ def test_aarch64_in_qemu(tmp_path):
         "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
         f"-DCMAKE_CXX_COMPILER={AARCH64}",
         "-DCMAKE_EXE_LINKER_FLAGS=-static",
-        targets=("cpu_check", f"{ROOT / 'csrc' / 'ffi' / 'cpu.cpp'}^"),  # ninja's name for what becomes of a source
+        targets=("cpu_check", f"{ROOT / 'csrc' / 'ffi' / 'cpu.cpp'}^"),  # ninja's name for the object of a source
     )
     result = subprocess.run(["qemu-aarch64", program, "portable"], capture_output=True, text=True, timeout=SECONDS)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr
@@ -96,14 +96,14 @@ int main(void) {
   fflush(stdout);
   tcdrain(1);
   iopl(3);
-  for (const char* c = "Shutdown"; *c; ++c) outb(*c, 0x8900);  // Bochs ends, and writes what it still has to write
+  for (const char* c = "Shutdown"; *c; ++c) outb(*c, 0x8900);  // Bochs flushes its output and ends
   for (;;) pause();
 }
 """
 
 
 def boot(program, argument, folder):
-    """Runs a static program as the only one on a Linux in Bochs with AVX-512; what it wrote to the serial port."""
+    """Run a static program on a minimal Linux in Bochs with AVX-512; returns its output on the serial port."""
     kernels = sorted(path for path in Path("/boot").glob("vmlinuz-*") if os.access(path, os.R_OK))
     if reason := missing(
         ["gcc", "bochs", "xorriso", "cpio", "script"],
@@ -123,7 +123,7 @@ def boot(program, argument, folder):
     subprocess.run(compiler, input=INIT.encode(), check=True)
     with open(disc / "initrd", "wb") as initrd:
         subprocess.run(["cpio", "-oH", "newc"], input=b"program\ninit\n", stdout=initrd, cwd=folder, check=True)
-    # noxsaves, clearcpuid: Bochs tells other sizes of the compacted format than Linux computes, which then has no AVX
+    # noxsaves, clearcpuid: otherwise Linux disables AVX, because Bochs reports other sizes of the compacted format
     (disc / "isolinux" / "isolinux.cfg").write_text(
         "DEFAULT check\nLABEL check\nKERNEL /vmlinuz\nINITRD /initrd\nAPPEND console=ttyS0 noxsaves clearcpuid=xsavec "
         "mitigations=off tsc=reliable lpj=4000000\n"
@@ -149,7 +149,7 @@ def boot(program, argument, folder):
     messages, reader = folder / "messages", None
     with open(messages, "wb") as output:
         process = subprocess.Popen(
-            ["script", "-qfc", command, "/dev/null"],  # the debugger wants a terminal
+            ["script", "-qfc", command, "/dev/null"],  # the debugger needs a terminal
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -161,7 +161,7 @@ def boot(program, argument, folder):
         while process.poll() is None and time.monotonic() < end:
             time.sleep(1)
             screen = re.search(r'connected to screen "(/dev/pts/\d+)"', messages.read_text(errors="replace"))
-            if screen and reader is None:  # it would wait for room on its screen
+            if screen and reader is None:  # it would block when its screen is full
                 reader = subprocess.Popen(["cat", screen[1]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return serial.read_text(errors="replace").replace("\r", "")
     finally:

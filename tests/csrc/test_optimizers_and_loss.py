@@ -30,7 +30,7 @@ SHAPES = [(3, 5), (0,), (CHUNK,), (), (CHUNK + 1,), (2, 3, 7), (0, 4), (2 * CHUN
 
 @pytest.fixture(params=["simt", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request):
-    """Where the kernels run, as torch names it."""
+    """The torch device of the kernels."""
     if request.param == "simt":
         request.getfixturevalue("cuda_on_cpu")
         return "cpu"
@@ -52,7 +52,7 @@ def train(device, dtype, backend, start, shapes=SHAPES, steps=4, capturable=Fals
     rate = torch.tensor(0.05, device=device) if capturable else 0.05
     optimizer = AdamATan2(params, lr=rate, weight_decay=0.2, capturable=capturable, **options)
     if copy is not None:
-        optimizer.copies |= {p: torch.empty_like(p, dtype=copy) for p in params[::2]}  # others have none
+        optimizer.copies |= {p: torch.empty_like(p, dtype=copy) for p in params[::2]}  # the others have no copies
     with k.use_backend(backend):
         for step in range(steps):
             for i, p in enumerate(params):
@@ -104,7 +104,7 @@ def test_copies_are_written_with_the_parameters(device, dtype, copy):
 @pytest.mark.parametrize("capturable", [False, True])
 @pytest.mark.parametrize("steps", [1, 50])
 def test_other_betas_from_the_first_step_on(device, betas, capturable, steps):
-    """At t = 1 sqrt(v) / sqrt(1 - b2) is |g|, however small 1 - b2 is."""
+    """At t = 1, sqrt(v) / sqrt(1 - b2) is |g| for any 1 - b2."""
     options = {"shapes": [(7,)], "steps": steps, "betas": betas, "capturable": capturable, "start": torch.float32}
     (got,), _ = train(device, torch.float32, "cuda", **options)
     (want,), _ = train(device, torch.float64, "reference", **options)
@@ -112,7 +112,7 @@ def test_other_betas_from_the_first_step_on(device, betas, capturable, steps):
 
 
 def test_atan2_at_its_corners(device):
-    """Gradients that are 0, infinite, NaN or of very different size from step to step."""
+    """Gradients that are 0, infinite, NaN, or change size greatly between steps."""
     values = torch.tensor([0.0, -0.0, float("inf"), -float("inf"), float("nan"), 1e-20, 1e15, -3.0], device=device)
     after = []
     for backend in ("reference", "cuda"):
@@ -128,7 +128,7 @@ def test_atan2_at_its_corners(device):
 
 @pytest.mark.parametrize("capturable", [False, True])
 def test_more_parameters_than_a_launch_takes(device, capturable):
-    """64 of them; the 129 here make three launches, and each counts its own."""
+    """A launch takes 64 parameters, so 129 need three launches; each counts its steps."""
     shapes = [(1 + i % 5,) for i in range(129)]
     options = {"shapes": shapes, "capturable": capturable, "start": torch.float32}
     (ours, optimizer), (want, _) = (
@@ -140,7 +140,7 @@ def test_more_parameters_than_a_launch_takes(device, capturable):
 
 
 def test_late_parameters_and_parameters_without_gradient(device):
-    """One without a gradient stays and has no state; one that comes later counts its own steps."""
+    """A parameter without a gradient stays and has no state; one added later counts its own steps."""
 
     def steps(backend, capturable):
         a, b, c = (torch.nn.Parameter(random((n,), device, torch.float32, n)) for n in (5, 4097, 3))
@@ -169,7 +169,7 @@ def test_empty_parameters_alone_count_their_steps(device):
 
 
 def test_addresses_that_no_vector_fits(device):
-    """Gradients and averages that begin in the middle of 16 bytes, as in buckets; some that are not contiguous."""
+    """Gradients and averages that are not aligned to 16 bytes, as in buckets, or not contiguous."""
 
     def steps(backend):
         p = torch.nn.Parameter(random((CHUNK + 8,), device, torch.float32, 0))
@@ -215,7 +215,7 @@ def test_adam_gives_the_same_bits_in_any_order(cuda_on_cpu, capturable):
 
 
 def check_adam_stays_in_its_tensors(simt, sizes=(1, 5, CHUNK, CHUNK + 3)):
-    """Every tensor ends where memory ends."""
+    """Every tensor ends at the end of accessible memory."""
     for dtype, copy in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)):
         for on_device in (False, True):
             lists = [[simt.guarded(random((n,), "cpu", dtype, seed)) for n in sizes] for seed in range(3)]
@@ -274,7 +274,7 @@ def test_cpu_tensors_are_not_for_cuda():
 
 
 def rows(device, N, D, E, dtype=torch.float32, ids_dtype=torch.int64):
-    """Sums of integers, so that signs are exact."""
+    """Gradients are integers, so the signs of their sums are exact."""
     generator = torch.Generator().manual_seed(N)
     ids = torch.randint(0, E, (N,), generator=generator, dtype=ids_dtype)
     weights, grads = torch.randn(E, D, generator=generator), torch.randint(-4, 5, (N, D), generator=generator)
@@ -306,7 +306,7 @@ def test_sparse_sign_sgd(device, N, D, E, dtype, ids_dtype, on_device):
 
 
 def test_sparse_sums_as_exactly_as_pytorch(device):
-    """Signs of sums of any numbers: wrong only where the sum is 0 to rounding."""
+    """Signs of sums of any numbers may differ only where the sum is 0 within rounding."""
     weights, ids, _ = rows(device, 300, 32, 5)
     grads = random((300, 32), device, torch.float32, 7)
     sums = torch.stack([grads[ids == own].double().sum(0) for own in range(5)])
@@ -332,7 +332,7 @@ def test_sparse_gives_the_same_bits_in_any_order(cuda_on_cpu):
 def check_sparse_stays_in_its_tensors(simt):
     for N, D in ((1, 1), (33, 70), (40, 513)):
         weights, ids, grads = (simt.guarded(t) for t in rows("cpu", N, D, 5))
-        ids[0] = 4  # the last row is one of them
+        ids[0] = 4  # includes the last row
         want, before = weights.clone(), grads.clone()
         with k.use_backend("reference"):
             sparse_sign_sgd(want, ids, grads, 0.1, 0.1)
@@ -428,7 +428,7 @@ def check_loss(logits, labels, dloss, ignore_index=-100):
     loss, gradient = run(logits, labels, dloss, "cuda", ignore_index)
     assert loss.dtype is torch.float32 and loss.shape == labels.shape
     assert gradient.dtype == logits.dtype and gradient.shape == logits.shape
-    # float64 loses a small loss and a label's small gradient to cancellation: 1e-15 of what it subtracts
+    # cancellation limits float64 for a small loss and a label's small gradient: 1e-15 of the subtracted values
     torch.testing.assert_close(loss.double(), want, rtol=1e-6, atol=1e-13)
     info = torch.finfo(logits.dtype)
     absolute = info.smallest_normal * info.eps if logits.dtype is torch.float16 else 1e-15
@@ -459,7 +459,7 @@ def test_loss_of_many_columns(device, scale):
 
 
 def check_extreme_labels(device, V, size):
-    """Losses near 0 keep their digits, and so do sums of equal numbers, whose roundings add up.
+    """Losses near 0 are accurate, and so are sums of equal numbers, whose rounding errors add up.
 
     Here the reference is a float64 formula that doesn't cancel.
     """
@@ -529,7 +529,7 @@ def check_argmax(device, V):
     with k.use_backend("cuda"):
         loss, largest = stablemax_cross_entropy_with_argmax(logits, labels)
         alone = k.stablemax_cross_entropy(logits, labels)
-    torch.testing.assert_close(loss, alone, rtol=0, atol=0, equal_nan=True)  # of -inf alone the loss is NaN
+    torch.testing.assert_close(loss, alone, rtol=0, atol=0, equal_nan=True)  # a row of only -inf has a NaN loss
     assert torch.equal(largest, logits.argmax(-1))
 
 
@@ -540,7 +540,7 @@ def test_argmax_and_the_same_loss(device, V):
 
 def check_first_of_equals(device, V):
     logits, labels = torch.ones(2, V, device=device), torch.zeros(2, device=device, dtype=torch.long)
-    logits[1] = float("nan")  # of which none is the largest, but the answer is a column
+    logits[1] = float("nan")  # no NaN is the largest, but argmax is a valid column
     with k.use_backend("cuda"):
         _, largest = stablemax_cross_entropy_with_argmax(logits, labels)
     assert largest.tolist() == [0, 0]
@@ -565,7 +565,7 @@ def test_the_loss_stays_in_its_tensors(cuda_on_cpu):
     shapes = {(3, 11): torch.float32, (33, 1): torch.bfloat16, (2, 70): torch.float16, (2, 1100): torch.float32}
     for shape, dtype in shapes.items():
         logits, labels, dloss = (guarded(t) for t in tokens("cpu", shape, 2.0, dtype))
-        labels[-1] = shape[-1]  # behind the last logit
+        labels[-1] = shape[-1]  # after the last logit
         loss, total, others = (guarded(torch.full_like(dloss, float("nan"))) for _ in range(3))
         argmax, dlogits = guarded(torch.full_like(labels, -7)), guarded(torch.full_like(logits, float("nan")))
         before = logits.clone()
@@ -607,7 +607,7 @@ def test_launchers_are_registered(device):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Triton's interpreter is for machines without a GPU")
 def test_tuning_compares_both_once_they_agree(cuda_on_cpu, monkeypatch):
-    """Small problems in Triton's interpreter, and in float16, of which it is right."""
+    """Small problems in Triton's interpreter, in float16, which it computes correctly."""
     pytest.importorskip("triton")
     for name, value in {
         "BATCH": 2,
@@ -624,7 +624,7 @@ def test_tuning_compares_both_once_they_agree(cuda_on_cpu, monkeypatch):
         function()
         return 1.0 if backends.requested() == "cuda" else 2.0
 
-    # (not rope_attention: its backward loops over a range, which this interpreter cannot without tests/hrm_kernels)
+    # without rope_attention: its backward loops over a range, which needs the interpreter setup of tests/hrm_kernels
     for op in ("stablemax_cross_entropy", "adam_atan2", "sparse_sign_sgd"):
         seconds = tuning.compare(op, torch.device("cpu"), torch.float16, clock)
         assert list(seconds.values()) == [{"triton": 2.0, "cuda": 1.0}] and tuning.cuda_leads(seconds)
@@ -634,7 +634,7 @@ def test_tuning_compares_both_once_they_agree(cuda_on_cpu, monkeypatch):
         tuning.compare("adam_atan2", torch.device("cpu"), torch.float16, clock)
 
 
-# ---- kernels with a mistake in them
+# ---- kernels with a mistake
 
 
 ADAM, SPARSE, LOSS = "adam_atan2", "sparse_sign_sgd", "stablemax_cross_entropy"

@@ -22,7 +22,7 @@ BF16 = torch.bfloat16
 
 @pytest.fixture(params=["simt", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request):
-    """Where the kernel runs, as torch names it."""
+    """The torch device of the kernel."""
     if request.param == "simt":
         request.getfixturevalue("cuda_on_cpu")
         return "cpu"
@@ -53,7 +53,7 @@ def problem(batch=1, positions=17, dim=128, inner=128, head_dim=64, layers=1, ro
 
 
 def convert(value, device, dtype):
-    """Tensors of any nesting; tables stay float32."""
+    """Convert tensors in nested lists; tables stay float32."""
     if isinstance(value, torch.Tensor):
         return value.to(device) if value.dtype == torch.float32 else value.to(device, dtype)
     if isinstance(value, k.BlockWeights):
@@ -74,7 +74,7 @@ def update(backend, given, device, dtype):
 
 
 def within(got, plain, want):
-    """The design's rule, relative to the size of the whole result."""
+    """Apply the error bound of the design, relative to the largest element of the result."""
     assert got.dtype == BF16
     error, allowed = ((x.double() - want).abs().max().item() for x in (got, plain))
     assert error <= 2 * allowed + torch.finfo(BF16).eps * want.abs().max().item(), f"{error:.2e}, plain {allowed:.2e}"
@@ -122,7 +122,7 @@ def test_published_sizes(device):
 
 
 def test_many_tokens_take_tall_tiles(device):
-    """Over 96 tall tiles of the residual products; also more tiles of every phase than thread blocks."""
+    """More than 96 tall tiles of the residual products, and more tiles in every phase than thread blocks."""
     given = problem(batch=18, positions=128)
     compare(lambda *how: update(how[0], given, *how[1:]), device)
 
@@ -134,7 +134,7 @@ def test_as_many_tokens_as_it_serves(device):
 
 
 def test_triton_is_asked_first_about_many_tokens(cuda_on_cpu, monkeypatch):
-    """The automatic choice, as on a GPU; whoever asks for the kernel gets it."""
+    """The automatic choice of a backend on a GPU; an explicitly requested backend is used."""
     monkeypatch.setitem(backends.PREFERENCE, "cpu", backends.PREFERENCE["cuda"])
     for name in ("reasoning_module", "recurrent_cycles"):
         op = backends._ops[name]
@@ -167,7 +167,7 @@ def test_same_input_same_output(device):
 
 
 def guarded_cycles(simt, given, H_cycles, L_cycles):
-    """The new states, where inputs, results and workspace end where memory ends."""
+    """Compute the new states with inputs, results and workspace at the end of accessible memory."""
     (z, injection, x), modules, tables, heads = convert(given, "cpu", BF16)
     module, guarded = simt.module, simt.guarded
     batch, positions, dim = z.shape
@@ -254,12 +254,12 @@ def test_what_it_cannot_serve(cuda_on_cpu, shape, options, message):
     [
         ({"capability": 7}, "it needs compute capability 8.0 or newer"),
         ({"cooperative": 0}, "the device does not support cooperative launches"),
-        ({"shared": 64 << 10}, "invalid argument"),  # as the runtime says it of the attribute
+        ({"shared": 64 << 10}, "invalid argument"),  # the runtime's message about the attribute
         ({"resident": 0}, "no multiprocessor has enough shared memory and registers for a thread block"),
     ],
 )
 def test_devices_it_cannot_run_on(cuda_on_cpu, device, message):
-    """Refused before anything is launched, where blocks would wait for others that never come; also by the library."""
+    """The backend and the library refuse before a launch whose blocks would wait forever for others."""
     given = problem()
     cuda_on_cpu.configure(**device)
     assert f"the cuda kernels cannot run it: {message}" in reason(given)
@@ -280,14 +280,14 @@ def test_the_doctor_tests_the_backend(device, monkeypatch):
     assert "reasoning_module differs from float64 by" in doctor._test_backend("cuda")
 
 
-def test_an_empty_batch_is_for_others(cuda_on_cpu):
+def test_an_empty_batch_uses_another_backend(cuda_on_cpu):
     states, modules, tables, heads = convert(problem(), "cpu", BF16)
     with k.use_backend("cuda"), pytest.raises(k.BackendUnavailable, match=f"1 to {cuda_kernels.MOST_TOKENS} tokens"):
         k.reasoning_module(states[0][:0], states[1][:0], modules[0], *tables, heads)
     assert k.reasoning_module(states[0][:0], states[1][:0], modules[0], *tables, heads).shape == (0, 17, 128)
 
 
-def test_blocks_of_unequal_sizes_are_for_others(cuda_on_cpu):
+def test_blocks_of_unequal_sizes_use_another_backend(cuda_on_cpu):
     states, modules, tables, heads = convert(problem(), "cpu", BF16)
     wider = convert(problem(inner=256), "cpu", BF16)[1][0]
     with k.use_backend("cuda"), pytest.raises(k.BackendUnavailable, match="blocks of equal sizes"):
@@ -316,17 +316,17 @@ def test_replays_in_a_cuda_graph():
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-# ---- kernels with a mistake in them
+# ---- kernels with a mistake
 
 
 def without(line, before="", after=""):
-    """One line of the source, told from others like it by the lines around it."""
+    """Remove one line of the source, identified by its neighbours."""
     return before + line + after, before + after
 
 
 GRID, BLOCK, COMMIT = "    grid.barrier();\n", "__syncthreads();", "ptx::copy_async_commit();\n"
 WAIT, WAIT_ALL = "ptx::copy_async_wait<kStages - 2>();", "ptx::copy_async_wait<0>();\n"
-# What is replaced in recurrent_cycles.cu, and by what.
+# A text of recurrent_cycles.cu, and its replacement.
 MISTAKES = {
     "no barrier of the grid after the start": without("  grid.barrier();\n", after="  for (int layer"),
     "no barrier of the grid after qkv": without(GRID, "compute_qkv<kHead>(p, qkv, sums, parts);\n"),
@@ -385,13 +385,13 @@ def test_every_barrier_wait_and_group_is_left_out_once():
 
 @functools.cache
 def small_cycles():
-    """Two passes of two blocks of the model: several tiles a phase, products of one slice and of four."""
+    """Two passes of two blocks of the model: several tiles per phase, products of one slice and of four."""
     given = problem(positions=50, layers=2, inner=512)
     return given, [cycles("reference", given, "cpu", dtype, 2, 1) for dtype in (BF16, torch.float64)]
 
 
 def check_on_any_device(simt):
-    """Thread blocks with several tiles each, and with none in some phases; orders of threads."""
+    """Check thread blocks with several tiles each, or with none in some phases, in several orders of threads."""
     given, references = small_cycles()
     for multiprocessors, order in ((2, 0), (2, 1), (20, 0), (2, 2), (2, 3)):
         simt.configure(multiprocessors, order)

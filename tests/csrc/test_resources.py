@@ -1,7 +1,7 @@
-"""What nvcc makes of each kernel for each target: registers, static shared memory, spills, held to a committed table.
+"""Compare registers, static shared memory and spills of each kernel for each target with a committed table.
 
-``python tests/csrc/test_resources.py`` writes the table, after a change that is meant, with a hash of what it was made
-from: so a test sees without compiling that the table is of these sources.
+``python tests/csrc/test_resources.py`` writes the table after an intended change, with a hash of the sources, so that a
+test detects an outdated table without compiling.
 """
 
 import concurrent.futures
@@ -28,7 +28,7 @@ def release():
 
 
 def compiled(source, target):
-    """Rows of the table for the kernels of a file."""
+    """Compile a file; returns the table's rows of its kernels."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["nvcc", "-std=c++17", "-O3", "-cubin", "-Werror=all-warnings", "-Xptxas=-v", f"-arch=sm_{target}"]
         result = subprocess.run(
@@ -48,7 +48,7 @@ def compiled(source, target):
 
 
 def sources():
-    """``# from`` and a hash of all that nvcc reads."""
+    """``# from`` and a hash of all sources that nvcc reads."""
     return f"# from {digest(*sorted(path for path in CUDA.iterdir() if path.suffix in ('.cu', '.cuh', '.h')))}"
 
 
@@ -66,14 +66,14 @@ def test_resources():
     assert header == COLUMNS
     assert not [row for row in now if not row.endswith("\t0")], "spills"
     if made.endswith(f"nvcc {release()}"):
-        assert now == rows, "resources have changed; if that is meant, write the table again"
-    else:  # another compiler has other numbers for the same kernels
+        assert now == rows, "resources have changed; if this is intended, write the table again"
+    else:  # other compiler versions give other numbers for the same kernels
         assert [row.split("\t")[:2] for row in now] == [row.split("\t")[:2] for row in rows]
 
 
-def test_table_is_of_these_sources():
+def test_the_table_matches_the_sources():
     assert TABLE.read_text().splitlines()[1] == sources(), (
-        "csrc/cuda has changed since tests/data/cuda_resources.tsv was written, so nobody knows what spills; "
+        "csrc/cuda has changed since tests/data/cuda_resources.tsv was written, so spills are unknown; "
         "with nvcc on the path: python tests/csrc/test_resources.py"
     )
 
@@ -81,7 +81,7 @@ def test_table_is_of_these_sources():
 def test_table_covers_every_kernel_and_target_without_spills():
     rows = [row.split("\t") for row in TABLE.read_text().splitlines()[3:]]
     text = "".join(path.read_text() for path in CUDA.glob("*.cu"))
-    kernels = set(re.findall(r"__global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(", text))
+    kernels = set(re.findall(r"__global__ void (?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(", text))
     for kernel in kernels:
         targets = {row[1] for row in rows if re.search(rf"\b{kernel}\b", row[0])}
         assert targets == set(TARGETS), kernel

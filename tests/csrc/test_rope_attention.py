@@ -237,9 +237,9 @@ def test_triton_is_asked_first(cuda_on_cpu, monkeypatch):
     qkv, cos, sin, _ = make((1, 4, 2, 32), F16)
     op = backends._ops["rope_attention"]
     monkeypatch.setitem(op.backends, "triton", backends.Backend(lambda *arguments: "triton"))
-    assert op.select(qkv, cos, sin, 2) == ("triton", [])
+    assert op.select(qkv, Heads(cos, sin, 2)) == ("triton", [])
     monkeypatch.setitem(op.backends, "triton", backends.Backend(lambda *arguments: "triton", lambda *arguments: "no"))
-    assert op.select(qkv, cos, sin, 2) == ("cuda", ["'triton' cannot serve it: no"])
+    assert op.select(qkv, Heads(cos, sin, 2)) == ("cuda", ["'triton' cannot serve it: no"])
 
 
 def without(barrier):

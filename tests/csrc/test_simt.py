@@ -1,4 +1,4 @@
-"""csrc/simt itself: the probes are right as they are; with a fault the harness sees it, in every order of threads."""
+"""csrc/simt itself: probes are correct, and the harness detects their faults, in every order of threads."""
 
 import ctypes
 import re
@@ -14,7 +14,7 @@ ORDERS = [0, 1, 2, 3, 4]
 
 
 def probe(simt, name, fault=0, inputs=64, outputs=64, order=0, values=None):
-    """``(in, out, counter, error)`` of a launch of a probe with ``values``, or random ones that bfloat16 can hold."""
+    """Launch a probe with ``values`` (default: random bfloat16 numbers); returns ``(in, out, counter, error)``."""
     simt.configure(order=order)
     if values is None:
         values = torch.randn(inputs, generator=torch.Generator().manual_seed(0)).bfloat16().float()
@@ -43,7 +43,7 @@ def probe(simt, name, fault=0, inputs=64, outputs=64, order=0, values=None):
         ("cluster_without_ended", 256, lambda x: x),
     ],
 )
-def test_right_kernels_are_right(simt, name, size, expected, order):
+def test_correct_kernels_give_correct_results(simt, name, size, expected, order):
     values, out, _, error = probe(simt, name, 0, size, 2 * size + 96, order)
     assert error is None
     torch.testing.assert_close(out[:size], expected(values), rtol=1e-6, atol=1e-5)
@@ -51,7 +51,7 @@ def test_right_kernels_are_right(simt, name, size, expected, order):
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(("name", "faults"), [("missing_barrier", [1]), ("missing_wait", [1, 2, 3])])
-def test_what_is_read_too_early_is_nan(simt, name, faults, order):
+def test_early_reads_give_nan(simt, name, faults, order):
     for fault in faults:
         _, out, _, error = probe(simt, name, fault, 256, 256, order)
         assert error is None and out[:64].isnan().sum() >= 1
@@ -62,12 +62,12 @@ def test_what_is_read_too_early_is_nan(simt, name, faults, order):
     [("early_copy", 256, lambda x: x.flip(0)), ("overlapping_tiles", 64, lambda x: x)],
 )
 @pytest.mark.parametrize("order", ORDERS)
-def test_what_is_overwritten_too_early_or_by_nobody_is_wrong(simt, name, size, expected, order):
+def test_early_and_missing_writes_give_wrong_results(simt, name, size, expected, order):
     values, out, _, error = probe(simt, name, 1, size, size, order)
     assert error is None and not torch.equal(out, expected(values))
 
 
-@pytest.mark.parametrize("order", [0, 1])  # a random order may happen to be the right one
+@pytest.mark.parametrize("order", [0, 1])  # a random order may hide the fault
 def test_a_missing_barrier_of_the_grid_shows(simt, order):
     _, out, _, error = probe(simt, "grid_barrier", 1, 96, 192, order)
     assert error is None and out[:96].isnan().any()
@@ -81,7 +81,7 @@ def test_a_missing_barrier_of_the_cluster_shows(simt, order):
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("fault", [0, 1])
-def test_threads_that_have_ended_are_not_waited_for(simt, order, fault):
+def test_barriers_do_not_wait_for_ended_threads(simt, order, fault):
     values, out, _, error = probe(simt, "cluster_without_ended", fault, 256, 512, order)
     assert error is None
     got, want = (x.view(2, 2, 64)[:, :, 32:] for x in (out[256:], values))
@@ -127,9 +127,9 @@ def test_errors_name_kernel_block_and_thread(simt, name, fault, message, order):
     *_, error = probe(simt, name, fault, size, 256, order)
     assert error is not None and re.search(message, error)
     assert re.match(rf"hrm::probes::{name}, block \(\d, 0, 0\)", error)
-    if "wrote outside" not in message:  # found when the block has ended
+    if "wrote outside" not in message:  # detected at the end of the block
         assert re.search(r"thread \(\d+, 0, 0\)", error)
-    # the next launch is as good as ever
+    # the next launch works
     assert probe(simt, "missing_barrier")[3] is None
 
 
@@ -154,7 +154,7 @@ def test_products_of_float16(simt, order):
 
 
 def test_numbers_of_float16(simt):
-    """Rounding to even, subnormals, what overflows and what just does not, infinities and NaN, as torch has them."""
+    """Rounding to even, subnormals, overflow and its limit, infinities and NaN, as in torch."""
     edges = [0, 1, 2047, 2049, 2051, 65504, 65519.9, 65520, 1e30, float("inf"), 2**-14, 2**-24, 2**-25, 1.1 * 2**-25]
     edges += [1.5 * 2**-24, 2.5 * 2**-24, 2**-14 - 2**-26, 1023.5 * 2**-24, 1e-30, float("nan")]
     random = 2.0 ** torch.empty(64 - 2 * len(edges)).uniform_(-26, 17, generator=torch.Generator().manual_seed(0))
@@ -168,7 +168,7 @@ def test_numbers_of_float16(simt):
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc")
 def test_nvcc_compiles_the_probes(tmp_path):
-    """The instructions of clusters, which no kernel uses yet, are as the assembler wants them."""
+    """The assembler accepts the cluster instructions, which no kernel uses yet."""
     flags = ["-std=c++17", "-O3", "-cubin", "-arch=sm_90a", "-Werror=all-warnings"]
     command = ["nvcc", *flags, "-I", ROOT / "csrc", ROOT / "tests" / "csrc" / "probes.cu", "-o", tmp_path / "cubin"]
     result = subprocess.run(command, capture_output=True, text=True)
@@ -180,11 +180,11 @@ def test_warp_functions(simt, order):
     x, out, counter, error = probe(simt, "warp_functions", 0, 32, 192, order)
     assert error is None
     lane = torch.arange(32)
-    broadcast, exchanged, down, turned, ballot, votes = out.view(6, 32)
+    broadcast, exchanged, down, reversed_, ballot, votes = out.view(6, 32)
     assert torch.equal(broadcast, x[5].expand(32))
     assert torch.equal(exchanged, x[lane ^ 3])
     assert torch.equal(down, x[torch.where(lane < 28, lane + 4, lane)])
-    assert torch.equal(turned, x.flip(0))
+    assert torch.equal(reversed_, x.flip(0))
     assert torch.equal(ballot, (x > 0).float())
     assert torch.equal(votes, torch.ones(32))
     assert counter == 64

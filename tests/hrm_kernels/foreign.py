@@ -1,4 +1,4 @@
-"""Models of other projects, in the shape of the published ones: written for these tests, on plain PyTorch."""
+"""Models with the structure of the published ones, written for these tests in plain PyTorch."""
 
 import math
 
@@ -24,10 +24,10 @@ class CastedLinear(nn.Module):
 
 def rotate(x, cos, sin, interleaved=False):
     if interleaved:
-        turned = torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
+        rotated = torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
     else:
-        turned = torch.cat((-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]), -1)
-    return (x * cos[:, None] + turned * sin[:, None]).to(x.dtype)
+        rotated = torch.cat((-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]), -1)
+    return (x * cos[:, None] + rotated * sin[:, None]).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -79,9 +79,9 @@ class MixingBlock(nn.Module):
         self.mlp_t, self.mlp, self.norm_eps = SwiGLU(positions, inner), SwiGLU(dim, inner), eps
 
     def forward(self, cos_sin, hidden_states):
-        across = hidden_states.transpose(1, 2)
-        across = norm(across + self.mlp_t(across), self.norm_eps)
-        hidden_states = across.transpose(1, 2)
+        channels = hidden_states.transpose(1, 2)
+        channels = norm(channels + self.mlp_t(channels), self.norm_eps)
+        hidden_states = channels.transpose(1, 2)
         return norm(hidden_states + self.mlp(hidden_states), self.norm_eps)
 
 
@@ -98,7 +98,7 @@ class Level(nn.Module):
 
 
 class Recursive(nn.Module):
-    """Two levels in turn, or one (``single``): ``forward(tokens [B, S]) -> logits``."""
+    """Two alternating levels, or one (``single``): ``forward(tokens [B, S]) -> logits``."""
 
     def __init__(self, dim=32, heads=2, inner=48, positions=7, mixing=False, single=False, **options):
         super().__init__()

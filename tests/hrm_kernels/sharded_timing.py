@@ -1,4 +1,4 @@
-"""What look-ups and updates of a sharded table take, by all-to-all (as it is) and by all-gather, and how it is loaded.
+"""Time look-ups, updates and loading of a sharded table, with all-to-all (as shipped) and with all-gather.
 
 torchrun --nproc-per-node 4 tests/hrm_kernels/sharded_timing.py --rows 1000000 --batch 96 384
 """
@@ -24,7 +24,7 @@ REPEATS = 30
 
 
 class Gathered(ShardedEmbedding):
-    """The other way: every process sees all identifiers and all gradients, and leaves out what is not its own."""
+    """The alternative: every process receives all identifiers and gradients, and ignores rows of other processes."""
 
     def forward(self, ids):
         everyone = ids.new_empty(self._processes * len(ids))
@@ -32,11 +32,11 @@ class Gathered(ShardedEmbedding):
         rows = everyone - self.first_row
         self._mine = (rows >= 0) & (rows < len(self.weights))
         self._rows = rows
-        # one block for each process, 0 where another one holds the row; the blocks that come are summed
+        # one block for each process, 0 for rows of others; the received blocks are summed
         blocks = torch.where(self._mine[:, None], self.weights[rows.clamp(0, len(self.weights) - 1)], 0)
-        came = torch.empty_like(blocks)
-        dist.all_to_all_single(came, blocks)
-        return self.keep(LookUp(ids, came.view(self._processes, len(ids), -1).sum(0).requires_grad_()))
+        received = torch.empty_like(blocks)
+        dist.all_to_all_single(received, blocks)
+        return self.keep(LookUp(ids, received.view(self._processes, len(ids), -1).sum(0).requires_grad_()))
 
     def owned_gradients(self, look_up):
         grads = self.weights.new_empty(len(self._rows), self.weights.shape[1])
@@ -44,19 +44,19 @@ class Gathered(ShardedEmbedding):
         return self._rows[self._mine], grads[self._mine]
 
 
-def timed(what):
-    found = []
+def timed(function):
+    times = []
     for _ in range(REPEATS):
         dist.barrier()
         start = time.perf_counter()
-        what()
+        function()
         dist.barrier()
-        found.append(1e3 * (time.perf_counter() - start))
-    return f"{statistics.median(found):.2f} ms (least {min(found):.2f})"
+        times.append(1e3 * (time.perf_counter() - start))
+    return f"{statistics.median(times):.2f} ms (minimum {min(times):.2f})"
 
 
 def resident():
-    """MiB of this process in memory that no other process shares: what it allocated and wrote."""
+    """MiB of memory that this process does not share: what it allocated and wrote."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(fields["RssAnon"].split()[0]) // 1024
 
@@ -72,7 +72,7 @@ def main():
     rank, size = dist.get_rank(), dist.get_world_size()
     world = World(rank, size, torch.device("cpu"), dist.new_group(backend="gloo"))
 
-    def say(text):
+    def report(text):
         if rank == 0:
             print(text, flush=True)
 
@@ -89,10 +89,10 @@ def main():
             results.setdefault(batch, []).append(table(ids).detach().clone())
             table.local_weights.grad = torch.ones(batch, arguments.columns)
             name = "all-to-all" if kind is ShardedEmbedding else "all-gather"
-            say(f"{size} processes, {batch} rows each, {name}: look-up {timed(lambda t=table, i=ids: t(i))}")
+            report(f"{size} processes, {batch} rows each, {name}: look-up {timed(lambda t=table, i=ids: t(i))}")
             table(ids)
             table.local_weights.grad = torch.ones(batch, arguments.columns)
-            say(f"{size} processes, {batch} rows each, {name}: update {timed(optimizer.step)}")
+            report(f"{size} processes, {batch} rows each, {name}: update {timed(optimizer.step)}")
             del table, optimizer
         assert torch.equal(*results[batch])
     table = ShardedEmbedding(arguments.rows, arguments.columns)
@@ -102,18 +102,18 @@ def main():
         dist.broadcast_object_list(shared)
         start = time.perf_counter()
         path = write_table(Path(shared[0]), table, world)
-        say(f"written {path.stat().st_size / 2**30:.2f} GiB in {time.perf_counter() - start:.2f} s")
+        report(f"written {path.stat().st_size / 2**30:.2f} GiB in {time.perf_counter() - start:.2f} s")
         dist.barrier()
         start = time.perf_counter()
         with safe_open(path, framework="pt") as opened:
             rows = opened.get_slice(PUZZLE_EMB)[table.first_row : table.first_row + len(table.weights)]
         table.weights.copy_(rows)
         dist.barrier()
-        say(f"its rows loaded by each process in {time.perf_counter() - start:.2f} s")
+        report(f"rows of each process loaded in {time.perf_counter() - start:.2f} s")
         assert table.weights.eq(rank + 1).all()
         del rows
         dist.barrier()
-        say(f"allocated by process 0: {resident() - before} MiB, of which its rows {table.weights.nbytes >> 20} MiB")
+        report(f"allocated by process 0: {resident() - before} MiB, of which its rows {table.weights.nbytes >> 20} MiB")
     dist.destroy_process_group()
 
 

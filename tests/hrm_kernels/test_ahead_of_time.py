@@ -1,4 +1,4 @@
-"""The ahead-of-time gate: it passes on this tree, and reports what it is there for."""
+"""The ahead-of-time gate passes on this tree and reports every kind of fault."""
 
 import json
 import os
@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from hrm_kernels.tuning.ahead_of_time import ROOMS, TABLE, TARGETS, digest, read_table
+from hrm_kernels.tuning.ahead_of_time import OP_PACKAGES, TABLE, TARGETS, digest, read_table
 
 triton = pytest.importorskip("triton")
 HERE = Path(__file__).parent
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}  # it compiles nothing
+ENVIRONMENT = {
+    name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"
+}  # the interpreter compiles nothing
 GATE = "hrm_kernels.tuning.ahead_of_time"
 
 RUN_TOYS = """
@@ -33,7 +35,7 @@ for group, *arguments in json.loads(sys.argv[2]):
 
 
 def toys(table, *runs):
-    """The exit code and the output of the gate over groups of toy_kernels.py, in turn in one process."""
+    """Run the gate on groups of toy_kernels.py in one process; returns exit codes and outputs."""
     command = [sys.executable, "-c", RUN_TOYS, str(table), json.dumps(runs)]
     path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
     done = subprocess.run(command, env=ENVIRONMENT | {"PYTHONPATH": path}, capture_output=True, text=True)
@@ -47,23 +49,23 @@ def gate(*arguments):
 
 
 def test_first_case_of_each_kernel():
-    code, said = gate("--first", "--targets", "80", "90", "120", "gfx942")
-    assert code == 0, said
+    code, output = gate("--first", "--targets", "80", "90", "120", "gfx942")
+    assert code == 0, output
 
 
 @pytest.mark.slow
 def test_every_case_on_every_target():
-    code, said = gate()
-    assert code == 0, said
+    code, output = gate()
+    assert code == 0, output
 
 
-def test_what_the_gate_is_for(tmp_path):
-    some = ("--targets", "80", "90", "gfx942")
+def test_the_gate_reports_every_kind_of_fault(tmp_path):
+    targets = ("--targets", "80", "90", "gfx942")
     spills, shared, cores, compiling, threads = toys(
         tmp_path / "table.tsv",
         ("spills", "--write", "--targets", "80"),
-        ("too_much_shared", "--write", *some),
-        ("no_tensor_cores", "--write", *some),
+        ("too_much_shared", "--write", *targets),
+        ("no_tensor_cores", "--write", *targets),
         ("not_compiling", "--write", "--targets", "80"),
         ("too_many_threads", "--write"),
     )
@@ -76,67 +78,69 @@ def test_what_the_gate_is_for(tmp_path):
         assert f" bytes of shared memory, the target has {has}" in shared[1]
     assert "on gfx942: spills: " in shared[1]
     for target in "80", "90":  # AMD's matrix units take float32
-        assert f"on {target}: is meant to use tensor cores and doesn't" in cores[1]
+        assert f"on {target}: does not use tensor cores, although it must" in cores[1]
     assert "gfx942" not in cores[1]
-    assert "doesn't compile" in compiling[1] and "power of 2" in compiling[1]
+    assert "does not compile" in compiling[1] and "power of 2" in compiling[1]
     assert "has more than 1024 threads: 32 warps" in threads[1]
 
 
 def test_the_table_is_compared(tmp_path):
     path = tmp_path / "table.tsv"
-    (code, said), again = toys(path, ("fine", "--write"), ("fine",))
-    assert code == 0 and "wrote 5 rows" in said and again[0] == 0, (said, again)
+    (code, output), again = toys(path, ("fine", "--write"), ("fine",))
+    assert code == 0 and "wrote 5 rows" in output and again[0] == 0, (output, again)
     version, sources, table = read_table(path)
     assert sources == {"toy": digest(HERE / "toy_kernels.py")}
-    rows = {(key.kernel, key.arguments, key.target): found for key, found in table.items()}
+    rows = {(key.kernel, key.arguments, key.target): resources for key, resources in table.items()}
     assert version == triton.__version__
-    assert all(found.tensor_core and not found.spills for key, found in table.items() if key.kernel == "toy.product")
+    assert all(row.tensor_core and not row.spills for key, row in table.items() if key.kernel == "toy.product")
     aligned, unaligned = rows["toy.copy", "*bf16 *bf16 i32", "80"], rows["toy.copy", "*bf16~ *bf16 i32~", "80"]
-    assert aligned != unaligned and not aligned.tensor_core  # other code: loads of 16 bytes against loads of 2
+    assert aligned != unaligned and not aligned.tensor_core  # different code: loads of 16 bytes and of 2
 
     lines = path.read_text().splitlines()
     changed = [line for line in lines if "toy.copy" in line and "\t80\t" in line][0]
     fields = changed.split("\t")
     fields[6] = "255"
     path.write_text("\n".join(lines).replace(changed, "\t".join(fields)) + "\n")
-    (code, said), (other, _), _, rewritten = toys(
+    (code, output), (other, _), _, rewritten = toys(
         path, ("fine",), ("fine", "--kernels", "toy.product"), ("fine", "--write", "--targets", "80"), ("fine",)
     )
-    assert code == 1 and "-" + "\t".join(fields) in said and "+" + changed in said and "toy.product" not in said
-    assert other == 0, "a part of the table was asked for, and that is as before"
+    assert code == 1 and "-" + "\t".join(fields) in output and "+" + changed in output and "toy.product" not in output
+    assert other == 0, "the requested part of the table is unchanged"
     assert rewritten[0] == 0 and path.read_text().splitlines() == lines
 
-    path.write_text("\n".join(lines).replace(sources["toy"], "old") + "\n")  # until all of a room was compiled again
+    path.write_text(
+        "\n".join(lines).replace(sources["toy"], "old") + "\n"
+    )  # stays until the whole op package is compiled again
     toys(path, ("fine", "--write", "--targets", "80"))
     assert read_table(path)[1] == {"toy": "old"}
     toys(path, ("fine", "--write"))
     assert path.read_text().splitlines() == lines
 
-    path.write_text("\n".join(lines[:-1]) + "\n")  # a row that is gone is missed, compiled or not
-    (code, said), (some, said_too) = toys(path, ("fine",), ("fine", "--targets", "80"))
-    assert code == 1 and "+" + lines[-1] in said
-    assert some == 1 and "toy.product: 1 of its cases are not in the table" in said_too
+    path.write_text("\n".join(lines[:-1]) + "\n")  # a missing row is reported, whether its case was compiled or not
+    (code, output), (partial, partial_output) = toys(path, ("fine",), ("fine", "--targets", "80"))
+    assert code == 1 and "+" + lines[-1] in output
+    assert partial == 1 and "toy.product: 1 of its cases are not in the table" in partial_output
 
     path.write_text("\n".join(lines).replace(triton.__version__, "3.5.0").replace(changed, "\t".join(fields)) + "\n")
-    ((code, said),) = toys(path, ("fine",))
-    assert code == 0 and "only the rules were checked" in said
+    ((code, output),) = toys(path, ("fine",))
+    assert code == 0 and "only the rules were checked" in output
 
 
-def test_the_committed_table_is_of_these_sources():
+def test_the_committed_table_matches_the_sources():
     version, sources, _ = read_table(TABLE)
-    files = {file.parent.name: file for file in ROOMS.glob("*/triton_kernels.py")}
+    files = {file.parent.name: file for file in OP_PACKAGES.glob("*/triton_kernels.py")}
     assert sources.keys() == files.keys()
-    changed = " ".join(f"'{room}.*'" for room, file in files.items() if digest(file) != sources[room])
+    changed = " ".join(f"'{op}.*'" for op, file in files.items() if digest(file) != sources[op])
     assert not changed, (
-        f"changed since {TABLE.name} was written, so nobody knows what they spill: {changed}; with Triton {version}: "
+        f"changed since {TABLE.name} was written, so their spills are unknown: {changed}; with Triton {version}: "
         f"python -m {GATE} --write --kernels {changed}"
     )
 
 
-def test_the_committed_table_holds_to_the_rules():
+def test_the_committed_table_follows_the_rules():
     version, _, table = read_table(TABLE)
     assert version == "3.6.0" and table
-    assert not [key for key, found in table.items() if found.spills]
+    assert not [key for key, row in table.items() if row.spills]
     assert {key.target for key in table} == set(TARGETS)
 
 
@@ -146,7 +150,7 @@ def test_interpreter_is_refused():
     assert done.returncode == 2 and "unset it" in done.stderr
 
 
-def test_a_crash_of_the_compiler_is_one_case_s_fault(tmp_path):
+def test_a_compiler_crash_affects_one_case(tmp_path):
     program = """
 import os, sys
 from pathlib import Path
@@ -161,5 +165,5 @@ sys.exit(ahead_of_time.main(arguments, lambda patterns: [("toy.copy", case)], Pa
     path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
     command = [sys.executable, "-c", program, str(tmp_path / "table.tsv")]
     done = subprocess.run(command, env=ENVIRONMENT | {"PYTHONPATH": path}, capture_output=True, text=True)
-    assert done.returncode == 1 and "on 90: doesn't compile: the compiler crashed" in done.stdout, done.stderr
+    assert done.returncode == 1 and "on 90: does not compile: the compiler crashed" in done.stdout, done.stderr
     assert "on 80" not in done.stdout and "wrote 1 rows" in done.stdout

@@ -78,7 +78,7 @@ def test_the_timing_and_the_file(tmp_path):
     """The script behind the published numbers runs: both exchanges give the same rows, and the file loads again."""
     done = torchrun(2, str(Path(__file__).parent / "sharded_timing.py"), "--rows=999", "--columns=8", "--batch=7")
     assert done.returncode == 0, done.stderr
-    assert "all-to-all: update" in done.stdout and "its rows loaded" in done.stdout
+    assert "all-to-all: update" in done.stdout and "rows of each process loaded" in done.stdout
 
 
 def test_one_process_needs_no_group():

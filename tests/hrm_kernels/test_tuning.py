@@ -1,4 +1,4 @@
-"""The tuning tables: which path a pass takes, that all paths compute the same, and what a bad table or machine says."""
+"""The tuning tables: they select paths, all paths compute the same, and damaged tables raise clear errors."""
 
 import json
 import subprocess
@@ -20,12 +20,12 @@ from hrm_kernels.ops.transformer_block import triton_kernels as fused  # noqa: E
 from hrm_kernels.tuning import __main__ as command  # noqa: E402
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
-HERE = CUDA if torch.cuda.is_available() else CPU  # where Triton's kernels run
+HERE = CUDA if torch.cuda.is_available() else CPU  # the device of Triton's kernels
 
 
 @pytest.fixture
 def device(monkeypatch, tmp_path):
-    """A GPU by name only; the folder of its table."""
+    """Pretend that a GPU exists; returns the path of its table."""
     monkeypatch.setattr(tables, "FOLDER", tmp_path)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "ACME Toaster (9000)")
     tables._of_device.cache_clear()
@@ -53,10 +53,10 @@ def test_a_table_decides_by_dtype_and_rows(device):
         "library",
         "library",
     ]
-    assert tuning.choose(CUDA, torch.float16, 1) == "fused_small"  # which it doesn't have
+    assert tuning.choose(CUDA, torch.float16, 1) == "fused_small"  # a dtype without limits
     assert tuning.choose(CPU, torch.bfloat16, 1) == "fused_small"
     tables.write(device, {"bfloat16": [(None, "library")]}, [], {})
-    assert tuning.choose(CUDA, torch.bfloat16, 1) == "library"  # read anew
+    assert tuning.choose(CUDA, torch.bfloat16, 1) == "library"  # reads the new table
     assert [path.name for path in device.parent.iterdir()] == [device.name]
 
 
@@ -69,9 +69,9 @@ def test_a_table_decides_by_dtype_and_rows(device):
         ("{}", "no 'block'"),
         ('{"block": {"int8": []}}', "unknown dtype 'int8'"),
         ('{"block": {"float16": [[null, "magic"]]}}', "unknown candidate 'magic'"),
-        ('{"block": {"float16": [[8, "fused"]]}}', "rise to a last one without limit"),
-        ('{"block": {"float16": [[8, "fused"], [8, "library"], [null, "fused"]]}}', "rise to a last one"),
-        ('{"block": {"float16": [["8", "fused"], [null, "fused"]]}}', "rise to a last one"),
+        ('{"block": {"float16": [[8, "fused"]]}}', "must be ascending, and only the last one null"),
+        ('{"block": {"float16": [[8, "fused"], [8, "library"], [null, "fused"]]}}', "must be ascending"),
+        ('{"block": {"float16": [["8", "fused"], [null, "fused"]]}}', "must be ascending"),
         ('{"block": {"float16": [[null]]}}', "not enough values"),
         ('{"block": 3}', "no attribute"),
         ('{"block": {}, "cuda": ["swiglu"]}', r"cuda is \['swiglu'\], expected a list of adam_atan2"),
@@ -80,7 +80,7 @@ def test_a_table_decides_by_dtype_and_rows(device):
         ('{"block": {}, "cuda": null}', "cuda is None"),
     ],
 )
-def test_a_damaged_table_is_an_error_with_a_way_out(device, text, reason):
+def test_a_damaged_table_is_an_error_that_says_what_to_do(device, text, reason):
     device.write_text(text)
     with pytest.raises(TuningError, match=reason) as error:
         tuning.choose(CUDA, torch.float16, 1)
@@ -89,37 +89,37 @@ def test_a_damaged_table_is_an_error_with_a_way_out(device, text, reason):
 
 
 class OnGpu:
-    """As much of a tensor on a GPU as a choice of backend looks at."""
+    """A stand-in for a tensor on a GPU, with the only attribute that the choice of a backend reads."""
 
     device = CUDA
 
 
 def test_cuda_is_unproven_until_the_table_says_otherwise(device):
-    asked = tables.cuda_is_unproven("adam_atan2"), tables.cuda_is_unproven("rope_attention")
-    for passed_over in asked:
+    reasons = tables.cuda_is_unproven("adam_atan2"), tables.cuda_is_unproven("rope_attention")
+    for passed_over in reasons:
         for first in (torch.ones(1), [torch.ones(1)]):
             assert passed_over(first, None) == (
                 "not measured to be faster than triton here; python -m hrm_kernels.tuning compares them"
             )
         assert "not measured" in passed_over([OnGpu()])
     tables.write(device, {}, ["rope_attention"], {})
-    assert "not measured" in asked[0]([OnGpu()]) and asked[1]([OnGpu()]) is None
-    assert "not measured" in asked[1](torch.ones(1))  # not on that GPU
-    device.write_text('{"block": {}}')  # of a version that compared nothing
+    assert "not measured" in reasons[0]([OnGpu()]) and reasons[1]([OnGpu()]) is None
+    assert "not measured" in reasons[1](torch.ones(1))  # not on that GPU
+    device.write_text('{"block": {}}')  # from a version without comparisons
     tables._of_device.cache_clear()
-    assert "not measured" in asked[1]([OnGpu()])
+    assert "not measured" in reasons[1]([OnGpu()])
     device.write_text('{"block": {}, "cuda": 3}')
     tables._of_device.cache_clear()
     with pytest.raises(TuningError, match="cuda is 3"):
-        asked[1]([OnGpu()])
+        reasons[1]([OnGpu()])
 
 
-def test_an_op_that_nothing_compares():
-    with pytest.raises(ValueError, match="nothing compares backends of 'swiglu'; expected one of adam_atan2, "):
+def test_an_op_without_comparison():
+    with pytest.raises(ValueError, match="got op 'swiglu', expected one of adam_atan2, "):
         tables.cuda_is_unproven("swiglu")
 
 
-def test_the_shipped_tables_are_right():
+def test_the_shipped_tables_are_valid():
     for path in tables.FOLDER.glob("*.json"):
         assert tables.read(path).block and tables.path_of(json.loads(path.read_text())["device"]) == path
 
@@ -139,7 +139,7 @@ def test_the_fastest_of_each_number_of_rows():
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("rows", [1, 17, 32])
 def test_all_paths_compute_the_same(rows):
-    dim, inner = 288, 160  # a row that no tile divides
+    dim, inner = 288, 160  # no tile divides a row
     g = torch.Generator().manual_seed(0)
     shapes = ((3 * dim, dim), (dim, dim), (2 * inner, dim), (dim, inner))
     exact = [
@@ -168,7 +168,7 @@ def test_a_pass_takes_the_path_of_the_table(monkeypatch):
         (100, 512, torch.float16),
     ):
         triton_block.infer(torch.zeros(rows, dim, dtype=dtype), [], shared)
-    assert taken == ["whole_row", "fused_small", "fused_small", "library"]  # more rows, or narrower ones, than it has
+    assert taken == ["whole_row", "fused_small", "fused_small", "library"]  # too many rows, or too narrow ones
 
 
 def test_measuring_runs_every_candidate_once_they_agree(monkeypatch):
@@ -191,19 +191,19 @@ def test_cuda_leads_where_it_is_faster_in_every_problem_by_more_than_timings_dif
     assert not command.cuda_leads({"a": {"triton": 1.0, "cuda": 2.0}, "b": {"triton": 9.0, "cuda": 2.0}})
 
 
-def test_what_cannot_run_is_not_compared(monkeypatch, capsys):
-    """CPU tensors are not for cuda."""
+def test_ops_that_cannot_run_are_not_compared(monkeypatch, capsys):
+    """The cuda backend does not serve CPU tensors."""
     for name in ("BATCH", "POSITIONS", "PUZZLES", "LAYERS"):
         monkeypatch.setattr(command, name, 2)
     led, seconds = command.compare_all(CPU, lambda function: 1.0)
     assert (led, seconds) == ([], {})
-    said = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in said] == list(tables.COMPARED)
-    assert all("not compared; " in line and "are for cuda tensors, not cpu" in line for line in said)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == list(tables.COMPARED)
+    assert all("not compared; " in line and "are for cuda tensors, not cpu" in line for line in lines)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
-def test_without_a_gpu_it_says_so():
+def test_without_a_gpu_the_command_fails():
     done = subprocess.run([sys.executable, "-m", "hrm_kernels.tuning"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "tuning: there is no GPU that torch can use; run it on the machine to be tuned\n"

@@ -1,4 +1,4 @@
-"""Kernels that the ahead-of-time gate must report, each for one reason; test_ahead_of_time.py hands them to it."""
+"""Kernels that the ahead-of-time gate must report, each for one reason; used by test_ahead_of_time.py."""
 
 import triton
 import triton.language as tl
@@ -22,7 +22,7 @@ def product(a, b, c, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
 
 @triton.jit
 def many_values(x, y, BLOCK: tl.constexpr):
-    """Values all live until the last is there: more than a thread has registers."""
+    """All values stay live until the end, and exceed the registers of a thread."""
     at = tl.arange(0, BLOCK)
     value = tl.load(x + at)
     tl.debug_barrier()

@@ -1,4 +1,4 @@
-// What csrc/cuda uses of CUDA's language and runtime, for a C++ compiler: found in place of the toolkit's header.
+// The parts of CUDA's language and runtime that csrc/cuda uses, for a C++ compiler; replaces the toolkit's header.
 #pragma once
 
 #include <cmath>
@@ -17,7 +17,7 @@
 #define __restrict__
 
 namespace simt {
-// Reads the running thread's Index. Variables rather than macros: the names are those of struct members as well.
+// Reads the running thread's Index. Variables rather than macros, because struct members have the same names.
 template <Index Thread::* kIndex>
 struct BuiltIn {
   template <unsigned Index::* kCoordinate>
@@ -68,7 +68,7 @@ inline void __syncthreads(const char* file = __builtin_FILE(), int line = __buil
 
 namespace simt {
 
-// Hands every lane's value to `choose(lanes, lane)` and returns what it makes of them for this lane.
+// Calls `choose(lanes, lane)` with the values of all lanes and returns its result for this lane.
 template <typename T, typename Choose>
 T exchange(const char* what, unsigned mask, T value, unsigned parameter, Choose) {
   if (mask != 0xffffffffu) fail("%s of a part of the warp (mask %#x): not emulated", what, mask);
@@ -135,10 +135,10 @@ inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask,
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == 0xffffffffu; }
 inline void __syncwarp(unsigned mask = 0xffffffffu) { simt::exchange("__syncwarp", mask, 0u, 0, simt::From()); }
 
-// Threads see each other's writes as they are made.
+// Threads see each other's writes immediately.
 inline void __threadfence() {}
 
-// Fibres are switched at barriers alone, so a plain addition is atomic.
+// Fibres switch only at barriers, so a plain addition is atomic.
 template <typename T>
 T atomicAdd(T* address, T value) {
   const T before = *address;
