@@ -77,7 +77,7 @@ def patch(model: nn.Module, backend: str | None = None) -> PatchReport:
 
 
 def unpatch(model: nn.Module) -> int:
-    """Restore the original ``forward`` of all modules that :func:`patch` replaced. Returns their number."""
+    """Restore the original ``forward`` of all modules in ``model`` that :func:`patch` replaced. Returns the count."""
     return sum(restore(module) for module in model.modules())
 
 

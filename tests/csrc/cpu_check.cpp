@@ -859,12 +859,11 @@ int main(int count, char** arguments) {
               static_cast<int>(kernels->tile_rows));
   const hrm_shape shapes[] = {
       // batch, positions, dim, heads, head_dim, inner, eps
-      {1, 1, 3, 1, 1, 1, 1e-5f},      // no dimension fills a register
-      {2, 5, 20, 2, 6, 10, 1e-5f},    // no dimension fills a panel
-      {3, 17, 33, 3, 10, 50, 1e-5f},  // one row or column more than one or two registers
-      {2, 48, 64, 2, 32, 96, 1e-5f},  // all dimensions fill whole tiles
-      {3, 97, 40, 2, 16, 24,
-       1e-5f},  // more rows than a part of a weight's gradient; whole blocks of queries and one more
+      {1, 1, 3, 1, 1, 1, 1e-5f},        // no dimension fills a register
+      {2, 5, 20, 2, 6, 10, 1e-5f},      // no dimension fills a panel
+      {3, 17, 33, 3, 10, 50, 1e-5f},    // one row or column more than one or two registers
+      {2, 48, 64, 2, 32, 96, 1e-5f},    // all dimensions fill whole tiles
+      {3, 97, 40, 2, 16, 24, 1e-5f},    // rows and queries beyond whole parts and blocks
       {1, 13, 272, 1, 64, 264, 1e-5f},  // more than a part of 256 of the inner dimension in each product
   };
   for (int dtype : kDtypes) {
@@ -891,9 +890,8 @@ int main(int count, char** arguments) {
   for (int dtype : kDtypes) {
     check_linear(*kernels, dtype, 1, 1, 1);
     check_linear(*kernels, dtype, 7, 33, 20);
-    check_linear(*kernels, dtype, 48, 64, 96);  // all dimensions fill whole tiles
-    check_linear(*kernels, dtype, 100, 530,
-                 300);  // more than a block of rows, a group of panels, a part of the inner dimension
+    check_linear(*kernels, dtype, 48, 64, 96);     // all dimensions fill whole tiles
+    check_linear(*kernels, dtype, 100, 530, 300);  // beyond a block of rows, a group of panels, a part of the depth
   }
   for (int64_t elements : {1, 7, 64, 70'000}) check_checksum(*kernels, elements);
   check_adam_atan2(*kernels, false);
