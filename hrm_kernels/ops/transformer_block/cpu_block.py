@@ -202,10 +202,11 @@ class Blocks(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
         saved, _, _, *weights = ctx.saved_tensors
         wanted, dout = list(ctx.needs_input_grad[5:]), dout.resolve_neg().contiguous()
+        heads, eps, recompute = ctx.constants
         if ctx.packed is None or is_traced():
-            dx, *dweights = backward(dout, saved, weights, *ctx.constants, wanted)
+            dx, *dweights = backward(dout, saved, weights, heads, eps, recompute, wanted)
         else:
-            dx, *dweights = _backward(ctx.packed, dout, saved, weights, *ctx.constants, wanted)
+            dx, *dweights = _backward(ctx.packed, dout, saved, weights, heads, eps, recompute, wanted)
         return (
             dx,
             dx if ctx.injected else None,
