@@ -242,7 +242,7 @@ def test_weights_made_in_each_call_do_not_pile_up():
         del weights
         block(x)
         assert len(frozen._packed) == 1
-    del block
+    del block, frozen
     gc.collect()
     assert len(packing._entries) <= before
 
