@@ -19,10 +19,21 @@ import torch
 import yaml
 
 from hrm.cli import main
+from hrm.data import TASKS
 from hrm_kernels.nn import ReasoningModule
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+
+
+@pytest.fixture(autouse=True)
+def only_our_tasks():
+    """A snippet may register a task, which the tests after it must not see."""
+    known = dict(TASKS)
+    yield
+    TASKS.clear()
+    TASKS.update(known)
+
 
 # Public names
 
