@@ -19,7 +19,7 @@ from hrm_kernels.ops.transformer_block import BlockWeights, transformer_block
 
 if TYPE_CHECKING:
     from hrm_kernels import nn, optim
-    from hrm_kernels.integrations import PatchReport, patch, unpatch
+    from hrm_kernels.integrations.patch import PatchReport, patch, unpatch
 
     __version__: str
 
