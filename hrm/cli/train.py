@@ -70,7 +70,7 @@ def train(
         lines = [str(result)]
         if result.reason == "interrupted":
             typed = [text for name, value in options.items() if value is not None for text in (name, str(value))]
-            typed += overrides if "resume=true" in overrides else [*overrides, "--resume"]
+            typed += [*(text for text in overrides if not text.startswith("resume=")), "--resume"]
             lines.append(f"to continue: {shlex.join(['hrm', 'train', recipe, *typed])}")
         try:
             print(*lines, sep="\n", flush=True)

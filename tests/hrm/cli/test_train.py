@@ -74,7 +74,7 @@ def stop_once_training(process: subprocess.Popen[str], out: Path, number: signal
 def test_a_signal_saves_and_the_resumed_run_is_equal_to_the_bit(data, tmp_path, run, number):
     recipe, settings = ["demo", "--data", str(data)], [*TINY, "epochs=100000", "log_every=1", "eval_interval=null"]
     arguments = [*recipe, *settings]
-    process = start(*arguments, "--out", str(tmp_path / "a"))
+    process = start(*arguments, "resume=false", "--out", str(tmp_path / "a"))
     out, err = stop_once_training(process, tmp_path / "a", number)
     assert process.returncode == 130, err
     assert "Traceback" not in err and "stopping: this step is finished and saved" in err
