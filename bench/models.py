@@ -152,10 +152,7 @@ def graphed_training_step(model: HRM, optimizers: list[torch.optim.Optimizer], s
         def step(batch: Batch) -> None:
             captured = {"carry": carry, "batch": batch}
             state["loss"].copy_(training_step(model, optimizers, captured)[0])
-            for name in ("z_H", "z_L", "steps", "halted"):
-                getattr(carry, name).copy_(getattr(captured["carry"], name))
-            for name, values in carry.current_data.items():
-                values.copy_(captured["carry"].current_data[name])
+            carry.copy_(captured["carry"])
 
         state["graph"] = StepGraph(step, CudaCapture(device, "pytest bench -k 'not train'"), device)
     state["graph"](state["batch"])

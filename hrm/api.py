@@ -7,7 +7,6 @@ object or a folder. They check their arguments before they import torch, which t
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -177,7 +176,7 @@ def evaluate(
             progress=progress,
         )
         if out is not None and is_main:
-            write_json(out / "metrics.json", json_values(metrics))
+            write_json(out / "metrics.json", metrics.json_values())
     return metrics
 
 
@@ -255,7 +254,7 @@ def solve(
         from hrm.inference import solve as solving
 
         if task is None:
-            task = _task(model, loaded)
+            task = task_of_model(model, loaded)
         if isinstance(puzzles, str):
             tokens = task.parse(puzzles)[None]
         elif isinstance(puzzles, np.ndarray):
@@ -538,11 +537,6 @@ def analyze(
     return analysis
 
 
-def json_values(metrics: Metrics) -> dict[str, float | None]:
-    """The metrics as JSON has them: None for NaN."""
-    return {name: None if math.isnan(value) else value for name, value in metrics.as_dict().items()}
-
-
 def _texts(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Settings as the text of overrides: ``{"arch": {"H_cycles": 2}}`` becomes ``{"arch.H_cycles": "2"}``."""
     texts: dict[str, str] = {}
@@ -659,8 +653,8 @@ def _loaded(
         )
 
 
-def _task(model: Model, loaded: HRM) -> PuzzleTask:
-    """The task of a model: the one its checkpoint names, or the one with its shape."""
+def task_of_model(model: Model, loaded: HRM) -> PuzzleTask:
+    """The task that the checkpoint of ``model`` names, or the one with the shape of ``loaded``, its model object."""
     from hrm.weights import read_extra
 
     name = read_extra(model).get("task") if isinstance(model, str | Path) else None

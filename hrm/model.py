@@ -57,6 +57,13 @@ class Carry:
     halted: torch.Tensor
     current_data: Batch
 
+    def copy_(self, other: "Carry") -> None:
+        """Copy the values of ``other`` into the tensors of this carry, which keep their addresses."""
+        for name in ("z_H", "z_L", "steps", "halted"):
+            getattr(self, name).copy_(getattr(other, name))
+        for name, values in self.current_data.items():
+            values.copy_(other.current_data[name])
+
     def __repr__(self) -> str:
         halting = ""
         if not self.halted.is_meta:

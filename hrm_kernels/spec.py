@@ -155,9 +155,9 @@ class OpSpec:
         """What is wrong with the first of ``tensors`` whose shape does not fit."""
         sizes: dict[str, Any] = {}
         before: list[str] = []  # arguments whose letters are known
-        for (name, declared), tensor in zip(self.shapes.items(), tensors):
-            leading, dims = shape = _parse(declared)
-            known = dict(sizes)
+        checked: tuple[tuple[str, _Shape], ...] = self._checked  # type: ignore[attr-defined]
+        for (name, shape), tensor in zip(checked, tensors):
+            (leading, dims), declared, known = shape, self.shapes[name], dict(sizes)
             if not _fits(shape, tensor.shape, sizes) or any(sizes.get(letter) == 0 for letter in self.not_empty):
                 break
             before.append(f"{name} is {declared}")

@@ -1,7 +1,6 @@
 """The results of an analysis."""
 
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from hrm.analysis.baselines import Kind
 from hrm.analysis.states import LEVELS, Level, participation_ratio
 from hrm.data.task import PuzzleTask
 from hrm.inference.solve import Solution
+from hrm.inference.tables import html_table
 
 
 @dataclass(frozen=True, repr=False)
@@ -142,5 +142,4 @@ class Analysis:
 
     def _repr_html_(self) -> str:
         facts = {"task": repr(self.task)} | self.summary()
-        rows = (f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items())
-        return f"<table>{''.join(rows)}</table>"
+        return html_table(facts.items())

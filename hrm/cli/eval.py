@@ -73,7 +73,7 @@ def evaluate(
     if not is_main():
         return
     if as_json:
-        print(json.dumps(api.json_values(metrics)))
+        print(json.dumps(metrics.json_values()))
     else:
         _print_table(f"{model} on {data.expanduser()} ({split})", metrics)
 

@@ -68,15 +68,13 @@ def solve(
     import numpy as np
 
     from hrm import api
-    from hrm.data import task_of
     from hrm.training.distributed import joined
-    from hrm.weights import load, read_extra
+    from hrm.weights import load
 
     with joined(device) as world:
         loaded = load(model, world.device)
-        config = loaded.config
         if task is None or puzzles is None:
-            task = task_of(config.vocab_size, config.seq_len, read_extra(model).get("task"))
+            task = api.task_of_model(model, loaded)
             puzzles = read_puzzles(task, source, one_only)
         tokens = [one.tokens for one in puzzles if one.tokens is not None]
         with progress_bar(len(tokens) > 1) as progress:
@@ -90,7 +88,7 @@ def solve(
                 batch_size=batch_size,
                 progress=progress,
             )
-    answers = Answers(task, puzzles, solutions, config.learns_to_continue, trace)
+    answers = Answers(task, puzzles, solutions, loaded.config.learns_to_continue, trace)
     if out is not None:
         answers.save(out)
     if as_json:

@@ -49,6 +49,10 @@ class Metrics:
         measured = {name: float(value) for name, value in values.items() if value is not None}
         return measured | {f"ARC/pass@{k}": share for k, share in (self.arc_pass or {}).items()}
 
+    def json_values(self) -> dict[str, float | None]:
+        """:meth:`as_dict` as JSON has it: None for NaN."""
+        return {name: None if math.isnan(value) else value for name, value in self.as_dict().items()}
+
     def table(self) -> list[tuple[str, str, str]]:
         """Rows (description, name, formatted value) for a reader; ``-`` stands for NaN."""
         rows = []

@@ -14,7 +14,7 @@ from hrm.data.batches import TrainingSampler
 from hrm.data.fingerprint import names_fingerprint
 from hrm.data.format import PuzzleDataset
 from hrm.errors import InputError
-from hrm.inference.segments import require_positive
+from hrm.inference.segments import modes_of, require_positive, restore_modes
 from hrm.losses import LossType
 from hrm.model import HRM
 from hrm.training.step import Update, segment_loss, train_step
@@ -109,11 +109,11 @@ def _reset(rows: torch.Tensor, init: Literal["mean", "zero"], blank: int) -> Non
 @contextmanager
 def _frozen(model: HRM) -> Iterator[None]:
     """Training mode, in which only the looked-up rows of the puzzle embedding get gradients."""
-    was_training, trainable = model.training, [p for p in model.parameters() if p.requires_grad]
+    modes, trainable = modes_of(model), [p for p in model.parameters() if p.requires_grad]
     try:
         model.train().requires_grad_(False)
         yield
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
-        model.train(was_training)
+        restore_modes(modes)

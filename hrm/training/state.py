@@ -72,12 +72,10 @@ class TrainingState:
 
     def keep_carry(self, carry: Carry, in_place: bool) -> None:
         """Keep the carry of a step for the next one, ``in_place`` for a CUDA graph, which finds it by address."""
-        if not in_place or self.carry is None:
+        if in_place and self.carry is not None:
+            self.carry.copy_(carry)
+        else:
             self.carry = carry
-            return
-        new = _carry_tensors(carry)
-        for name, tensor in _carry_tensors(self.carry).items():
-            tensor.copy_(new[name])
 
     def start_from(self, model: str, puzzle_emb: PuzzleEmb) -> None:
         """Start with the weights of another model.

@@ -1,4 +1,7 @@
 import pytest
+from conformance import INSTRUCTION_SETS
+
+from hrm_kernels import native, packing
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -18,3 +21,20 @@ def numpy_scalars():
 
         patch.setattr(interpreter, "_patch_lang_tensor", patched)
         yield
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request):
+    """Run the CPU kernels of one instruction set, or skip where the machine lacks it; None: any."""
+    if request.param is None:
+        yield
+        return
+    library = native.load("cpu").module
+    try:
+        library.use_instruction_set(request.param)
+    except ValueError as error:
+        pytest.skip(str(error))
+    packing._entries.clear()  # another set, another order of the weights
+    yield request.param
+    library.use_instruction_set("")
+    packing._entries.clear()

@@ -10,6 +10,7 @@ import torch
 from conformance import (
     BLOCKS,
     GPU,
+    INSTRUCTION_SETS,
     OPS,
     REGISTERED,
     SPECS,
@@ -30,30 +31,13 @@ from conformance import (
 )
 
 import hrm_kernels as k
-from hrm_kernels import packing
 from hrm_kernels.ops.adam_atan2 import Step
 from hrm_kernels.ops.rope_attention.heads import HEAD_DIMS, triton_cannot_attend
 from hrm_kernels.spec import TINY, Sizes
 
 pytestmark = pytest.mark.usefixtures("poisoned")
-INSTRUCTION_SETS = ["avx512", "avx2", "portable"]
 BY_INSTRUCTION_SET = ("add_rms_norm", "swiglu", "linear", "rope_attention", "reasoning_module", "adam_atan2")
 """Ops that between them run every kernel that is compiled for several instruction sets."""
-
-
-@pytest.fixture
-def instruction_set(request):
-    if request.param is None:
-        yield
-        return
-    try:
-        library.module.use_instruction_set(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    packing._entries.clear()  # another set, another order of the weights
-    yield request.param
-    library.module.use_instruction_set("")
-    packing._entries.clear()
 
 
 def all_calls(backend):

@@ -20,18 +20,6 @@ pytestmark = [
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-@pytest.fixture(params=["avx512", "avx2", "portable"])
-def instruction_set(request):
-    try:
-        library.module.use_instruction_set(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    packing._entries.clear()  # another set, another order of the weights
-    yield request.param
-    library.module.use_instruction_set("")
-    packing._entries.clear()
-
-
 def random(*shape, seed=0, scale=1.0):
     return scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 

@@ -22,6 +22,7 @@ DTYPES = {
     "triton": (torch.float32, torch.float16, *([torch.bfloat16] if GPU == "cuda" else [])),  # see design: traps
 }
 library = native.load("cpu")
+INSTRUCTION_SETS = ["avx512", "avx2", "portable"]
 
 
 def runs_on(op):

@@ -25,6 +25,17 @@ from hrm.training.schedule import gradient_mode
 from hrm.training.trainer import Trainer, TrainingError, train
 from hrm_kernels.optim import AdamATan2, SparseSignSGD
 
+METRICS = Metrics(
+    exact_accuracy=0.5,
+    accuracy=0.75,
+    lm_loss=1.0,
+    q_halt_accuracy=0.5,
+    steps=2,
+    count=3,
+    puzzles_per_second=1.0,
+)
+"""What a stand-in for an evaluation returns."""
+
 
 def test_a_run_equals_the_loop_written_by_hand(configure, cpu, data, tmp_path):
     """Eight steps against the same computation written out here."""
@@ -119,15 +130,7 @@ def test_evaluation_uses_the_averaged_weights(configure, cpu, monkeypatch, famil
     def evaluate(model, dataset, *, batch_size, max_examples, loss_type):
         assert (dataset.split, batch_size, max_examples) == ("test", 8, 3)
         seen.append({name: parameter.detach().clone() for name, parameter in model.named_parameters()})
-        return Metrics(
-            exact_accuracy=0.5,
-            accuracy=0.75,
-            lm_loss=1.0,
-            q_halt_accuracy=0.5,
-            steps=2,
-            count=3,
-            puzzles_per_second=1.0,
-        )
+        return METRICS
 
     monkeypatch.setattr(trainer_module, "evaluate", evaluate)
     changes = {"max_steps": 5, "ema": True, "ema_rate": 0.5, "eval_interval": 1, "eval_max_examples": 3}
@@ -233,15 +236,7 @@ def test_max_minutes_leave_time_for_the_last_evaluation(configure, cpu, monkeypa
 
     def evaluate(*_, **__):
         clock[0] += 600
-        return Metrics(
-            exact_accuracy=0.5,
-            accuracy=0.75,
-            lm_loss=1.0,
-            q_halt_accuracy=0.5,
-            steps=2,
-            count=3,
-            puzzles_per_second=1.0,
-        )
+        return METRICS
 
     monkeypatch.setattr(Trainer, "train_step", step)
     monkeypatch.setattr(trainer_module, "evaluate", evaluate)
