@@ -41,8 +41,7 @@ def candidates(workload: Workload, setup: Setup) -> dict[str, Candidate]:
     chosen |= {name: Candidate(on_backend(backend, workload.op)) for name, backend in backends.items()}
     if setup.device == "cpu" and workload.kind == "segment":
         multiply_adds = fma.multiply_adds(workload.cost.operations)
-        absent_reason = None if fma.compiler() else "no C++ compiler"
-        chosen["multiply-adds alone"] = Candidate(multiply_adds, is_checked=False, absent_reason=absent_reason)
+        chosen[fma.ALONE] = Candidate(multiply_adds, is_checked=False, absent_reason=fma.absent_reason())
     return chosen
 
 

@@ -5,6 +5,7 @@ between two events behind a queue that is already busy: neither launches nor a w
 be captured is timed with its launches; its mode is then "calls".
 """
 
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 import hrm_kernels
-from bench.accuracy import Oracle
+from bench.accuracy import Oracle, converted
 from bench.replays import input_sets, launches, prepare
 from bench.turns import Replay, take_turns, warm_up
 from bench.workload import Workload
@@ -30,12 +31,14 @@ class Candidate:
         checked_op: computes the values that are checked, in place of ``op``.
         is_checked: its values must be right.
         absent_reason: why it cannot run here, or None.
+        dtype: computes the same values in another dtype than the workload's; None is the workload's.
     """
 
     op: Callable[..., Any]
     checked_op: Callable[..., Any] | None = None
     is_checked: bool = True
     absent_reason: str | None = None
+    dtype: torch.dtype | None = None
 
 
 def measure(
@@ -45,12 +48,13 @@ def measure(
     candidates: Mapping[str, Candidate],
     rounds: Callable[[float], int],
     patience: int = 1,
+    until: float = math.inf,
 ) -> dict[str, dict[str, Any]]:
     """Check the candidates, then time those that are right in turns.
 
     Args:
         rounds: maps the seconds of one turn to the number of turns.
-        patience: as in :func:`bench.turns.take_turns`.
+        patience, until: as in :func:`bench.turns.take_turns`.
 
     Returns:
         By candidate: ``status``, "ok" or why there are no numbers. If ok also ``times`` (seconds per call of every
@@ -72,6 +76,8 @@ def measure(
             row["status"] = f"absent: {candidate.absent_reason}"
             continue
         own_sets = [arguments()] if workload.is_stateful else sets
+        if candidate.dtype is not None:
+            own_sets = [_in_dtype(workload, candidate.dtype, device, one, dtype) for one in own_sets]
         try:
             if oracle is not None and candidate.is_checked:
                 row["error"] = oracle.errors(workload.call(candidate.checked_op or candidate.op, own_sets[0]))
@@ -93,11 +99,20 @@ def measure(
     if not replays:
         return rows
     seconds_of_a_turn = warm_up(replays, device)
-    turns = take_turns(replays, device, rounds(seconds_of_a_turn), patience)
+    turns = take_turns(replays, device, rounds(seconds_of_a_turn), patience, until)
     for name, times in turns.times.items():
         rows[name] |= {"mode": replays[name].mode, "calls": replays[name].calls, "times": times}
         rows[name] |= {"waited": statistics.median(turns.waits[name] or [0.0]), "disturbed": turns.disturbed}
     return rows
+
+
+def _in_dtype(
+    workload: Workload, dtype: torch.dtype, device: str, arguments: tuple[Any, ...], source: torch.dtype
+) -> tuple[Any, ...]:
+    """Arguments with the same values, whose dtype is ``dtype`` instead of ``source``."""
+    if workload.to_float64 is None:
+        return converted(arguments, dtype, source)
+    return workload.make(device, dtype, 0)  # a model has float32 weights, whatever it computes in
 
 
 def failure_of(error: Exception) -> str:

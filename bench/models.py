@@ -8,11 +8,12 @@ import torch
 
 from bench import published
 from bench.sizes import SEGMENTS, Size
-from hrm.config import HRMConfig
+from hrm.config import HRMConfig, ModelConfig
 from hrm.losses import act_loss
 from hrm.model import HRM, Batch, Carry
 from hrm.step_graph import CudaCapture, StepGraph
 from hrm.training.step import Update, train_step
+from hrm.trm import build
 from hrm_kernels.backends import use_backend
 from hrm_kernels.casts import FrozenWeights
 from hrm_kernels.optim import AdamATan2, SparseSignSGD
@@ -20,9 +21,21 @@ from hrm_kernels.optim import AdamATan2, SparseSignSGD
 IDENTIFIERS = 1000
 
 
+def random_model(config: ModelConfig, rows: int, device: str) -> tuple[HRM, Batch]:
+    """A model with random weights, and a batch of ``rows`` rows for it."""
+    torch.manual_seed(0)
+    model = build(config).to(device)
+    shape = rows, config.seq_len
+    batch = {
+        "inputs": torch.randint(0, config.vocab_size, shape, device=device),
+        "labels": torch.randint(0, config.vocab_size, shape, device=device),
+        "puzzle_identifiers": torch.randint(0, config.num_puzzle_identifiers, (rows,), device=device),
+    }
+    return model, batch
+
+
 def published_model(size: Size, device: str, dtype: torch.dtype) -> tuple[HRM, Batch]:
     """A published Sudoku model with random weights, and a batch for it."""
-    torch.manual_seed(0)
     config = HRMConfig.parse(
         {
             "seq_len": size.positions - 1,
@@ -34,35 +47,27 @@ def published_model(size: Size, device: str, dtype: torch.dtype) -> tuple[HRM, B
             "forward_dtype": str(dtype).removeprefix("torch."),
         }
     )
-    model = HRM(config).to(device)
-    shape = size.batch, size.positions - 1
-    batch = {
-        "inputs": torch.randint(0, size.vocabulary, shape, device=device),
-        "labels": torch.randint(0, size.vocabulary, shape, device=device),
-        "puzzle_identifiers": torch.randint(0, IDENTIFIERS, (size.batch,), device=device),
-    }
-    return model, batch
+    return random_model(config, size.batch, device)
 
 
 # Inference
 
 
-def inference_arguments(size: Size, device: str, dtype: torch.dtype) -> tuple[HRM, Carry, Batch]:
+def inference_arguments(model: HRM, batch: Batch) -> tuple[HRM, Carry, Batch]:
     """The model in evaluation mode, a carry whose rows have all halted, and a batch."""
-    model, batch = published_model(size, device, dtype)
     carry = model.initial_carry(batch)
-    torch.nn.init.trunc_normal_(model.inner.q_head.weight, std=size.width**-0.5)  # training starts from 0
+    torch.nn.init.trunc_normal_(model.inner.q_head.weight, std=model.config.hidden_size**-0.5)  # training starts from 0
     return model.eval(), carry, batch
 
 
 def segment(model: HRM, carry: Carry, batch: Batch) -> list[torch.Tensor]:
     """One segment: logits, Q values, states."""
-    return _results(*model(carry, batch))
+    return results(*model(carry, batch))
 
 
 def eager_segment(model: HRM, carry: Carry, batch: Batch) -> list[torch.Tensor]:
     """The same in plain PyTorch."""
-    return _results(*published.forward(model, carry, batch))
+    return results(*published.forward(model, carry, batch))
 
 
 def inference_in_float64(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -79,25 +84,25 @@ def answer(model: HRM, carry: Carry, batch: Batch) -> list[torch.Tensor]:
     with _frozen.setdefault(model, FrozenWeights()):
         for _ in range(SEGMENTS):
             carry, outputs = model(carry, batch)
-    return _results(carry, outputs)
+    return results(carry, outputs)
 
 
-def _results(carry: Carry, outputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    q = torch.cat((outputs["q_halt_logits"], outputs["q_continue_logits"]))
+def results(carry: Carry, outputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    q = torch.stack((outputs["q_halt_logits"], outputs["q_continue_logits"]), -1)
     return [outputs["logits"], q, carry.z_H, carry.z_L]
 
 
 # Training
 
 
-def training_arguments(size: Size, device: str, dtype: torch.dtype) -> tuple[Any, ...]:
+def training_arguments(model: HRM, batch: Batch) -> tuple[Any, ...]:
     """The model in training mode, its optimisers, and a state: ``carry`` and ``batch``."""
-    model, batch = published_model(size, device, dtype)
     model.train()
-    dense = AdamATan2(model.parameters(), lr=1e-4, weight_decay=0.1, capturable=device != "cpu")
-    dense.keep_copies(dtype)
-    assert model.puzzle_emb is not None
-    optimizers = [dense, SparseSignSGD([model.puzzle_emb], lr=1e-4)]
+    is_capturable = batch["inputs"].device.type != "cpu"
+    dense = AdamATan2(model.parameters(), lr=1e-4, weight_decay=0.1, capturable=is_capturable)
+    dense.keep_copies(model.config.dtype)
+    tables = [] if model.puzzle_emb is None else [model.puzzle_emb]
+    optimizers = [dense, *(SparseSignSGD([table], lr=1e-4) for table in tables)]
     return model, optimizers, {"carry": model.initial_carry(batch), "batch": batch}
 
 

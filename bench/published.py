@@ -7,6 +7,7 @@ or an :class:`hrm.TRM` only for its weights. With float64 parameters everything 
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -34,12 +35,12 @@ def _dtype(model: HRM) -> torch.dtype:
     return weights if weights is torch.float64 else model.config.dtype
 
 
-def _rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
+def rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 
 
-def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     wide = x.to(torch.promote_types(x.dtype, cos.dtype))
     first, second = wide.chunk(2, -1)
     return (wide * cos.unsqueeze(-2) + torch.cat((-second, first), -1) * sin.unsqueeze(-2)).to(x.dtype)
@@ -62,15 +63,15 @@ def block(
     B, S, D = x.shape
     if isinstance(layer, MixingBlock):
         across = x.transpose(1, 2)
-        x = _rms_norm(across + _swiglu(across, layer.mlp_t), eps).transpose(1, 2)
-        return _rms_norm(x + _swiglu(x, layer.mlp), eps)
+        x = rms_norm(across + _swiglu(across, layer.mlp_t), eps).transpose(1, 2)
+        return rms_norm(x + _swiglu(x, layer.mlp), eps)
     heads = layer.self_attn.num_heads
     q, k, v = _linear(x, layer.self_attn.qkv_proj).view(B, S, 3 * heads, D // heads).chunk(3, 2)
     if cos is not None and sin is not None:
-        q, k = _rotate(q, cos[:S], sin[:S]), _rotate(k, cos[:S], sin[:S])
+        q, k = rotate(q, cos[:S], sin[:S]), rotate(k, cos[:S], sin[:S])
     attended = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-    x = _rms_norm(x + _linear(attended.transpose(1, 2).reshape(B, S, D), layer.self_attn.o_proj), eps)
-    return _rms_norm(x + _swiglu(x, layer.mlp), eps)
+    x = rms_norm(x + _linear(attended.transpose(1, 2).reshape(B, S, D), layer.self_attn.o_proj), eps)
+    return rms_norm(x + _swiglu(x, layer.mlp), eps)
 
 
 def module(
@@ -101,8 +102,12 @@ def embed(model: HRM, batch: Batch) -> torch.Tensor:
     return math.sqrt(config.hidden_size) * x
 
 
+Update = Callable[..., torch.Tensor]
+"""Computes an update of a level, as :func:`module` does."""
+
+
 def segment(
-    model: HRM, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor
+    model: HRM, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor, update: Update = module
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """One segment: ``(z_H, z_L, logits, q_halt, q_continue)``.
 
@@ -116,16 +121,16 @@ def segment(
         is_last = torch.is_grad_enabled() and H_cycle == config.H_cycles - 1
         for L_cycle in range(config.L_cycles):
             with torch.set_grad_enabled(is_last and L_cycle >= config.L_cycles - L_updates_with_gradient):
-                z_L = module(inner.L_level, z_L, z_H + x, *tables)
+                z_L = update(inner.L_level, z_L, z_H + x, *tables)
         with torch.set_grad_enabled(is_last):
-            z_H = module(H_level, z_H, z_L, *tables)
+            z_H = update(H_level, z_H, z_L, *tables)
     q = _linear(z_H[:, 0], inner.q_head)
     q = q.to(torch.promote_types(q.dtype, torch.float32))
     q_halt, q_continue = q[:, 0], q[:, 1] if config.learns_to_continue else torch.zeros_like(q[:, 1])
     return z_H, z_L, _linear(z_H[:, config.puzzle_emb_len :], inner.lm_head), q_halt, q_continue
 
 
-def forward(model: HRM, carry: Carry, batch: Batch) -> tuple[Carry, dict[str, torch.Tensor]]:
+def forward(model: HRM, carry: Carry, batch: Batch, update: Update = module) -> tuple[Carry, dict[str, torch.Tensor]]:
     """One call of the model: refill, one segment, halting, and in training the Q target."""
     config, dtype, refill = model.config, _dtype(model), carry.halted
     data = {
@@ -138,7 +143,7 @@ def forward(model: HRM, carry: Carry, batch: Batch) -> tuple[Carry, dict[str, to
     )
     steps = torch.where(refill, 0, carry.steps) + 1
     x = embed(model, data)
-    z_H, z_L, logits, q_halt, q_continue = segment(model, z_H, z_L, x)
+    z_H, z_L, logits, q_halt, q_continue = segment(model, z_H, z_L, x, update)
     outputs = {"logits": logits, "q_halt_logits": q_halt, "q_continue_logits": q_continue}
     with torch.no_grad():
         z_H, z_L = z_H.detach(), z_L.detach()
@@ -149,7 +154,7 @@ def forward(model: HRM, carry: Carry, batch: Batch) -> tuple[Carry, dict[str, to
             )
             halted = act.halts(steps, q_halt, q_continue, config.halt_max_steps, min_steps)
             if config.learns_to_continue:
-                _, _, _, next_halt, next_continue = segment(model, z_H, z_L, x)
+                _, _, _, next_halt, next_continue = segment(model, z_H, z_L, x, update)
                 target = act.target_q_continue(steps, next_halt, next_continue, config.halt_max_steps)
                 outputs["target_q_continue"] = target
     return Carry(z_H, z_L, steps, halted, data), outputs

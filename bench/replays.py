@@ -29,18 +29,20 @@ def input_sets(workload: Workload, device: str, dtype: torch.dtype) -> list[tupl
 
 def prepare(workload: Workload, call: Call, sets: Sequence[tuple[Any, ...]], device: str) -> Replay:
     """Warm up, and choose how many calls one replay makes."""
-    for arguments in sets[:2]:
+    for arguments in sets[:2] if device == "cuda" else ():
         call(arguments)
     synchronize(device)
     estimate = seconds_of(lambda: call(sets[0]), device, busy=False)
-    if estimate < 0.1:
+    if estimate < 0.5:  # the first call of all may compile or pack; a longer one leaves no time for more
         estimate = min(estimate, *(seconds_of(lambda: call(sets[0]), device, busy=False) for _ in range(2)))
     turns = math.ceil(REPLAY_SECONDS / max(estimate, 1e-6) / len(sets))
     calls = len(sets) * max(1, min(turns, math.ceil(200 / len(sets))))
     if device == "cuda" and workload.is_capturable:
         return capture(call, sets, calls)
     calls = min(calls, 10) if device == "cuda" else calls
-    return Replay(lambda: [call(sets[index % len(sets)]) for index in range(calls)][-1:], calls, "calls")
+    return Replay(
+        lambda: [call(sets[index % len(sets)]) for index in range(calls)][-1:], calls, "calls", estimate * calls
+    )
 
 
 def capture(call: Call, sets: Sequence[tuple[Any, ...]], calls: int) -> Replay:

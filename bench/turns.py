@@ -1,5 +1,6 @@
 """Time candidates in turns: what slows the machine for a while then slows all of them."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,16 +12,23 @@ import torch
 CALM = 0.05
 """The share of a turn that threads may wait for a core."""
 
+LEAST = 3
+"""The fewest turns, however long one is."""
+
 BUSY_CYCLES = 1_000_000
 """Half a millisecond of waiting on the GPU, while the host enqueues the replay."""
 
 
 class Replay(NamedTuple):
-    """What to time: it makes ``calls`` calls, as one "graph" or as separate "calls"."""
+    """What to time: it makes ``calls`` calls, as one "graph" or as separate "calls".
+
+    ``seconds`` is what it may take, if that is known.
+    """
 
     run: Callable[[], Any]
     calls: int
     mode: str
+    seconds: float = 0.0
 
 
 @dataclass
@@ -74,16 +82,22 @@ def seconds_waited() -> float:
     return total / 1e9 if is_counted else time.perf_counter() - time.thread_time()
 
 
-def take_turns(replays: Mapping[str, Replay], device: str, rounds: int, patience: int = 1) -> Turns:
+def take_turns(
+    replays: Mapping[str, Replay], device: str, rounds: int, patience: int = 1, until: float = math.inf
+) -> Turns:
     """Time ``rounds`` turns of every candidate.
 
     Args:
         patience: above 1, a turn in which a candidate waited for a core longer than :data:`CALM` is repeated, up to
             ``patience * rounds`` turns in all; if the first ``rounds`` turns are all disturbed, no more are taken. Load
             slows candidates by different factors, most those whose threads wait for each other at every step.
+        until: after this time of ``time.perf_counter`` no turn starts, except that the first :data:`LEAST` do as long
+            as none was disturbed.
     """
     turns = Turns({name: [] for name in replays}, {name: [] for name in replays})
-    for _ in range(rounds * patience):
+    for count in range(rounds * patience):
+        if (count >= LEAST or turns.disturbed) and time.perf_counter() > until:
+            break
         turn = {name: _time(replay, device) for name, replay in replays.items()}
         if patience > 1 and max(wait for _, wait in turn.values()) > CALM:
             turns.disturbed += 1
@@ -108,7 +122,10 @@ def _time(replay: Replay, device: str) -> tuple[float, float]:
 
 
 def warm_up(replays: Mapping[str, Replay], device: str) -> float:
-    """Run two turns, or one if it is long; return the seconds of the last."""
+    """Run two turns, or one if it is long, or none if it is known to be; return the seconds of one."""
+    turn = sum(replay.seconds for replay in replays.values())
+    if turn > 2:
+        return turn
     turn = 0.0
     for _ in range(2):
         if turn < 0.5:
@@ -120,4 +137,4 @@ def warm_up(replays: Mapping[str, Replay], device: str) -> float:
 
 def rounds_for(seconds: float, least: int, most: int) -> Callable[[float], int]:
     """Map the seconds of one turn to the number of turns that fit into ``seconds``; long turns need only 3."""
-    return lambda turn: max(least if turn < 2 else 3, min(most, int(seconds / max(turn, 1e-9))))
+    return lambda turn: max(least if turn < 2 else LEAST, min(most, int(seconds / max(turn, 1e-9))))

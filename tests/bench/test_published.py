@@ -79,7 +79,7 @@ def test_in_float64_nothing_is_rounded_to_float32():
 
 def test_counted_operations_are_those_of_the_published_computation():
     size = Size(1, 82)
-    model, _, state = models.training_arguments(size, "cpu", torch.float32)
+    model, _, state = models.training_arguments(*models.published_model(size, "cpu", torch.float32))
     # the counter does not know the fused attention of CPUs
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         published.forward(model.eval(), state["carry"], state["batch"])

@@ -1,0 +1,1 @@
+"""Measure the goals for CPUs on this machine: ``python -m bench.cpu_goals``."""
