@@ -168,7 +168,7 @@ def evaluate(
         metrics = evaluation.evaluate(
             loaded,
             dataset,
-            batch_size=batch_size or (256 if halt == "fixed" else 64),
+            batch_size=(256 if halt == "fixed" else 64) if batch_size is None else batch_size,
             max_steps=max_steps,
             halt=halting,
             max_examples=max_examples,
@@ -333,7 +333,7 @@ def scale(
             loaded,
             _task_of(dataset),
             dataset,
-            segments=list(segments or _powers_of_two(loaded.config.halt_max_steps)),
+            segments=list(_powers_of_two(loaded.config.halt_max_steps) if segments is None else segments),
             rollouts=list(rollouts),
             halt=halting,
             augment=augment,

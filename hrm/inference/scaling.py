@@ -10,6 +10,7 @@ import numpy as np
 
 from hrm.data.format import PuzzleDataset
 from hrm.data.task import PuzzleTask
+from hrm.errors import InputError
 from hrm.files import write_json, written_beside
 from hrm.inference.engine import Engine
 from hrm.inference.examples import LabelledPuzzles
@@ -141,6 +142,8 @@ def scale(
         InputError: data set, task and model don't fit, no puzzle has labels, or a number is invalid.
     """
     for name, values in (("segments", segments), ("rollouts", rollouts)):
+        if len(values) == 0:
+            raise InputError(f"{name} is empty, expected one number or more")
         for value in values:
             require_positive(**{name: value})
     require_positive(max_examples=max_examples, slots=slots)

@@ -123,6 +123,8 @@ def test_evaluate_takes_names_and_objects(data, tmp_path):
         hrm.evaluate(model, dataset, out=tmp_path)
     with pytest.raises(hrm.InputError, match="puzzle_emb is 'some', expected"):
         hrm.evaluate("sudoku4", data, puzzle_emb="some")
+    with pytest.raises(hrm.InputError, match="batch_size is 0, expected 1 or more"):
+        hrm.evaluate(model, dataset, batch_size=0)
     calibrated = hrm.evaluate("sudoku4", data, halt="calibrated")
     assert calibrated.steps < 4 and hrm.evaluate(model, dataset, halt=Margin(1e9)).steps == by_name.steps == 16
 
@@ -136,6 +138,9 @@ def test_scale_returns_what_it_writes(data, tmp_path):
     about = {"checkpoint": "HRM", "data": str(data), "split": "test", "halt": "q"}
     assert stored == scaling.as_dict(**about, augment=True, noise=0.0, seed=0)
     assert str(scaling) == (tmp_path / "scaling.md").read_text().rstrip()
+    for empty in ({"segments": []}, {"rollouts": []}):
+        with pytest.raises(hrm.InputError, match=f"{next(iter(empty))} is empty, expected one number or more"):
+            hrm.scale("sudoku4", data, **empty)
 
 
 def test_calibrate_returns_what_it_writes(data, tmp_path):

@@ -54,6 +54,14 @@ def test_the_package_and_its_lazy_names():
         k.softmax  # noqa: B018
 
 
+def test_a_source_tree_without_an_installation_has_an_unknown_version(monkeypatch):
+    def nothing_installed(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", nothing_installed)
+    assert k.__version__ == "0+unknown"
+
+
 def test_preference_by_device(cpu_backend):
     assert k.swiglu(X).eq(7).all()
     with k.use_backend("reference"):
