@@ -5,7 +5,7 @@ import statistics
 
 import torch
 
-from bench import fma
+from bench import fma, tiles
 from bench.turns import Replay, take_turns
 from hrm_kernels.spec import Cost
 
@@ -16,7 +16,8 @@ CACHED_ELEMENTS = 1 << 20
 def measure_ceilings(device: str, tiny: bool = False) -> dict[str, float]:
     """The ceilings: ``copy_bytes_per_s`` (read plus written) and ``matmul_flops_per_s``.
 
-    On a CPU also ``cached_copy_bytes_per_s`` and, with a C++ compiler, ``fma_flops_per_s``.
+    On a CPU also ``cached_copy_bytes_per_s``; with a C++ compiler ``fma_flops_per_s``; and those of
+    :func:`bench.tiles.ceilings` that the CPU has.
     """
     return _cpu_ceilings() if device == "cpu" and not tiny else _gpu_ceilings(device, tiny)
 
@@ -48,8 +49,9 @@ def _cpu_ceilings() -> dict[str, float]:
         "cached_copy_bytes_per_s": small.nbytes * max(2 / best["cached copy"], 3 / best["cached add"]),
         "matmul_flops_per_s": 2 * size**3 / best["matmul"],
     }
-    peak = fma.peak(torch.get_num_threads())
-    return ceilings if peak is None else ceilings | {"fma_flops_per_s": peak}
+    threads = torch.get_num_threads()
+    peak = fma.peak(threads)
+    return ceilings | ({} if peak is None else {"fma_flops_per_s": peak}) | tiles.ceilings(threads)[0]
 
 
 def _gpu_ceilings(device: str, tiny: bool) -> dict[str, float]:
@@ -69,16 +71,28 @@ def _gpu_ceilings(device: str, tiny: bool) -> dict[str, float]:
     return {"copy_bytes_per_s": 2 * source.nbytes / copy, "matmul_flops_per_s": 2 * size**3 / product}
 
 
-def floor(cost: Cost, ceilings: dict[str, float]) -> tuple[float, str]:
+def arithmetic_peak(ceilings: dict[str, float], dtype: str) -> float:
+    """Operations per second for values of ``dtype``: bfloat16 has units of its own on some CPUs."""
+    names = ["fma_flops_per_s"]
+    if dtype == "bfloat16":
+        names += ["amx_bfloat16_registers_flops_per_s", "avx512_bfloat16_registers_flops_per_s"]
+    return max((ceilings[name] for name in names if name in ceilings), default=ceilings["matmul_flops_per_s"])
+
+
+def floor(cost: Cost, ceilings: dict[str, float], dtype: str = "float32") -> tuple[float, str]:
     """The fewest seconds for a cost, and what limits it: ``"memory"`` or ``"arithmetic"``.
 
     Bytes that fit into the caches are compared with the copy that does.
     """
     fits = cost.bytes <= 8 * CACHED_ELEMENTS and "cached_copy_bytes_per_s" in ceilings
     memory = cost.bytes / ceilings["cached_copy_bytes_per_s" if fits else "copy_bytes_per_s"]
-    arithmetic = cost.operations / ceilings.get("fma_flops_per_s", ceilings["matmul_flops_per_s"])
+    arithmetic = cost.operations / arithmetic_peak(ceilings, dtype)
     return max((memory, "memory"), (arithmetic, "arithmetic"))
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure_ceilings("cuda" if torch.cuda.is_available() else "cpu"), indent=1))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    measured: dict[str, object] = dict(measure_ceilings(device))
+    if device == "cpu":
+        measured["absent"] = tiles.absent()
+    print(json.dumps(measured, indent=1))

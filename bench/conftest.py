@@ -152,7 +152,7 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list, output
         info = one["extra_info"]
         if "operations" in info:
             cost = Cost(info["bytes"], info["operations"])
-            info |= suite.against_ceilings(ceilings, one["stats"]["median"], cost)
+            info |= suite.against_ceilings(ceilings, one["stats"]["median"], cost, info["dtype"])
     output_json["bench"] = {
         "device": setup.device,
         "dtype": str(setup.dtype).removeprefix("torch."),

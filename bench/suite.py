@@ -74,9 +74,9 @@ def describe(workload: Workload, row: dict[str, Any], eager: Sequence[float], se
     }
 
 
-def against_ceilings(ceilings: dict[str, float], seconds: float, cost: Cost) -> dict[str, Any]:
+def against_ceilings(ceilings: dict[str, float], seconds: float, cost: Cost, dtype: str) -> dict[str, Any]:
     """How close a time is to its floor, and what limits it."""
-    least, bound = floor(cost, ceilings)
+    least, bound = floor(cost, ceilings, dtype)
     return {"bound": bound, "of_ceiling": least / seconds} if least else {"bound": None, "of_ceiling": None}
 
 

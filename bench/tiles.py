@@ -120,24 +120,33 @@ def products(operations: float, rows: int) -> Callable[..., list[torch.Tensor]]:
     return fma.in_pieces(make, operations, pieces=16)
 
 
-def ceilings(threads: int) -> tuple[dict[str, float], dict[str, str]]:
-    """Operations per second of all threads together, and why those are missing that are not there."""
-    wanted: dict[str, tuple[Unit, Callable[[], Callable[[int], float]]]] = {
+def _wanted() -> dict[str, tuple[Unit, Callable[[], Callable[[int], float]]]]:
+    """By name, the unit and what makes the function to time."""
+    return {
         "amx_bfloat16_registers": (BFLOAT16, lambda: BFLOAT16.function("tiles_in_registers")),
         "amx_bfloat16_cached": (BFLOAT16, lambda: _from_memory(BFLOAT16, 96, 8)),
         "amx_bfloat16_streamed_96_rows": (BFLOAT16, lambda: _from_memory(BFLOAT16, 96, WEIGHTS)),
-        "amx_bfloat16_streamed_672_rows": (BFLOAT16, lambda: _from_memory(BFLOAT16, 672, WEIGHTS)),
+        "amx_bfloat16_streamed_672_rows": (BFLOAT16, lambda: _from_memory(BFLOAT16, MOST_ROWS, WEIGHTS)),
         "amx_int8_registers": (INT8, lambda: INT8.function("tiles_in_registers")),
         "amx_int8_cached": (INT8, lambda: _from_memory(INT8, 96, 8)),
         "avx512_bfloat16_registers": (VECTORS, lambda: VECTORS.function("dot_products", _sink())),
     }
-    rates, reasons = {}, {}
-    for name, (unit, make) in wanted.items():
-        if reason := unit.absent_reason():
-            reasons[name] = reason
-        else:
-            rates[f"{name}_flops_per_s"] = fma.best_rate(make(), threads)
-    return rates, reasons
+
+
+def ceilings(threads: int) -> dict[str, float]:
+    """Operations per second of all threads together, as ``<name>_flops_per_s``, of what this CPU has.
+
+    "registers": operands stay there. "cached": both come from L1 and L2, in a scheme of 2 x 2 tiles. "streamed": the
+    weights of a published block come from L3 and meet so many rows.
+    """
+    present = {name: make for name, (unit, make) in _wanted().items() if unit.absent_reason() is None}
+    return {f"{name}_flops_per_s": fma.best_rate(make(), threads) for name, make in present.items()}
+
+
+def absent() -> dict[str, str]:
+    """Why the other ceilings are missing, by name."""
+    reasons = {name: unit.absent_reason() for name, (unit, _) in _wanted().items()}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def _sink() -> Any:

@@ -37,6 +37,9 @@ def conditions(head: dict[str, Any]) -> str:
     limits = [f"matrix product {ceilings['matmul_flops_per_s'] / 1e9:.0f} GFLOP/s"]
     if "fma_flops_per_s" in ceilings:
         limits.append(f"multiply-adds in registers {ceilings['fma_flops_per_s'] / 1e9:.0f} GFLOP/s")
+    if "amx_bfloat16_registers_flops_per_s" in ceilings:
+        tiles = [ceilings[f"amx_bfloat16_{where}_flops_per_s"] / 1e9 for where in ("registers", "cached")]
+        limits.append("bfloat16 tiles {:.0f} GFLOP/s in registers, {:.0f} from the caches".format(*tiles))
     limits.append(f"memory {ceilings['copy_bytes_per_s'] / 1e9:.1f} GB/s")
     if "cached_copy_bytes_per_s" in ceilings:
         limits.append(f"caches {ceilings['cached_copy_bytes_per_s'] / 1e9:.1f} GB/s")

@@ -27,5 +27,5 @@ def test_samples_reach_the_benchmark_unchanged():
 
 def test_share_of_the_ceiling():
     ceilings = {"copy_bytes_per_s": 1e9, "cached_copy_bytes_per_s": 4e9, "matmul_flops_per_s": 1e9}
-    assert suite.against_ceilings(ceilings, 2.0, Cost(1e9, 0)) == {"bound": "memory", "of_ceiling": 0.5}
-    assert suite.against_ceilings(ceilings, 2.0, Cost(0, 0)) == {"bound": None, "of_ceiling": None}
+    assert suite.against_ceilings(ceilings, 2.0, Cost(1e9, 0), "float32") == {"bound": "memory", "of_ceiling": 0.5}
+    assert suite.against_ceilings(ceilings, 2.0, Cost(0, 0), "float32") == {"bound": None, "of_ceiling": None}
