@@ -5,12 +5,14 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "cpu/panels.h"
 
 namespace hrm::HRM_ISA {
 
 constexpr int64_t kQueries = 4 * kTileRows;
+constexpr bool kSeparate = !std::is_same_v<Element, float>;  // probabilities don't replace scores, which are float32
 
 // RoPE: rotates the pair (i, i + head_dim / 2) of each row by the angles of cos, sin [S, head_dim]; nullptr: no
 // rotation.
@@ -18,24 +20,25 @@ struct Rope {
   const float *cos, *sin;
   int64_t head_dim;
 
-  // Rotates rows [position, position + count) of one head; `back` rotates the other way, for gradients. In place or
-  // not.
-  HRM_INLINE void turn(Panels from, Panels to, int64_t position, int64_t count, bool back) const {
+  // Rotates rows [position, position + count) of one head; `back` rotates the other way, for gradients.
+  template <class T>
+  HRM_INLINE void turn(PanelsOf<T> from, Panels to, int64_t position, int64_t count, bool back) const {
     const int64_t half = head_dim / 2, panels = panels_for(head_dim);
     if (!cos || head_dim % 2 || half % kLanes) {
       for (int64_t row = 0; row < count; ++row) {
-        if (from.data != to.data) {
-          for (int64_t p = 0; p < panels; ++p) std::memcpy(to.at(p, row), from.at(p, row), sizeof(float) * kWidth);
+        for (int64_t p = 0; p < panels; ++p) {
+          for (int half_panel = 0; half_panel < kWidth; half_panel += kLanes) {
+            store(to.at(p, row) + half_panel, load(from.at(p, row) + half_panel));
+          }
         }
         for (int64_t i = 0; cos && i < half; ++i) {
           const float* c = cos + (position + row) * head_dim;
           const float* s = sin + (position + row) * head_dim;
           const int64_t j = i + half;
-          float& low = to.at(i / kWidth, row)[i % kWidth];
-          float& high = to.at(j / kWidth, row)[j % kWidth];
-          const float a = low, b = high;
-          low = back ? a * c[i] + b * s[j] : a * c[i] - b * s[i];
-          high = back ? b * c[j] - a * s[i] : b * c[j] + a * s[j];
+          const float a = to_float(from.at(i / kWidth, row)[i % kWidth]);
+          const float b = to_float(from.at(j / kWidth, row)[j % kWidth]);
+          assign(to.at(i / kWidth, row)[i % kWidth], back ? a * c[i] + b * s[j] : a * c[i] - b * s[i]);
+          assign(to.at(j / kWidth, row)[j % kWidth], back ? b * c[j] - a * s[i] : b * c[j] + a * s[j]);
         }
       }
       return;
@@ -68,22 +71,24 @@ struct Heads {
   // Number of floats of scratch memory for one head.
   int64_t forward_scratch() const {
     const int64_t key_rows = keys() * kWidth + kTileRows, query_rows = kQueries + kTileRows;
-    return kWidth * (width() * (3 * key_rows + query_rows) + keys() * query_rows + query_rows);
+    const int64_t elements = width() * (3 * key_rows + query_rows) + (kSeparate ? keys() * query_rows : 0);
+    return floats_for(elements * kWidth) + kWidth * (keys() * query_rows + query_rows);
   }
   int64_t backward_scratch() const {
     const int64_t key_rows = keys() * kWidth + kTileRows, query_rows = kQueries + kTileRows;
-    return kWidth * (width() * 7 * key_rows + 2 * keys() * query_rows + query_rows) + kQueries;
+    const int64_t elements = width() * 4 * key_rows + 2 * keys() * query_rows;
+    return floats_for(elements * kWidth) + kWidth * (width() * 3 * key_rows + query_rows) + kQueries;
   }
 };
 
 // k after RoPE, and k and v as right factors: transposed per panel of keys, or padded with zero rows to whole panels.
 HRM_INLINE void copy_rows(Panels from, int64_t panels, int64_t count, Panels to, int64_t until) {
   for (int64_t p = 0; p < panels; ++p) {
-    std::memcpy(to.at(p, 0), from.at(p, 0), sizeof(float) * kWidth * count);
-    std::memset(to.at(p, count), 0, sizeof(float) * kWidth * (until - count));
+    std::memcpy(to.at(p, 0), from.at(p, 0), sizeof(Element) * kWidth * count);
+    std::memset(to.at(p, count), 0, sizeof(Element) * kWidth * (until - count));
   }
 }
-HRM_INLINE void transpose(Panels from, int64_t panels, int64_t rows, float* to) {
+HRM_INLINE void transpose(Panels from, int64_t panels, int64_t rows, Element* to) {
   for (int64_t first = 0; first < rows; first += kWidth, to += panels * kWidth * kWidth) {
     transpose_panel(from, panels, first, rows, to);
   }
@@ -94,9 +99,15 @@ inline void attend(const Heads& heads, int64_t batch, int64_t head, Panels out, 
   const int64_t positions = heads.positions, width = heads.width(), keys = heads.keys();
   Scratch scratch{memory};
   const Panels k = scratch.panels(width, keys * kWidth), v = scratch.panels(width, keys * kWidth);
-  float* k_transposed = scratch.floats(width * keys * kWidth * kWidth);
+  Element* k_transposed = scratch.elements(width * keys * kWidth * kWidth);
   const Panels q = scratch.panels(width, kQueries + kTileRows);
-  const Panels p = scratch.panels(keys, kQueries + kTileRows);
+  const FloatPanels s = scratch.float_panels(keys, kQueries + kTileRows);
+  Panels p;
+  if constexpr (kSeparate) {
+    p = scratch.panels(keys, kQueries + kTileRows);
+  } else {
+    p = s;
+  }
   float* sums = scratch.floats((kQueries + kTileRows) * kWidth);
   const float scale = 1.0f / std::sqrt(static_cast<float>(heads.head_dim));
 
@@ -108,13 +119,13 @@ inline void attend(const Heads& heads, int64_t batch, int64_t head, Panels out, 
   for (int64_t first = 0; first < positions; first += kQueries) {
     const int64_t rows = positions - first < kQueries ? positions - first : kQueries;
     heads.rope.turn(queries.from(0, first), q, first, rows, false);
-    product(q, width, k_transposed, keys, rows, sums, keep(p));
+    product(q, width, k_transposed, keys, rows, sums, keep(s));
     float inverse[kQueries];
     for (int64_t row = 0; row < rows; ++row) {
       Vec most = all(-INFINITY);
       float top = -INFINITY;
       for (int64_t panel = 0; panel < keys; ++panel) {
-        const float* scores = p.at(panel, row);
+        const float* scores = s.at(panel, row);
         if ((panel + 1) * kWidth <= positions) {
           most = max(most, max(load(scores), load(scores + kLanes)));
         } else {
@@ -126,11 +137,15 @@ inline void attend(const Heads& heads, int64_t batch, int64_t head, Panels out, 
       top = largest(most) > top ? largest(most) : top;
       Vec total{};
       for (int64_t panel = 0; panel < keys; ++panel) {
-        float* scores = p.at(panel, row);
+        float* scores = s.at(panel, row);
         store(scores, exp((load(scores) - top) * scale));
         store(scores + kLanes, exp((load(scores + kLanes) - top) * scale));
         for (int64_t lane = positions - panel * kWidth; lane < kWidth; ++lane) scores[lane] = 0;
         total += load(scores) + load(scores + kLanes);
+        if constexpr (kSeparate) {
+          store(p.at(panel, row), load(scores));
+          store(p.at(panel, row) + kLanes, load(scores + kLanes));
+        }
       }
       const float weight = sum(total);
       inverse[row] = 1.0f / weight;
@@ -139,7 +154,7 @@ inline void attend(const Heads& heads, int64_t batch, int64_t head, Panels out, 
     const Panels here = result.from(0, first);
     product(p, keys, v.data, width, rows, sums, [&](Tile& tile, int64_t row, int64_t count, int64_t panel) HRM_ALWAYS {
       for_rows(tile, count, [&](int i, Vec* columns) HRM_ALWAYS {
-        float* to = here.at(panel, row + i);
+        Element* to = here.at(panel, row + i);
         store(to, columns[0] * inverse[row + i]);
         store(to + kLanes, columns[1] * inverse[row + i]);
       });
@@ -153,17 +168,18 @@ inline void attend_backward(const Heads& heads, int64_t batch, int64_t head, Pan
   const int64_t positions = heads.positions, width = heads.width(), keys = heads.keys();
   Scratch scratch{memory};
   const int64_t key_rows = keys * kWidth + kTileRows;
-  const Panels k{scratch.floats(width * key_rows * kWidth), keys * kWidth};
-  const Panels q = scratch.panels(width, key_rows), dk = scratch.panels(width, key_rows);
-  const Panels dv = scratch.panels(width, key_rows), dq = scratch.panels(width, key_rows);
-  float* k_transposed = scratch.floats(width * keys * kWidth * kWidth);
-  float* v_transposed = scratch.floats(width * keys * kWidth * kWidth);
+  const Panels k{scratch.elements(width * key_rows * kWidth), keys * kWidth};
+  const Panels q = scratch.panels(width, key_rows);
+  const FloatPanels dk = scratch.float_panels(width, key_rows), dv = scratch.float_panels(width, key_rows);
+  const FloatPanels dq = scratch.float_panels(width, key_rows);
+  Element* k_transposed = scratch.elements(width * keys * kWidth * kWidth);
+  Element* v_transposed = scratch.elements(width * keys * kWidth * kWidth);
   const Panels p = scratch.panels(keys, kQueries + kTileRows), ds = scratch.panels(keys, kQueries + kTileRows);
   float* sums = scratch.floats((kQueries + kTileRows) * kWidth);
   float* delta = scratch.floats(kQueries);
   const float scale = 1.0f / std::sqrt(static_cast<float>(heads.head_dim));
 
-  const Panels turned{dk.data, positions};  // holds k until its rows are padded
+  const Panels turned{reinterpret_cast<Element*>(dk.data), positions};  // holds k until its rows are padded
   heads.rope.turn(heads.part(heads.qkv, 1, batch, head), turned, 0, positions, false);
   copy_rows(turned, width, positions, k, keys * kWidth);
   transpose(k, width, positions, k_transposed);
@@ -177,7 +193,7 @@ inline void attend_backward(const Heads& heads, int64_t batch, int64_t head, Pan
     for (int64_t row = 0; row < rows; ++row) {
       Vec total{};
       for (int64_t panel = 0; panel < width; ++panel) {
-        const float *a = dresult.at(panel, first + row), *b = result.at(panel, first + row);
+        const Element *a = dresult.at(panel, first + row), *b = result.at(panel, first + row);
         total += load(a) * load(b) + load(a + kLanes) * load(b + kLanes);
       }
       delta[row] = sum(total);
@@ -185,17 +201,17 @@ inline void attend_backward(const Heads& heads, int64_t batch, int64_t head, Pan
     product(q.from(0, first), width, k_transposed, keys, rows, sums,
             [&](Tile& tile, int64_t row, int64_t count, int64_t panel) HRM_ALWAYS {
               for_rows(tile, count, [&](int i, Vec* columns) HRM_ALWAYS {
-                float* to = p.at(panel, row + i);
+                Element* to = p.at(panel, row + i);
                 store(to, exp(columns[0] * scale - row_lse[row + i]));
                 store(to + kLanes, exp(columns[1] * scale - row_lse[row + i]));
-                for (int64_t lane = positions - panel * kWidth; lane < kWidth; ++lane) to[lane] = 0;
+                for (int64_t lane = positions - panel * kWidth; lane < kWidth; ++lane) assign(to[lane], 0);
               });
             });
     product(dresult.from(0, first), width, v_transposed, keys, rows, sums,
             [&](Tile& tile, int64_t row, int64_t count, int64_t panel) HRM_ALWAYS {
               for_rows(tile, count, [&](int i, Vec* columns) HRM_ALWAYS {
-                const float* probability = p.at(panel, row + i);
-                float* to = ds.at(panel, row + i);
+                const Element* probability = p.at(panel, row + i);
+                Element* to = ds.at(panel, row + i);
                 store(to, load(probability) * (columns[0] - delta[row + i]) * scale);
                 store(to + kLanes, load(probability + kLanes) * (columns[1] - delta[row + i]) * scale);
               });
@@ -208,7 +224,7 @@ inline void attend_backward(const Heads& heads, int64_t batch, int64_t head, Pan
   heads.rope.turn(dk, heads.part(dqkv, 1, batch, head), 0, positions, true);
   const Panels dvalues = heads.part(dqkv, 2, batch, head);
   for (int64_t panel = 0; panel < width; ++panel) {
-    std::memcpy(dvalues.at(panel, 0), dv.at(panel, 0), sizeof(float) * kWidth * positions);
+    for (int64_t i = 0; i < positions * kWidth; i += kLanes) store(dvalues.at(panel, 0) + i, load(dv.at(panel, 0) + i));
   }
 }
 

@@ -17,7 +17,7 @@ const hrm_cpu_kernels& table();
 }
 }  // namespace hrm
 
-const hrm_cpu_kernels* hrm_cpu(const char* name) {
+const hrm_cpu_kernels* hrm_cpu(const char* name, int) {
   const auto wanted = [name](const char* isa) { return !name || !std::strcmp(name, isa); };
 #if defined(__x86_64__)
   __builtin_cpu_init();

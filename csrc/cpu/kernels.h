@@ -1,8 +1,9 @@
 // The interface of the CPU kernels: one table of functions per instruction set, chosen at run time.
 // Plain pointers and C linkage; callers check the arguments (csrc/ffi does it for Python).
 //
-// Inputs and outputs are contiguous, float32 or bfloat16 as `dtype` says; arithmetic and all values kept between
-// calls are float32. `threads` is the largest number of threads; no result depends on it.
+// Inputs and outputs are contiguous, float32 or bfloat16 as `dtype` says; sums are float32. `packed` and `saved` are
+// buffers whose contents only the kernels of the same table read; their sizes are counted in floats. `threads` is the
+// largest number of threads; no result depends on it.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +36,9 @@ struct hrm_update {
 };
 
 struct hrm_cpu_kernels {
-  int64_t panel_width, tile_rows;  // kWidth and kTileRows of vec.h, which determine the layout of `saved`
+  const char* name;  // of the instruction set
+  // kWidth and kTileRows of vec.h and the size of Element (element.h), which determine the layout of `saved`.
+  int64_t panel_width, tile_rows, element_bytes;
 
   // Number of floats of a packed block, in either direction.
   int64_t (*packed_size)(hrm_shape shape);
@@ -120,9 +123,10 @@ struct hrm_cpu_kernels {
 int64_t hrm_cpu_sparse_sign_sgd(float* weights, int64_t rows, int64_t columns, const int64_t* ids, const float* grads,
                                 int64_t count, double lr, double weight_decay);
 
-// Returns the table for instruction set `name` ("avx512", "avx2", "portable"), or for the best one of this machine if
-// name is nullptr. Returns nullptr for an unknown name, or one that this machine cannot run.
-const hrm_cpu_kernels* hrm_cpu(const char* name);
+// Returns the table that computes calls of this dtype with instruction set `name` ("avx512", "avx2", "portable"), or
+// with the best one of this machine if name is nullptr. Returns nullptr for an unknown name, or one that this machine
+// cannot run.
+const hrm_cpu_kernels* hrm_cpu(const char* name, int dtype);
 
 // y[i] += a * x[i] for i in [0, n). x may be y.
 // The self-test of calls from Python: hrm_kernels/native.py checks its result.

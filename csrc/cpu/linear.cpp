@@ -13,22 +13,23 @@ constexpr int64_t kPanelGroup = 16;  // panels of outputs per task, for few rows
 struct Matrix {
   Columns outputs, inputs;
   Matrix(int64_t outputs_, int64_t inputs_) : outputs{1, outputs_}, inputs{1, inputs_} {}
-  int64_t panel_floats() const { return inputs.panels() * kWidth * kWidth; }
+  int64_t panel_elements() const { return inputs.panels() * kWidth * kWidth; }
 };
 
 int64_t packed_size(int64_t outputs, int64_t inputs) {
   const Matrix m(outputs, inputs);
-  return m.outputs.panels() * m.panel_floats();
+  return floats_for(m.outputs.panels() * m.panel_elements());
 }
 
 void pack_linear(int64_t outputs, int64_t inputs, const void* weights, int dtype, float* packed, int threads) {
   const Matrix m(outputs, inputs);
   const int64_t panels = m.outputs.panels();
+  Element* to = reinterpret_cast<Element*>(packed);
   with_type(dtype, [&](auto type) {
     const auto* from = static_cast<const decltype(type)*>(weights);
     parallel(threads < panels ? threads : static_cast<int>(panels), [&](Team::Member& team) {
       team.for_each(panels, [&](int64_t panel) {
-        pack_for_outputs(from, m.outputs, m.inputs, panel, packed + panel * m.panel_floats());
+        pack_for_outputs(from, m.outputs, m.inputs, panel, to + panel * m.panel_elements());
       });
     });
   });
@@ -41,9 +42,10 @@ void linear(int64_t rows, int64_t outputs, int64_t inputs, const void* x, const 
   const int64_t group = blocks >= 4 * threads || panels < kPanelGroup ? panels : kPanelGroup;
   const int64_t groups = (panels + group - 1) / group, tasks = blocks * groups;
   const int64_t stride = (kRowBlock + kTileRows) | 1;  // odd, so that the panels of a row use different cache sets
-  const int64_t each = m.inputs.panels() * stride * kWidth + (kRowBlock + kTileRows) * kWidth;
+  const int64_t each = floats_for(m.inputs.panels() * stride * kWidth) + (kRowBlock + kTileRows) * kWidth;
   Scratch scratch{workspace(panels * kWidth + threads * each)};
   float* added = scratch.floats(panels * kWidth);
+  const Element* weights = reinterpret_cast<const Element*>(packed);
 
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
@@ -60,7 +62,7 @@ void linear(int64_t rows, int64_t outputs, int64_t inputs, const void* x, const 
         for (int64_t row = 0; row < count; ++row) {
           unpack_row(static_cast<const T*>(x), first + row, m.inputs, left, row);
         }
-        product<kDepth>(left, m.inputs.panels(), packed + from * m.panel_floats(),
+        product<kDepth>(left, m.inputs.panels(), weights + from * m.panel_elements(),
                         panels - from < group ? panels - from : group, count, sums,
                         [&](Tile& tile, int64_t row, int64_t real, int64_t panel) HRM_ALWAYS {
                           const int64_t column = (from + panel) * kWidth;

@@ -5,65 +5,12 @@
 
 namespace hrm::HRM_ISA {
 
-struct BFloat16 {
-  uint16_t bits;
-};
-
-HRM_INLINE float to_float(float value) { return value; }
-HRM_INLINE float to_float(BFloat16 value) {
-  const uint32_t bits = uint32_t{value.bits} << 16;
-  float result;
-  std::memcpy(&result, &bits, sizeof result);
-  return result;
-}
-
-HRM_INLINE void assign(float& to, float value) { to = value; }
-HRM_INLINE void assign(BFloat16& to, float value) {  // round to nearest even; NaN stays NaN
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  to.bits = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
-}
-
-// The same for kLanes consecutive elements.
-typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
-typedef uint32_t BitVec __attribute__((vector_size(4 * kLanes)));
-
-HRM_INLINE Vec load(const BFloat16* from) {
-  HalfVec half;
-  std::memcpy(&half, from, sizeof half);
-  const BitVec bits = __builtin_convertvector(half, BitVec) << 16;
-  Vec result;
-  std::memcpy(&result, &bits, sizeof result);
-  return result;
-}
-HRM_INLINE void store(BFloat16* to, Vec value) {
-  BitVec bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  const BitVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const BitVec result = (bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded;
-  const HalfVec half = __builtin_convertvector(result, HalfVec);
-  std::memcpy(to, &half, sizeof half);
-}
-
-// Calls with(T{}) for the element type that `dtype` names.
-template <class With>
-HRM_INLINE void with_type(int dtype, With with) {
-  if (dtype == 0) {
-    with(float{});
-  } else {
-    with(BFloat16{});
-  }
-}
-
 // Hands out consecutive parts of one allocation.
 struct Scratch {
   float* next;
-  HRM_INLINE Panels panels(int64_t count, int64_t rows) {
-    const Panels taken{next, rows};
-    next += count * rows * kWidth;
-    return taken;
-  }
+  HRM_INLINE Panels panels(int64_t count, int64_t rows) { return {elements(count * rows * kWidth), rows}; }
+  HRM_INLINE FloatPanels float_panels(int64_t count, int64_t rows) { return {floats(count * rows * kWidth), rows}; }
+  HRM_INLINE Element* elements(int64_t count) { return reinterpret_cast<Element*>(floats(floats_for(count))); }
   HRM_INLINE float* floats(int64_t count) {
     float* taken = next;
     next += count;
@@ -102,7 +49,7 @@ template <class T>
 HRM_INLINE void unpack_row(const T* matrix, int64_t row, Columns columns, Panels out, int64_t to) {
   const T* from = matrix + row * columns.real();
   for (int64_t panel = 0; panel < columns.panels(); ++panel) {
-    float* lanes = out.at(panel, to);
+    Element* lanes = out.at(panel, to);
     if (const int64_t first = columns.whole(panel); first >= 0) {
       const T* run = from + first;
       store(lanes, load(run));
@@ -110,7 +57,7 @@ HRM_INLINE void unpack_row(const T* matrix, int64_t row, Columns columns, Panels
     } else {
       for (int lane = 0; lane < kWidth; ++lane) {
         const int64_t column = columns.column(panel, lane);
-        lanes[lane] = column < 0 ? 0.0f : to_float(from[column]);
+        assign(lanes[lane], column < 0 ? 0.0f : to_float(from[column]));
       }
     }
   }
@@ -120,7 +67,7 @@ template <class T>
 HRM_INLINE void pack_row(Panels panels, int64_t from, Columns columns, T* matrix, int64_t row) {
   T* to = matrix + row * columns.real();
   for (int64_t panel = 0; panel < columns.panels(); ++panel) {
-    const float* lanes = panels.at(panel, from);
+    const Element* lanes = panels.at(panel, from);
     if (const int64_t first = columns.whole(panel); first >= 0) {
       T* run = to + first;
       store(run, load(lanes));
@@ -128,7 +75,7 @@ HRM_INLINE void pack_row(Panels panels, int64_t from, Columns columns, T* matrix
     } else {
       for (int lane = 0; lane < kWidth; ++lane) {
         const int64_t column = columns.column(panel, lane);
-        if (column >= 0) assign(to[column], lanes[lane]);
+        if (column >= 0) assign(to[column], to_float(lanes[lane]));
       }
     }
   }
@@ -137,7 +84,7 @@ HRM_INLINE void pack_row(Panels panels, int64_t from, Columns columns, T* matrix
 // Packs panel `panel` of weights [outputs, inputs] as the right factor of x @ weights.T: for each input the panel's
 // outputs.
 template <class T>
-inline void pack_for_outputs(const T* weights, Columns outputs, Columns inputs, int64_t panel, float* packed) {
+inline void pack_for_outputs(const T* weights, Columns outputs, Columns inputs, int64_t panel, Element* packed) {
   const int64_t width = inputs.real();
   const T* rows[kWidth];
   for (int lane = 0; lane < kWidth; ++lane) {
@@ -167,7 +114,7 @@ inline void pack_for_outputs(const T* weights, Columns outputs, Columns inputs, 
 
 // Packs panel `panel` of the inputs as the right factor of dy @ weights: for each output the panel's inputs.
 template <class T>
-inline void pack_for_inputs(const T* weights, Columns outputs, Columns inputs, int64_t panel, float* packed) {
+inline void pack_for_inputs(const T* weights, Columns outputs, Columns inputs, int64_t panel, Element* packed) {
   const int64_t width = inputs.real(), first = inputs.whole(panel);
   int64_t columns[kWidth];
   for (int lane = 0; lane < kWidth; ++lane) columns[lane] = inputs.column(panel, lane);
@@ -189,11 +136,11 @@ inline void pack_for_inputs(const T* weights, Columns outputs, Columns inputs, i
 }
 
 // Transposes rows [first, first + kWidth) of a head in panels into to[column][kWidth]; rows from `end` on give 0.
-HRM_INLINE void transpose_panel(Panels from, int64_t panels, int64_t first, int64_t end, float* to) {
+HRM_INLINE void transpose_panel(Panels from, int64_t panels, int64_t first, int64_t end, Element* to) {
   const int64_t rows = end - first < kWidth ? end - first : kWidth;
   for (int64_t panel = 0; panel < panels; ++panel, to += kWidth * kWidth) {
-    const float* source = from.at(panel, first);
-    if (rows < kWidth) std::memset(to, 0, sizeof(float) * kWidth * kWidth);
+    const Element* source = from.at(panel, first);
+    if (rows < kWidth) std::memset(to, 0, sizeof(Element) * kWidth * kWidth);
     for (int64_t row = 0; row < rows; ++row) {
 #pragma GCC unroll 32
       for (int lane = 0; lane < kWidth; ++lane) to[lane * kWidth + row] = source[row * kWidth + lane];

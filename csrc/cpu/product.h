@@ -5,17 +5,20 @@
 // factor, whatever the matrix' width, and writes one contiguous part; columns beyond the matrix hold zeros.
 #pragma once
 
-#include "cpu/vec.h"
+#include "cpu/element.h"
 
 namespace hrm::HRM_ISA {
 
-struct Panels {
-  float* data;
-  int64_t rows;  // stride of panels: rows * kWidth floats
+template <class T>
+struct PanelsOf {
+  T* data;
+  int64_t rows;  // stride of panels: rows * kWidth elements
 
-  HRM_INLINE float* at(int64_t panel, int64_t row) const { return data + (panel * rows + row) * kWidth; }
-  HRM_INLINE Panels from(int64_t panel, int64_t row) const { return {at(panel, row), rows}; }
+  HRM_INLINE T* at(int64_t panel, int64_t row) const { return data + (panel * rows + row) * kWidth; }
+  HRM_INLINE PanelsOf from(int64_t panel, int64_t row) const { return {at(panel, row), rows}; }
 };
+using Panels = PanelsOf<Element>;
+using FloatPanels = PanelsOf<float>;  // of sums
 
 HRM_INLINE int64_t panels_for(int64_t columns) { return (columns + kWidth - 1) / kWidth; }
 
@@ -51,7 +54,7 @@ constexpr int kDepthPanels = 256 / kWidth;  // parts of 256 of the inner dimensi
 // it does not pass on: left must have kTileRows more readable rows. sums: memory for (rows + kTileRows) * kWidth
 // floats. Each part of DepthPanels panels of the inner dimension has its own partial sum, which keeps rounding small.
 template <int DepthPanels = kDepthPanels, class Finish>
-HRM_INLINE void product(Panels left, int64_t depth_panels, const float* weights, int64_t panels, int64_t rows,
+HRM_INLINE void product(Panels left, int64_t depth_panels, const Element* weights, int64_t panels, int64_t rows,
                         float* sums, Finish finish) {
   for (int64_t panel = 0; panel < panels; ++panel) {
     for (int64_t from = 0; from < depth_panels; from += DepthPanels) {
@@ -100,10 +103,11 @@ HRM_INLINE void for_rows(Tile& tile, int64_t count, Each each) {
 }
 
 // finish: out = tile
-HRM_INLINE auto keep(Panels out) {
+template <class T>
+HRM_INLINE auto keep(PanelsOf<T> out) {
   return [out](Tile& tile, int64_t row, int64_t count, int64_t panel) HRM_ALWAYS {
     for_rows(tile, count, [&](int i, Vec* columns) HRM_ALWAYS {
-      float* to = out.at(panel, row + i);
+      T* to = out.at(panel, row + i);
       store(to, columns[0]);
       store(to + kLanes, columns[1]);
     });
@@ -114,8 +118,8 @@ HRM_INLINE auto keep(Panels out) {
 HRM_INLINE auto keep_sum(Panels other, Panels out) {
   return [other, out](Tile& tile, int64_t row, int64_t count, int64_t panel) HRM_ALWAYS {
     for_rows(tile, count, [&](int i, Vec* columns) HRM_ALWAYS {
-      const float* add = other.at(panel, row + i);
-      float* to = out.at(panel, row + i);
+      const Element* add = other.at(panel, row + i);
+      Element* to = out.at(panel, row + i);
       store(to, load(add) + columns[0]);
       store(to + kLanes, load(add + kLanes) + columns[1]);
     });
@@ -129,7 +133,7 @@ constexpr int kStripRows = kWidth / kStrips, kLongStrips = kWidth % kStrips;
 
 // into [left columns, right columns] (+)= left.T @ right over `depth` rows; all three in panels.
 HRM_INLINE void add_transposed_product(Panels left, int64_t left_panels, Panels right, int64_t right_panels,
-                                       int64_t depth, Panels into, bool fresh) {
+                                       int64_t depth, FloatPanels into, bool fresh) {
   const auto strip = [&](auto rows, const float* columns, const float* other, float* to) HRM_ALWAYS {
     constexpr int kRows = decltype(rows)::value;
     Tile tile;

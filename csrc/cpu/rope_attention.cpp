@@ -22,7 +22,8 @@ void forward(hrm_shape shape, const void* qkv, void* out, float* lse, int dtype,
   const Packing packing(shape);
   Heads heads{{}, shape.positions, shape.heads, shape.head_dim, {cos, sin, shape.head_dim}};
   const int64_t each = heads.forward_scratch();
-  Scratch scratch{workspace((packing.qkv.panels() + packing.out.panels()) * packing.stride * kWidth + threads * each)};
+  Scratch scratch{
+      workspace(floats_for((packing.qkv.panels() + packing.out.panels()) * packing.stride * kWidth) + threads * each)};
   heads.qkv = scratch.panels(packing.qkv.panels(), packing.stride);
   const Panels result = scratch.panels(packing.out.panels(), packing.stride);
   parallel(threads, [&](Team::Member& team) {
@@ -42,8 +43,8 @@ void backward(hrm_shape shape, const void* dout, const void* qkv, const void* ou
   const Packing packing(shape);
   Heads heads{{}, shape.positions, shape.heads, shape.head_dim, {cos, sin, shape.head_dim}};
   const int64_t each = (heads.backward_scratch() + kWidth - 1) / kWidth * kWidth;
-  Scratch scratch{
-      workspace(2 * (packing.qkv.panels() + packing.out.panels()) * packing.stride * kWidth + threads * each)};
+  Scratch scratch{workspace(floats_for(2 * (packing.qkv.panels() + packing.out.panels()) * packing.stride * kWidth) +
+                            threads * each)};
   heads.qkv = scratch.panels(packing.qkv.panels(), packing.stride);
   const Panels dresult = scratch.panels(packing.qkv.panels(), packing.stride);
   const Panels given = scratch.panels(packing.out.panels(), packing.stride);

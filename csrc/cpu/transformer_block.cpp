@@ -42,11 +42,13 @@ struct Geometry {
     const int64_t start = block * tiles() / blocks * kTileRows;
     return start < rows ? start : rows;
   }
+  // Sizes in elements.
   int64_t matrix(Columns outputs, Columns inputs) const { return outputs.panels() * inputs.panels() * kWidth * kWidth; }
   int64_t packed() const {
     return matrix(qkv, dim) + matrix(dim, attended) + matrix(gate_up, dim) + matrix(dim, inner);
   }
-  int64_t floats(Columns columns) const { return columns.panels() * stride * kWidth; }
+  // Sizes in floats.
+  int64_t floats(Columns columns) const { return floats_for(columns.panels() * stride * kWidth); }
   int64_t row_floats() const { return (rows + kWidth - 1) / kWidth * kWidth; }
   int64_t lse_floats() const { return (rows * shape.heads + kWidth - 1) / kWidth * kWidth; }
   Heads heads(Panels from, const float* cos, const float* sin) const {
@@ -56,9 +58,9 @@ struct Geometry {
 
 // The four matrices of a packed block.
 struct Packed {
-  const float *qkv, *o, *gate_up, *down;
+  const Element *qkv, *o, *gate_up, *down;
   Packed(const Geometry& g, const float* base, int64_t layer) {
-    qkv = base + layer * g.packed();
+    qkv = reinterpret_cast<const Element*>(base) + layer * g.packed();
     o = qkv + g.matrix(g.qkv, g.dim);
     gate_up = o + g.matrix(g.dim, g.attended);
     down = gate_up + g.matrix(g.gate_up, g.dim);
@@ -83,7 +85,7 @@ HRM_INLINE float norm_row(Panels x, int64_t panels, int64_t row, int64_t columns
   }
   const float rstd = 1.0f / std::sqrt(sum(squares + more) / static_cast<float>(columns) + eps);
   for (int64_t p = 0; p < panels; ++p) {
-    float* at = x.at(p, row);
+    Element* at = x.at(p, row);
     store(at, load(at) * rstd);
     store(at + kLanes, load(at + kLanes) * rstd);
   }
@@ -94,14 +96,14 @@ HRM_INLINE float norm_row(Panels x, int64_t panels, int64_t row, int64_t columns
 HRM_INLINE void norm_row_backward(Panels dy, Panels y, int64_t panels, int64_t row, int64_t columns, float rstd) {
   Vec products{}, more{};
   for (int64_t p = 0; p < panels; ++p) {
-    const float *a = dy.at(p, row), *b = y.at(p, row);
+    const Element *a = dy.at(p, row), *b = y.at(p, row);
     products += load(a) * load(b);
     more += load(a + kLanes) * load(b + kLanes);
   }
   const float mean = sum(products + more) / static_cast<float>(columns);
   for (int64_t p = 0; p < panels; ++p) {
-    float* a = dy.at(p, row);
-    const float* b = y.at(p, row);
+    Element* a = dy.at(p, row);
+    const Element* b = y.at(p, row);
     store(a, (load(a) - load(b) * mean) * rstd);
     store(a + kLanes, (load(a + kLanes) - load(b + kLanes) * mean) * rstd);
   }
@@ -110,12 +112,15 @@ HRM_INLINE void norm_row_backward(Panels dy, Panels y, int64_t panels, int64_t r
 // Computes rows [first, first + rows) of a block up to its attention: the injection and qkv.
 inline void head(const Geometry& g, const Layer& layer, int64_t first, int64_t rows, float* sums) {
   const int64_t dim = g.dim.panels();
-  for (const Panels& injection : {layer.injection2, layer.injection}) {
-    if (!injection.data) continue;
+  if (layer.injection.data) {  // rounded once
     for (int64_t p = 0; p < dim; ++p) {
-      float* to = layer.in.at(p, first);
-      const float* from = injection.at(p, first);
-      for (int64_t i = 0; i < rows * kWidth; i += kLanes) store(to + i, load(to + i) + load(from + i));
+      Element* to = layer.in.at(p, first);
+      const Element* one = layer.injection.at(p, first);
+      const Element* two = layer.injection2.data ? layer.injection2.at(p, first) : nullptr;
+      for (int64_t i = 0; i < rows * kWidth; i += kLanes) {
+        const Vec start = two ? load(to + i) + load(two + i) : load(to + i);
+        store(to + i, start + load(one + i));
+      }
     }
   }
   product(layer.in.from(0, first), dim, layer.weights.qkv, g.qkv.panels(), rows, sums, keep(layer.qkv.from(0, first)));
@@ -157,7 +162,7 @@ struct ThreadMemory {
       : base(nullptr), blocks(g.blocks(threads)), rows(g.block_rows(blocks) + kTileRows) {
     const Heads heads = g.heads({nullptr, 0}, nullptr, nullptr);
     inner_panels = g.inner.panels();
-    const int64_t hidden = inner_panels * rows * kWidth + rows * kWidth;
+    const int64_t hidden = floats_for(inner_panels * rows * kWidth) + rows * kWidth;
     const int64_t attention = backward ? heads.backward_scratch() : heads.forward_scratch();
     each = ((hidden > attention ? hidden : attention) + 4 * kWidth) / kWidth * kWidth;
   }
@@ -170,8 +175,9 @@ void run_layers(const Geometry& g, int64_t count, const ThreadMemory& memory, Te
                 const float* sin, LayerAt layer) {
   const int64_t blocks = memory.blocks;
   float* own = memory.of(team.rank());
-  const Panels hidden{own, memory.rows};
-  float* sums = own + memory.inner_panels * hidden.rows * kWidth;
+  Scratch scratch{own};
+  const Panels hidden = scratch.panels(memory.inner_panels, memory.rows);
+  float* sums = scratch.next;
   for (int64_t i = 0; i <= count; ++i) {
     team.for_each(blocks, [&](int64_t task) {
       const int64_t first = g.block_start(task, blocks), rows = g.block_start(task + 1, blocks) - first;
@@ -187,7 +193,7 @@ void run_layers(const Geometry& g, int64_t count, const ThreadMemory& memory, Te
   }
 }
 
-int64_t packed_size(hrm_shape shape) { return Geometry(shape).packed(); }
+int64_t packed_size(hrm_shape shape) { return floats_for(Geometry(shape).packed()); }
 
 void pack_blocks(hrm_shape shape, const hrm_weights* weights, int64_t layers, int dtype, int backward, float* packed,
                  int threads) {
@@ -195,15 +201,15 @@ void pack_blocks(hrm_shape shape, const hrm_weights* weights, int64_t layers, in
   struct Matrix {
     const void* weights;
     Columns outputs, inputs;
-    float* packed;
+    const Element* packed;
   };
   const auto matrix = [&](int64_t layer, int which) {
     const hrm_weights& w = weights[layer];
     const Packed to(g, packed, layer);
-    const Matrix all[4] = {{w.qkv, g.qkv, g.dim, const_cast<float*>(to.qkv)},
-                           {w.o, g.dim, g.attended, const_cast<float*>(to.o)},
-                           {w.gate_up, g.gate_up, g.dim, const_cast<float*>(to.gate_up)},
-                           {w.down, g.dim, g.inner, const_cast<float*>(to.down)}};
+    const Matrix all[4] = {{w.qkv, g.qkv, g.dim, to.qkv},
+                           {w.o, g.dim, g.attended, to.o},
+                           {w.gate_up, g.gate_up, g.dim, to.gate_up},
+                           {w.down, g.dim, g.inner, to.down}};
     return all[which];
   };
   int64_t most = 0;
@@ -218,7 +224,7 @@ void pack_blocks(hrm_shape shape, const hrm_weights* weights, int64_t layers, in
       const int64_t panel = task % most;
       if (panel >= (backward ? m.inputs.panels() : m.outputs.panels())) return;
       const int64_t depth = backward ? m.outputs.panels() : m.inputs.panels();
-      float* to = m.packed + panel * depth * kWidth * kWidth;
+      Element* to = const_cast<Element*>(m.packed) + panel * depth * kWidth * kWidth;
       with_type(dtype, [&](auto type) {
         const auto* from = static_cast<const decltype(type)*>(m.weights);
         backward ? pack_for_inputs(from, m.outputs, m.inputs, panel, to)
@@ -307,7 +313,7 @@ int64_t saved_size(hrm_shape shape, int64_t layers, int recompute) {
 }
 
 Saved saved_layer(const Geometry& g, float* saved, int64_t i) {
-  return Saved(g, saved + i * Saved::size(g), {saved + (i + 1) * Saved::size(g), g.stride});
+  return Saved(g, saved + i * Saved::size(g), Scratch{saved + (i + 1) * Saved::size(g)}.panels(0, g.stride));
 }
 
 Layer with_gradients(const Geometry& g, const float* packed, int64_t i, const Saved& s) {
@@ -327,7 +333,7 @@ void blocks_forward(hrm_shape shape, const float* packed, int64_t layers, const 
   const Panels attended = scratch.panels(g.attended.panels(), g.stride);
   memory.base = scratch.next;
   const Panels none{nullptr, 0};
-  const auto input = [&](int64_t i) { return Panels{saved + i * one, g.stride}; };  // with recomputation
+  const auto input = [&](int64_t i) { return Scratch{saved + i * one}.panels(0, g.stride); };  // with recomputation
   const Panels first = recompute ? input(0) : saved_layer(g, saved, 0).in;
 
   parallel(threads, [&](Team::Member& team) {
@@ -373,7 +379,7 @@ struct WeightGradient {
     const int64_t out = task / groups_in() * kGroupOut, in = task % groups_in() * kGroupIn;
     const int64_t outs = outputs.panels() - out < kGroupOut ? outputs.panels() - out : kGroupOut;
     const int64_t ins = inputs.panels() - in < kGroupIn ? inputs.panels() - in : kGroupIn;
-    const Panels sums{memory, kGroupOut * kWidth};
+    const FloatPanels sums{memory, kGroupOut * kWidth};
     const int64_t depth = 256;
     for (int64_t first = 0; first < rows; first += depth) {
       add_transposed_product(dy.from(out, first), outs, x.from(in, first), ins,
@@ -428,7 +434,7 @@ void blocks_backward(hrm_shape shape, const float* packed, const float* packed_b
     for (int64_t i = layers - 1; i >= 0; --i) {
       Saved s = saved_layer(g, again ? again : const_cast<float*>(saved), again ? 0 : i);
       if (recompute) {
-        s.in.data = const_cast<float*>(saved) + i * g.floats(g.dim);
+        s.in = Scratch{const_cast<float*>(saved) + i * g.floats(g.dim)}.panels(0, g.stride);
         run_layers(g, 1, memory, team, cos, sin, [&](int64_t) { return with_gradients(g, packed, i, s); });
       }
       const Packed weights(g, packed_backward, i);
@@ -444,8 +450,8 @@ void blocks_backward(hrm_shape shape, const float* packed, const float* packed_b
                 [&](Tile& tile, int64_t row, int64_t count, int64_t panel) HRM_ALWAYS {
                   for_rows(tile, count, [&](int j, Vec* columns) HRM_ALWAYS {
                     for (int64_t half = 0; half < 2; ++half) {  // kLanes columns of inner: one panel of gate_up
-                      const float* from = gate_up.at(2 * panel + half, row + j);
-                      float* to = dgu.at(2 * panel + half, row + j);
+                      const Element* from = gate_up.at(2 * panel + half, row + j);
+                      Element* to = dgu.at(2 * panel + half, row + j);
                       const Vec gate = load(from), up = load(from + kLanes), dh = columns[half];
                       const Vec s_gate = sigmoid(gate), silu = gate * s_gate;
                       store(to, dh * up * (s_gate + silu * (1.0f - s_gate)));

@@ -16,17 +16,26 @@ using tvm::ffi::Array;
 using tvm::ffi::Optional;
 using tvm::ffi::Tensor;
 
-const hrm_cpu_kernels* kernels = hrm_cpu(nullptr);
+// The tables in use, by dtype.
+const hrm_cpu_kernels* tables[2] = {hrm_cpu(nullptr, HRM_FLOAT32), hrm_cpu(nullptr, HRM_BFLOAT16)};
 
-// Selects "avx512", "avx2" or "portable", for tests; "" selects the best one that this machine has.
+const hrm_cpu_kernels& kernels(int code) { return *tables[code]; }
+
+// Selects an instruction set by its name, for tests; "" selects the best one that this machine has.
 void use_instruction_set(tvm::ffi::String name) {
-  const hrm_cpu_kernels* table = hrm_cpu(name.empty() ? nullptr : name.c_str());
-  if (!table) {
-    TVM_FFI_THROW(ValueError) << "use_instruction_set: this machine does not have " << name
-                              << "; pass avx512, avx2, portable, or an empty string for the best available";
+  for (int code : {HRM_FLOAT32, HRM_BFLOAT16}) {
+    const hrm_cpu_kernels* table = hrm_cpu(name.empty() ? nullptr : name.c_str(), code);
+    if (!table) {
+      TVM_FFI_THROW(ValueError) << "use_instruction_set: this machine does not have " << name
+                                << "; pass avx512, avx2, portable, or an empty string for the best available";
+    }
+    tables[code] = table;
   }
-  kernels = table;
 }
+
+// The names of the instruction sets that compute calls in float32 and in bfloat16.
+tvm::ffi::String instruction_set() { return kernels(HRM_FLOAT32).name; }
+tvm::ffi::String bfloat16_instruction_set() { return kernels(HRM_BFLOAT16).name; }
 
 void axpy(float a, TensorView x, TensorView y) {
   const float* from = cpu_float32("axpy", "x", x);
@@ -106,7 +115,7 @@ struct Blocks {
   }
   float* packed(const char* name, TensorView tensor, int64_t layers) const {
     check_range(op, "layers", layers, 1024);
-    return floats(name, tensor, layers * kernels->packed_size(shape));
+    return floats(name, tensor, layers * kernels(code).packed_size(shape));
   }
   const float* table(const char* name, Optional<TensorView> tensor) const {
     if (!tensor.has_value()) return nullptr;
@@ -128,12 +137,15 @@ struct Tables {
   }
 };
 
-int64_t panel_width() { return kernels->panel_width; }
-int64_t tile_rows() { return kernels->tile_rows; }
+// The layout of `saved` (kernels.h).
+int64_t panel_width(bool bfloat16) { return kernels(bfloat16).panel_width; }
+int64_t tile_rows(bool bfloat16) { return kernels(bfloat16).tile_rows; }
+int64_t element_bytes(bool bfloat16) { return kernels(bfloat16).element_bytes; }
 
-int64_t packed_size(int64_t dim, int64_t heads, int64_t head_dim, int64_t inner) {
+// The number of floats of a packed block with weights in float32 or bfloat16.
+int64_t packed_size(int64_t dim, int64_t heads, int64_t head_dim, int64_t inner, bool bfloat16) {
   block_sizes("packed_size", dim, heads, head_dim, inner);
-  return kernels->packed_size({1, 1, dim, heads, head_dim, inner, 1});
+  return kernels(bfloat16).packed_size({1, 1, dim, heads, head_dim, inner, 1});
 }
 
 // weights: qkv, o, gate_up, down of each block, in that order.
@@ -163,9 +175,9 @@ void pack_blocks(Array<Tensor> weights, int64_t heads, bool backward, TensorView
                       matrix(3, dim, inner)});
   }
   const int64_t layers = static_cast<int64_t>(blocks.size());
-  float* to = static_cast<float*>(
-      aligned(op, "packed", cpu_tensor(op, "packed", packed, kFloat32, {layers * kernels->packed_size(shape)}), 64));
-  kernels->pack_blocks(shape, blocks.data(), layers, code, backward, to, team);
+  const int64_t size = layers * kernels(code).packed_size(shape);
+  float* to = static_cast<float*>(aligned(op, "packed", cpu_tensor(op, "packed", packed, kFloat32, {size}), 64));
+  kernels(code).pack_blocks(shape, blocks.data(), layers, code, backward, to, team);
 }
 
 // A checksum over all bytes of the weights.
@@ -179,21 +191,22 @@ int64_t checksum(Array<Tensor> weights, int64_t threads) {
     arrays.push_back(cpu_elements(op, "a weight", view, view.dtype()));
     bytes.push_back(view.numel() * view.dtype().bits * view.dtype().lanes / 8);
   }
-  return static_cast<int64_t>(kernels->checksum(arrays.data(), bytes.data(), static_cast<int64_t>(arrays.size()),
-                                                positive_threads(op, threads)));
+  return static_cast<int64_t>(
+      kernels(HRM_FLOAT32)
+          .checksum(arrays.data(), bytes.data(), static_cast<int64_t>(arrays.size()), positive_threads(op, threads)));
 }
 
-int64_t linear_packed_size(int64_t outputs, int64_t inputs) {
+int64_t linear_packed_size(int64_t outputs, int64_t inputs, bool bfloat16) {
   check_range("linear_packed_size", "outputs", outputs);
   check_range("linear_packed_size", "inputs", inputs);
-  return kernels->linear_packed_size(outputs, inputs);
+  return kernels(bfloat16).linear_packed_size(outputs, inputs);
 }
 
-float* packed_linear(const char* op, TensorView packed, int64_t outputs, int64_t inputs) {
+float* packed_linear(const char* op, TensorView packed, int64_t outputs, int64_t inputs, int code) {
   check_range(op, "outputs", outputs);
   check_range(op, "inputs", inputs);
-  return static_cast<float*>(aligned(
-      op, "packed", cpu_tensor(op, "packed", packed, kFloat32, {kernels->linear_packed_size(outputs, inputs)}), 64));
+  const int64_t size = kernels(code).linear_packed_size(outputs, inputs);
+  return static_cast<float*>(aligned(op, "packed", cpu_tensor(op, "packed", packed, kFloat32, {size}), 64));
 }
 
 void pack_linear(TensorView weight, TensorView packed, int64_t threads) {
@@ -203,8 +216,8 @@ void pack_linear(TensorView weight, TensorView packed, int64_t threads) {
   }
   const int code = dtype_code(op, "weight", weight);
   const void* from = cpu_elements(op, "weight", weight, weight.dtype());
-  float* to = packed_linear(op, packed, weight.size(0), weight.size(1));
-  kernels->pack_linear(weight.size(0), weight.size(1), from, code, to, positive_threads(op, threads));
+  float* to = packed_linear(op, packed, weight.size(0), weight.size(1), code);
+  kernels(code).pack_linear(weight.size(0), weight.size(1), from, code, to, positive_threads(op, threads));
 }
 
 // x [rows, inputs] -> out [rows, outputs]
@@ -217,11 +230,11 @@ void linear(TensorView x, TensorView packed, Optional<TensorView> bias, TensorVi
   const int64_t rows = x.size(0), inputs = x.size(1), outputs = out.size(1);
   const int code = dtype_code(op, "x", x);
   const void* from = cpu_elements(op, "x", x, x.dtype());
-  const float* weights = packed_linear(op, packed, outputs, inputs);
+  const float* weights = packed_linear(op, packed, outputs, inputs, code);
   const void* add = bias.has_value() ? cpu_tensor(op, "bias", bias.value(), x.dtype(), {outputs}) : nullptr;
   void* to = cpu_tensor(op, "out", out, x.dtype(), {rows, outputs});
   const int team = positive_threads(op, threads);
-  if (rows) kernels->linear(rows, outputs, inputs, from, weights, add, to, code, team);
+  if (rows) kernels(code).linear(rows, outputs, inputs, from, weights, add, to, code, team);
 }
 
 void infer_blocks(TensorView x, Optional<TensorView> injection, TensorView packed, int64_t layers,
@@ -234,8 +247,9 @@ void infer_blocks(TensorView x, Optional<TensorView> injection, TensorView packe
   void* outputs[2] = {blocks.state("out", out), nullptr};
   const hrm_update update{0, injection.has_value() ? 1 : -1, -1, blocks.packed("packed", packed, layers), layers};
   if (blocks.empty()) return;
-  kernels->run_updates(blocks.shape, &update, 1, states, injection.has_value() ? 2 : 1, outputs, blocks.code,
-                       tables.cos, tables.sin, blocks.threads);
+  kernels(blocks.code)
+      .run_updates(blocks.shape, &update, 1, states, injection.has_value() ? 2 : 1, outputs, blocks.code, tables.cos,
+                   tables.sin, blocks.threads);
 }
 
 void recurrent_cycles(TensorView z_H, TensorView z_L, TensorView x, TensorView packed_H, int64_t H_layers,
@@ -258,8 +272,9 @@ void recurrent_cycles(TensorView z_H, TensorView z_L, TensorView x, TensorView p
     for (int64_t l = 0; l < (last ? L_cycles - 1 : L_cycles); ++l) updates.push_back(L);
     if (!last) updates.push_back(H);
   }
-  kernels->run_updates(blocks.shape, updates.data(), static_cast<int64_t>(updates.size()), states, 3, outputs,
-                       blocks.code, tables.cos, tables.sin, blocks.threads);
+  kernels(blocks.code)
+      .run_updates(blocks.shape, updates.data(), static_cast<int64_t>(updates.size()), states, 3, outputs, blocks.code,
+                   tables.cos, tables.sin, blocks.threads);
 }
 
 void blocks_forward(TensorView x, Optional<TensorView> injection, TensorView packed, int64_t layers,
@@ -271,10 +286,11 @@ void blocks_forward(TensorView x, Optional<TensorView> injection, TensorView pac
   const void* add = injection.has_value() ? blocks.state("injection", injection.value()) : nullptr;
   void* to = blocks.state("out", out);
   const float* weights = blocks.packed("packed", packed, layers);
-  float* kept = blocks.floats("saved", saved, kernels->saved_size(blocks.shape, layers, recompute));
+  float* kept = blocks.floats("saved", saved, kernels(blocks.code).saved_size(blocks.shape, layers, recompute));
   if (blocks.empty()) return;
-  kernels->blocks_forward(blocks.shape, weights, layers, from, add, to, blocks.code, tables.cos, tables.sin, recompute,
-                          kept, blocks.threads);
+  kernels(blocks.code)
+      .blocks_forward(blocks.shape, weights, layers, from, add, to, blocks.code, tables.cos, tables.sin, recompute,
+                      kept, blocks.threads);
 }
 
 // dweights: the gradients of qkv, o, gate_up, down of each block, in that order; None for gradients not needed.
@@ -288,7 +304,7 @@ void blocks_backward(TensorView dout, TensorView packed, TensorView packed_backw
   void* to = blocks.state("dx", dx);
   const float* weights = blocks.packed("packed", packed, layers);
   const float* backward = blocks.packed("packed_backward", packed_backward, layers);
-  const float* kept = blocks.floats("saved", saved, kernels->saved_size(blocks.shape, layers, recompute));
+  const float* kept = blocks.floats("saved", saved, kernels(blocks.code).saved_size(blocks.shape, layers, recompute));
   if (static_cast<int64_t>(dweights.size()) != 4 * layers) {
     TVM_FFI_THROW(ValueError) << blocks.op << ": dweights has " << dweights.size() << " tensors; pass " << 4 * layers;
   }
@@ -305,8 +321,9 @@ void blocks_backward(TensorView dout, TensorView packed, TensorView packed_backw
                          matrix(2, 2 * inner, dim), matrix(3, dim, inner)});
   }
   if (blocks.empty()) return;
-  kernels->blocks_backward(blocks.shape, weights, backward, layers, from, to, gradients.data(), blocks.code, tables.cos,
-                           tables.sin, recompute, kept, blocks.threads);
+  kernels(blocks.code)
+      .blocks_backward(blocks.shape, weights, backward, layers, from, to, gradients.data(), blocks.code, tables.cos,
+                       tables.sin, recompute, kept, blocks.threads);
 }
 
 Blocks attention_sizes(const char* op, TensorView qkv, int64_t heads, int64_t threads) {
@@ -327,7 +344,7 @@ void rope_attention_forward(TensorView qkv, Optional<TensorView> cos, Optional<T
   void* to = cpu_tensor(sizes.op, "out", out, sizes.dtype, {s.batch, s.positions, s.dim / 3});
   float* sums = static_cast<float*>(cpu_tensor(sizes.op, "lse", lse, kFloat32, {s.batch, s.heads, s.positions}));
   if (sizes.empty()) return;
-  kernels->rope_attention_forward(s, from, to, sums, sizes.code, tables.cos, tables.sin, sizes.threads);
+  kernels(sizes.code).rope_attention_forward(s, from, to, sums, sizes.code, tables.cos, tables.sin, sizes.threads);
 }
 
 void rope_attention_backward(TensorView dout, TensorView qkv, TensorView out, TensorView lse, Optional<TensorView> cos,
@@ -342,8 +359,9 @@ void rope_attention_backward(TensorView dout, TensorView qkv, TensorView out, Te
   const void* sums = cpu_tensor(sizes.op, "lse", lse, kFloat32, {s.batch, s.heads, s.positions});
   void* to = cpu_tensor(sizes.op, "dqkv", dqkv, sizes.dtype, {s.batch, s.positions, s.dim});
   if (sizes.empty()) return;
-  kernels->rope_attention_backward(s, gradient, from, result, static_cast<const float*>(sums), to, sizes.code,
-                                   tables.cos, tables.sin, sizes.threads);
+  kernels(sizes.code)
+      .rope_attention_backward(s, gradient, from, result, static_cast<const float*>(sums), to, sizes.code, tables.cos,
+                               tables.sin, sizes.threads);
 }
 
 // The dtype and sizes of a matrix x [rows, columns], and of its rows' other tensors.
@@ -377,7 +395,7 @@ void add_rms_norm_forward(TensorView x, TensorView residual, double eps, TensorV
   float* scale = m.column<float>("rstd", rstd, kFloat32);
   const int count = positive_threads(m.op, threads);
   if (m.rows) {
-    kernels->add_rms_norm_forward(m.rows, m.columns, a, b, static_cast<float>(eps), to, scale, m.code, count);
+    kernels(m.code).add_rms_norm_forward(m.rows, m.columns, a, b, static_cast<float>(eps), to, scale, m.code, count);
   }
 }
 
@@ -389,7 +407,7 @@ void add_rms_norm_backward(TensorView dout, TensorView x, TensorView residual, T
   const float* scale = m.column<float>("rstd", rstd, kFloat32);
   void* to = m.get("du", du, m.columns);
   const int count = positive_threads(m.op, threads);
-  if (m.rows) kernels->add_rms_norm_backward(m.rows, m.columns, dy, a, b, scale, to, m.code, count);
+  if (m.rows) kernels(m.code).add_rms_norm_backward(m.rows, m.columns, dy, a, b, scale, to, m.code, count);
 }
 
 void swiglu_forward(TensorView gate_up, TensorView out, int64_t threads) {
@@ -397,7 +415,7 @@ void swiglu_forward(TensorView gate_up, TensorView out, int64_t threads) {
   const void* from = m.get("gate_up", gate_up, 2 * m.columns);
   void* to = m.get("out", out, m.columns);
   const int count = positive_threads(m.op, threads);
-  if (m.rows) kernels->swiglu_forward(m.rows, m.columns, from, to, m.code, count);
+  if (m.rows) kernels(m.code).swiglu_forward(m.rows, m.columns, from, to, m.code, count);
 }
 
 void swiglu_backward(TensorView dout, TensorView gate_up, TensorView dgate_up, int64_t threads) {
@@ -405,7 +423,7 @@ void swiglu_backward(TensorView dout, TensorView gate_up, TensorView dgate_up, i
   const void *dh = m.get("dout", dout, m.columns), *from = m.get("gate_up", gate_up, 2 * m.columns);
   void* to = m.get("dgate_up", dgate_up, 2 * m.columns);
   const int count = positive_threads(m.op, threads);
-  if (m.rows) kernels->swiglu_backward(m.rows, m.columns, dh, from, to, m.code, count);
+  if (m.rows) kernels(m.code).swiglu_backward(m.rows, m.columns, dh, from, to, m.code, count);
 }
 
 // The sizes of x [B, S, D] and of the two matrices that mix its positions.
@@ -446,8 +464,8 @@ void token_mixing_forward(TensorView x, TensorView gate_up, TensorView down, dou
   const void *from = m.state("x", x), *first = m.gate_up("gate_up", gate_up), *second = m.down("down", down);
   void* to = m.state("out", out);
   if (!m.batch) return;
-  kernels->token_mixing_forward(m.batch, m.positions, m.dim, m.inner, from, first, second, static_cast<float>(eps), to,
-                                m.code, m.threads);
+  kernels(m.code).token_mixing_forward(m.batch, m.positions, m.dim, m.inner, from, first, second,
+                                       static_cast<float>(eps), to, m.code, m.threads);
 }
 
 void token_mixing_backward(TensorView dout, TensorView x, TensorView gate_up, TensorView down, double eps,
@@ -457,8 +475,8 @@ void token_mixing_backward(TensorView dout, TensorView x, TensorView gate_up, Te
   const void *first = m.gate_up("gate_up", gate_up), *second = m.down("down", down);
   void *to = m.state("dx", dx), *dfirst = m.gate_up("dgate_up", dgate_up), *dsecond = m.down("ddown", ddown);
   if (!m.batch) return;
-  kernels->token_mixing_backward(m.batch, m.positions, m.dim, m.inner, dy, from, first, second, static_cast<float>(eps),
-                                 to, dfirst, dsecond, m.code, m.threads);
+  kernels(m.code).token_mixing_backward(m.batch, m.positions, m.dim, m.inner, dy, from, first, second,
+                                        static_cast<float>(eps), to, dfirst, dsecond, m.code, m.threads);
 }
 
 // The labels, each checked to be a column of the logits or ignore_index.
@@ -483,7 +501,7 @@ void stablemax_forward(TensorView logits, TensorView labels, int64_t ignore_inde
   double* sums = m.column<double>("others", others, kFloat64);
   int64_t* best = argmax.has_value() ? m.column<int64_t>("argmax", argmax.value(), kInt64) : nullptr;
   const int count = positive_threads(m.op, threads);
-  if (m.rows) kernels->stablemax_forward(m.rows, m.columns, x, y, ignore_index, to, sums, best, m.code, count);
+  if (m.rows) kernels(m.code).stablemax_forward(m.rows, m.columns, x, y, ignore_index, to, sums, best, m.code, count);
 }
 
 void stablemax_backward(TensorView dloss, TensorView logits, TensorView labels, int64_t ignore_index, TensorView others,
@@ -495,7 +513,7 @@ void stablemax_backward(TensorView dloss, TensorView logits, TensorView labels, 
   const double* sums = m.column<double>("others", others, kFloat64);
   void* to = m.get("dlogits", dlogits, m.columns);
   const int count = positive_threads(m.op, threads);
-  if (m.rows) kernels->stablemax_backward(m.rows, m.columns, d, x, y, ignore_index, sums, to, m.code, count);
+  if (m.rows) kernels(m.code).stablemax_backward(m.rows, m.columns, d, x, y, ignore_index, sums, to, m.code, count);
 }
 
 // copies: a bfloat16 tensor for each parameter, or none at all. decay1, decay2: a float64 number for each parameter.
@@ -537,8 +555,9 @@ void adam_atan2(Array<Tensor> params, Array<Tensor> grads, Array<Tensor> exp_avg
   int64_t total = 0;
   for (const int64_t size : sizes) total += size;
   if (!total) return;
-  kernels->adam_atan2(static_cast<int64_t>(count), p.data(), g.data(), m.data(), v.data(),
-                      c.empty() ? nullptr : c.data(), sizes.data(), d1, d2, lr, beta1, beta2, weight_decay, team);
+  kernels(HRM_FLOAT32)
+      .adam_atan2(static_cast<int64_t>(count), p.data(), g.data(), m.data(), v.data(), c.empty() ? nullptr : c.data(),
+                  sizes.data(), d1, d2, lr, beta1, beta2, weight_decay, team);
 }
 
 void sparse_sign_sgd(TensorView weights, TensorView ids, TensorView grads, double lr, double weight_decay) {
@@ -559,6 +578,8 @@ void sparse_sign_sgd(TensorView weights, TensorView ids, TensorView grads, doubl
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(interface, hrm::interface)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(use_instruction_set, hrm::use_instruction_set)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(instruction_set, hrm::instruction_set)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(bfloat16_instruction_set, hrm::bfloat16_instruction_set)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(axpy, hrm::axpy)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(packed_size, hrm::packed_size)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(pack_blocks, hrm::pack_blocks)
@@ -570,6 +591,7 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(infer_blocks, hrm::infer_blocks)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(recurrent_cycles, hrm::recurrent_cycles)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(panel_width, hrm::panel_width)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(tile_rows, hrm::tile_rows)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(element_bytes, hrm::element_bytes)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(blocks_forward, hrm::blocks_forward)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(blocks_backward, hrm::blocks_backward)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(rope_attention_forward, hrm::rope_attention_forward)

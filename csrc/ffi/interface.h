@@ -6,7 +6,7 @@
 
 namespace hrm {
 
-constexpr int64_t kInterface = 2;
+constexpr int64_t kInterface = 3;
 
 inline int64_t interface() { return kInterface; }
 

@@ -834,13 +834,13 @@ void check_teams() {
 #endif
 }
 
-const hrm_cpu_kernels* named(const std::string& name) {
+const hrm_cpu_kernels* named(const std::string& name, int dtype) {
 #if defined(HRM_GEOMETRIES)
-  const bool avx2 = hrm_cpu("avx2");
+  const bool avx2 = hrm_cpu("avx2", dtype);
   if (name == "avx512_geometry") return avx2 ? &hrm::avx512_geometry::table() : nullptr;
   if (name == "aarch64_geometry") return &hrm::aarch64_geometry::table();
 #endif
-  return hrm_cpu(name.c_str());
+  return hrm_cpu(name.c_str(), dtype);
 }
 
 }  // namespace
@@ -850,13 +850,15 @@ int main(int count, char** arguments) {
     std::fprintf(stderr, "cpu_check: %d arguments; pass the name of an instruction set\n", count - 1);
     return 2;
   }
-  const hrm_cpu_kernels* kernels = named(arguments[1]);
-  if (!kernels) {
+  const hrm_cpu_kernels* tables[2] = {named(arguments[1], HRM_FLOAT32), named(arguments[1], HRM_BFLOAT16)};
+  if (!tables[0] || !tables[1]) {
     std::fprintf(stderr, "cpu_check: this machine can't run %s\n", arguments[1]);
     return 2;
   }
-  std::printf("%s: panels of %d columns, tiles of %d rows\n", arguments[1], static_cast<int>(kernels->panel_width),
-              static_cast<int>(kernels->tile_rows));
+  for (int dtype : kDtypes) {
+    std::printf("%s: panels of %d columns, tiles of %d rows\n", described(arguments[1], dtype, {}).c_str(),
+                static_cast<int>(tables[dtype]->panel_width), static_cast<int>(tables[dtype]->tile_rows));
+  }
   const hrm_shape shapes[] = {
       // batch, positions, dim, heads, head_dim, inner, eps
       {1, 1, 3, 1, 1, 1, 1e-5f},        // no dimension fills a register
@@ -867,35 +869,37 @@ int main(int count, char** arguments) {
       {1, 13, 272, 1, 64, 264, 1e-5f},  // more than a part of 256 of the inner dimension in each product
   };
   for (int dtype : kDtypes) {
-    check_token_mixing(*kernels, dtype, 1, 1, 3, 1);
-    check_token_mixing(*kernels, dtype, 2, 5, 20, 10);
-    check_token_mixing(*kernels, dtype, 3, 48, 64, 96);   // all dimensions fill whole tiles
-    check_token_mixing(*kernels, dtype, 9, 17, 260, 50);  // 81 pieces of 32 channels: more than a group
+    const hrm_cpu_kernels& kernels = *tables[dtype];
+    check_token_mixing(kernels, dtype, 1, 1, 3, 1);
+    check_token_mixing(kernels, dtype, 2, 5, 20, 10);
+    check_token_mixing(kernels, dtype, 3, 48, 64, 96);   // all dimensions fill whole tiles
+    check_token_mixing(kernels, dtype, 9, 17, 260, 50);  // 81 pieces of 32 channels: more than a group
     for (int64_t columns : {1, 3, 16, 31, 100, 1030}) {
       for (int64_t rows : {1, 40}) {
-        check_add_rms_norm(*kernels, dtype, rows, columns);
-        check_swiglu(*kernels, dtype, rows, columns);
-        check_stablemax(*kernels, dtype, rows, columns);
+        check_add_rms_norm(kernels, dtype, rows, columns);
+        check_swiglu(kernels, dtype, rows, columns);
+        check_stablemax(kernels, dtype, rows, columns);
       }
     }
     for (const hrm_shape& shape : shapes) {
       for (bool with_angles : {false, true}) {
         if (with_angles && shape.head_dim % 2) continue;
-        check_rope_attention(*kernels, dtype, shape, with_angles);
-        check_blocks(*kernels, dtype, shape, with_angles);
+        check_rope_attention(kernels, dtype, shape, with_angles);
+        check_blocks(kernels, dtype, shape, with_angles);
       }
-      check_updates(*kernels, dtype, shape);
+      check_updates(kernels, dtype, shape);
     }
   }
   for (int dtype : kDtypes) {
-    check_linear(*kernels, dtype, 1, 1, 1);
-    check_linear(*kernels, dtype, 7, 33, 20);
-    check_linear(*kernels, dtype, 48, 64, 96);     // all dimensions fill whole tiles
-    check_linear(*kernels, dtype, 100, 530, 300);  // beyond a block of rows, a group of panels, a part of the depth
+    const hrm_cpu_kernels& kernels = *tables[dtype];
+    check_linear(kernels, dtype, 1, 1, 1);
+    check_linear(kernels, dtype, 7, 33, 20);
+    check_linear(kernels, dtype, 48, 64, 96);     // all dimensions fill whole tiles
+    check_linear(kernels, dtype, 100, 530, 300);  // beyond a block of rows, a group of panels, a part of the depth
   }
-  for (int64_t elements : {1, 7, 64, 70'000}) check_checksum(*kernels, elements);
-  check_adam_atan2(*kernels, false);
-  check_adam_atan2(*kernels, true);
+  for (int64_t elements : {1, 7, 64, 70'000}) check_checksum(*tables[0], elements);
+  check_adam_atan2(*tables[0], false);
+  check_adam_atan2(*tables[0], true);
   check_the_rest();
   check_teams();
   std::printf("%d results, %d wrong\n", static_cast<int>(check.seen.size()), check.wrong);

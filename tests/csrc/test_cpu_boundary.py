@@ -19,7 +19,10 @@ library = native.load("cpu")
 pytestmark = pytest.mark.skipif(library.reason is not None, reason=str(library.reason))
 BATCH, POSITIONS, DIM, HEADS, HEAD_DIM, INNER = 2, 5, 24, 2, 16, 40
 EXPORTED = re.findall(r"TYPED_FUNC\((\w+),", (Path(__file__).parents[2] / "csrc" / "ffi" / "cpu.cpp").read_text())
-WITHOUT_TENSORS = ["interface", "use_instruction_set", "panel_width", "tile_rows"]
+WITHOUT_TENSORS = [
+    "interface", "use_instruction_set", "instruction_set", "bfloat16_instruction_set", "panel_width", "tile_rows",
+    "element_bytes",
+]  # fmt: skip
 FUNCTIONS = [function for function in EXPORTED if function not in WITHOUT_TENSORS]
 COUNTS = (HEADS, HEAD_DIM, INNER)
 
@@ -82,20 +85,21 @@ def arguments(function, batch=BATCH, positions=POSITIONS, dtype=torch.float32, r
             return [qkv, *tables, unwritten(*out.shape), unwritten(*lse, dtype=float32), HEADS, 2]
         return [random(*out.shape), qkv, out, random(*lse, dtype=float32), *tables, unwritten(*qkv.shape), HEADS, 2]
     if function == "packed_size":
-        return [DIM, *COUNTS]
+        return [DIM, *COUNTS, dtype is torch.bfloat16]
     weights = block_weights(dtype)
     if function == "checksum":
         return [weights, 2]
     if function == "linear_packed_size":
-        return [INNER, DIM]
+        return [INNER, DIM, dtype is torch.bfloat16]
     if function in ("pack_linear", "linear"):
         weight = weights[2]
-        packed = empty(library.module.linear_packed_size(2 * INNER, DIM)).fill_(float("nan"))
+        packed = empty(library.module.linear_packed_size(2 * INNER, DIM, dtype is torch.bfloat16)).fill_(float("nan"))
         if function == "pack_linear":
             return [weight, packed, 2]
         library.module.pack_linear(weight, packed, 1)
         return [random(rows, DIM), packed, random(2 * INNER), unwritten(rows, 2 * INNER), 2]
-    packed = [empty(library.module.packed_size(DIM, *COUNTS)).fill_(float("nan")) for _ in range(2)]
+    size = library.module.packed_size(DIM, *COUNTS, dtype is torch.bfloat16)
+    packed = [empty(size).fill_(float("nan")) for _ in range(2)]
     if function == "pack_blocks":
         return [weights, HEADS, False, packed[0], 2]
     for direction in (False, True):
@@ -270,10 +274,11 @@ def check_values(function, call, before, result):
         return  # not a rate, decay or eps of any model
     counts = [number for number in call if type(number) is int]
     if function == "packed_size":
-        dim, heads, head_dim, inner = call
-        assert result >= 4 * dim * heads * head_dim + 3 * dim * inner
+        dim, heads, head_dim, inner, bfloat16 = call
+        elements = 4 * dim * heads * head_dim + 3 * dim * inner
+        assert result * 4 >= elements * library.module.element_bytes(bfloat16)
     elif function == "linear_packed_size":
-        assert result >= call[0] * call[1]
+        assert result * 4 >= call[0] * call[1] * library.module.element_bytes(call[2])
     elif function == "checksum":
         weights = [weight.clone(memory_format=torch.contiguous_format) for weight in call[0]]
         assert result == library.module.checksum(weights, 1)
@@ -384,7 +389,7 @@ def test_numbers_beyond_any_model(function, index, value, message):
 
 def test_sizes_beyond_any_model():
     with pytest.raises(ValueError, match=r"packed_size: num_heads \* head_dim is 1073741824; pass 1 to 1048576"):
-        library.module.packed_size(DIM, 2**15, 2**15, INNER)
+        library.module.packed_size(DIM, 2**15, 2**15, INNER, False)
 
 
 @st.composite

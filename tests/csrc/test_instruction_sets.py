@@ -77,7 +77,7 @@ def test_aarch64_in_qemu(tmp_path):
     )
     result = subprocess.run(["qemu-aarch64", program, "portable"], capture_output=True, text=True, timeout=SECONDS)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr
-    assert "panels of 8 columns, tiles of 10 rows" in result.stdout
+    assert "portable float32: panels of 8 columns, tiles of 10 rows" in result.stdout
     assert result.stdout.endswith(" 0 wrong\n")
 
 
@@ -176,5 +176,5 @@ def boot(program, argument, folder):
 def test_avx512_in_bochs(tmp_path):
     program = build(tmp_path / "build", "-DCMAKE_EXE_LINKER_FLAGS=-static")
     text = boot(program, "avx512", tmp_path)
-    assert "avx512: panels of 32 columns, tiles of 12 rows" in text, text[-4000:]
+    assert "avx512 float32: panels of 32 columns, tiles of 12 rows" in text, text[-4000:]
     assert " 0 wrong\n" in text and "wait status 0\n" in text, text[-4000:]

@@ -14,7 +14,7 @@ from hrm_kernels.recycling import empty
 
 def _pack(weight: Tensor) -> Tensor:
     module = native.load("cpu").module
-    packed = empty(module.linear_packed_size(*weight.shape))
+    packed = empty(module.linear_packed_size(*weight.shape, weight.dtype is torch.bfloat16))
     module.pack_linear(weight.detach(), packed, torch.get_num_threads())
     return packed
 

@@ -54,7 +54,8 @@ def infer(
 def _saved_size(x: Tensor, weights: Sequence[Tensor], num_heads: int, recompute: bool) -> int:
     """How many floats forward saves, as csrc/cpu/transformer_block.cpp lays them out; sizes may be symbolic."""
     module = native.load("cpu").module
-    width, tile = module.panel_width(), module.tile_rows()
+    bfloat16 = x.dtype is torch.bfloat16
+    width, tile = module.panel_width(bfloat16), module.tile_rows(bfloat16)
 
     def padded(count: int) -> int:
         return -(-count // width) * width
@@ -62,11 +63,15 @@ def _saved_size(x: Tensor, weights: Sequence[Tensor], num_heads: int, recompute:
     (batch, positions, dim), layers = x.shape, len(weights) // 4
     head_dim, inner, rows = weights[0].shape[0] // (3 * num_heads), weights[3].shape[1], batch * positions
     stride = (rows + tile) // 2 * 2 + 1
+
+    def floats(columns: int) -> int:
+        return columns * stride * module.element_bytes(bfloat16) // 4
+
     if recompute:
-        return layers * padded(dim) * stride
+        return layers * floats(padded(dim))
     columns = 2 * padded(dim) + 4 * num_heads * padded(head_dim) + 2 * padded(inner)
     numbers = 2 * padded(rows) + padded(rows * num_heads)
-    return layers * (columns * stride + numbers) + padded(dim) * stride
+    return layers * (floats(columns) + numbers) + floats(padded(dim))
 
 
 @launcher(

@@ -16,7 +16,8 @@ class Packed:
         self.num_heads, self.layers = num_heads, len(weights) // 4
         qkv, down = weights[0], weights[3]
         self.head_dim, self.inner = qkv.shape[0] // (3 * num_heads), down.shape[1]
-        self.size = self.layers * self.module.packed_size(qkv.shape[1], num_heads, self.head_dim, self.inner)
+        sizes = qkv.shape[1], num_heads, self.head_dim, self.inner
+        self.size = self.layers * self.module.packed_size(*sizes, qkv.dtype is torch.bfloat16)
         self.forward = self._pack(weights, False)
         self._backward: torch.Tensor | None = None
 

@@ -1,0 +1,77 @@
+// The element types of matrices: float32 and bfloat16, and Element, that of the kernels' own matrices.
+#pragma once
+
+#include "cpu/vec.h"
+
+namespace hrm::HRM_ISA {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+HRM_INLINE float to_float(float value) { return value; }
+HRM_INLINE float to_float(BFloat16 value) {
+  const uint32_t bits = uint32_t{value.bits} << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+HRM_INLINE void assign(float& to, float value) { to = value; }
+HRM_INLINE void assign(BFloat16& to, float value) {  // round to nearest even; NaN stays NaN
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  to.bits = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
+}
+
+// The same for kLanes consecutive elements.
+typedef uint16_t HalfVec __attribute__((vector_size(2 * kLanes)));
+typedef uint32_t BitVec __attribute__((vector_size(4 * kLanes)));
+
+HRM_INLINE Vec load(const BFloat16* from) {
+  HalfVec half;
+  std::memcpy(&half, from, sizeof half);
+  const BitVec bits = __builtin_convertvector(half, BitVec) << 16;
+  Vec result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+HRM_INLINE void store(BFloat16* to, Vec value) {
+  BitVec bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const BitVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const BitVec result = (bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded;
+  const HalfVec half = __builtin_convertvector(result, HalfVec);
+  std::memcpy(to, &half, sizeof half);
+}
+
+// The type of intermediate matrices and packed weights. Kernels with bfloat16 elements take bfloat16 arguments only;
+// the others take both types.
+#if defined(HRM_BFLOAT16)
+using Element = BFloat16;
+#else
+using Element = float;
+#endif
+
+// Calls with(T{}) for the element type that `dtype` names.
+template <class With>
+HRM_INLINE void with_type(int dtype, With with) {
+#if defined(HRM_BFLOAT16)
+  (void)dtype;
+  with(BFloat16{});
+#else
+  if (dtype == 0) {
+    with(float{});
+  } else {
+    with(BFloat16{});
+  }
+#endif
+}
+
+// The number of floats whose memory holds this number of elements.
+constexpr int64_t floats_for(int64_t elements) {
+  return elements * static_cast<int64_t>(sizeof(Element)) / static_cast<int64_t>(sizeof(float));
+}
+
+}  // namespace hrm::HRM_ISA
