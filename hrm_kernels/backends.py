@@ -1,7 +1,8 @@
 """Choose the backend that runs a call, and explain the choice.
 
 Each op has a table ``{backend name: Backend}``. A call asks the backends of that table whether they can serve it, in
-the order of preference for its tensors' device. Each answers with None, or with the reason why it cannot.
+the order of preference for its tensors' device. Each answers with None, or with the reason why it cannot. On a CPU
+plain PyTorch comes first where it was measured to be faster (:mod:`hrm_kernels.tuning.cpu`).
 """
 
 import functools
@@ -21,6 +22,7 @@ from hrm_kernels import native
 from hrm_kernels.autodiff import each, has_tangent, is_negated, kernels_cannot_serve, tensors, traced_as_constant
 from hrm_kernels.checks import check_tensor
 from hrm_kernels.spec import OpSpec
+from hrm_kernels.tuning import cpu as cpu_tuning
 
 PREFERENCE = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 """Backends in order, by tensor device; on other devices only ``reference`` runs."""
@@ -49,7 +51,7 @@ class Backend:
 
     run: Callable[..., Any]
     unsupported: Callable[..., str | None] = lambda *arguments: None
-    passed_over: Callable[..., str | None] = lambda *arguments: None
+    passed_over: Callable[..., str | None] | None = None
 
 
 def _check_name(name: str, origin: str) -> str:
@@ -72,6 +74,8 @@ class _Choice(threading.local):
         # an instance attribute: torch.compile guards on it. On the default in the class body it does not, and a
         # context variable it cannot trace.
         self.requested = _default
+        self.by_size = True  # False inside independent_rows
+        self.repeated = False  # True inside functions of keep_backend
 
 
 _choice = _Choice()
@@ -105,19 +109,39 @@ def use_backend(name: str | None) -> Iterator[None]:
         _choice.requested = before
 
 
+@contextmanager
+def independent_rows() -> Iterator[None]:
+    """Make the automatic choice of this thread independent of the size of a call.
+
+    On a CPU it otherwise takes plain PyTorch for the sizes where that is faster. Then another number of rows in a batch
+    may mean another backend, which rounds differently. Inside the ``with`` the ``cpu`` backend runs whatever it can
+    serve, and the result of a row does not depend on the other rows.
+    """
+    before, _choice.by_size = _choice.by_size, False
+    try:
+        yield
+    finally:
+        _choice.by_size = before
+
+
 def keep_backend(function: Callable[..., T]) -> Callable[..., T]:
     """``function`` with this thread's present choice of backend, whenever and in whichever thread it is called.
 
-    For what autograd calls again: ``torch.utils.checkpoint.checkpoint(keep_backend(function), ...)``.
+    For what autograd calls again: ``torch.utils.checkpoint.checkpoint(keep_backend(function), ...)``. The first call,
+    which may have gradients disabled, chooses as the second one does.
     """
     if torch.compiler.is_compiling():  # traced with the choice
         return function
-    name = requested()
+    present = _choice.requested, _choice.by_size, True
 
     @functools.wraps(function)
     def call(*arguments: Any, **options: Any) -> T:
-        with use_backend(name):
+        before = _choice.requested, _choice.by_size, _choice.repeated
+        _choice.requested, _choice.by_size, _choice.repeated = present
+        try:
             return function(*arguments, **options)
+        finally:
+            _choice.requested, _choice.by_size, _choice.repeated = before
 
     return call
 
@@ -223,11 +247,39 @@ class Op:
     def _order(self, arguments: tuple[Any, ...]) -> list[str]:
         """The backends that the automatic choice asks, in order."""
         names = [name for name in _preference(arguments) if name in self.backends]
-        later = [name for name in names if self.backends[name].passed_over(*arguments) is not None]
+        if "cpu" in names and _choice.by_size and self._pytorch_is_faster(arguments):
+            return ["reference", *(name for name in names if name != "reference")]
+        later = [name for name in names if self._is_passed_over(name, arguments)]
         if not later:
             return names
         kernels = [name for name in names if name not in later and name != "reference"]
         return [*kernels, *later, *(name for name in names if name == "reference")]
+
+    def _is_passed_over(self, name: str, arguments: tuple[Any, ...]) -> bool:
+        passed_over = self.backends[name].passed_over
+        return passed_over is not None and passed_over(*arguments) is not None
+
+    def _pytorch_is_faster(self, arguments: tuple[Any, ...]) -> bool:
+        """Whether the reference runs this call on a CPU faster than the ``cpu`` backend does."""
+        directions = cpu_tuning.crossovers(self.name, _first(arguments).dtype)
+        if directions is None:  # the usual case: at no size
+            return False
+        limits = directions[self._has_gradients(arguments)]
+        return cpu_tuning.pytorch_is_faster(limits, self.name, arguments)
+
+    def _has_gradients(self, arguments: tuple[Any, ...]) -> bool:
+        """Whether a backward follows: the first tensors tell, because a model's weights want gradients together."""
+        if _choice.repeated:
+            return True
+        return torch.is_grad_enabled() and any(map(_wants_gradient, arguments[:3]))
+
+    def passed_over(self, name: str, arguments: tuple[Any, ...]) -> str | None:
+        """Why the automatic choice prefers another backend to ``name``, which can serve the call."""
+        if name == "cpu" and _choice.by_size and self._pytorch_is_faster(arguments):
+            has_gradients = self._has_gradients(arguments)
+            return cpu_tuning.reason(self.name, _first(arguments).dtype, arguments, has_gradients)
+        passed_over = self.backends[name].passed_over
+        return None if passed_over is None else passed_over(*arguments)
 
     def reason(self, name: str, *arguments: Any) -> str | None:
         """Why backend ``name`` cannot serve the call; None where it can."""
@@ -252,6 +304,13 @@ def _first(arguments: Sequence[Any]) -> torch.Tensor:
     """The first tensor of the op's first argument, which may be a list of tensors, or of such lists."""
     value = arguments[0]
     return value if isinstance(value, torch.Tensor) else _first(value)
+
+
+def _wants_gradient(argument: Any) -> bool:
+    """Whether an argument, or the first tensor in its lists, wants a gradient."""
+    while isinstance(argument, list | tuple) and argument:
+        argument = argument[0]
+    return isinstance(argument, torch.Tensor) and argument.requires_grad
 
 
 def _preference(arguments: tuple[Any, ...]) -> tuple[str, ...]:
@@ -446,14 +505,14 @@ def explain(op: str, *arguments: Any) -> str:
                 else "the first that can serve the call"
             )
         else:
-            why = table.reason(name, *arguments) or _why_not(table.backends[name], name, chosen, arguments)
+            why = table.reason(name, *arguments) or _why_not(table, name, chosen, arguments)
         print(f"  {name:<10} {why}")
     return chosen
 
 
-def _why_not(backend: Backend, name: str, chosen: str, arguments: tuple[Any, ...]) -> str:
+def _why_not(op: Op, name: str, chosen: str, arguments: tuple[Any, ...]) -> str:
     """Why ``chosen`` runs the call, although backend ``name`` can serve it."""
     if name not in _preference(arguments):
         return f"not for {_first(arguments).device.type} tensors unless requested"
-    passed_over = None if requested() else backend.passed_over(*arguments)
+    passed_over = None if requested() else op.passed_over(name, arguments)
     return f"can serve it too, after {chosen}" + (f": {passed_over}" if passed_over else "")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hrm_kernels.backends import traced_as_constant
+from hrm_kernels.autodiff import traced_as_constant
 
 FOLDER = Path(__file__).parent / "devices"
 CANDIDATES = ("library", "fused", "fused_small", "whole_row")
@@ -152,15 +152,19 @@ def write(
     measured: Mapping[str, Any],
 ) -> None:
     """Write a table atomically, with the versions and times of its measurement."""
+    write_json(path, json.dumps({"block": block, "cuda": sorted(cuda), **measured}, indent=1) + "\n")
+    _of_device.cache_clear()
+
+
+def write_json(path: Path, text: str) -> None:
+    """Write ``text`` next to its place and rename it, with the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w") as file:
-            json.dump({"block": block, "cuda": sorted(cuda), **measured}, file, indent=1)
-            file.write("\n")
+            file.write(text)
         os.chmod(part, 0o644)  # mkstemp allows access only to the owner
         os.replace(part, path)
     except BaseException:
         os.unlink(part)
         raise
-    _of_device.cache_clear()
