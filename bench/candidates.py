@@ -22,11 +22,17 @@ COMPILED_BY_DEFAULT = ("transformer_block 8 x 82",)
 
 
 def candidates(workload: Workload, setup: Setup) -> dict[str, Candidate]:
-    """By name, ``eager`` first: plain PyTorch, compiled, other packages, and each backend of ``hrm_kernels``."""
+    """By name, ``eager`` first: plain PyTorch, compiled, other packages, and each backend of ``hrm_kernels``.
+
+    In bfloat16 on a CPU plain PyTorch takes part in float32, too.
+    """
     backends = BACKENDS[setup.device]
     if workload.variants:
         return _variants(workload, {"eager": "reference", **backends})
     chosen = {"eager": Candidate(workload.eager or on_backend("reference", workload.op))}
+    if setup.device == "cpu" and setup.dtype is not torch.float32 and workload.is_checked:
+        # a user of plain PyTorch chooses between the two
+        chosen["eager, float32"] = Candidate(chosen["eager"].op, dtype=torch.float32)
     if workload.is_compiled and (setup.full or setup.device == "cuda" or workload.name in COMPILED_BY_DEFAULT):
         chosen["compile"] = _compiled(workload, None)
         if setup.full:
@@ -36,7 +42,7 @@ def candidates(workload: Workload, setup: Setup) -> dict[str, Candidate]:
     for peer in PEERS:
         if peer.kind == workload.kind:
             chosen[peer.name] = Candidate(
-                peer.op, is_checked=peer.is_same, absent_reason=peer.absent_reason(setup.device)
+                peer.op, is_checked=peer.is_same, absent_reason=peer.absent_reason(setup.device, workload.backward)
             )
     chosen |= {name: Candidate(on_backend(backend, workload.op)) for name, backend in backends.items()}
     if setup.device == "cpu" and workload.kind == "segment":

@@ -9,7 +9,17 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 
+from bench import openvino_peer
 from hrm_kernels.ops.rope_attention.reference import apply_rope
+
+PIP = {
+    "liger_kernel": "pip install liger-kernel",
+    "flash_attn": "pip install flash-attn",
+    "adam_atan2": "pip install adam-atan2",
+    "adam_atan2_pytorch": "pip install adam-atan2-pytorch",
+    "openvino": "pip install openvino",
+}
+"""How to install the packages that pip has."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +29,11 @@ class Peer:
         name: name in the tables.
         kind: the op it computes.
         package: the package it needs; None is torch itself.
-        needs_gpu: runs on NVIDIA GPUs only.
+        needs_gpu: runs on NVIDIA GPUs only, else on CPUs and GPUs.
         op: takes the op's arguments.
         is_same: computes the same values, so they are checked.
+        on_cpu_only: runs on CPUs only.
+        differentiates: has gradients.
     """
 
     name: str
@@ -30,13 +42,19 @@ class Peer:
     needs_gpu: bool
     op: Callable[..., Any]
     is_same: bool = True
+    on_cpu_only: bool = False
+    differentiates: bool = True
 
-    def absent_reason(self, device: str) -> str | None:
+    def absent_reason(self, device: str, backward: bool = False) -> str | None:
         """None if it can run, else why not."""
         if self.needs_gpu and device != "cuda":
             return "runs on NVIDIA GPUs only"
+        if self.on_cpu_only and device != "cpu":
+            return "runs on CPUs only"
+        if backward and not self.differentiates:
+            return "has no gradients"
         if self.package and importlib.util.find_spec(self.package) is None:
-            return f"{self.package} is not installed"
+            return f"{self.package} is not installed; {PIP.get(self.package, 'see its documentation')}"
         return None
 
 
@@ -119,6 +137,15 @@ PEERS = [
     Peer("flash-attn 2", "rope_attention", "flash_attn", True, _flash_attn),
     Peer("flash-attn 3", "rope_attention", "flash_attn_interface", True, _flash_attn_3),
     Peer("cuDNN", "rope_attention", None, True, _cudnn),
+    Peer(
+        "OpenVINO",
+        "transformer_block",
+        "openvino",
+        False,
+        openvino_peer.transformer_block,
+        on_cpu_only=True,
+        differentiates=False,
+    ),
     Peer("adam-atan2", "AdamATan2", "adam_atan2", True, _with(_adam_atan2)),
     # both follow another update rule than AdamATan2: their cost is compared, not their values
     Peer("torch fused AdamW", "AdamATan2", None, False, _with(_fused_adamw), is_same=False),
