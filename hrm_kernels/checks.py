@@ -1,12 +1,51 @@
 """Checks of arguments. Messages name the op, the argument, the value, the expected value and what to do."""
 
+from collections.abc import Hashable, Iterable
 from numbers import Integral
+from operator import attrgetter
 from typing import Any
 
 import torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """Only the reference serves float64, as the measure of the others."""
+
+
+_layout = attrgetter("shape", "dtype", "device")
+
+
+class Accepted:
+    """The layouts (shapes, dtypes, devices) of arguments that have passed a check, which need not be checked again."""
+
+    MOST = 1024
+
+    def __init__(self) -> None:
+        self._keys: set[Hashable] = set()
+
+    def key(self, tensors: Iterable[Any], *rest: Hashable) -> Hashable | None:
+        """What a check of ``tensors`` depends on, with ``rest``; None where that has no hash, or is being traced.
+
+        A key of anything but tensors is never added, because the check raises.
+        """
+        if torch.compiler.is_compiling():
+            return None
+        try:
+            key = (*map(_layout, tensors), *rest)
+            hash(key)  # symbolic sizes have none
+        except (AttributeError, TypeError):
+            return None
+        return key
+
+    def __contains__(self, key: Hashable | None) -> bool:
+        return key in self._keys
+
+    def add(self, key: Hashable | None) -> None:
+        """Note that the check has passed; nothing for None."""
+        if key is None:
+            return
+        if len(self._keys) >= self.MOST:
+            self._keys.clear()
+        self._keys.add(key)
 
 
 def check_tensor(op: str, name: str, value: Any) -> None:
@@ -108,6 +147,9 @@ def check_layers(
     op: str, name: str, layers: Any, x_name: str, x: torch.Tensor, num_heads: Any, cos: Any, sin: Any
 ) -> None:
     """``layers`` is a sequence of block weights that fits ``x [B, S, D]``, the heads and the RoPE tables."""
+    key = _layers_key(layers, x, num_heads, cos, sin)
+    if key is not None and key in _accepted_layers:
+        return
     if not isinstance(layers, list | tuple) or len(layers) == 0:
         raise TypeError(f"{op}: {name} is {type(layers).__name__} of no block, expected a list of BlockWeights")
     for index, weights in enumerate(layers):
@@ -115,6 +157,20 @@ def check_layers(
         rows = weights[0].shape[0]
         check_heads(op, f"{name}[{index}].qkv", rows, num_heads, 3)
         check_tables(op, cos, sin, x.shape[1], rows // (3 * num_heads), x.device)
+    _accepted_layers.add(key)
+
+
+_accepted_layers = Accepted()
+
+
+def _layers_key(layers: Any, x: torch.Tensor, num_heads: Any, cos: Any, sin: Any) -> Hashable | None:
+    if not isinstance(layers, list | tuple) or not all(isinstance(weights, list | tuple) for weights in layers):
+        return None
+    tables = [table for table in (cos, sin) if table is not None]
+    tensors = [x, *(weight for weights in layers for weight in weights), *tables]
+    counts = tuple(map(len, layers)), cos is None, sin is None
+    # the type too: True == 1 and 2.0 == 2, but they are not numbers of heads
+    return _accepted_layers.key(tensors, *counts, type(num_heads), num_heads)
 
 
 def check_eps(op: str, eps: Any) -> None:

@@ -13,6 +13,9 @@ import torch
 KEPT = 1 << 30
 """The most bytes that wait to be used again; the blocks that were unused for longest are freed first."""
 
+SMALLEST = 1 << 17
+"""Bytes of the smallest tensor whose memory is kept. An allocator keeps smaller ones (glibc below 128 KB)."""
+
 _free: "OrderedDict[int, torch.Tensor]" = OrderedDict()  # by address
 _waiting = 0  # bytes in _free
 _lock = threading.RLock()  # re-entrant: the garbage collector may call _give_back anywhere below
@@ -21,7 +24,7 @@ _lock = threading.RLock()  # re-entrant: the garbage collector may call _give_ba
 def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """``torch.empty`` on the CPU, in the memory of an earlier tensor of this size if there is one."""
     size = torch.Size(shape).numel() * dtype.itemsize
-    if size == 0:
+    if size < SMALLEST:
         return torch.empty(shape, dtype=dtype, device="cpu")
     owner = _take(size)
     if owner is None:

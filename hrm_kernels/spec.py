@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from hrm_kernels.checks import check_like, check_tensor
+from hrm_kernels.checks import Accepted, check_like, check_tensor
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,7 @@ class OpSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_checked", tuple((name, _parse(shape)) for name, shape in self.shapes.items()))
+        object.__setattr__(self, "_accepted", Accepted())
 
     def check(self, *tensors: Any) -> None:
         """Check type, dtype, device and shape of the tensors of :attr:`shapes`, in that order.
@@ -138,6 +139,10 @@ class OpSpec:
         Raises:
             TypeError, ValueError: naming the op, the argument, its shape, the expected one.
         """
+        accepted: Accepted = self._accepted  # type: ignore[attr-defined]
+        key = accepted.key(tensors)
+        if key is not None and key in accepted:
+            return
         checked: tuple[tuple[str, _Shape], ...] = self._checked  # type: ignore[attr-defined]
         first = tensors[0]
         check_tensor(self.name, checked[0][0], first)
@@ -150,6 +155,7 @@ class OpSpec:
         for letter in self.not_empty:
             if sizes[letter] == 0:
                 raise ValueError(self._misfit(tensors))
+        accepted.add(key)
 
     def _misfit(self, tensors: Sequence[torch.Tensor]) -> str:
         """What is wrong with the first of ``tensors`` whose shape does not fit."""

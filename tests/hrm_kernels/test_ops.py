@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hrm_kernels as k
+from hrm_kernels.checks import Accepted
 from hrm_kernels.spec import TINY, Random, Sizes
 
 
@@ -207,3 +208,40 @@ def test_numbers_may_be_numpys(backend):
             lambda two: torch.stack(k.recurrent_cycles(x, x, x, [w], [w], None, None, two, two, two)),
         ):
             assert torch.equal(call(two), call(2))
+
+
+def test_arguments_that_were_accepted_do_not_let_others_pass():
+    """Checks remember what they have accepted; the messages for anything else stay."""
+    x, residual = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+    for _ in range(2):
+        k.add_rms_norm(x, residual)
+        with pytest.raises(TypeError, match="residual is ndarray, expected a torch.Tensor"):
+            k.add_rms_norm(x, residual.numpy())
+        with pytest.raises(TypeError, match="residual is torch.float64, expected torch.float32 as x"):
+            k.add_rms_norm(x, residual.double())
+        with pytest.raises(ValueError, match="residual is on meta, expected cpu as x"):
+            k.add_rms_norm(x, residual.to("meta"))
+        with pytest.raises(ValueError, match=r"residual has shape \[2, 3, 7\], expected"):
+            k.add_rms_norm(x, residual[..., :7])
+
+
+def test_numbers_of_heads_that_equal_an_accepted_one():
+    x, layers = torch.randn(1, 3, 8), [k.BlockWeights(*(torch.randn(s) for s in ((24, 8), (8, 8), (12, 8), (8, 6))))]
+    for _ in range(2):
+        k.reasoning_module(x, x, layers, None, None, 1)
+        for equal in (True, 1.0):
+            with pytest.raises(ValueError, match="num_heads is .*, expected an integer >= 1"):
+                k.reasoning_module(x, x, layers, None, None, equal)
+        with pytest.raises(TypeError, match="of no block, expected a list of BlockWeights"):
+            k.reasoning_module(x, x, [], None, None, 1)
+        with pytest.raises(TypeError, match=r"layers\[0\] is int, expected BlockWeights"):
+            k.reasoning_module(x, x, [1], None, None, 1)
+        with pytest.raises(TypeError, match="one of cos and sin is None"):
+            k.reasoning_module(x, x, layers, torch.ones(3, 8), None, 1)
+
+
+def test_what_checks_remember_is_bounded(monkeypatch):
+    monkeypatch.setattr(Accepted, "MOST", 3)
+    for columns in range(1, 20):
+        k.swiglu(torch.randn(1, 2 * columns))
+    assert len(k.specs()["swiglu"]._accepted._keys) <= 3

@@ -27,6 +27,21 @@ def test_memory_is_used_again_only_when_nothing_holds_it():
     assert empty(2 * size, dtype=torch.bfloat16).data_ptr() not in (address, other.data_ptr())
 
 
+@pytest.fixture(autouse=True)
+def keeps_every_size(monkeypatch):
+    monkeypatch.setattr(recycling, "SMALLEST", 1)
+
+
+def test_small_tensors_are_the_allocators(monkeypatch):
+    monkeypatch.setattr(recycling, "SMALLEST", 4000)
+    monkeypatch.setattr(recycling, "_free", OrderedDict())
+    monkeypatch.setattr(recycling, "_waiting", 0)
+    small, large = empty(999), empty(1000)
+    del small, large
+    gc.collect()
+    assert [owner.numel() for owner in recycling._free.values()] == [4000]
+
+
 def test_tensors_without_elements():
     assert empty(0).shape == (0,) and empty(3, 0, dtype=torch.bfloat16).dtype == torch.bfloat16
 
