@@ -51,7 +51,7 @@ def _cpu_ceilings() -> dict[str, float]:
     }
     threads = torch.get_num_threads()
     peak = fma.peak(threads)
-    return ceilings | ({} if peak is None else {"fma_flops_per_s": peak}) | tiles.ceilings(threads)[0]
+    return ceilings | ({} if peak is None else {"fma_flops_per_s": peak}) | tiles.ceilings(threads)
 
 
 def _gpu_ceilings(device: str, tiny: bool) -> dict[str, float]:

@@ -56,9 +56,57 @@ def test_the_chart_shows_what_was_measured():
 
 
 def test_the_committed_chart_has_the_current_numbers():
-    expected = chart.description(read(chart.RUN))
-    assert "one segment, batch 1: eager PyTorch 166 ms (1.00 x), hrm_kernels (cpu) 92.5 ms (1.82 x)" in expected
+    expected = chart.description(chart.panels(read(chart.RUN), chart.newest_amx()))
+    assert "one segment, batch 1: plain PyTorch 1.00 x (166 ms), hrm_kernels (cpu) 1.82 x (92.5 ms)" in expected
     for theme in (chart.LIGHT, chart.DARK):
         svg = ElementTree.parse(chart.FOLDER / f"speed{theme.suffix}.svg")
         (described,) = svg.iter("{http://purl.org/dc/elements/1.1/}description")
         assert described.text == expected
+
+
+def goals_file(folder, date, before=None, ours=0.02, isa="amx_bf16"):
+    row = {"ours": {"times": [ours, ours, 2 * ours]}, "PyTorch bfloat16": {"times": [0.1, 0.1, 0.1]}}
+    busy = {name: {"times": []} for name in row}
+    samples = [
+        ("segment 8 x 82", "bfloat16", row),
+        ("segment 8 x 82", "float32", {}),
+        ("segment 1 x 82", "bfloat16", busy),
+    ]
+    machine = {"cpu": {"model": "A Xeon", "isa": ["avx512f", isa]}, "threads": 4, "versions": {"torch": "2.13"}}
+    machine |= {"date": date} | ({"before": before} if before else {})
+    content = {"samples": [{"workload": name, "dtype": dtype, "rows": rows} for name, dtype, rows in samples]}
+    (folder / date).mkdir()
+    (folder / date / chart.GOALS).write_text(json.dumps(content | {"machine": machine}))
+
+
+def test_the_chart_takes_the_newest_run_with_amx(tmp_path):
+    assert chart.newest_amx(tmp_path) is None and len(chart.panels(read(chart.RUN), None)) == 1
+    goals_file(tmp_path, "2026-12-24", before="before bfloat16 kernels")
+    old = chart.amx_panel(chart.newest_amx(tmp_path))
+    assert old.is_old and old.title == "A Xeon, 4 threads, bfloat16: old version, before bfloat16 kernels"
+    assert "reported 2026-12-24, not measured since" in old.caption
+    goals_file(tmp_path, "2026-12-01", ours=0.04)
+    goals_file(tmp_path, "2026-12-02")
+    goals_file(tmp_path, "2026-12-03", isa="avx512_bf16")  # no AMX
+    panel = chart.amx_panel(chart.newest_amx(tmp_path))
+    assert not panel.is_old and panel.title == "A Xeon, 4 threads, AMX, bfloat16"
+    assert panel.groups == [
+        ("one segment, batch 8", [chart.Bar("eager", 1.0, "100 ms"), chart.Bar("cpu", 5.0, "20.0 ms")])
+    ]
+
+
+def test_the_old_numbers_of_amx_are_called_old():
+    """As long as no newer run is there, the picture says so; with a newer run it shows that one."""
+    run = chart.newest_amx()
+    if run["machine"].get("before") is None:
+        return
+    panel = chart.amx_panel(run)
+    assert panel.is_old and "old version, before bfloat16 kernels" in panel.title
+    assert {label: bars[1].shown for label, bars in panel.groups} == {
+        "one segment, batch 1": "58.0 ms",
+        "one segment, batch 8": "385 ms",
+        "one segment, batch 32": "1.58 s",
+        "training step, batch 2": "652 ms",
+        "training step, batch 8": "1.30 s",
+    }
+    assert "old version" in (chart.FOLDER / "speed.svg").read_text()
