@@ -101,12 +101,14 @@ def judge(goal: Goal, rows: Rows | None) -> Verdict:
     """Judge a goal by the undisturbed turns of its candidates.
 
     Args:
-        rows: None if there was no time to measure.
+        rows: None if there was no time to measure; empty if the machine was busy.
     """
     if goal.not_here is not None:
         return Verdict(goal.what, goal.expected, NOT_HERE, reason=goal.not_here)
     if rows is None:
         return Verdict(goal.what, goal.expected, LATE)
+    if not rows:
+        return Verdict(goal.what, goal.expected, BUSY)
     wanted = (goal.ours, *goal.others)
     if wrong := [f"{name}: {rows[name]['status']}" for name in wanted if rows[name]["status"] != "ok"]:
         return Verdict(goal.what, goal.expected, FAILED, reason="; ".join(wrong))

@@ -1,20 +1,39 @@
 """Measure the cases one after the other within a time."""
 
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from bench.cpu_goals.cases import PARTS, Case
 from bench.cpu_goals.goals import NOT_HERE, Rows, Verdict, judge, worst_of
 from bench.cpu_goals.machine import Machine
 from bench.measure import measure
-from bench.turns import LEAST
+from bench.turns import LEAST, seconds_waited
 
 PATIENCE = 3
 """How many times as many turns are tried as are needed, when other work disturbs them."""
 
 MOST_TURNS = 15
+
+TRIES = 3
+"""How often a case may find the machine busy before it starts."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What measures: tests replace it.
+
+    Attributes:
+        measure: measures a case until a time of ``time.perf_counter``.
+        is_busy: whether other work takes the cores.
+    """
+
+    measure: Callable[[Case, float], Rows] = lambda case, until: measure_case(case, until)
+    is_busy: Callable[[], bool] = lambda: is_busy()
 
 
 @dataclass
@@ -33,7 +52,7 @@ class Result:
 
     @property
     def disturbed(self) -> int:
-        return sum(max(row.get("disturbed", 0) for row in one["rows"].values()) for one in self.samples)
+        return sum(max((row.get("disturbed", 0) for row in one["rows"].values()), default=0) for one in self.samples)
 
 
 def share(case: Case, later: Sequence[Case], left: float) -> float:
@@ -46,31 +65,20 @@ def run(
     machine: Machine,
     budget: float,
     show: Callable[[str], None] = lambda line: None,
-    measured: Callable[[Case, float], Rows] | None = None,
+    tools: Tools | None = None,
 ) -> Result:
     """Measure and judge.
 
     Args:
         budget: seconds; no case starts later.
         show: gets a line when a case is done.
-        measured: measures a case until a time of ``time.perf_counter``; default :func:`measure_case`.
     """
     start = time.perf_counter()
     cases = [case for part in PARTS if part in parts for case in PARTS[part](machine)]
     result, summaries = Result(), {}
-    pending = [case for case in cases if case.is_measured]
-    for case in cases:
-        rows = None
-        if case.is_measured:
-            pending.remove(case)
-            now = time.perf_counter()
-            if (left := start + budget - now) > 0:
-                rows = (measured or measure_case)(case, now + share(case, pending, left))
-                result.samples.append(_sample(case, rows, time.perf_counter() - now))
-        verdicts = [judge(goal, rows) for goal in case.goals]
-        for one in verdicts:
-            if rows is not None and one.status != NOT_HERE:
-                show(f"  {one.what}: {one.measured or one.status}")
+    rows = _measure_all(cases, start + budget, show, tools or Tools(), result)
+    for number, case in enumerate(cases):
+        verdicts = [judge(goal, rows.get(number)) for goal in case.goals]
         if case.summary is None:
             result.verdicts += verdicts
         else:
@@ -80,6 +88,45 @@ def run(
         result.details += verdicts
     result.seconds = time.perf_counter() - start
     return result
+
+
+def _measure_all(
+    cases: Sequence[Case], end: float, show: Callable[[str], None], tools: Tools, result: Result
+) -> dict[int, Rows]:
+    """Rows by the number of the case; none if the machine was busy at each of its tries.
+
+    A case that finds the machine busy waits at the end of the queue: checks and first calls would take all the time.
+    """
+    queue = deque(number for number, case in enumerate(cases) if case.is_measured)
+    tries, rows = Counter[int](), dict[int, Rows]()
+    while queue and (left := end - time.perf_counter()) > 0:
+        number = queue.popleft()
+        case = cases[number]
+        if tools.is_busy():
+            tries[number] += 1
+            rows[number] = {}
+            if tries[number] < TRIES:
+                queue.append(number)
+            continue
+        now = time.perf_counter()
+        rows[number] = tools.measure(case, now + share(case, [cases[one] for one in queue], left))
+        result.samples.append(_sample(case, rows[number], time.perf_counter() - now))
+        for one in (judge(goal, rows[number]) for goal in case.goals):
+            if one.status != NOT_HERE:
+                show(f"  {one.what}: {one.measured or one.status}")
+    return rows
+
+
+def is_busy() -> bool:
+    """Whether threads wait for a core for more than a fifth of a tenth of a second, three times in a row."""
+    a = torch.ones(256, 256)
+    for _ in range(3):
+        before, start = seconds_waited(), time.perf_counter()
+        while (elapsed := time.perf_counter() - start) < 0.1:
+            torch.mm(a, a)
+        if seconds_waited() - before < 0.2 * elapsed:
+            return False
+    return True
 
 
 def measure_case(case: Case, until: float) -> Rows:

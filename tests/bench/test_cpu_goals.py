@@ -159,10 +159,33 @@ def test_the_time_is_kept(monkeypatch):
         run, "PARTS", {"ops": lambda machine: iter(cases), "other": lambda machine: iter([a_case("d")])}
     )
     shown = []
-    result = run.run(["ops"], AVX2, 9.0, shown.append, measured)
+    result = run.run(["ops"], AVX2, 9.0, shown.append, run.Tools(measured, lambda: False))
     assert [one.status for one in result.verdicts] == [goals.MET, goals.NOT_HERE, goals.MET, goals.LATE]
     assert untils == {"a": 3.0, "b": 4.0} and result.seconds == 21.0
     assert shown == [f"  {name}: 2.00 x PyTorch (2.00, 2.00)" for name in "ab"]
+
+
+def test_a_busy_machine_is_asked_again_later(monkeypatch):
+    """Busy at the first three questions: a, b and c wait, and are measured in the second round."""
+    order, busy = [], iter([True, True, True, False, False, False])
+
+    def measured(case, until):
+        order.append(case.workload.name)
+        return rows(ours=[1.0] * 3, PyTorch=[2.0] * 3)
+
+    monkeypatch.setattr(run, "PARTS", {"ops": lambda machine: map(a_case, "abc")})
+    result = run.run(["ops"], AVX2, 60.0, tools=run.Tools(measured, lambda: next(busy)))
+    assert order == ["a", "b", "c"] and [one.status for one in result.verdicts] == [goals.MET] * 3
+    result = run.run(["ops"], AVX2, 60.0, tools=run.Tools(measured, lambda: True))
+    assert [one.status for one in result.verdicts] == [goals.BUSY] * 3 and len(order) == 3 and not result.samples
+
+
+def test_waiting_threads_mean_a_busy_machine(monkeypatch):
+    waits = iter([0.0, 0.09, 1.0, 1.09, 2.0, 2.09])
+    monkeypatch.setattr(run, "seconds_waited", lambda: next(waits))
+    assert run.is_busy()
+    monkeypatch.setattr(run, "seconds_waited", lambda: 7.0)
+    assert not run.is_busy()
 
 
 def test_the_files_say_where_and_what(monkeypatch, tmp_path, capsys):
@@ -175,6 +198,7 @@ def test_the_files_say_where_and_what(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(run, "PARTS", {"ops": part})
     monkeypatch.setattr("bench.turns.CALM", 1e9)  # the load of other tests does not matter here
+    monkeypatch.setattr(run, "is_busy", lambda: False)
     monkeypatch.setattr(command, "available_backends", lambda: {"cpu": None})
     assert command.main(["--only", "ops", "--minutes", "0.01", "--write", str(tmp_path / "goals")]) == 0
     content = json.loads((tmp_path / "goals" / "cpu_goals.json").read_text())

@@ -77,3 +77,27 @@ def test_without_the_counts_of_linux_waiting_is_wall_time_minus_cpu_time(monkeyp
 @pytest.mark.parametrize("turn, rounds", [(1e-6, 51), (0.1, 15), (1.0, 5), (10.0, 3)])
 def test_rounds_fit_into_the_time(turn, rounds):
     assert turns.rounds_for(1.5, 5, 51)(turn) == rounds
+
+
+def test_after_the_time_no_turn_starts(monkeypatch):
+    """At least three do, unless one of them was disturbed."""
+    now = {"clock": 0.0, "waited": 0.0}
+
+    def run():
+        now["clock"] += 1.0
+
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: now["clock"])
+    monkeypatch.setattr(turns, "seconds_waited", lambda: now["waited"] * now["clock"])
+    replays = {"cpu": Replay(run, 1, "calls")}
+    assert len(turns.take_turns(replays, "cpu", 9, 2, until=4.5).times["cpu"]) == 5
+    assert len(turns.take_turns(replays, "cpu", 9, 2, until=0.0).times["cpu"]) == turns.LEAST
+    now["waited"] = 0.5
+    taken = turns.take_turns(replays, "cpu", 9, 2, until=0.0)
+    assert (taken.disturbed, taken.times) == (1, {"cpu": []})
+
+
+def test_a_long_turn_is_not_warmed_up():
+    ran = []
+    replays = {"cpu": Replay(lambda: ran.append(1), 1, "calls", 2.5)}
+    assert turns.warm_up(replays, "cpu") == 2.5 and not ran
+    assert turns.warm_up({"cpu": Replay(lambda: ran.append(1), 1, "calls")}, "cpu") < 0.5 and len(ran) == 2
