@@ -5,6 +5,7 @@
 - The Q values read the first position of z_H only, so the last block skips most of its work for the others.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -14,7 +15,7 @@ from hrm.config import ModelConfig
 from hrm_kernels.autodiff import without_tangents
 from hrm_kernels.nn import MixingModule, ReasoningModule
 from hrm_kernels.ops.reasoning_module.first_position import first_position
-from hrm_kernels.ops.transformer_block import BlockWeights
+from hrm_kernels.ops.transformer_block import Layer
 
 Level = ReasoningModule | MixingModule
 """The network that updates a state."""
@@ -34,21 +35,16 @@ class Network(Protocol):
     def levels(self) -> tuple[Level, Level]: ...
     def gradient_updates(self) -> int: ...
     def update(
-        self, level: Level, z: torch.Tensor, injection: torch.Tensor, layers: list[BlockWeights] | None = None
+        self, level: Level, z: torch.Tensor, injection: torch.Tensor, layers: Sequence[Layer] | None = None
     ) -> torch.Tensor: ...
-
-
-def can_fuse(network: Network) -> bool:
-    """Whether the fused cycles support both levels, which they do for attention."""
-    return all(isinstance(level, ReasoningModule) for level in network.levels)
 
 
 def segment(network: Network, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor) -> States:
     """One segment ``[B, S, D]``; gradients flow through the last ``network.gradient_updates()`` updates."""
     config, (H, L), with_gradient = network.config, network.levels, network.gradient_updates()
     H_layers, L_layers = None, None
-    if with_gradient <= 2 and can_fuse(network):  # one update of each follows; its recomputation converts nothing
-        H_layers, L_layers = (level.weights(config.dtype) for level in (H, L))  # type: ignore[operator]
+    if with_gradient <= 2:  # one update of each follows; its recomputation converts nothing
+        H_layers, L_layers = (level.weights(config.dtype) for level in (H, L))
 
     def update_H(states: States, x: torch.Tensor) -> States:
         z_H, z_L = states
@@ -61,7 +57,7 @@ def segment(network: Network, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Ten
     cycle = [update_L] * config.L_cycles + [update_H]
     updates = config.H_cycles * cycle
     # Cycles can be fused if at most their last two updates carry gradients; those two then follow the fused call.
-    fused_cycles = (len(updates) - with_gradient + 2) // len(cycle) if can_fuse(network) else 0
+    fused_cycles = (len(updates) - with_gradient + 2) // len(cycle)
     if fused_cycles:
         z_H, z_L = all_but_the_last_updates(network, z_H, z_L, x, fused_cycles)
         updates = [update_L, update_H] + (config.H_cycles - fused_cycles) * cycle
@@ -74,12 +70,12 @@ def segment(network: Network, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Ten
 def first_position_after_segment(
     network: Network, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor
 ) -> torch.Tensor:
-    """``segment(network, z_H, z_L, x)[0][:, 0]``, ``[B, D]``; only for networks that :func:`can_fuse`."""
+    """``segment(network, z_H, z_L, x)[0][:, 0]``, ``[B, D]``."""
     config, (H, L) = network.config, network.levels
     z_H, z_L = all_but_the_last_updates(network, z_H, z_L, x, config.H_cycles)
     z_L = network.update(L, z_L, z_H + x)
-    H_layers = H.weights(config.dtype)  # type: ignore[operator]
-    return first_position(z_H, z_L, H_layers, network.cos, network.sin, config.num_heads, config.rms_norm_eps)
+    H_layers = H.weights(config.dtype)
+    return first_position(z_H, z_L, H_layers, network.cos, network.sin, H.num_heads, config.rms_norm_eps)
 
 
 def all_but_the_last_updates(
@@ -88,7 +84,7 @@ def all_but_the_last_updates(
     """``cycles`` cycles without their last update of each state, in one call without gradients."""
     config = network.config
     with torch.no_grad():
-        H_layers, L_layers = (level.weights(config.dtype) for level in network.levels)  # type: ignore[operator]
+        H_layers, L_layers = (level.weights(config.dtype) for level in network.levels)
         inputs = without_tangents((z_H, z_L, x, H_layers, L_layers))
-        sizes = (config.num_heads, cycles, config.L_cycles, config.rms_norm_eps)
+        sizes = (network.levels[0].num_heads, cycles, config.L_cycles, config.rms_norm_eps)
         return hrm_kernels.recurrent_cycles(*inputs, network.cos, network.sin, *sizes)

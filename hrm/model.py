@@ -7,6 +7,7 @@
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,13 +26,12 @@ from hrm_kernels.fixed_point import Gradient, gradient_steps
 from hrm_kernels.nn import (
     Embedding,
     Linear,
-    MixingModule,
     ReasoningModule,
     SparseEmbedding,
     rope_tables,
     truncated_normal_,
 )
-from hrm_kernels.ops.transformer_block import BlockWeights
+from hrm_kernels.ops.transformer_block import Layer
 from hrm_kernels.sharded_embedding import ShardedEmbedding
 
 Batch = dict[str, torch.Tensor]
@@ -168,19 +168,17 @@ class HRMInner(nn.Module):
         return z_H, z_L
 
     def update(
-        self, level: Level, z: torch.Tensor, injection: torch.Tensor, layers: list[BlockWeights] | None = None
+        self, level: Level, z: torch.Tensor, injection: torch.Tensor, layers: Sequence[Layer] | None = None
     ) -> torch.Tensor:
         """One update of a state: ``level(z + injection)``.
 
         ``layers`` are the weights in the forward dtype. Without them they are converted here, at each use, so that the
         gradients of several uses are added in float32.
         """
-        if isinstance(level, MixingModule):
-            return level(z, injection)
         config = self.config
         layers = level.weights(config.dtype) if layers is None else layers
         return hrm_kernels.reasoning_module(
-            z, injection, layers, self.cos, self.sin, config.num_heads, config.rms_norm_eps
+            z, injection, layers, self.cos, self.sin, level.num_heads, config.rms_norm_eps
         )
 
     def gradient_updates(self) -> int:
@@ -193,16 +191,12 @@ class HRMInner(nn.Module):
         return gradient_steps(cycle, self.config.H_cycles * len(cycle), mode)
 
     def segment(self, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor) -> States:
-        """:meth:`loops`; :mod:`hrm.fused` computes it where it can, or with ``recompute``."""
-        if fused.can_fuse(self) or self.config.recompute:
-            return fused.segment(self, z_H, z_L, x)
-        return self.loops(z_H, z_L, x)
+        """:meth:`loops`, computed by :mod:`hrm.fused`."""
+        return fused.segment(self, z_H, z_L, x)
 
     def next_q_values(self, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The Q values after one more segment: ``q_values(segment(z_H, z_L, x)[0])``."""
-        if fused.can_fuse(self):
-            return self.q_values(fused.first_position_after_segment(self, z_H, z_L, x).unsqueeze(1))
-        return self.q_values(self.segment(z_H, z_L, x)[0])
+        return self.q_values(fused.first_position_after_segment(self, z_H, z_L, x).unsqueeze(1))
 
     def logits(self, z_H: torch.Tensor) -> torch.Tensor:
         """``[B, seq_len, vocab_size]`` in the forward dtype."""

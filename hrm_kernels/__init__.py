@@ -15,7 +15,7 @@ from hrm_kernels.ops.rope_attention import rope_attention
 from hrm_kernels.ops.stablemax_cross_entropy import stablemax_cross_entropy
 from hrm_kernels.ops.swiglu import swiglu
 from hrm_kernels.ops.token_mixing import token_mixing
-from hrm_kernels.ops.transformer_block import BlockWeights, transformer_block
+from hrm_kernels.ops.transformer_block import BlockWeights, MixingBlockWeights, transformer_block
 
 if TYPE_CHECKING:
     from hrm_kernels import nn, optim
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BackendUnavailable",
     "BlockWeights",
+    "MixingBlockWeights",
     "PatchReport",
     "__version__",
     "add_rms_norm",

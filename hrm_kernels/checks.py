@@ -143,15 +143,55 @@ def check_block_weights(op: str, name: str, weights: Any, x_name: str, x: torch.
     check_shape(op, f"{name}.down", down, (dim, inner), "[D, I]")
 
 
+def check_mixing_block_weights(op: str, name: str, weights: Any, x_name: str, x: torch.Tensor) -> None:
+    """``weights`` are the four matrices of a block that mixes the positions of ``x [B, S, D]``."""
+    try:
+        mix_gate_up, mix_down, gate_up, down = weights
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{op}: {name} is {type(weights).__name__}, expected MixingBlockWeights(mix_gate_up, mix_down, gate_up, "
+            "down)"
+        ) from None
+    parts = (("mix_gate_up", mix_gate_up), ("mix_down", mix_down), ("gate_up", gate_up), ("down", down))
+    for part, weight in parts:
+        check_like(op, f"{name}.{part}", weight, x_name, x)
+        check_shape(op, f"{name}.{part}", weight, (None, None), "[out, in]")
+    _, positions, dim = x.shape
+    width, inner = mix_down.shape[1], down.shape[1]
+    check_shape(op, f"{name}.mix_down", mix_down, (positions, None), "[S, T]")
+    meaning = "[2 T, S] with T from mix_down's [S, T]"
+    check_shape(op, f"{name}.mix_gate_up", mix_gate_up, (2 * width, positions), meaning)
+    check_shape(op, f"{name}.down", down, (dim, None), "[D, I]")
+    check_shape(op, f"{name}.gate_up", gate_up, (2 * inner, dim), "[2 I, D] with I from down's [D, I]")
+
+
 def check_layers(
     op: str, name: str, layers: Any, x_name: str, x: torch.Tensor, num_heads: Any, cos: Any, sin: Any
 ) -> None:
-    """``layers`` is a sequence of block weights that fits ``x [B, S, D]``, the heads and the RoPE tables."""
+    """``layers`` is a sequence of block weights that fits ``x [B, S, D]``, the heads and the RoPE tables.
+
+    With num_heads 0 the blocks mix positions.
+    """
     key = _layers_key(layers, x, num_heads, cos, sin)
     if key is not None and key in _accepted_layers:
         return
     if not isinstance(layers, list | tuple) or len(layers) == 0:
-        raise TypeError(f"{op}: {name} is {type(layers).__name__} of no block, expected a list of BlockWeights")
+        raise TypeError(
+            f"{op}: {name} is {type(layers).__name__} of no block, expected a list of BlockWeights or of "
+            "MixingBlockWeights"
+        )
+    kinds = [type(weights).__name__ for weights in layers]
+    if isinstance(num_heads, int | Integral) and not isinstance(num_heads, bool) and num_heads == 0:
+        if kinds[0] != "BlockWeights":
+            _check_mixing_layers(op, name, layers, kinds, x_name, x, cos, sin)
+            _accepted_layers.add(key)
+            return
+    if "MixingBlockWeights" in kinds:
+        index = kinds.index("MixingBlockWeights")
+        raise TypeError(
+            f"{op}: {name}[{index}] is MixingBlockWeights, expected BlockWeights for num_heads {num_heads!r}; blocks "
+            "that mix positions take num_heads 0, and all blocks of a call are of one kind"
+        )
     for index, weights in enumerate(layers):
         check_block_weights(op, f"{name}[{index}]", weights, x_name, x)
         rows = weights[0].shape[0]
@@ -168,9 +208,27 @@ def _layers_key(layers: Any, x: torch.Tensor, num_heads: Any, cos: Any, sin: Any
         return None
     tables = [table for table in (cos, sin) if table is not None]
     tensors = [x, *(weight for weights in layers for weight in weights), *tables]
-    counts = tuple(map(len, layers)), cos is None, sin is None
+    counts = tuple(map(len, layers)), tuple(map(type, layers)), cos is None, sin is None
     # the type too: True == 1 and 2.0 == 2, but they are not numbers of heads
     return _accepted_layers.key(tensors, *counts, type(num_heads), num_heads)
+
+
+def _check_mixing_layers(
+    op: str, name: str, layers: Any, kinds: list[str], x_name: str, x: torch.Tensor, cos: Any, sin: Any
+) -> None:
+    if "BlockWeights" in kinds:
+        index = kinds.index("BlockWeights")
+        raise TypeError(
+            f"{op}: {name}[{index}] is BlockWeights, expected {kinds[0]} as {name}[0]; all blocks of a call are of one "
+            "kind"
+        )
+    for index, weights in enumerate(layers):
+        check_mixing_block_weights(op, f"{name}[{index}]", weights, x_name, x)
+    for table_name, table in (("cos", cos), ("sin", sin)):
+        if table is not None:
+            raise TypeError(
+                f"{op}: {table_name} is {type(table).__name__}, expected None; blocks that mix positions rotate nothing"
+            )
 
 
 def check_eps(op: str, eps: Any) -> None:

@@ -14,13 +14,11 @@ from torch import nn
 
 from hrm_kernels.casts import cast
 from hrm_kernels.checks import check_count
-from hrm_kernels.ops.add_rms_norm import add_rms_norm
 from hrm_kernels.ops.linear import linear
 from hrm_kernels.ops.reasoning_module import reasoning_module
 from hrm_kernels.ops.rope_attention import rope_attention
 from hrm_kernels.ops.swiglu import swiglu
-from hrm_kernels.ops.token_mixing import token_mixing
-from hrm_kernels.ops.transformer_block import BlockWeights, transformer_block
+from hrm_kernels.ops.transformer_block import BlockWeights, MixingBlockWeights, transformer_block
 
 __all__ = [
     "Embedding",
@@ -249,8 +247,7 @@ class ReasoningModule(nn.Module):
 class MixingBlock(nn.Module):
     """A block that mixes positions by a SwiGLU (``mlp_t``) instead of attention.
 
-    ``forward(x [B, positions, D]) -> [B, positions, D]``: :func:`hrm_kernels.token_mixing`, then the SwiGLU over the
-    channels with its norm.
+    ``forward(x [B, positions, D]) -> [B, positions, D]`` is :func:`hrm_kernels.transformer_block`.
     """
 
     def __init__(self, positions: int, hidden_size: int, expansion: float = 4.0, eps: float = 1e-5) -> None:
@@ -259,26 +256,37 @@ class MixingBlock(nn.Module):
         self.mlp_t = SwiGLU(positions, expansion)
         self.mlp = SwiGLU(hidden_size, expansion)
 
+    def weights(self, dtype: torch.dtype) -> MixingBlockWeights:
+        """The block's matrices in ``dtype``, differentiable."""
+        linears = (self.mlp_t.gate_up_proj, self.mlp_t.down_proj, self.mlp.gate_up_proj, self.mlp.down_proj)
+        return MixingBlockWeights(*(cast(linear.weight, dtype) for linear in linears))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate_up, down = (cast(one.weight, x.dtype) for one in (self.mlp_t.gate_up_proj, self.mlp_t.down_proj))
-        x = token_mixing(x, gate_up, down, self.eps)
-        return add_rms_norm(x, self.mlp(x), self.eps)
+        return transformer_block(x, self.weights(x.dtype), None, None, 0, self.eps)
 
 
 class MixingModule(nn.Module):
     """A recurrent module of :class:`MixingBlock` blocks: add the injection, then run the blocks in turn.
 
-    ``forward(z [B, positions, D], injection [B, positions, D]) -> [B, positions, D]``.
+    ``forward(z [B, positions, D], injection [B, positions, D]) -> [B, positions, D]`` is
+    :func:`hrm_kernels.reasoning_module`.
+
+    Attributes:
+        num_heads: 0, as for the ops.
     """
+
+    num_heads = 0
 
     def __init__(
         self, num_layers: int, positions: int, hidden_size: int, expansion: float = 4.0, eps: float = 1e-5
     ) -> None:
         super().__init__()
+        self.eps = eps
         self.layers = nn.ModuleList(MixingBlock(positions, hidden_size, expansion, eps) for _ in range(num_layers))
 
+    def weights(self, dtype: torch.dtype) -> list[MixingBlockWeights]:
+        """The matrices of all blocks in ``dtype``, differentiable."""
+        return [layer.weights(dtype) for layer in self.layers]  # type: ignore[operator, misc]
+
     def forward(self, z: torch.Tensor, injection: torch.Tensor) -> torch.Tensor:
-        z = z + injection
-        for layer in self.layers:
-            z = layer(z)
-        return z
+        return reasoning_module(z, injection, self.weights(z.dtype), None, None, self.num_heads, self.eps)

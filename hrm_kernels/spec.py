@@ -24,6 +24,7 @@ class Sizes:
         layers: blocks of a module.
         rope, bias, recompute: whether there are RoPE tables, a bias, and whether activations are computed again.
         scale: of the values whose size matters to the op.
+        mixing: inner size of the token mixing of a block; 0: a block with attention.
         H_cycles, L_cycles: as for ``recurrent_cycles``.
     """
 
@@ -39,6 +40,7 @@ class Sizes:
     bias: bool = True
     recompute: bool = False
     scale: float = 1.0
+    mixing: int = 0
     H_cycles: int = 2
     L_cycles: int = 2
 

@@ -12,13 +12,16 @@ extern "C" {
 
 enum hrm_dtype { HRM_FLOAT32 = 0, HRM_BFLOAT16 = 1 };
 
-// Sizes of the blocks of a module.
+// Sizes of the blocks of a module. A block either attends (heads, head_dim) or mixes positions by a SwiGLU of inner
+// size `mixing`; the other sizes are 0.
 struct hrm_shape {
   int64_t batch, positions, dim, heads, head_dim, inner;
   float eps;
+  int64_t mixing = 0;
 };
 
-// The weights of one block, [out, in].
+// The weights of one block, [out, in]. A block that mixes positions has its gate_up [2 mixing, positions] and down
+// [positions, mixing] for that in place of qkv and o.
 struct hrm_weights {
   const void *qkv, *o, *gate_up, *down;
 };

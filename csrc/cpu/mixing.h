@@ -6,8 +6,10 @@
 #pragma once
 
 #include <cmath>
+#include <initializer_list>
 
 #include "cpu/panels.h"
+#include "cpu/team.h"
 
 namespace hrm::HRM_ISA {
 
@@ -40,6 +42,23 @@ struct Strips {
   }
 };
 
+// Packs matrices of the same elements, one strip per task.
+template <class T>
+struct StripsOf {
+  Strips strips;
+  const T* weights;
+};
+template <class T>
+void pack_strips(std::initializer_list<StripsOf<T>> matrices, Team::Member& team) {
+  const int64_t count = static_cast<int64_t>(matrices.size());
+  int64_t most = 0;
+  for (const StripsOf<T>& m : matrices) most = m.strips.count() > most ? m.strips.count() : most;
+  team.for_each(most * count, [&](int64_t task) {
+    const StripsOf<T>& m = matrices.begin()[task % count];
+    if (task / count < m.strips.count()) m.strips.pack(m.weights, task / count);
+  });
+}
+
 HRM_INLINE void clear(Tile& tile) {
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i) tile[i][0] = tile[i][1] = Vec{};
@@ -65,8 +84,13 @@ struct Mixer {
         down{positions, inner, 0, false} {}
 
   int64_t packed() const { return gate.floats() + up.floats() + down.floats(); }
-  void place(Scratch scratch) {
+  void place(float* memory) {
+    Scratch scratch{memory};
     for (Strips* strips : {&gate, &up, &down}) strips->data = scratch.floats(strips->floats());
+  }
+  template <class T>
+  void pack(const T* gate_up_weights, const T* down_weights, Team::Member& team) const {
+    pack_strips<T>({{gate, gate_up_weights}, {up, gate_up_weights}, {down, down_weights}}, team);
   }
   int64_t hidden_floats() const { return gate.count() * kTileRows * kWidth; }
 
@@ -123,8 +147,13 @@ struct MixerGradient {
         up{mixer.positions, mixer.inner, mixer.inner * mixer.positions, true} {}
 
   int64_t packed() const { return down.floats() + gate.floats() + up.floats(); }
-  void place(Scratch scratch) {
-    for (Strips* strips : {&down, &gate, &up}) strips->data = scratch.floats(strips->floats());
+  void place(float* memory) {
+    Scratch scratch{memory};
+    for (Strips* strips : {&gate, &up, &down}) strips->data = scratch.floats(strips->floats());
+  }
+  template <class T>
+  void pack(const T* gate_up_weights, const T* down_weights, Team::Member& team) const {
+    pack_strips<T>({{gate, gate_up_weights}, {up, gate_up_weights}, {down, down_weights}}, team);
   }
 
   // dy -> du in place, with y = u * rstd over the positions: du = rstd * (dy - y * mean(dy * y))
@@ -197,7 +226,8 @@ struct MixingSums {
         across(panels * kWidth * kWidth) {}
 
   int64_t floats() const { return group * (3 * inside + 2 * across) + 3 * panels * inside; }
-  void place(Scratch scratch) {
+  void place(float* memory) {
+    Scratch scratch{memory};
     left = scratch.floats(group * 3 * inside);   // [piece][dgate, dup, hidden]
     right = scratch.floats(group * 2 * across);  // [piece][x, du]
     sums = scratch.floats(3 * panels * inside);  // [dgate, dup, ddown][panel]

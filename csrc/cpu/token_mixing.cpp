@@ -1,10 +1,7 @@
 // Mixing of positions as an op of its own, on row-major tensors; mixing.h has the mathematics.
-#include <initializer_list>
-
 #include "cpu/kernels.h"
 #include "cpu/mixing.h"
 #include "cpu/tables.h"
-#include "cpu/team.h"
 
 namespace hrm::HRM_ISA {
 namespace {
@@ -50,22 +47,6 @@ struct Piece {
   }
 };
 
-// Packs matrices, one strip per task.
-struct Matrix {
-  Strips strips;
-  const void* weights;
-};
-template <class T, size_t Count>
-void pack_all(const Matrix (&matrices)[Count], Team::Member& team) {
-  int64_t most = 0;
-  for (const Matrix& m : matrices) most = m.strips.count() > most ? m.strips.count() : most;
-  team.for_each(most * static_cast<int64_t>(Count), [&](int64_t task) {
-    const Matrix& m = matrices[task % Count];
-    const int64_t strip = task / static_cast<int64_t>(Count);
-    if (strip < m.strips.count()) m.strips.pack(static_cast<const T*>(m.weights), strip);
-  });
-}
-
 void forward(int64_t batch, int64_t positions, int64_t dim, int64_t inner, const void* x, const void* gate_up,
              const void* down, float eps, void* out, int dtype, int threads) {
   const Sizes sizes{batch, positions, dim};
@@ -73,12 +54,12 @@ void forward(int64_t batch, int64_t positions, int64_t dim, int64_t inner, const
   const int64_t each = 2 * positions * kWidth + mixer.hidden_floats();
   Scratch scratch{workspace(threads * each + mixer.packed())};
   float* memory = scratch.floats(threads * each);
-  mixer.place(scratch);
+  mixer.place(scratch.next);
 
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     parallel(threads, [&](Team::Member& team) {
-      pack_all<T>({{mixer.gate, gate_up}, {mixer.up, gate_up}, {mixer.down, down}}, team);
+      mixer.pack(static_cast<const T*>(gate_up), static_cast<const T*>(down), team);
       Scratch own{memory + team.rank() * each};
       float *state = own.floats(positions * kWidth), *y = own.floats(positions * kWidth), *hidden = own.next;
       team.for_each(sizes.pieces(), [&](int64_t index) {
@@ -103,20 +84,15 @@ void backward(int64_t batch, int64_t positions, int64_t dim, int64_t inner, cons
   const int64_t each = 3 * positions * kWidth;
   Scratch scratch{workspace(threads * each + mixer.packed() + gradient.packed() + sums.floats())};
   float* memory = scratch.floats(threads * each);
-  mixer.place({scratch.floats(mixer.packed())});
-  gradient.place({scratch.floats(gradient.packed())});
-  sums.place(scratch);
+  mixer.place(scratch.floats(mixer.packed()));
+  gradient.place(scratch.floats(gradient.packed()));
+  sums.place(scratch.next);
 
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     parallel(threads, [&](Team::Member& team) {
-      pack_all<T>({{mixer.gate, gate_up},
-                   {mixer.up, gate_up},
-                   {mixer.down, down},
-                   {gradient.down, down},
-                   {gradient.gate, gate_up},
-                   {gradient.up, gate_up}},
-                  team);
+      mixer.pack(static_cast<const T*>(gate_up), static_cast<const T*>(down), team);
+      gradient.pack(static_cast<const T*>(gate_up), static_cast<const T*>(down), team);
       Scratch own{memory + team.rank() * each};
       float *state = own.floats(positions * kWidth), *y = own.floats(positions * kWidth), *du = own.next;
 

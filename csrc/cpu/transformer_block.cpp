@@ -1,11 +1,13 @@
 // Whole passes: the blocks of a module, or all updates of a segment, forward and backward.
 //
 // Between two attentions the rows are independent, so one task computes a group of rows through the output projection,
-// norm, SwiGLU, norm, and the next block's qkv: two barriers per block, whatever the number of products.
+// norm, SwiGLU, norm, and the next block's qkv: two barriers per block, whatever the number of products. Where blocks
+// mix positions instead, the tasks alternate between kWidth channels of all positions, and groups of rows.
 #include <initializer_list>
 
 #include "cpu/attention.h"
 #include "cpu/kernels.h"
+#include "cpu/mixing.h"
 #include "cpu/rows.h"
 #include "cpu/tables.h"
 
@@ -17,9 +19,10 @@ constexpr int64_t kRowBlock = 48 / kTileRows * kTileRows;  // the inner rows of 
 // Sizes in panels, and the offset of each matrix in a packed block.
 struct Geometry {
   hrm_shape shape;
-  int64_t rows;    // batch * positions
-  int64_t stride;  // of panels: odd, so that the panels of a row use different cache sets
-  Columns dim, qkv, attended, gate_up, inner;
+  int64_t rows;                                // batch * positions
+  int64_t stride;                              // of panels: odd, so that the panels of a row use different cache sets
+  Columns dim, qkv, attended, gate_up, inner;  // without attention, qkv and attended have no columns
+  Mixer mixer;                                 // without its weights
 
   explicit Geometry(const hrm_shape& s)
       : shape(s),
@@ -29,7 +32,12 @@ struct Geometry {
         qkv{3 * s.heads, s.head_dim},
         attended{s.heads, s.head_dim},
         gate_up{1, s.inner, true},
-        inner{1, s.inner} {}
+        inner{1, s.inner},
+        mixer(s.positions, s.mixing, s.eps) {}
+
+  bool mixes() const { return shape.mixing > 0; }
+  int64_t pieces() const { return shape.batch * dim.panels(); }
+  int64_t piece_floats() const { return shape.positions * kWidth; }
 
   // Divides the rows into tasks of whole tiles that differ by at most one tile, so that no thread waits long.
   int64_t tiles() const { return (rows + kTileRows - 1) / kTileRows; }
@@ -44,23 +52,33 @@ struct Geometry {
   }
   // Sizes in elements.
   int64_t matrix(Columns outputs, Columns inputs) const { return outputs.panels() * inputs.panels() * kWidth * kWidth; }
+  int64_t mixing() const {  // the packed matrices that mix, which are floats, in the larger of both directions
+    const int64_t forward = mixer.packed(), backward = MixerGradient(mixer).packed();
+    const int64_t elements = static_cast<int64_t>(sizeof(float) / sizeof(Element));
+    return mixes() ? whole(forward > backward ? forward : backward) * elements : 0;
+  }
   int64_t packed() const {
-    return matrix(qkv, dim) + matrix(dim, attended) + matrix(gate_up, dim) + matrix(dim, inner);
+    return mixing() + matrix(qkv, dim) + matrix(dim, attended) + matrix(gate_up, dim) + matrix(dim, inner);
   }
   // Sizes in floats.
   int64_t floats(Columns columns) const { return floats_for(columns.panels() * stride * kWidth); }
-  int64_t row_floats() const { return (rows + kWidth - 1) / kWidth * kWidth; }
-  int64_t lse_floats() const { return (rows * shape.heads + kWidth - 1) / kWidth * kWidth; }
+  static int64_t whole(int64_t count) { return (count + kWidth - 1) / kWidth * kWidth; }
+  int64_t rstd1_floats() const { return mixes() ? pieces() * kWidth : whole(rows); }  // of each channel, or row
+  int64_t rstd2_floats() const { return whole(rows); }
+  int64_t lse_floats() const { return whole(rows * shape.heads); }
   Heads heads(Panels from, const float* cos, const float* sin) const {
     return {from, shape.positions, shape.heads, shape.head_dim, {cos, sin, shape.head_dim}};
   }
 };
 
-// The four matrices of a packed block.
+// The matrices of a packed block.
 struct Packed {
+  const float* mixing;
   const Element *qkv, *o, *gate_up, *down;
   Packed(const Geometry& g, const float* base, int64_t layer) {
-    qkv = reinterpret_cast<const Element*>(base) + layer * g.packed();
+    const Element* own = reinterpret_cast<const Element*>(base) + layer * g.packed();
+    mixing = reinterpret_cast<const float*>(own);
+    qkv = own + g.mixing();
     o = qkv + g.matrix(g.qkv, g.dim);
     gate_up = o + g.matrix(g.dim, g.attended);
     down = gate_up + g.matrix(g.gate_up, g.dim);
@@ -109,31 +127,36 @@ HRM_INLINE void norm_row_backward(Panels dy, Panels y, int64_t panels, int64_t r
   }
 }
 
+// Adds the injection to rows of a panel; rounded once.
+HRM_INLINE void inject(const Layer& layer, int64_t panel, int64_t first, int64_t rows) {
+  if (!layer.injection.data) return;
+  Element* to = layer.in.at(panel, first);
+  const Element* one = layer.injection.at(panel, first);
+  const Element* two = layer.injection2.data ? layer.injection2.at(panel, first) : nullptr;
+  for (int64_t i = 0; i < rows * kWidth; i += kLanes) {
+    const Vec start = two ? load(to + i) + load(two + i) : load(to + i);
+    store(to + i, start + load(one + i));
+  }
+}
+
 // Computes rows [first, first + rows) of a block up to its attention: the injection and qkv.
 inline void head(const Geometry& g, const Layer& layer, int64_t first, int64_t rows, float* sums) {
   const int64_t dim = g.dim.panels();
-  if (layer.injection.data) {  // rounded once
-    for (int64_t p = 0; p < dim; ++p) {
-      Element* to = layer.in.at(p, first);
-      const Element* one = layer.injection.at(p, first);
-      const Element* two = layer.injection2.data ? layer.injection2.at(p, first) : nullptr;
-      for (int64_t i = 0; i < rows * kWidth; i += kLanes) {
-        const Vec start = two ? load(to + i) + load(two + i) : load(to + i);
-        store(to + i, start + load(one + i));
-      }
-    }
-  }
+  for (int64_t p = 0; p < dim; ++p) inject(layer, p, first, rows);
   product(layer.in.from(0, first), dim, layer.weights.qkv, g.qkv.panels(), rows, sums, keep(layer.qkv.from(0, first)));
 }
 
-// Computes these rows from the attention to the block's output. hidden: panels of the inner size for `rows` rows.
+// Computes these rows from the attention, or the mixing, to the block's output. hidden: panels of the inner size for
+// `rows` rows.
 inline void tail(const Geometry& g, const Layer& layer, int64_t first, int64_t rows, Panels hidden, float* sums) {
   const int64_t dim = g.dim.panels();
   const Panels in = layer.in.from(0, first), middle = layer.middle.from(0, first), out = layer.out.from(0, first);
-  product(layer.attended.from(0, first), g.attended.panels(), layer.weights.o, dim, rows, sums, keep_sum(in, middle));
-  for (int64_t row = 0; row < rows; ++row) {
-    const float rstd = norm_row(middle, dim, row, g.shape.dim, g.shape.eps);
-    if (layer.rstd1) layer.rstd1[first + row] = rstd;
+  if (!g.mixes()) {
+    product(layer.attended.from(0, first), g.attended.panels(), layer.weights.o, dim, rows, sums, keep_sum(in, middle));
+    for (int64_t row = 0; row < rows; ++row) {
+      const float rstd = norm_row(middle, dim, row, g.shape.dim, g.shape.eps);
+      if (layer.rstd1) layer.rstd1[first + row] = rstd;
+    }
   }
   const Panels gate_up = layer.gate_up.data ? layer.gate_up.from(0, first) : layer.gate_up;
   product(middle, dim, layer.weights.gate_up, g.gate_up.panels(), rows, sums,
@@ -153,6 +176,33 @@ inline void tail(const Geometry& g, const Layer& layer, int64_t first, int64_t r
   }
 }
 
+// A piece of `count` elements as floats: in place, or in `copy` where elements are bfloat16.
+HRM_INLINE float* as_floats(float* piece, int64_t, float*) { return piece; }
+HRM_INLINE float* as_floats(const BFloat16* piece, int64_t count, float* copy) {
+  for (int64_t i = 0; i < count; i += kLanes) store(copy + i, load(piece + i));
+  return copy;
+}
+HRM_INLINE void write_back(const float*, int64_t, float*) {}
+HRM_INLINE void write_back(const float* copy, int64_t count, BFloat16* piece) {
+  for (int64_t i = 0; i < count; i += kLanes) store(piece + i, load(copy + i));
+}
+
+// Computes a piece of a block up to the norm after its mixing, in this thread's memory.
+inline void mix(const Geometry& g, const Layer& layer, int64_t piece, float* memory) {
+  const int64_t panel = piece % g.dim.panels(), first = piece / g.dim.panels() * g.shape.positions;
+  Mixer mixer = g.mixer;
+  mixer.place(const_cast<float*>(layer.weights.mixing));
+  inject(layer, panel, first, g.shape.positions);
+  float *hidden = memory, *copy = hidden + mixer.hidden_floats();
+  Element* middle = layer.middle.at(panel, first);
+  const float* in = as_floats(layer.in.at(panel, first), g.piece_floats(), copy);
+  float* y = as_floats(middle, g.piece_floats(), copy + g.piece_floats());
+  float rstd[kWidth];
+  mixer.widen(in, hidden, [](int64_t, Vec, Vec) {});
+  mixer.narrow(in, hidden, y, layer.rstd1 ? layer.rstd1 + piece * kWidth : rstd);
+  write_back(y, g.piece_floats(), middle);
+}
+
 // Scratch memory of each thread.
 struct ThreadMemory {
   float* base;
@@ -163,8 +213,10 @@ struct ThreadMemory {
     const Heads heads = g.heads({nullptr, 0}, nullptr, nullptr);
     inner_panels = g.inner.panels();
     const int64_t hidden = floats_for(inner_panels * rows * kWidth) + rows * kWidth;
-    const int64_t attention = backward ? heads.backward_scratch() : heads.forward_scratch();
-    each = ((hidden > attention ? hidden : attention) + 4 * kWidth) / kWidth * kWidth;
+    const int64_t across = g.mixes()  ? g.mixer.hidden_floats() + 3 * g.piece_floats()
+                           : backward ? heads.backward_scratch()
+                                      : heads.forward_scratch();
+    each = ((hidden > across ? hidden : across) + 4 * kWidth) / kWidth * kWidth;
   }
   float* of(int rank) const { return base + rank * each; }
 };
@@ -178,9 +230,22 @@ void run_layers(const Geometry& g, int64_t count, const ThreadMemory& memory, Te
   Scratch scratch{own};
   const Panels hidden = scratch.panels(memory.inner_panels, memory.rows);
   float* sums = scratch.next;
-  for (int64_t i = 0; i <= count; ++i) {
+  const auto rows_of = [&](auto compute) {  // compute(first, rows) for each task's rows
     team.for_each(blocks, [&](int64_t task) {
-      const int64_t first = g.block_start(task, blocks), rows = g.block_start(task + 1, blocks) - first;
+      const int64_t first = g.block_start(task, blocks);
+      compute(first, g.block_start(task + 1, blocks) - first);
+    });
+  };
+  if (g.mixes()) {
+    for (int64_t i = 0; i < count; ++i) {
+      const Layer now = layer(i);
+      team.for_each(g.pieces(), [&](int64_t piece) { mix(g, now, piece, own); });
+      rows_of([&](int64_t first, int64_t rows) { tail(g, now, first, rows, hidden, sums); });
+    }
+    return;
+  }
+  for (int64_t i = 0; i <= count; ++i) {
+    rows_of([&](int64_t first, int64_t rows) {
       if (i > 0) tail(g, layer(i - 1), first, rows, hidden, sums);
       if (i < count) head(g, layer(i), first, rows, sums);
     });
@@ -231,6 +296,17 @@ void pack_blocks(hrm_shape shape, const hrm_weights* weights, int64_t layers, in
                  : pack_for_outputs(from, m.outputs, m.inputs, panel, to);
       });
     });
+    for (int64_t layer = 0; layer < layers && g.mixes(); ++layer) {
+      with_type(dtype, [&](auto type) {
+        const auto* gate_up = static_cast<const decltype(type)*>(weights[layer].qkv);
+        const auto* down = static_cast<const decltype(type)*>(weights[layer].o);
+        const auto pack_into = [&](auto mixer) {
+          mixer.place(const_cast<float*>(Packed(g, packed, layer).mixing));
+          mixer.pack(gate_up, down, team);
+        };
+        backward ? pack_into(MixerGradient(g.mixer)) : pack_into(g.mixer);
+      });
+    }
   });
 }
 
@@ -282,15 +358,15 @@ void run_updates(hrm_shape shape, const hrm_update* updates, int64_t count, cons
   });
 }
 
-// The values of a block that the forward saves for the backward: 4 D + 3 H d + H d + 2 I + 3 floats per row, or only D
-// with recomputation.
+// The values of a block that the forward saves for the backward: per row 2 D + 4 H d + 2 I + 2 + H floats, or 2 D + 2 I
+// + 1 (and D for each row of the batch) where it mixes positions, or only D with recomputation.
 struct Saved {
   Panels in, qkv, attended, middle, gate_up, out;
   float *rstd1, *rstd2, *lse;
 
   static int64_t size(const Geometry& g) {
-    return 2 * g.floats(g.dim) + g.floats(g.qkv) + g.floats(g.attended) + g.floats(g.gate_up) + 2 * g.row_floats() +
-           g.lse_floats();
+    return 2 * g.floats(g.dim) + g.floats(g.qkv) + g.floats(g.attended) + g.floats(g.gate_up) + g.rstd1_floats() +
+           g.rstd2_floats() + g.lse_floats();
   }
   // The part of this block; its output is the input of the next one.
   Saved(const Geometry& g, float* own, Panels output) : out(output) {
@@ -300,8 +376,8 @@ struct Saved {
     attended = scratch.panels(g.attended.panels(), g.stride);
     middle = scratch.panels(g.dim.panels(), g.stride);
     gate_up = scratch.panels(g.gate_up.panels(), g.stride);
-    rstd1 = scratch.floats(g.row_floats());
-    rstd2 = scratch.floats(g.row_floats());
+    rstd1 = scratch.floats(g.rstd1_floats());
+    rstd2 = scratch.floats(g.rstd2_floats());
     lse = scratch.floats(g.lse_floats());
   }
 };
@@ -406,6 +482,50 @@ struct WeightGradient {
   }
 };
 
+// Computes from the gradient `dy` of a block's mixing and norm the gradient dx of the block's input, and those of the
+// mixing weights. dy becomes that of the sum before the norm.
+inline void mix_backward(const Geometry& g, const Packed& forward, const Packed& backward, const Saved& saved,
+                         Panels dy, Panels dx, const MixingSums& sums, const hrm_weight_gradients& dweights, int dtype,
+                         float* memory, Team::Member& team) {
+  Mixer mixer = g.mixer;
+  MixerGradient gradient(mixer);
+  mixer.place(const_cast<float*>(forward.mixing));
+  gradient.place(const_cast<float*>(backward.mixing));
+  const bool wanted = dweights.qkv || dweights.o;
+  for (int64_t start = 0; start < g.pieces(); start += sums.group) {
+    const int64_t count = g.pieces() - start < sums.group ? g.pieces() - start : sums.group;
+    team.for_each(count, [&](int64_t i) {
+      const int64_t piece = start + i;
+      const int64_t panel = piece % g.dim.panels(), first = piece / g.dim.panels() * g.shape.positions;
+      const int64_t size = g.piece_floats();
+      const float* in = as_floats(saved.in.at(panel, first), size, memory);
+      const float* y = as_floats(saved.middle.at(panel, first), size, memory + size);
+      float* du = as_floats(dy.at(panel, first), size, memory + 2 * size);
+      Element* to = dx.at(panel, first);
+      float *dgate = sums.dgate(i), *dup = sums.dup(i);
+      mixer.widen(in, sums.hidden(i), [&](int64_t at, Vec gate, Vec up) HRM_ALWAYS {
+        store(dgate + at, gate);
+        store(dup + at, up);
+      });
+      gradient.norm(mixer, y, saved.rstd1 + piece * kWidth, du);
+      gradient.hidden(du, dgate, dup);
+      gradient.input(du, dgate, dup, [&](int64_t s, const float* lanes) HRM_ALWAYS {
+        store(to + s * kWidth, load(lanes));
+        store(to + s * kWidth + kLanes, load(lanes + kLanes));
+      });
+      if (wanted) sums.keep(i, in, du);
+    });
+    if (wanted) team.for_each(sums.tasks(), [&](int64_t task) { sums.add(task, count, start == 0); });
+  }
+  if (!wanted) return;
+  team.for_each(mixer.inner, [&](int64_t row) {
+    with_type(dtype, [&](auto type) {
+      using T = decltype(type);
+      sums.write(row, static_cast<T*>(dweights.qkv), static_cast<T*>(dweights.o));
+    });
+  });
+}
+
 void blocks_backward(hrm_shape shape, const float* packed, const float* packed_backward, int64_t layers,
                      const void* dout, void* dx, const hrm_weight_gradients* dweights, int dtype, const float* cos,
                      const float* sin, int recompute, const float* saved, int threads) {
@@ -415,14 +535,16 @@ void blocks_backward(hrm_shape shape, const float* packed, const float* packed_b
   if (memory.each < group) memory.each = group;
   const int64_t dim = g.dim.panels();
   Scratch scratch{workspace(3 * g.floats(g.dim) + g.floats(g.attended) + g.floats(g.qkv) + g.floats(g.gate_up) +
-                            g.floats(g.inner) + (recompute ? Saved::size(g) + g.floats(g.dim) : 0) +
-                            threads * memory.each)};
+                            g.floats(g.inner) + (g.mixes() ? MixingSums(g.mixer, g.pieces()).floats() : 0) +
+                            (recompute ? Saved::size(g) + g.floats(g.dim) : 0) + threads * memory.each)};
   const Panels dy = scratch.panels(dim, g.stride), du2 = scratch.panels(dim, g.stride);
   const Panels du1 = scratch.panels(dim, g.stride);
   const Panels dattended = scratch.panels(g.attended.panels(), g.stride);
   const Panels dqkv = scratch.panels(g.qkv.panels(), g.stride);
   const Panels dgate_up = scratch.panels(g.gate_up.panels(), g.stride);
   const Panels inner = scratch.panels(g.inner.panels(), g.stride);
+  MixingSums mixed(g.mixer, g.pieces());
+  if (g.mixes()) mixed.place(scratch.floats(mixed.floats()));
   float* again = recompute ? scratch.floats(Saved::size(g) + g.floats(g.dim)) : nullptr;
   memory.base = scratch.next;
 
@@ -461,30 +583,36 @@ void blocks_backward(hrm_shape shape, const float* packed, const float* packed_b
                   });
                 });
         product(dgu, g.gate_up.panels(), weights.gate_up, dim, rows, sums, keep_sum(d2, d1));
+        if (g.mixes()) return;
         for (int64_t row = 0; row < rows; ++row) {
           norm_row_backward(d1, s.middle.from(0, first), dim, row, g.shape.dim, s.rstd1[first + row]);
         }
         product(d1, dim, weights.o, g.attended.panels(), rows, sums, keep(dattended.from(0, first)));
       });
-      const Heads heads = g.heads(s.qkv, cos, sin);
-      team.for_each(g.shape.batch * g.shape.heads, [&](int64_t task) {
-        attend_backward(heads, task / g.shape.heads, task % g.shape.heads, dattended, s.attended, s.lse, dqkv, own);
-      });
       const hrm_weight_gradients& to = dweights[i];
-      const WeightGradient gradients[4] = {{dqkv, s.in, g.qkv, g.dim, to.qkv},
-                                           {du1, s.attended, g.dim, g.attended, to.o},
+      if (g.mixes()) {
+        mix_backward(g, Packed(g, packed, i), weights, s, du1, dy, mixed, to, dtype, own, team);
+      } else {
+        const Heads heads = g.heads(s.qkv, cos, sin);
+        team.for_each(g.shape.batch * g.shape.heads, [&](int64_t task) {
+          attend_backward(heads, task / g.shape.heads, task % g.shape.heads, dattended, s.attended, s.lse, dqkv, own);
+        });
+      }
+      const WeightGradient gradients[4] = {{dqkv, s.in, g.qkv, g.dim, g.mixes() ? nullptr : to.qkv},
+                                           {du1, s.attended, g.dim, g.attended, g.mixes() ? nullptr : to.o},
                                            {dgate_up, s.middle, g.gate_up, g.dim, to.gate_up},
                                            {du2, inner, g.dim, g.inner, to.down}};
-      int64_t tasks = blocks;
+      const int64_t inputs = g.mixes() ? 0 : blocks;  // tasks that compute the gradient of the block's input
+      int64_t tasks = inputs;
       for (const WeightGradient& gradient : gradients) tasks += gradient.tasks();
       team.for_each(tasks, [&](int64_t task) {
-        if (task < blocks) {
+        if (task < inputs) {
           const int64_t first = g.block_start(task, blocks), rows = g.block_start(task + 1, blocks) - first;
           product(dqkv.from(0, first), g.qkv.panels(), weights.qkv, dim, rows, sums,
                   keep_sum(du1.from(0, first), dy.from(0, first)));
           return;
         }
-        task -= blocks;
+        task -= inputs;
         for (const WeightGradient& gradient : gradients) {
           if (task < gradient.tasks()) {
             with_type(dtype, [&](auto type) { gradient.run<decltype(type)>(task, g.rows, own); });

@@ -17,9 +17,9 @@ using tvm::ffi::Optional;
 using tvm::ffi::Tensor;
 
 // The tables in use, by dtype.
-const hrm_cpu_kernels* tables[2] = {hrm_cpu(nullptr, HRM_FLOAT32), hrm_cpu(nullptr, HRM_BFLOAT16)};
+const hrm_cpu_kernels* kernel_tables[2] = {hrm_cpu(nullptr, HRM_FLOAT32), hrm_cpu(nullptr, HRM_BFLOAT16)};
 
-const hrm_cpu_kernels& kernels(int code) { return *tables[code]; }
+const hrm_cpu_kernels& kernels(int code) { return *kernel_tables[code]; }
 
 // Selects an instruction set by its name, for tests; "" selects the best one that this machine has.
 void use_instruction_set(tvm::ffi::String name) {
@@ -29,7 +29,7 @@ void use_instruction_set(tvm::ffi::String name) {
       TVM_FFI_THROW(ValueError) << "use_instruction_set: this machine does not have " << name
                                 << "; pass avx512, avx2, portable, or an empty string for the best available";
     }
-    tables[code] = table;
+    kernel_tables[code] = table;
   }
 }
 
@@ -62,12 +62,22 @@ void check_range(const char* op, const char* name, int64_t value, int64_t larges
   }
 }
 
-void block_sizes(const char* op, int64_t dim, int64_t heads, int64_t head_dim, int64_t inner) {
+// The sizes of blocks. With heads = 0 they mix positions, and `width` is the inner size of the mixing; else it is
+// head_dim.
+hrm_shape block_shape(const char* op, int64_t batch, int64_t positions, int64_t dim, int64_t heads, int64_t width,
+                      int64_t inner, double eps) {
   check_range(op, "D", dim);
-  check_range(op, "num_heads", heads);
-  check_range(op, "head_dim", head_dim);
-  check_range(op, "num_heads * head_dim", heads * head_dim);
   check_range(op, "inner", inner);
+  const float e = static_cast<float>(eps);
+  if (heads == 0) {
+    check_range(op, "S", positions);
+    check_range(op, "the inner size of the mixing", width);
+    return {batch, positions, dim, 0, 0, inner, e, width};
+  }
+  check_range(op, "num_heads", heads);
+  check_range(op, "head_dim", width);
+  check_range(op, "num_heads * head_dim", heads * width);
+  return {batch, positions, dim, heads, width, inner, e};
 }
 
 int positive_threads(const char* op, int64_t threads) {
@@ -96,14 +106,13 @@ struct Blocks {
   DLDataType dtype;
   int code, threads;
 
-  Blocks(const char* op_, const char* name, TensorView x, int64_t heads, int64_t head_dim, int64_t inner, double eps,
+  Blocks(const char* op_, const char* name, TensorView x, int64_t heads, int64_t width, int64_t inner, double eps,
          int64_t threads_)
       : op(op_), dtype(x.dtype()), code(dtype_code(op_, name, x)), threads(positive_threads(op_, threads_)) {
     if (x.ndim() != 3) {
       TVM_FFI_THROW(ValueError) << op << ": " << name << " has shape " << to_string(x.shape()) << "; pass [B, S, D]";
     }
-    block_sizes(op, x.size(2), heads, head_dim, inner);
-    shape = {x.size(0), x.size(1), x.size(2), heads, head_dim, inner, static_cast<float>(eps)};
+    shape = block_shape(op, x.size(0), x.size(1), x.size(2), heads, width, inner, eps);
   }
 
   bool empty() const { return shape.batch * shape.positions == 0; }
@@ -119,6 +128,8 @@ struct Blocks {
   }
   const float* table(const char* name, Optional<TensorView> tensor) const {
     if (!tensor.has_value()) return nullptr;
+    if (shape.mixing)
+      TVM_FFI_THROW(ValueError) << op << ": blocks that mix positions have no " << name << "; pass None";
     const TensorView table = tensor.value();
     const float* data = cpu_float32(op, name, table);
     if (table.ndim() != 2 || table.size(0) < shape.positions || table.size(1) != shape.head_dim) {
@@ -128,6 +139,17 @@ struct Blocks {
     return data;
   }
 };
+
+// The matrices of a block, or their gradients: matrix(which, rows, columns) for each.
+template <class Matrices, class Matrix>
+Matrices each_matrix(const hrm_shape& s, Matrix matrix) {
+  const int64_t wide = s.heads * s.head_dim;
+  if (s.mixing) {
+    return {matrix(0, 2 * s.mixing, s.positions), matrix(1, s.positions, s.mixing), matrix(2, 2 * s.inner, s.dim),
+            matrix(3, s.dim, s.inner)};
+  }
+  return {matrix(0, 3 * wide, s.dim), matrix(1, s.dim, wide), matrix(2, 2 * s.inner, s.dim), matrix(3, s.dim, s.inner)};
+}
 
 struct Tables {
   const float *cos, *sin;
@@ -144,35 +166,37 @@ int64_t element_bytes(bool bfloat16) { return kernels(bfloat16).element_bytes; }
 
 // The number of floats of a packed block with weights in float32 or bfloat16.
 int64_t packed_size(int64_t dim, int64_t heads, int64_t head_dim, int64_t inner, bool bfloat16) {
-  block_sizes("packed_size", dim, heads, head_dim, inner);
-  return kernels(bfloat16).packed_size({1, 1, dim, heads, head_dim, inner, 1});
+  check_range("packed_size", "num_heads", heads);
+  return kernels(bfloat16).packed_size(block_shape("packed_size", 1, 1, dim, heads, head_dim, inner, 1));
+}
+int64_t mixing_packed_size(int64_t positions, int64_t dim, int64_t width, int64_t inner, bool bfloat16) {
+  return kernels(bfloat16).packed_size(block_shape("mixing_packed_size", 1, positions, dim, 0, width, inner, 1));
 }
 
-// weights: qkv, o, gate_up, down of each block, in that order.
+// weights: the four matrices of each block: qkv or mix_gate_up, o or mix_down, gate_up, down.
 void pack_blocks(Array<Tensor> weights, int64_t heads, bool backward, TensorView packed, int64_t threads) {
   const char* op = "pack_blocks";
   if (weights.size() == 0 || weights.size() % 4) {
     TVM_FFI_THROW(ValueError) << op << ": weights has " << weights.size() << " tensors; pass four for each block";
   }
   check_defined(op, "weights", weights);
-  check_range(op, "num_heads", heads);
+  if (heads) check_range(op, "num_heads", heads);
   const int team = positive_threads(op, threads);
-  const Tensor &qkv = weights[0], &down = weights[3];
-  if (qkv.ndim() != 2 || down.ndim() != 2 || qkv.size(0) % (3 * heads)) {
-    TVM_FFI_THROW(ValueError) << op << ": weights[0] has shape " << to_string(qkv.shape()) << " and weights[3] "
-                              << to_string(down.shape()) << "; pass [3 H d, D] and [D, I]";
+  const Tensor &first = weights[0], &second = weights[1], &down = weights[3];
+  if (first.ndim() != 2 || second.ndim() != 2 || down.ndim() != 2 || (heads && first.size(0) % (3 * heads))) {
+    TVM_FFI_THROW(ValueError) << op << ": weights[0] has shape " << to_string(first.shape()) << ", weights[1] "
+                              << to_string(second.shape()) << ", weights[3] " << to_string(down.shape())
+                              << "; pass [3 H d, D], [D, H d] and [D, I], or with num_heads = 0 [2 T, S], [S, T] and "
+                              << "[D, I]";
   }
-  const int64_t dim = qkv.size(1), inner = down.size(1), head_dim = qkv.size(0) / (3 * heads);
-  const int code = dtype_code(op, "weights[0]", qkv);
-  const hrm_shape shape{1, 1, dim, heads, head_dim, inner, 1};
-  if (dim < 1 || inner < 1 || head_dim < 1) TVM_FFI_THROW(ValueError) << op << ": a weight is empty";
+  const int code = dtype_code(op, "weights[0]", first);
+  const int64_t width = heads ? first.size(0) / (3 * heads) : second.size(1);
+  const hrm_shape shape = block_shape(op, 1, heads ? 1 : second.size(0), down.size(0), heads, width, down.size(1), 1);
   std::vector<hrm_weights> blocks;
   for (size_t i = 0; i < weights.size(); i += 4) {
-    const auto matrix = [&](size_t offset, int64_t rows, int64_t columns) {
-      return cpu_tensor(op, "a weight", weights[i + offset], qkv.dtype(), {rows, columns});
-    };
-    blocks.push_back({matrix(0, 3 * heads * head_dim, dim), matrix(1, dim, heads * head_dim), matrix(2, 2 * inner, dim),
-                      matrix(3, dim, inner)});
+    blocks.push_back(each_matrix<hrm_weights>(shape, [&](size_t which, int64_t rows, int64_t columns) {
+      return cpu_tensor(op, "a weight", weights[i + which], first.dtype(), {rows, columns});
+    }));
   }
   const int64_t layers = static_cast<int64_t>(blocks.size());
   const int64_t size = layers * kernels(code).packed_size(shape);
@@ -238,9 +262,9 @@ void linear(TensorView x, TensorView packed, Optional<TensorView> bias, TensorVi
 }
 
 void infer_blocks(TensorView x, Optional<TensorView> injection, TensorView packed, int64_t layers,
-                  Optional<TensorView> cos, Optional<TensorView> sin, TensorView out, int64_t heads, int64_t head_dim,
+                  Optional<TensorView> cos, Optional<TensorView> sin, TensorView out, int64_t heads, int64_t width,
                   int64_t inner, double eps, int64_t threads) {
-  const Blocks blocks("infer_blocks", "x", x, heads, head_dim, inner, eps, threads);
+  const Blocks blocks("infer_blocks", "x", x, heads, width, inner, eps, threads);
   const Tables tables(blocks, cos, sin);
   const void* states[2] = {blocks.state("x", x), nullptr};
   if (injection.has_value()) states[1] = blocks.state("injection", injection.value());
@@ -254,9 +278,9 @@ void infer_blocks(TensorView x, Optional<TensorView> injection, TensorView packe
 
 void recurrent_cycles(TensorView z_H, TensorView z_L, TensorView x, TensorView packed_H, int64_t H_layers,
                       TensorView packed_L, int64_t L_layers, Optional<TensorView> cos, Optional<TensorView> sin,
-                      TensorView out_H, TensorView out_L, int64_t heads, int64_t head_dim, int64_t inner,
-                      int64_t H_cycles, int64_t L_cycles, double eps, int64_t threads) {
-  const Blocks blocks("recurrent_cycles", "z_H", z_H, heads, head_dim, inner, eps, threads);
+                      TensorView out_H, TensorView out_L, int64_t heads, int64_t width, int64_t inner, int64_t H_cycles,
+                      int64_t L_cycles, double eps, int64_t threads) {
+  const Blocks blocks("recurrent_cycles", "z_H", z_H, heads, width, inner, eps, threads);
   const Tables tables(blocks, cos, sin);
   const void* states[3] = {blocks.state("z_H", z_H), blocks.state("z_L", z_L), blocks.state("x", x)};
   void* outputs[3] = {blocks.state("out_H", out_H), blocks.state("out_L", out_L), nullptr};
@@ -279,8 +303,8 @@ void recurrent_cycles(TensorView z_H, TensorView z_L, TensorView x, TensorView p
 
 void blocks_forward(TensorView x, Optional<TensorView> injection, TensorView packed, int64_t layers,
                     Optional<TensorView> cos, Optional<TensorView> sin, TensorView out, bool recompute,
-                    TensorView saved, int64_t heads, int64_t head_dim, int64_t inner, double eps, int64_t threads) {
-  const Blocks blocks("blocks_forward", "x", x, heads, head_dim, inner, eps, threads);
+                    TensorView saved, int64_t heads, int64_t width, int64_t inner, double eps, int64_t threads) {
+  const Blocks blocks("blocks_forward", "x", x, heads, width, inner, eps, threads);
   const Tables tables(blocks, cos, sin);
   const void* from = blocks.state("x", x);
   const void* add = injection.has_value() ? blocks.state("injection", injection.value()) : nullptr;
@@ -293,12 +317,12 @@ void blocks_forward(TensorView x, Optional<TensorView> injection, TensorView pac
                       kept, blocks.threads);
 }
 
-// dweights: the gradients of qkv, o, gate_up, down of each block, in that order; None for gradients not needed.
+// dweights: the gradients of the four matrices of each block, as in pack_blocks; None for gradients not needed.
 void blocks_backward(TensorView dout, TensorView packed, TensorView packed_backward, int64_t layers,
                      Optional<TensorView> cos, Optional<TensorView> sin, bool recompute, TensorView saved,
-                     TensorView dx, Array<Optional<Tensor>> dweights, int64_t heads, int64_t head_dim, int64_t inner,
+                     TensorView dx, Array<Optional<Tensor>> dweights, int64_t heads, int64_t width, int64_t inner,
                      double eps, int64_t threads) {
-  const Blocks blocks("blocks_backward", "dout", dout, heads, head_dim, inner, eps, threads);
+  const Blocks blocks("blocks_backward", "dout", dout, heads, width, inner, eps, threads);
   const Tables tables(blocks, cos, sin);
   const void* from = blocks.state("dout", dout);
   void* to = blocks.state("dx", dx);
@@ -309,16 +333,14 @@ void blocks_backward(TensorView dout, TensorView packed, TensorView packed_backw
     TVM_FFI_THROW(ValueError) << blocks.op << ": dweights has " << dweights.size() << " tensors; pass " << 4 * layers;
   }
   std::vector<hrm_weight_gradients> gradients;
-  const int64_t dim = blocks.shape.dim;
   for (size_t i = 0; i < dweights.size(); i += 4) {
-    const auto matrix = [&](size_t offset, int64_t rows, int64_t columns) -> void* {
-      const Optional<Tensor> requested = dweights[i + offset];
+    const auto matrix = [&](size_t which, int64_t rows, int64_t columns) -> void* {
+      const Optional<Tensor> requested = dweights[i + which];
       if (!requested.has_value()) return nullptr;
       const Tensor gradient = requested.value();
       return cpu_tensor(blocks.op, "a weight's gradient", gradient, blocks.dtype, {rows, columns});
     };
-    gradients.push_back({matrix(0, 3 * heads * head_dim, dim), matrix(1, dim, heads * head_dim),
-                         matrix(2, 2 * inner, dim), matrix(3, dim, inner)});
+    gradients.push_back(each_matrix<hrm_weight_gradients>(blocks.shape, matrix));
   }
   if (blocks.empty()) return;
   kernels(blocks.code)
@@ -582,6 +604,7 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(instruction_set, hrm::instruction_set)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(bfloat16_instruction_set, hrm::bfloat16_instruction_set)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(axpy, hrm::axpy)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(packed_size, hrm::packed_size)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(mixing_packed_size, hrm::mixing_packed_size)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(pack_blocks, hrm::pack_blocks)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(checksum, hrm::checksum)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(linear_packed_size, hrm::linear_packed_size)

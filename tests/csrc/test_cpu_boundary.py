@@ -86,6 +86,8 @@ def arguments(function, batch=BATCH, positions=POSITIONS, dtype=torch.float32, r
         return [random(*out.shape), qkv, out, random(*lse, dtype=float32), *tables, unwritten(*qkv.shape), HEADS, 2]
     if function == "packed_size":
         return [DIM, *COUNTS, dtype is torch.bfloat16]
+    if function == "mixing_packed_size":
+        return [positions, DIM, HEAD_DIM, INNER, dtype is torch.bfloat16]
     weights = block_weights(dtype)
     if function == "checksum":
         return [weights, 2]
@@ -277,6 +279,10 @@ def check_values(function, call, before, result):
         dim, heads, head_dim, inner, bfloat16 = call
         elements = 4 * dim * heads * head_dim + 3 * dim * inner
         assert result * 4 >= elements * library.module.element_bytes(bfloat16)
+    elif function == "mixing_packed_size":
+        positions, dim, width, inner, bfloat16 = call
+        elements = 3 * positions * width + 3 * dim * inner
+        assert result * 4 >= elements * library.module.element_bytes(bfloat16)
     elif function == "linear_packed_size":
         assert result * 4 >= call[0] * call[1] * library.module.element_bytes(call[2])
     elif function == "checksum":
@@ -345,7 +351,7 @@ def misaligned(tensor):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("function", [function for function in FUNCTIONS if function != "packed_size"])
+@pytest.mark.parametrize("function", [function for function in FUNCTIONS if not function.endswith("packed_size")])
 def test_misaligned_tensors_are_refused(function, dtype):
     """Tries each tensor argument."""
     for index, valid in enumerate(arguments(function, dtype=dtype)):
@@ -385,6 +391,36 @@ def test_numbers_beyond_any_model(function, index, value, message):
     call[index] = value
     with pytest.raises(ValueError, match=f"{function}: {message}"):
         getattr(library.module, function)(*call)
+
+
+@pytest.mark.parametrize(
+    ("index", "value", "message"),
+    [
+        (0, torch.zeros(BATCH, POSITIONS + 8, DIM), "out has shape"),
+        (4, torch.zeros(POSITIONS, HEAD_DIM), "blocks that mix positions have no cos; pass None"),
+        (5, torch.zeros(POSITIONS, HEAD_DIM), "blocks that mix positions have no sin; pass None"),
+        (8, 0, "the inner size of the mixing is 0; pass 1 to 1048576"),
+        (8, 2**62, "the inner size of the mixing is 4611686018427387904; pass 1 to 1048576"),
+        (8, HEAD_DIM + 16, "packed has shape"),
+    ],
+)
+def test_arguments_of_mixing_blocks(index, value, message):
+    """num_heads 0: a wrong size never reaches the kernels, and the right ones compute the block."""
+    shapes = [(2 * HEAD_DIM, POSITIONS), (POSITIONS, HEAD_DIM), (2 * INNER, DIM), (DIM, INNER)]
+    weights = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(shapes)]
+    packed = empty(library.module.mixing_packed_size(POSITIONS, DIM, HEAD_DIM, INNER, False))
+    library.module.pack_blocks(weights, 0, False, packed, 1)
+    with pytest.raises(ValueError, match=r"pack_blocks: a weight has shape"):
+        library.module.pack_blocks([*weights[:2], weights[3], weights[3]], 0, False, packed, 1)
+    x, out = torch.randn(BATCH, POSITIONS, DIM), torch.full((BATCH, POSITIONS, DIM), float("nan"))
+    call = [x, None, packed, 1, None, None, out, 0, HEAD_DIM, INNER, 1e-5, 2]
+    library.module.infer_blocks(*call)
+    first, second, gate_up, down = wide(weights)
+    middle = mixed(x.double(), first, second, 1e-5)
+    close(out, norm(middle + swiglu(middle @ gate_up.T) @ down.T, 1e-5))
+    call[index] = value
+    with pytest.raises(ValueError, match=f"infer_blocks: {message}"):
+        library.module.infer_blocks(*call)
 
 
 def test_sizes_beyond_any_model():

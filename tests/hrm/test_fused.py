@@ -63,7 +63,6 @@ def assert_equal(got, want, what):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_states_and_gradients_are_those_of_the_loops(family, cycles, recompute):
     model = model_of(family, H_cycles=cycles[0], L_cycles=cycles[1], recompute=recompute)
-    assert fused.can_fuse(model.inner) == (family != "trm, mlp_t")
     for gradient in MODES:
         model.inner.gradient = gradient
         with hrm_kernels.use_backend("reference"):
@@ -103,19 +102,15 @@ def test_without_gradients(family):
         want = inner.loops(z_H, z_L, x)
         for got in (fused.segment(inner, z_H, z_L, x), inner.segment(z_H, z_L, x)):
             assert all(map(torch.equal, got, want))
-        if fused.can_fuse(inner):
-            first = fused.first_position_after_segment(inner, z_H, z_L, x)
-            torch.testing.assert_close(first, want[0][:, 0], rtol=1e-5, atol=1e-5)
+        first = fused.first_position_after_segment(inner, z_H, z_L, x)
+        torch.testing.assert_close(first, want[0][:, 0], rtol=1e-5, atol=1e-5)
         for got, q in zip(inner.next_q_values(z_H, z_L, x), inner.q_values(want[0]), strict=True):
             torch.testing.assert_close(got, q, rtol=1e-5, atol=1e-5)
 
 
-def test_which_segment_a_model_runs(monkeypatch):
-    """The fused one for attention and for recomputation, the loops for mixing."""
-    for family, recompute, is_fused in (("hrm", False, True), ("trm, mlp_t", False, False), ("trm, mlp_t", True, True)):
-        inner, calls = model_of(family, recompute=recompute).inner, []
-        with monkeypatch.context() as patch:
-            patch.setattr(fused, "segment", lambda *states: calls.append("fused"))
-            patch.setattr(inner, "loops", lambda *states: calls.append("loops"))
-            inner.segment(None, None, None)
-        assert calls == ["fused" if is_fused else "loops"], family
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_model_runs_the_fused_segment(family, monkeypatch):
+    inner, calls = model_of(family).inner, []
+    monkeypatch.setattr(fused, "segment", lambda *states: calls.append("fused"))
+    inner.segment(None, None, None)
+    assert calls == ["fused"]

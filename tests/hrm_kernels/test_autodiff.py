@@ -27,6 +27,15 @@ def as_blocks(flat):
     return [k.BlockWeights(*flat[at : at + 4]) for at in range(0, len(flat), 4)]
 
 
+def mixing_block(positions, width, dim, inner, seed):
+    shapes = ((2 * width, positions), (positions, width), (2 * inner, dim), (dim, inner))
+    return [random(*shape, seed=seed + i, scale=shape[1] ** -0.5) for i, shape in enumerate(shapes)]
+
+
+def as_mixing_blocks(flat):
+    return [k.MixingBlockWeights(*flat[at : at + 4]) for at in range(0, len(flat), 4)]
+
+
 COS, SIN = rope_tables(5, 32)
 X, Y = random(2, 5, 64, seed=1), random(2, 5, 64, seed=2)
 CASES = {
@@ -52,6 +61,14 @@ CASES = {
     "reasoning_module": (
         lambda z, injection, *flat: k.reasoning_module(z, injection, as_blocks(flat), COS, SIN, HEADS),
         [X, Y, *block(64, 48, 6), *block(64, 48, 16)],
+    ),
+    "transformer_block, mixing, recomputed": (
+        lambda x, *weights: k.transformer_block(x, k.MixingBlockWeights(*weights), None, None, 0, 1e-5, True),
+        [X, *mixing_block(5, 12, 64, 48, 6)],
+    ),
+    "reasoning_module, mixing": (
+        lambda z, injection, *flat: k.reasoning_module(z, injection, as_mixing_blocks(flat), None, None, 0),
+        [X, Y, *mixing_block(5, 12, 64, 48, 6), *mixing_block(5, 12, 64, 48, 16)],
     ),
     "reasoning_module, tied": (
         lambda z, *flat: k.reasoning_module(z, z, as_blocks([*flat, *flat]), None, None, HEADS),

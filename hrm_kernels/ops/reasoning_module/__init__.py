@@ -8,13 +8,13 @@ from hrm_kernels.ops.reasoning_module import cuda_kernels, reference
 from hrm_kernels.ops.reasoning_module.spec import SPEC
 from hrm_kernels.ops.rope_attention.heads import Heads
 from hrm_kernels.ops.transformer_block import cpu_cannot_run_blocks, triton_cannot_run_blocks
-from hrm_kernels.ops.transformer_block.weights import BlockWeights, flat, layers_of
+from hrm_kernels.ops.transformer_block.weights import Layer, flat, layers_of
 
 
 def _triton(
     z: torch.Tensor,
     injection: torch.Tensor,
-    layers: Sequence[BlockWeights],
+    layers: Sequence[Layer],
     heads: Heads,
     eps: float,
     recompute: bool = False,
@@ -27,7 +27,7 @@ def _triton(
 def _cpu(
     z: torch.Tensor,
     injection: torch.Tensor,
-    layers: Sequence[BlockWeights],
+    layers: Sequence[Layer],
     heads: Heads,
     eps: float,
     recompute: bool = False,
@@ -48,7 +48,7 @@ _op = Op(
         "cuda": Backend(cuda_kernels.reasoning_module, cuda_kernels.unsupported, cuda_kernels.passed_over),
     },
     unflatten=lambda z, injection, layers, cos, sin, num_heads, *rest: (
-        (z, injection, layers_of(layers), Heads(cos, sin, num_heads), *rest)
+        (z, injection, layers_of(layers, num_heads), Heads(cos, sin, num_heads), *rest)
     ),
 )
 
@@ -57,7 +57,7 @@ _op = Op(
 def reasoning_module(
     z: torch.Tensor,
     injection: torch.Tensor,
-    layers: Sequence[BlockWeights],
+    layers: Sequence[Layer],
     cos: torch.Tensor | None,
     sin: torch.Tensor | None,
     num_heads: int,
@@ -71,9 +71,11 @@ def reasoning_module(
     Args:
         z: ``[B, S, D]`` state of the module, float32, bfloat16 or float16.
         injection: ``[B, S, D]``: ``z_H + x`` for the L-level, ``z_L`` for the H-level.
-        layers: the blocks' weights, in the dtype of z.
-        cos, sin: RoPE tables as for :func:`hrm_kernels.rope_attention`, or None for both.
-        num_heads: H.
+        layers: the blocks' weights, in the dtype of z: all :class:`hrm_kernels.BlockWeights` or all
+            :class:`hrm_kernels.MixingBlockWeights`.
+        cos, sin: RoPE tables as for :func:`hrm_kernels.rope_attention`, or None for both; None for blocks that mix
+            positions.
+        num_heads: H; 0 for blocks that mix positions.
         eps: of the norms.
         recompute: save only the inputs of the blocks for the backward, which computes the rest again.
 

@@ -35,6 +35,8 @@ def cannot_run(z: torch.Tensor, modules: Sequence[Sequence[Sequence[torch.Tensor
     reason = cuda_cannot_run(z)
     if reason is not None:
         return reason
+    if heads.mixing:
+        return "the cuda kernels are for blocks with attention, not for blocks that mix positions"
     if z.dtype is not torch.bfloat16:
         return f"its cuda kernels are for bfloat16, not {str(z.dtype).removeprefix('torch.')}"
     batch, positions, width = z.shape

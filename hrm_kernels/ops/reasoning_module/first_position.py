@@ -10,13 +10,14 @@ from hrm_kernels.ops.add_rms_norm import add_rms_norm
 from hrm_kernels.ops.reasoning_module import reasoning_module
 from hrm_kernels.ops.rope_attention.reference import apply_rope
 from hrm_kernels.ops.swiglu import swiglu
-from hrm_kernels.ops.transformer_block.weights import BlockWeights
+from hrm_kernels.ops.token_mixing import token_mixing
+from hrm_kernels.ops.transformer_block.weights import BlockWeights, Layer
 
 
 def first_position(
     z: torch.Tensor,
     injection: torch.Tensor,
-    layers: Sequence[BlockWeights],
+    layers: Sequence[Layer],
     cos: torch.Tensor | None,
     sin: torch.Tensor | None,
     num_heads: int,
@@ -25,7 +26,8 @@ def first_position(
     """``reasoning_module(z, injection, layers, ...)[:, 0]``, without the work of the last block for other positions.
 
     The last block computes keys and values of all positions, and everything else for the first: about a sixth of its
-    arithmetic for S = 82. The function calls other ops, so it runs on their backends and differentiates.
+    arithmetic for S = 82. One that mixes positions does so for all, and computes its SwiGLU for the first. The function
+    calls other ops, so it runs on their backends and differentiates.
 
     Args: those of :func:`hrm_kernels.reasoning_module`.
 
@@ -37,6 +39,22 @@ def first_position(
     """
     *before, last = layers
     x = reasoning_module(z, injection, before, cos, sin, num_heads, eps) if before else z + injection
+    if isinstance(last, BlockWeights):
+        first = _attended(x, last, cos, sin, num_heads, eps)
+    else:
+        first = token_mixing(x, last.mix_gate_up, last.mix_down, eps)[:, 0].contiguous()
+    return add_rms_norm(first, F.linear(swiglu(F.linear(first, last.gate_up)), last.down), eps)
+
+
+def _attended(
+    x: torch.Tensor,
+    last: BlockWeights,
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    num_heads: int,
+    eps: float,
+) -> torch.Tensor:
+    """The first position after the attention of a block and its norm."""
     batch, positions, _ = x.shape
     width = last.qkv.shape[0] // 3  # H d
     head = (num_heads, width // num_heads)
@@ -46,5 +64,4 @@ def first_position(
     if cos is not None and sin is not None:
         q, k = apply_rope(q, cos[:1, None], sin[:1, None]), apply_rope(k, cos[:positions, None], sin[:positions, None])
     attended = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-    first = add_rms_norm(first, F.linear(attended.reshape(batch, width), last.o), eps)
-    return add_rms_norm(first, F.linear(swiglu(F.linear(first, last.gate_up)), last.down), eps)
+    return add_rms_norm(first, F.linear(attended.reshape(batch, width), last.o), eps)

@@ -4,20 +4,20 @@ from typing import Any
 from torch import Tensor
 
 from hrm_kernels.ops.transformer_block import spec as block
-from hrm_kernels.ops.transformer_block.weights import BlockWeights
+from hrm_kernels.ops.transformer_block.weights import Layer
 from hrm_kernels.spec import Cost, OpSpec, Random, Sizes
 
 
 def sample(sizes: Sizes, random: Random) -> tuple[Any, ...]:
     z, injection = (random(*sizes.leading, sizes.D) for _ in range(2))
     layers = [block.block(sizes, random) for _ in range(sizes.layers)]
-    return z, injection, layers, *block.tables(sizes, random), sizes.H, 1e-5, sizes.recompute
+    return z, injection, layers, *block.tables(sizes, random), block.num_heads(sizes), 1e-5, sizes.recompute
 
 
 def oracle(
     z: Tensor,
     injection: Tensor,
-    layers: Sequence[BlockWeights],
+    layers: Sequence[Layer],
     cos: Tensor | None,
     sin: Tensor | None,
     num_heads: int,

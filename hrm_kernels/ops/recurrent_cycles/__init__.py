@@ -12,7 +12,7 @@ from hrm_kernels.ops.recurrent_cycles import cuda_kernels, reference
 from hrm_kernels.ops.recurrent_cycles.spec import SPEC
 from hrm_kernels.ops.rope_attention.heads import Heads
 from hrm_kernels.ops.transformer_block import cpu_cannot_run_blocks, triton_cannot_run_blocks
-from hrm_kernels.ops.transformer_block.weights import BlockWeights, flat, layers_of
+from hrm_kernels.ops.transformer_block.weights import Layer, flat, layers_of
 
 _graphs = Graphs()
 
@@ -21,15 +21,15 @@ def _triton(
     z_H: torch.Tensor,
     z_L: torch.Tensor,
     x: torch.Tensor,
-    H_layers: Sequence[BlockWeights],
-    L_layers: Sequence[BlockWeights],
+    H_layers: Sequence[Layer],
+    L_layers: Sequence[Layer],
     heads: Heads,
     H_cycles: int,
     L_cycles: int,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One CUDA graph where that is possible, single launches elsewhere."""
-    from hrm_kernels.ops.transformer_block.triton_block import Shared, infer
+    from hrm_kernels.ops.transformer_block.triton_block import Shared, blocks, infer
 
     shape, width = z_H.shape, z_H.shape[2]
     H_weights, L_weights = flat(H_layers), flat(L_layers)
@@ -37,12 +37,18 @@ def _triton(
     def run(z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         shared = Shared(shape[0], heads.contiguous(), eps)
         H, L = ([weight.contiguous() for weight in weights] for weights in (H_weights, L_weights))
+
+        def update(z: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
+            if heads.mixing:
+                return blocks(z.view(shape), weights, heads, eps, False).view(z.shape)
+            return infer(z, weights, shared)
+
         return reference.run_cycles(
             z_H,
             z_L,
             x,
-            lambda z, injection: infer(z + injection, H, shared),
-            lambda z, injection: infer(z + injection, L, shared),
+            lambda z, injection: update(z + injection, H),
+            lambda z, injection: update(z + injection, L),
             H_cycles,
             L_cycles,
         )
@@ -61,8 +67,8 @@ def _cpu(
     z_H: torch.Tensor,
     z_L: torch.Tensor,
     x: torch.Tensor,
-    H_layers: Sequence[BlockWeights],
-    L_layers: Sequence[BlockWeights],
+    H_layers: Sequence[Layer],
+    L_layers: Sequence[Layer],
     *rest: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from hrm_kernels.ops.recurrent_cycles.cpu_kernels import run
@@ -90,7 +96,7 @@ _op = Op(
         "cuda": Backend(cuda_kernels.recurrent_cycles, cuda_kernels.unsupported, passed_over),
     },
     unflatten=lambda z_H, z_L, x, H_layers, L_layers, cos, sin, num_heads, *rest: (
-        (z_H, z_L, x, layers_of(H_layers), layers_of(L_layers), Heads(cos, sin, num_heads), *rest)
+        (z_H, z_L, x, layers_of(H_layers, num_heads), layers_of(L_layers, num_heads), Heads(cos, sin, num_heads), *rest)
     ),
 )
 
@@ -100,8 +106,8 @@ def recurrent_cycles(
     z_H: torch.Tensor,
     z_L: torch.Tensor,
     x: torch.Tensor,
-    H_layers: Sequence[BlockWeights],
-    L_layers: Sequence[BlockWeights],
+    H_layers: Sequence[Layer],
+    L_layers: Sequence[Layer],
     cos: torch.Tensor | None,
     sin: torch.Tensor | None,
     num_heads: int,
@@ -121,9 +127,11 @@ def recurrent_cycles(
     Args:
         z_H, z_L: ``[B, S, D]`` states, float32, bfloat16 or float16; they are not written to.
         x: ``[B, S, D]`` input embedding.
-        H_layers, L_layers: the blocks of both modules, in the dtype of the states.
-        cos, sin: RoPE tables as for :func:`hrm_kernels.rope_attention`, or None for both.
-        num_heads: H.
+        H_layers, L_layers: the blocks of both modules, in the dtype of the states: all
+            :class:`hrm_kernels.BlockWeights` or all :class:`hrm_kernels.MixingBlockWeights`.
+        cos, sin: RoPE tables as for :func:`hrm_kernels.rope_attention`, or None for both; None for blocks that mix
+            positions.
+        num_heads: H; 0 for blocks that mix positions.
         H_cycles, L_cycles: updates of z_H in a segment, and of z_L for each of them; both >= 1.
         eps: of the norms.
 

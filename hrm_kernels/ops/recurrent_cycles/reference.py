@@ -4,7 +4,7 @@ import torch
 
 from hrm_kernels.ops.reasoning_module.reference import reasoning_module
 from hrm_kernels.ops.rope_attention.heads import Heads
-from hrm_kernels.ops.transformer_block.weights import BlockWeights
+from hrm_kernels.ops.transformer_block.weights import Layer
 
 Update = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """``update(z, injection)``: a module's next state."""
@@ -35,8 +35,8 @@ def recurrent_cycles(
     z_H: torch.Tensor,
     z_L: torch.Tensor,
     x: torch.Tensor,
-    H_layers: Sequence[BlockWeights],
-    L_layers: Sequence[BlockWeights],
+    H_layers: Sequence[Layer],
+    L_layers: Sequence[Layer],
     heads: Heads,
     H_cycles: int,
     L_cycles: int,

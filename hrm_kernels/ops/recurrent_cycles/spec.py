@@ -5,7 +5,7 @@ from torch import Tensor
 
 from hrm_kernels.ops.reasoning_module.spec import oracle as reasoning_module
 from hrm_kernels.ops.transformer_block import spec as block
-from hrm_kernels.ops.transformer_block.weights import BlockWeights
+from hrm_kernels.ops.transformer_block.weights import Layer
 from hrm_kernels.spec import Cost, OpSpec, Random, Sizes
 
 
@@ -14,15 +14,15 @@ def sample(sizes: Sizes, random: Random) -> tuple[Any, ...]:
     states = [random(*sizes.leading, sizes.D) for _ in range(3)]
     H = [block.block(sizes, random) for _ in range(sizes.layers)]
     L = [block.block(sizes, random) for _ in range(max(1, sizes.layers - 1))]
-    return *states, H, L, *block.tables(sizes, random), sizes.H, sizes.H_cycles, sizes.L_cycles, 1e-5
+    return *states, H, L, *block.tables(sizes, random), block.num_heads(sizes), sizes.H_cycles, sizes.L_cycles, 1e-5
 
 
 def oracle(
     z_H: Tensor,
     z_L: Tensor,
     x: Tensor,
-    H_layers: Sequence[BlockWeights],
-    L_layers: Sequence[BlockWeights],
+    H_layers: Sequence[Layer],
+    L_layers: Sequence[Layer],
     cos: Tensor | None,
     sin: Tensor | None,
     num_heads: int,
@@ -70,5 +70,9 @@ SPEC = OpSpec(
         Sizes(3, 21, H_cycles=3, L_cycles=1),
         Sizes(1, 1, 20, 3, 6, 30),
         Sizes(0, 5),
+        Sizes(2, 5, mixing=6),
+        Sizes(3, 21, mixing=40, H_cycles=3, L_cycles=1),
+        Sizes(1, 1, 20, I=30, mixing=3, H_cycles=1, L_cycles=3),
+        Sizes(0, 5, mixing=6),
     ),
 )

@@ -10,12 +10,17 @@ class Heads(NamedTuple):
 
     Attributes:
         cos, sin: RoPE tables ``[>= S, d]``, or None for both to leave the rotation out.
-        num_heads: H.
+        num_heads: H; 0 for blocks that mix positions instead.
     """
 
     cos: torch.Tensor | None
     sin: torch.Tensor | None
     num_heads: int
+
+    @property
+    def mixing(self) -> bool:
+        """Whether the blocks mix positions, without attention."""
+        return self.num_heads == 0
 
     def contiguous(self) -> "Heads":
         """With tables as GPU kernels read them."""

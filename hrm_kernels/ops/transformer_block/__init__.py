@@ -7,35 +7,37 @@ from hrm_kernels.checks import check_eps, check_layers
 from hrm_kernels.ops.rope_attention.heads import Heads, tables_need_gradients, triton_cannot_attend
 from hrm_kernels.ops.transformer_block import reference
 from hrm_kernels.ops.transformer_block.spec import SPEC
-from hrm_kernels.ops.transformer_block.weights import BlockWeights
+from hrm_kernels.ops.transformer_block.weights import BlockWeights, Layer, MixingBlockWeights, by_block
 
-__all__ = ["BlockWeights", "transformer_block"]
+__all__ = ["BlockWeights", "Layer", "MixingBlockWeights", "transformer_block"]
 
 
-def triton_cannot_run_blocks(x: torch.Tensor, layers: Sequence[BlockWeights], heads: Heads) -> str | None:
+def triton_cannot_run_blocks(x: torch.Tensor, layers: Sequence[Layer], heads: Heads) -> str | None:
     """Why the triton backend cannot run these blocks on x; None where it can."""
+    if heads.mixing:
+        return triton_cannot_run(x)
     for weights in layers:
-        reason = triton_cannot_attend(weights.qkv.shape[0] // (3 * heads.num_heads), x.dtype)
+        reason = triton_cannot_attend(weights[0].shape[0] // (3 * heads.num_heads), x.dtype)
         if reason is not None:
             return reason
     return tables_need_gradients(heads) or triton_cannot_run(x)
 
 
-def cpu_cannot_run_blocks(x: torch.Tensor, layers: Sequence[BlockWeights], heads: Heads) -> str | None:
+def cpu_cannot_run_blocks(x: torch.Tensor, layers: Sequence[Layer], heads: Heads) -> str | None:
     """Why the cpu backend cannot run these blocks on x; None where it can."""
     for weights in layers:
-        if (weights.qkv.shape, weights.down.shape) != (layers[0].qkv.shape, layers[0].down.shape):
+        if (weights[0].shape, weights.down.shape) != (layers[0][0].shape, layers[0].down.shape):
             return "its kernels run blocks of equal sizes only"
     return tables_need_gradients(heads) or cpu_cannot_run(x)
 
 
-def _triton(x: torch.Tensor, weights: BlockWeights, heads: Heads, eps: float, recompute: bool = False) -> torch.Tensor:
+def _triton(x: torch.Tensor, weights: Layer, heads: Heads, eps: float, recompute: bool = False) -> torch.Tensor:
     from hrm_kernels.ops.transformer_block import triton_block
 
     return triton_block.blocks(x, list(weights), heads, eps, recompute)
 
 
-def _cpu(x: torch.Tensor, weights: BlockWeights, heads: Heads, eps: float, recompute: bool = False) -> torch.Tensor:
+def _cpu(x: torch.Tensor, weights: Layer, heads: Heads, eps: float, recompute: bool = False) -> torch.Tensor:
     from hrm_kernels.ops.transformer_block import cpu_block
 
     return cpu_block.blocks(x, None, list(weights), heads, eps, recompute)
@@ -49,7 +51,7 @@ _op = Op(
         "cpu": Backend(_cpu, lambda x, weights, heads, *rest: cpu_cannot_run_blocks(x, [weights], heads)),
     },
     unflatten=lambda x, weights, cos, sin, num_heads, *rest: (
-        (x, BlockWeights(*weights), Heads(cos, sin, num_heads), *rest)
+        (x, by_block(weights, num_heads)[0], Heads(cos, sin, num_heads), *rest)
     ),
 )
 
@@ -57,23 +59,24 @@ _op = Op(
 @_op.public
 def transformer_block(
     x: torch.Tensor,
-    weights: BlockWeights,
+    weights: Layer,
     cos: torch.Tensor | None,
     sin: torch.Tensor | None,
     num_heads: int,
     eps: float = 1e-5,
     recompute: bool = False,
 ) -> torch.Tensor:
-    """One post-norm block: attention, then SwiGLU, each added to its input and normed.
+    """One post-norm block: attention or token mixing, then SwiGLU, each added to its input and normed.
 
-    ``x = rms_norm(x + o(attention(qkv(x))))``, then ``x = rms_norm(x + down(swiglu(gate_up(x))))``.
+    ``x = rms_norm(x + o(attention(qkv(x))))``, or with :class:`hrm_kernels.MixingBlockWeights`
+    ``x = token_mixing(x, mix_gate_up, mix_down)``; then ``x = rms_norm(x + down(swiglu(gate_up(x))))``.
     Under ``torch.autocast`` it runs in autocast's dtype, as products do.
 
     Args:
         x: ``[B, S, D]``, float32, bfloat16 or float16.
         weights: the block's matrices, in the dtype of x.
-        cos, sin: RoPE tables as for :func:`hrm_kernels.rope_attention`, or None for both.
-        num_heads: H.
+        cos, sin: RoPE tables as for :func:`hrm_kernels.rope_attention`, or None for both; None for token mixing.
+        num_heads: H; 0 for token mixing.
         eps: of both norms.
         recompute: save only x for the backward, which computes the rest again.
 
@@ -83,10 +86,10 @@ def transformer_block(
     Raises:
         TypeError, ValueError: a dtype, device or shape does not fit.
 
-    Source: HRM (arXiv 2506.21734), section 2.
+    Source: HRM (arXiv 2506.21734), section 2; token mixing: TRM (arXiv 2510.04871), section 4.
     """
     x, weights = _op.under_autocast(x, weights)
     SPEC.check(x)
     check_layers(SPEC.name, "weights", [weights], "x", x, num_heads, cos, sin)
     check_eps(SPEC.name, eps)
-    return _op(x, BlockWeights(*weights), Heads(cos, sin, int(num_heads)), eps, recompute)
+    return _op(x, by_block(weights, num_heads)[0], Heads(cos, sin, int(num_heads)), eps, recompute)

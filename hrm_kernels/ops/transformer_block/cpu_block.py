@@ -1,8 +1,10 @@
 """Blocks on the CPU library: one call forward, one backward, for all blocks of a module.
 
-For the backward a block saves, per token and in float32, x, attention, x1 (D each), qkv (3 D), gate_up (2 I), two
-numbers per token and one per head: 25 KB for D = 512, I = 1536. With ``recompute`` it saves only x (2 KB), and runs
-forward again in the backward. The inputs of a call are saved too, for second-order gradients.
+For the backward a block with attention saves, per token and in float32, x, attention, x1 (D each), qkv (3 D), gate_up
+(2 I), two numbers per token and one per head: 25 KB for D = 512, I = 1536. A block that mixes positions saves x, x1,
+gate_up, a number per token, and one per channel of each row of the batch; it computes its mixing again. With
+``recompute`` both save only x (2 KB), and run forward again in the backward. The inputs of a call are saved too, for
+second-order gradients.
 """
 
 from collections.abc import Sequence
@@ -61,7 +63,7 @@ def _saved_size(x: Tensor, weights: Sequence[Tensor], num_heads: int, recompute:
         return -(-count // width) * width
 
     (batch, positions, dim), layers = x.shape, len(weights) // 4
-    head_dim, inner, rows = weights[0].shape[0] // (3 * num_heads), weights[3].shape[1], batch * positions
+    inner, rows = weights[3].shape[1], batch * positions
     stride = (rows + tile) // 2 * 2 + 1
 
     def floats(columns: int) -> int:
@@ -69,8 +71,12 @@ def _saved_size(x: Tensor, weights: Sequence[Tensor], num_heads: int, recompute:
 
     if recompute:
         return layers * floats(padded(dim))
-    columns = 2 * padded(dim) + 4 * num_heads * padded(head_dim) + 2 * padded(inner)
-    numbers = 2 * padded(rows) + padded(rows * num_heads)
+    columns, numbers = 2 * padded(dim) + 2 * padded(inner), padded(rows)
+    if num_heads:
+        columns += 4 * num_heads * padded(weights[0].shape[0] // (3 * num_heads))
+        numbers += padded(rows) + padded(rows * num_heads)
+    else:
+        numbers += batch * padded(dim)
     return layers * (floats(columns) + numbers) + floats(padded(dim))
 
 
@@ -229,6 +235,8 @@ def blocks(
     recompute: bool,
 ) -> Tensor:
     """All blocks over ``x + injection``; saves activations only if an argument needs a gradient."""
+    if heads.mixing and x.shape[1] == 0:  # nothing to compute
+        return run_blocks(x if injection is None else x + injection, weights, heads, eps)
     x = x.contiguous()
     injection = None if injection is None else injection.contiguous()
     if torch.compiler.is_compiling():  # torch.compile refuses the same tensor twice

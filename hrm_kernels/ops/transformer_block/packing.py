@@ -14,10 +14,16 @@ class Packed:
     def __init__(self, weights: Sequence[torch.Tensor], num_heads: int) -> None:
         self.module = native.load("cpu").module
         self.num_heads, self.layers = num_heads, len(weights) // 4
-        qkv, down = weights[0], weights[3]
-        self.head_dim, self.inner = qkv.shape[0] // (3 * num_heads), down.shape[1]
-        sizes = qkv.shape[1], num_heads, self.head_dim, self.inner
-        self.size = self.layers * self.module.packed_size(*sizes, qkv.dtype is torch.bfloat16)
+        first, second, _, down = weights[:4]
+        dim, self.inner = down.shape
+        bfloat16 = down.dtype is torch.bfloat16
+        if num_heads:
+            self.width = first.shape[0] // (3 * num_heads)
+            size = self.module.packed_size(dim, num_heads, self.width, self.inner, bfloat16)
+        else:
+            self.width = second.shape[1]
+            size = self.module.mixing_packed_size(second.shape[0], dim, self.width, self.inner, bfloat16)
+        self.size = self.layers * size
         self.forward = self._pack(weights, False)
         self._backward: torch.Tensor | None = None
 
@@ -34,7 +40,8 @@ class Packed:
         return self._backward
 
     def sizes(self) -> tuple[int, int, int]:
-        return self.num_heads, self.head_dim, self.inner
+        """num_heads, the width of a head, I; or for blocks that mix positions 0, T, I."""
+        return self.num_heads, self.width, self.inner
 
 
 def pack(weights: Sequence[torch.Tensor], num_heads: int) -> Packed:

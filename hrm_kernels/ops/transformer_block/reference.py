@@ -9,21 +9,25 @@ from hrm_kernels.ops.add_rms_norm.reference import add_rms_norm
 from hrm_kernels.ops.rope_attention.heads import Heads
 from hrm_kernels.ops.rope_attention.reference import rope_attention
 from hrm_kernels.ops.swiglu.reference import swiglu
-from hrm_kernels.ops.transformer_block.weights import BlockWeights, by_block
+from hrm_kernels.ops.token_mixing.reference import token_mixing
+from hrm_kernels.ops.transformer_block.weights import Layer, by_block
 
 
 def transformer_block(
-    x: torch.Tensor, weights: BlockWeights, heads: Heads, eps: float, recompute: bool = False
+    x: torch.Tensor, weights: Layer, heads: Heads, eps: float, recompute: bool = False
 ) -> torch.Tensor:
     if recompute and torch.is_grad_enabled() and not in_transform():  # which cannot save memory
         return checkpoint(transformer_block, x, weights, heads, eps, use_reentrant=False)
-    qkv, o, gate_up, down = weights
-    x = add_rms_norm(x, F.linear(rope_attention(F.linear(x, qkv), heads), o), eps)
+    first, second, gate_up, down = weights
+    if heads.mixing:
+        x = token_mixing(x, first, second, eps)
+    else:
+        x = add_rms_norm(x, F.linear(rope_attention(F.linear(x, first), heads), second), eps)
     return add_rms_norm(x, F.linear(swiglu(F.linear(x, gate_up)), down), eps)
 
 
 def run_blocks(x: torch.Tensor, weights: Sequence[torch.Tensor], heads: Heads, eps: float) -> torch.Tensor:
     """Blocks in turn, of a flat list of their matrices."""
-    for block in by_block(weights):
+    for block in by_block(weights, heads.num_heads):
         x = transformer_block(x, block, heads, eps)
     return x

@@ -5,11 +5,20 @@ from torch import Tensor
 from hrm_kernels.ops.add_rms_norm.spec import oracle as add_rms_norm
 from hrm_kernels.ops.rope_attention.spec import oracle as rope_attention
 from hrm_kernels.ops.swiglu.spec import oracle as swiglu
-from hrm_kernels.ops.transformer_block.weights import BlockWeights
+from hrm_kernels.ops.token_mixing import spec as token_mixing
+from hrm_kernels.ops.transformer_block.weights import BlockWeights, Layer, MixingBlockWeights
 from hrm_kernels.spec import Cost, OpSpec, Random, Sizes
 
 
-def block(sizes: Sizes, random: Random) -> BlockWeights:
+def block(sizes: Sizes, random: Random) -> Layer:
+    if sizes.mixing:
+        assert sizes.S is not None
+        return MixingBlockWeights(
+            random.matrix(2 * sizes.mixing, sizes.S),
+            random.matrix(sizes.S, sizes.mixing),
+            random.matrix(2 * sizes.I, sizes.D),
+            random.matrix(sizes.D, sizes.I),
+        )
     wide = sizes.H * sizes.d
     shapes = ((3 * wide, sizes.D), (sizes.D, wide), (2 * sizes.I, sizes.D), (sizes.D, sizes.I))
     return BlockWeights(*(random.matrix(*shape) for shape in shapes))
@@ -17,31 +26,46 @@ def block(sizes: Sizes, random: Random) -> BlockWeights:
 
 def tables(sizes: Sizes, random: Random) -> tuple[Tensor | None, Tensor | None]:
     assert sizes.S is not None
-    return random.tables(sizes.S, sizes.d) if sizes.rope else (None, None)
+    return random.tables(sizes.S, sizes.d) if sizes.rope and not sizes.mixing else (None, None)
+
+
+def num_heads(sizes: Sizes) -> int:
+    return 0 if sizes.mixing else sizes.H
 
 
 def sample(sizes: Sizes, random: Random) -> tuple[Any, ...]:
     x = random(*sizes.leading, sizes.D)
-    return x, block(sizes, random), *tables(sizes, random), sizes.H, 1e-5, sizes.recompute
+    return x, block(sizes, random), *tables(sizes, random), num_heads(sizes), 1e-5, sizes.recompute
 
 
 def oracle(
     x: Tensor,
-    weights: BlockWeights,
+    weights: Layer,
     cos: Tensor | None,
     sin: Tensor | None,
     num_heads: int,
     eps: float,
     recompute: bool = False,
 ) -> Tensor:
-    qkv, o, gate_up, down = weights
-    x = add_rms_norm(x, rope_attention(x @ qkv.T, cos, sin, num_heads) @ o.T, eps)
+    first, second, gate_up, down = weights
+    if isinstance(weights, MixingBlockWeights):
+        x = token_mixing.oracle(x, first, second, eps)
+    else:
+        x = add_rms_norm(x, rope_attention(x @ first.T, cos, sin, num_heads) @ second.T, eps)
     return add_rms_norm(x, swiglu(x @ gate_up.T) @ down.T, eps)
 
 
 def weight_count(sizes: Sizes) -> int:
-    """Elements of a block's matrices: also its multiply-adds per token, without attention."""
-    return 4 * sizes.D * sizes.H * sizes.d + 3 * sizes.D * sizes.I
+    """Elements of a block's matrices."""
+    across = 3 * (sizes.S or 0) * sizes.mixing if sizes.mixing else 4 * sizes.D * sizes.H * sizes.d
+    return across + 3 * sizes.D * sizes.I
+
+
+def multiply_adds(sizes: Sizes) -> int:
+    """Of a block, per token."""
+    assert sizes.S is not None
+    attention = 4 * sizes.D * sizes.H * sizes.d + 2 * sizes.S * sizes.H * sizes.d
+    return 3 * sizes.D * sizes.I + (3 * sizes.D * sizes.mixing if sizes.mixing else attention)
 
 
 def cost_of_blocks(sizes: Sizes, itemsize: int, backward: bool, blocks: int, passes: int, states: int) -> Cost:
@@ -49,10 +73,9 @@ def cost_of_blocks(sizes: Sizes, itemsize: int, backward: bool, blocks: int, pas
 
     With backward, weights are read twice and their gradients written, as are states and their gradients.
     """
-    assert sizes.S is not None
     moved = (3 if backward else 1) * blocks * weight_count(sizes)
     moved += (2 if backward else 1) * states * sizes.tokens * sizes.D
-    operations = sizes.tokens * (2 * weight_count(sizes) + 4 * sizes.S * sizes.H * sizes.d)
+    operations = sizes.tokens * 2 * multiply_adds(sizes)
     return Cost(moved * itemsize, (3 if backward else 1) * passes * operations)
 
 
@@ -75,6 +98,14 @@ BLOCK_SIZES = (
     Sizes(3, 5, 20, 3, 6, 30, recompute=True),
     Sizes(0, 5, 32, 2, 16, 8),
     Sizes(0, 5, 64, 2, 32, 8, recompute=True),
+    Sizes(2, 5, mixing=6),
+    Sizes(2, 17, 64, I=96, mixing=40, recompute=True),
+    Sizes(1, 97, 128, I=256, mixing=256),
+    Sizes(3, 1, 20, I=30, mixing=3),
+    Sizes(3, 18, 20, I=30, mixing=96, layers=3),
+    Sizes(9, 5, 200, I=8, mixing=7, recompute=True),
+    Sizes(0, 5, 32, I=8, mixing=16),
+    Sizes(0, 5, 32, I=8, mixing=16, recompute=True),
 )
 
 SPEC = OpSpec(

@@ -17,6 +17,7 @@ from hrm_kernels.ops.rope_attention import triton_kernels as attention
 from hrm_kernels.ops.rope_attention.heads import Heads
 from hrm_kernels.ops.swiglu import triton_kernels as swiglu
 from hrm_kernels.ops.transformer_block import triton_kernels as fused
+from hrm_kernels.ops.transformer_block import triton_mixing_block
 from hrm_kernels.ops.transformer_block.reference import run_blocks
 
 Weights = Sequence[torch.Tensor]
@@ -164,6 +165,8 @@ PATHS: dict[str, Callable[[torch.Tensor, Weights, Shared], torch.Tensor]] = {
 
 def blocks(x: torch.Tensor, weights: Weights, heads: Heads, eps: float, recompute: bool) -> torch.Tensor:
     """``x [B, S, D]`` through all blocks; saves activations only if an argument needs a gradient."""
+    if heads.mixing:
+        return triton_mixing_block.blocks(x, weights, eps, recompute)
     flat = x.reshape(-1, x.shape[2]).contiguous()
     weights = [weight.contiguous() for weight in weights]
     shared = Shared(x.shape[0], heads.contiguous(), eps)
