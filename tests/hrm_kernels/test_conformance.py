@@ -66,6 +66,8 @@ def has_triton_kernels(op, dtype, sizes):
         return False
     if GPU == "cuda":
         return True
+    if sizes.mixing and (sizes.S or 0) > 20:  # minutes; the kernels are those of token_mixing
+        return False
     if op == "transformer_block":  # the same kernels as of reasoning_module
         return sizes in SPECS[op].sizes[:3]
     return not (op == "rope_attention" and sizes.scale != 1 or op == "recurrent_cycles" and sizes.S > 5)

@@ -101,7 +101,7 @@ BLOCK_SIZES = (
     Sizes(2, 5, mixing=6),
     Sizes(2, 17, 64, I=96, mixing=40, recompute=True),
     Sizes(1, 97, 128, I=256, mixing=256),
-    Sizes(3, 1, 20, I=30, mixing=3),
+    Sizes(3, 1, 20, I=30, mixing=3, layers=1),
     Sizes(3, 18, 20, I=30, mixing=96, layers=3),
     Sizes(9, 5, 200, I=8, mixing=7, recompute=True),
     Sizes(0, 5, 32, I=8, mixing=16),
