@@ -11,7 +11,7 @@
 
 namespace hrm::HRM_ISA {
 
-constexpr int64_t kQueries = 4 * kTileRows;
+constexpr int64_t kQueries = kTileRows > 16 ? 2 * kTileRows : 4 * kTileRows;
 constexpr bool kSeparate = !std::is_same_v<Element, float>;  // probabilities don't replace scores, which are float32
 
 // RoPE: rotates the pair (i, i + head_dim / 2) of each row by the angles of cos, sin [S, head_dim]; nullptr: no
@@ -76,21 +76,33 @@ struct Heads {
   }
   int64_t backward_scratch() const {
     const int64_t key_rows = keys() * kWidth + kTileRows, query_rows = kQueries + kTileRows;
-    const int64_t elements = width() * 4 * key_rows + 2 * keys() * query_rows;
+    const int64_t elements = width() * 4 * key_rows + 2 * keys() * query_rows +
+                             (transposed_elements(keys(), width(), kQueries) + kWidth - 1) / kWidth;
     return floats_for(elements * kWidth) + kWidth * (width() * 3 * key_rows + query_rows) + kQueries;
   }
 };
 
-// k after RoPE, and k and v as right factors: transposed per panel of keys, or padded with zero rows to whole panels.
+// Copies rows of panels; zero rows follow, up to row `until`.
 HRM_INLINE void copy_rows(Panels from, int64_t panels, int64_t count, Panels to, int64_t until) {
   for (int64_t p = 0; p < panels; ++p) {
     std::memcpy(to.at(p, 0), from.at(p, 0), sizeof(Element) * kWidth * count);
     std::memset(to.at(p, count), 0, sizeof(Element) * kWidth * (until - count));
   }
 }
+// Transposes keys as a right factor.
 HRM_INLINE void transpose(Panels from, int64_t panels, int64_t rows, Element* to) {
   for (int64_t first = 0; first < rows; first += kWidth, to += panels * kWidth * kWidth) {
     transpose_panel(from, panels, first, rows, to);
+  }
+}
+
+// The memory of the probabilities: that of the scores, if they have the same type.
+template <class T>
+HRM_INLINE Panels probabilities(PanelsOf<T> scores, int64_t keys, Scratch& scratch) {
+  if constexpr (std::is_same_v<T, Element>) {
+    return scores;
+  } else {
+    return scratch.panels(keys, kQueries + kTileRows);
   }
 }
 
@@ -98,22 +110,18 @@ HRM_INLINE void transpose(Panels from, int64_t panels, int64_t rows, Element* to
 inline void attend(const Heads& heads, int64_t batch, int64_t head, Panels out, float* lse, float* memory) {
   const int64_t positions = heads.positions, width = heads.width(), keys = heads.keys();
   Scratch scratch{memory};
-  const Panels k = scratch.panels(width, keys * kWidth), v = scratch.panels(width, keys * kWidth);
+  const Panels k = scratch.panels(width, keys * kWidth);
+  Element* v = scratch.elements(width * keys * kWidth * kWidth);
   Element* k_transposed = scratch.elements(width * keys * kWidth * kWidth);
   const Panels q = scratch.panels(width, kQueries + kTileRows);
   const FloatPanels s = scratch.float_panels(keys, kQueries + kTileRows);
-  Panels p;
-  if constexpr (kSeparate) {
-    p = scratch.panels(keys, kQueries + kTileRows);
-  } else {
-    p = s;
-  }
+  const Panels p = probabilities(s, keys, scratch);
   float* sums = scratch.floats((kQueries + kTileRows) * kWidth);
   const float scale = 1.0f / std::sqrt(static_cast<float>(heads.head_dim));
 
   heads.rope.turn(heads.part(heads.qkv, 1, batch, head), k, 0, positions, false);
   transpose(k, width, positions, k_transposed);
-  copy_rows(heads.part(heads.qkv, 2, batch, head), width, positions, v, keys * kWidth);
+  as_right(heads.part(heads.qkv, 2, batch, head), width, positions, v);
   const Panels queries = heads.part(heads.qkv, 0, batch, head);
   const Panels result = out.from(head * width, batch * positions);
   for (int64_t first = 0; first < positions; first += kQueries) {
@@ -142,7 +150,7 @@ inline void attend(const Heads& heads, int64_t batch, int64_t head, Panels out, 
         store(scores + kLanes, exp((load(scores + kLanes) - top) * scale));
         for (int64_t lane = positions - panel * kWidth; lane < kWidth; ++lane) scores[lane] = 0;
         total += load(scores) + load(scores + kLanes);
-        if constexpr (kSeparate) {
+        if (kSeparate) {
           store(p.at(panel, row), load(scores));
           store(p.at(panel, row) + kLanes, load(scores + kLanes));
         }
@@ -152,7 +160,7 @@ inline void attend(const Heads& heads, int64_t batch, int64_t head, Panels out, 
       if (lse) lse[(batch * heads.heads + head) * positions + first + row] = top * scale + std::log(weight);
     }
     const Panels here = result.from(0, first);
-    product(p, keys, v.data, width, rows, sums, [&](Tile& tile, int64_t row, int64_t count, int64_t panel) HRM_ALWAYS {
+    product(p, keys, v, width, rows, sums, [&](Tile& tile, int64_t row, int64_t count, int64_t panel) HRM_ALWAYS {
       for_rows(tile, count, [&](int i, Vec* columns) HRM_ALWAYS {
         Element* to = here.at(panel, row + i);
         store(to, columns[0] * inverse[row + i]);
@@ -168,21 +176,22 @@ inline void attend_backward(const Heads& heads, int64_t batch, int64_t head, Pan
   const int64_t positions = heads.positions, width = heads.width(), keys = heads.keys();
   Scratch scratch{memory};
   const int64_t key_rows = keys * kWidth + kTileRows;
-  const Panels k{scratch.elements(width * key_rows * kWidth), keys * kWidth};
+  Element* k = scratch.elements(width * keys * kWidth * kWidth);
   const Panels q = scratch.panels(width, key_rows);
   const FloatPanels dk = scratch.float_panels(width, key_rows), dv = scratch.float_panels(width, key_rows);
   const FloatPanels dq = scratch.float_panels(width, key_rows);
   Element* k_transposed = scratch.elements(width * keys * kWidth * kWidth);
   Element* v_transposed = scratch.elements(width * keys * kWidth * kWidth);
   const Panels p = scratch.panels(keys, kQueries + kTileRows), ds = scratch.panels(keys, kQueries + kTileRows);
+  Element* transposed = scratch.elements(transposed_elements(keys, width, kQueries));
   float* sums = scratch.floats((kQueries + kTileRows) * kWidth);
   float* delta = scratch.floats(kQueries);
   const float scale = 1.0f / std::sqrt(static_cast<float>(heads.head_dim));
 
-  const Panels turned{reinterpret_cast<Element*>(dk.data), positions};  // holds k until its rows are padded
+  const Panels turned{reinterpret_cast<Element*>(dk.data), positions};  // k
   heads.rope.turn(heads.part(heads.qkv, 1, batch, head), turned, 0, positions, false);
-  copy_rows(turned, width, positions, k, keys * kWidth);
-  transpose(k, width, positions, k_transposed);
+  as_right(turned, width, positions, k);
+  transpose(turned, width, positions, k_transposed);
   transpose(heads.part(heads.qkv, 2, batch, head), width, positions, v_transposed);
   heads.rope.turn(heads.part(heads.qkv, 0, batch, head), q, 0, positions, false);
   const Panels dresult = dout.from(head * width, batch * positions);
@@ -216,9 +225,9 @@ inline void attend_backward(const Heads& heads, int64_t batch, int64_t head, Pan
                 store(to + kLanes, load(probability + kLanes) * (columns[1] - delta[row + i]) * scale);
               });
             });
-    product(ds, keys, k.data, width, rows, sums, keep(dq.from(0, first)));
-    add_transposed_product(p, keys, dresult.from(0, first), width, rows, dv, first == 0);
-    add_transposed_product(ds, keys, q.from(0, first), width, rows, dk, first == 0);
+    product(ds, keys, k, width, rows, sums, keep(dq.from(0, first)));
+    add_transposed_product(p, keys, dresult.from(0, first), width, rows, dv, first == 0, transposed);
+    add_transposed_product(ds, keys, q.from(0, first), width, rows, dk, first == 0, transposed);
   }
   heads.rope.turn(dq, heads.part(dqkv, 0, batch, head), 0, positions, true);
   heads.rope.turn(dk, heads.part(dqkv, 1, batch, head), 0, positions, true);

@@ -48,7 +48,7 @@ HRM_INLINE void store(BFloat16* to, Vec value) {
 
 // The type of intermediate matrices and packed weights. Kernels with bfloat16 elements take bfloat16 arguments only;
 // the others take both types.
-#if defined(HRM_BFLOAT16)
+#if defined(HRM_PAIRS)
 using Element = BFloat16;
 #else
 using Element = float;
@@ -57,7 +57,7 @@ using Element = float;
 // Calls with(T{}) for the element type that `dtype` names.
 template <class With>
 HRM_INLINE void with_type(int dtype, With with) {
-#if defined(HRM_BFLOAT16)
+#if defined(HRM_PAIRS)
   (void)dtype;
   with(BFloat16{});
 #else

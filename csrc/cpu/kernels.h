@@ -126,10 +126,16 @@ struct hrm_cpu_kernels {
 int64_t hrm_cpu_sparse_sign_sgd(float* weights, int64_t rows, int64_t columns, const int64_t* ids, const float* grads,
                                 int64_t count, double lr, double weight_decay);
 
-// Returns the table that computes calls of this dtype with instruction set `name` ("avx512", "avx2", "portable"), or
-// with the best one of this machine if name is nullptr. Returns nullptr for an unknown name, or one that this machine
-// cannot run.
+// Returns the table that computes calls of this dtype with instruction set `name`, or with the best one of this machine
+// if name is nullptr. Returns nullptr for an unknown name, or one that this machine cannot run.
+//
+// "amx" and "avx512_bf16" compute bfloat16 calls with bfloat16 multiplications and float32 calls as "avx512" does;
+// "avx512", "avx2" and "portable" compute both in float32. "amx_emulated" and "avx512_bf16_emulated", for tests, do the
+// arithmetic of the first two in common instructions.
 const hrm_cpu_kernels* hrm_cpu(const char* name, int dtype);
+
+// What becomes of AMX on this machine: "used", or why not.
+const char* hrm_cpu_amx();
 
 // y[i] += a * x[i] for i in [0, n). x may be y.
 // The self-test of calls from Python: hrm_kernels/native.py checks its result.

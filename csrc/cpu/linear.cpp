@@ -6,7 +6,7 @@
 namespace hrm::HRM_ISA {
 namespace {
 
-constexpr int64_t kRowBlock = 48 / kTileRows * kTileRows;  // these rows of x stay in an L2 cache
+constexpr int64_t kRowBlock = kTileRows > 16 ? 192 : 48 / kTileRows * kTileRows;  // these rows of x stay in an L2 cache
 constexpr int kDepth = 64 / kWidth;  // panels of the inner dimension per partial sum; keeps errors as small as MKL's
 constexpr int64_t kPanelGroup = 16;  // panels of outputs per task, for few rows
 
@@ -53,6 +53,7 @@ void linear(int64_t rows, int64_t outputs, int64_t inputs, const void* x, const 
       added[i] = bias && i < outputs ? to_float(static_cast<const T*>(bias)[i]) : 0.0f;
     }
     parallel(threads < tasks ? threads : static_cast<int>(tasks), [&](Team::Member& team) {
+      const TileScope tiles;
       Scratch own{scratch.next + team.rank() * each};
       const Panels left = own.panels(m.inputs.panels(), stride);
       float* sums = own.next;

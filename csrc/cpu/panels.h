@@ -1,4 +1,4 @@
-// Converts between row-major matrices (float32 or bfloat16) and panels, and packs weights in the order products read.
+// Converts between row-major matrices (float32 or bfloat16) and panels.
 #pragma once
 
 #include "cpu/product.h"
@@ -81,71 +81,10 @@ HRM_INLINE void pack_row(Panels panels, int64_t from, Columns columns, T* matrix
   }
 }
 
-// Packs panel `panel` of weights [outputs, inputs] as the right factor of x @ weights.T: for each input the panel's
-// outputs.
-template <class T>
-inline void pack_for_outputs(const T* weights, Columns outputs, Columns inputs, int64_t panel, Element* packed) {
-  const int64_t width = inputs.real();
-  const T* rows[kWidth];
-  for (int lane = 0; lane < kWidth; ++lane) {
-    const int64_t output = outputs.column(panel, lane);
-    rows[lane] = output < 0 ? nullptr : weights + output * width;
-  }
-  for (int64_t p = 0; p < inputs.panels(); ++p, packed += kWidth * kWidth) {
-    const int64_t first = inputs.whole(p);
-    if (first >= 0) {
-      for (int quarter = 0; quarter < 4; ++quarter) {  // kLanes inputs x kLanes outputs
-        const int k = quarter / 2 * kLanes, lane = quarter % 2 * kLanes;
-        Vec square[kLanes];
-        for (int i = 0; i < kLanes; ++i) square[i] = rows[lane + i] ? load(rows[lane + i] + first + k) : Vec{};
-        transpose(square);
-        for (int i = 0; i < kLanes; ++i) store(packed + (k + i) * kWidth + lane, square[i]);
-      }
-      continue;
-    }
-    for (int lane = 0; lane < kWidth; ++lane) {
-      for (int k = 0; k < kWidth; ++k) {
-        const int64_t input = inputs.column(p, k);
-        packed[k * kWidth + lane] = rows[lane] && input >= 0 ? to_float(rows[lane][input]) : 0.0f;
-      }
-    }
-  }
-}
-
-// Packs panel `panel` of the inputs as the right factor of dy @ weights: for each output the panel's inputs.
-template <class T>
-inline void pack_for_inputs(const T* weights, Columns outputs, Columns inputs, int64_t panel, Element* packed) {
-  const int64_t width = inputs.real(), first = inputs.whole(panel);
-  int64_t columns[kWidth];
-  for (int lane = 0; lane < kWidth; ++lane) columns[lane] = inputs.column(panel, lane);
-  for (int64_t p = 0; p < outputs.panels(); ++p) {
-    const int64_t first_output = outputs.whole(p);
-    for (int k = 0; k < kWidth; ++k, packed += kWidth) {
-      const int64_t output = first_output < 0 ? outputs.column(p, k) : first_output + k;
-      const T* row = weights + output * width;
-      if (output >= 0 && first >= 0) {
-        store(packed, load(row + first));
-        store(packed + kLanes, load(row + first + kLanes));
-        continue;
-      }
-      for (int lane = 0; lane < kWidth; ++lane) {
-        packed[lane] = output < 0 || columns[lane] < 0 ? 0.0f : to_float(row[columns[lane]]);
-      }
-    }
-  }
-}
-
-// Transposes rows [first, first + kWidth) of a head in panels into to[column][kWidth]; rows from `end` on give 0.
-HRM_INLINE void transpose_panel(Panels from, int64_t panels, int64_t first, int64_t end, Element* to) {
-  const int64_t rows = end - first < kWidth ? end - first : kWidth;
-  for (int64_t panel = 0; panel < panels; ++panel, to += kWidth * kWidth) {
-    const Element* source = from.at(panel, first);
-    if (rows < kWidth) std::memset(to, 0, sizeof(Element) * kWidth * kWidth);
-    for (int64_t row = 0; row < rows; ++row) {
-#pragma GCC unroll 32
-      for (int lane = 0; lane < kWidth; ++lane) to[lane * kWidth + row] = source[row * kWidth + lane];
-    }
-  }
-}
-
 }  // namespace hrm::HRM_ISA
+
+#if defined(HRM_PAIRS)
+#include "cpu/bfloat16_product.h"
+#else
+#include "cpu/float32_product.h"
+#endif

@@ -27,6 +27,7 @@ void forward(hrm_shape shape, const void* qkv, void* out, float* lse, int dtype,
   heads.qkv = scratch.panels(packing.qkv.panels(), packing.stride);
   const Panels result = scratch.panels(packing.out.panels(), packing.stride);
   parallel(threads, [&](Team::Member& team) {
+    const TileScope tiles;
     with_type(dtype, [&](auto type) {
       unpack(static_cast<const decltype(type)*>(qkv), packing.qkv, heads.qkv, packing.rows, team);
     });
@@ -50,6 +51,7 @@ void backward(hrm_shape shape, const void* dout, const void* qkv, const void* ou
   const Panels given = scratch.panels(packing.out.panels(), packing.stride);
   const Panels result = scratch.panels(packing.out.panels(), packing.stride);
   parallel(threads, [&](Team::Member& team) {
+    const TileScope tiles;
     with_type(dtype, [&](auto type) {
       unpack(static_cast<const decltype(type)*>(qkv), packing.qkv, heads.qkv, packing.rows, team);
       unpack(static_cast<const decltype(type)*>(dout), packing.out, given, packing.rows, team);

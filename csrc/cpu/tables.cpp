@@ -2,29 +2,34 @@
 
 #include "cpu/element.h"
 
-#define HRM_TEXT(name) HRM_TEXT_OF(name)
-#define HRM_TEXT_OF(name) #name
-
 namespace hrm::HRM_ISA {
 
+// Replaces the functions that this instruction set has; dispatch.cpp names the table.
+void add(hrm_cpu_kernels& table) {
+  table.panel_width = kWidth;
+  table.tile_rows = kTileRows;
+  table.element_bytes = sizeof(Element);
+  add_blocks(table);
+  add_linear(table);
+  add_rope_attention(table);
+#if !defined(HRM_PAIRS)
+  add_checksum(table);
+  add_pointwise(table);
+  add_token_mixing(table);
+  add_stablemax(table);
+  add_optimizers(table);
+#endif
+}
+
+#if !defined(HRM_PAIRS)
 const hrm_cpu_kernels& table() {
   static const hrm_cpu_kernels filled = [] {
     hrm_cpu_kernels kernels{};
-    kernels.name = HRM_TEXT(HRM_ISA);
-    kernels.panel_width = kWidth;
-    kernels.tile_rows = kTileRows;
-    kernels.element_bytes = sizeof(Element);
-    add_blocks(kernels);
-    add_checksum(kernels);
-    add_linear(kernels);
-    add_rope_attention(kernels);
-    add_pointwise(kernels);
-    add_token_mixing(kernels);
-    add_stablemax(kernels);
-    add_optimizers(kernels);
+    add(kernels);
     return kernels;
   }();
   return filled;
 }
+#endif
 
 }  // namespace hrm::HRM_ISA

@@ -3,9 +3,10 @@
 // Between two attentions the rows are independent, so one task computes a group of rows through the output projection,
 // norm, SwiGLU, norm, and the next block's qkv: two barriers per block, whatever the number of products. Where blocks
 // mix positions instead, the tasks alternate between kWidth channels of all positions, and groups of rows.
-#include <initializer_list>
+#include <utility>
 
 #include "cpu/attention.h"
+#include "cpu/cache.h"
 #include "cpu/kernels.h"
 #include "cpu/mixing.h"
 #include "cpu/rows.h"
@@ -13,8 +14,6 @@
 
 namespace hrm::HRM_ISA {
 namespace {
-
-constexpr int64_t kRowBlock = 48 / kTileRows * kTileRows;  // the inner rows of SwiGLU stay in an L2 cache of 512 KB
 
 // Sizes in panels, and the offset of each matrix in a packed block.
 struct Geometry {
@@ -39,15 +38,22 @@ struct Geometry {
   int64_t pieces() const { return shape.batch * dim.panels(); }
   int64_t piece_floats() const { return shape.positions * kWidth; }
 
-  // Divides the rows into tasks of whole tiles that differ by at most one tile, so that no thread waits long.
-  int64_t tiles() const { return (rows + kTileRows - 1) / kTileRows; }
-  int64_t blocks(int threads) const {
-    const int64_t count = (rows + threads * kRowBlock - 1) / (threads * kRowBlock) * threads;
-    return count < tiles() ? count : tiles();
+  // The most rows of a task: the state and the inner rows of SwiGLU fill three quarters of an L2 cache. Each task reads
+  // all weights.
+  int64_t row_block() const {
+    const int64_t row = static_cast<int64_t>(sizeof(Element)) * kWidth * (dim.panels() + inner.panels());
+    const int64_t count = l2_cache() * 3 / 4 / row / kTileRows * kTileRows;
+    return count < kTileRows ? kTileRows : count;
   }
-  int64_t block_rows(int64_t blocks) const { return blocks ? (tiles() + blocks - 1) / blocks * kTileRows : 0; }
+  // Divides the rows into tasks of whole grains that differ by at most one grain, so that no thread waits long.
+  int64_t grains() const { return (rows + kRowGrain - 1) / kRowGrain; }
+  int64_t blocks(int threads) const {
+    const int64_t most = threads * row_block(), count = (rows + most - 1) / most * threads;
+    return count < grains() ? count : grains();
+  }
+  int64_t block_rows(int64_t blocks) const { return blocks ? (grains() + blocks - 1) / blocks * kRowGrain : 0; }
   int64_t block_start(int64_t block, int64_t blocks) const {
-    const int64_t start = block * tiles() / blocks * kTileRows;
+    const int64_t start = block * grains() / blocks * kRowGrain;
     return start < rows ? start : rows;
   }
   // Sizes in elements.
@@ -327,6 +333,7 @@ void run_updates(hrm_shape shape, const hrm_update* updates, int64_t count, cons
   for (int64_t i = 0; i < count; ++i) layers += updates[i].layers;
 
   parallel(threads, [&](Team::Member& team) {
+    const TileScope tiles;
     with_type(dtype, [&](auto type) {
       for (int64_t i = 0; i < state_count; ++i) {
         unpack(static_cast<const decltype(type)*>(states[i]), g.dim, state[i], g.rows, team);
@@ -413,6 +420,7 @@ void blocks_forward(hrm_shape shape, const float* packed, int64_t layers, const 
   const Panels first = recompute ? input(0) : saved_layer(g, saved, 0).in;
 
   parallel(threads, [&](Team::Member& team) {
+    const TileScope tiles;
     with_type(dtype, [&](auto type) {
       unpack(static_cast<const decltype(type)*>(x), g.dim, first, g.rows, team);
       if (injection) unpack(static_cast<const decltype(type)*>(injection), g.dim, add, g.rows, team);
@@ -443,23 +451,29 @@ void blocks_forward(hrm_shape shape, const float* packed, int64_t layers, const 
 constexpr int64_t kGroupOut = 64 / kWidth > 1 ? 64 / kWidth : 1, kGroupIn = 128 / kWidth;
 
 struct WeightGradient {
-  Panels dy, x;
+  TransposedProduct factors;
   Columns outputs, inputs;
   void* gradient;
 
+  WeightGradient(Panels dy, Panels x, Columns outputs_, Columns inputs_, int64_t rows, void* gradient_)
+      : factors{dy, x, outputs_.panels(), inputs_.panels(), rows},
+        outputs(outputs_),
+        inputs(inputs_),
+        gradient(gradient_) {}
+
+  int64_t pack_tasks() const { return gradient ? factors.pack_tasks() : 0; }
   int64_t groups_in() const { return (inputs.panels() + kGroupIn - 1) / kGroupIn; }
   int64_t tasks() const { return gradient ? (outputs.panels() + kGroupOut - 1) / kGroupOut * groups_in() : 0; }
 
   template <class T>
-  void run(int64_t task, int64_t rows, float* memory) const {
+  void run(int64_t task, float* memory) const {
     const int64_t out = task / groups_in() * kGroupOut, in = task % groups_in() * kGroupIn;
     const int64_t outs = outputs.panels() - out < kGroupOut ? outputs.panels() - out : kGroupOut;
     const int64_t ins = inputs.panels() - in < kGroupIn ? inputs.panels() - in : kGroupIn;
     const FloatPanels sums{memory, kGroupOut * kWidth};
-    const int64_t depth = 256;
-    for (int64_t first = 0; first < rows; first += depth) {
-      add_transposed_product(dy.from(out, first), outs, x.from(in, first), ins,
-                             rows - first < depth ? rows - first : depth, sums, first == 0);
+    for (int64_t first = 0; first < factors.rows; first += kGradientRows) {
+      const int64_t count = factors.rows - first < kGradientRows ? factors.rows - first : kGradientRows;
+      factors.add(out, outs, in, ins, first, count, sums);
     }
     T* to = static_cast<T*>(gradient);
     for (int64_t row = 0; row < outs * kWidth; ++row) {
@@ -534,9 +548,16 @@ void blocks_backward(hrm_shape shape, const float* packed, const float* packed_b
   const int64_t group = kGroupOut * kGroupIn * kWidth * kWidth;
   if (memory.each < group) memory.each = group;
   const int64_t dim = g.dim.panels();
+  const std::pair<Columns, Columns> sizes[4] = {
+      {g.qkv, g.dim}, {g.dim, g.attended}, {g.gate_up, g.dim}, {g.dim, g.inner}};
+  int64_t gradient_elements = 0;
+  for (const auto& [outputs, inputs] : sizes) {
+    gradient_elements += transposed_elements(outputs.panels(), inputs.panels(), g.rows);
+  }
   Scratch scratch{workspace(3 * g.floats(g.dim) + g.floats(g.attended) + g.floats(g.qkv) + g.floats(g.gate_up) +
                             g.floats(g.inner) + (g.mixes() ? MixingSums(g.mixer, g.pieces()).floats() : 0) +
-                            (recompute ? Saved::size(g) + g.floats(g.dim) : 0) + threads * memory.each)};
+                            (recompute ? Saved::size(g) + g.floats(g.dim) : 0) + floats_for(gradient_elements) +
+                            threads * memory.each)};
   const Panels dy = scratch.panels(dim, g.stride), du2 = scratch.panels(dim, g.stride);
   const Panels du1 = scratch.panels(dim, g.stride);
   const Panels dattended = scratch.panels(g.attended.panels(), g.stride);
@@ -546,9 +567,11 @@ void blocks_backward(hrm_shape shape, const float* packed, const float* packed_b
   MixingSums mixed(g.mixer, g.pieces());
   if (g.mixes()) mixed.place(scratch.floats(mixed.floats()));
   float* again = recompute ? scratch.floats(Saved::size(g) + g.floats(g.dim)) : nullptr;
+  float* packed_factors = scratch.floats(floats_for(gradient_elements));
   memory.base = scratch.next;
 
   parallel(threads, [&](Team::Member& team) {
+    const TileScope tiles;
     float* own = memory.of(team.rank());
     float* sums = own;
     const int64_t blocks = memory.blocks;
@@ -598,10 +621,24 @@ void blocks_backward(hrm_shape shape, const float* packed, const float* packed_b
           attend_backward(heads, task / g.shape.heads, task % g.shape.heads, dattended, s.attended, s.lse, dqkv, own);
         });
       }
-      const WeightGradient gradients[4] = {{dqkv, s.in, g.qkv, g.dim, g.mixes() ? nullptr : to.qkv},
-                                           {du1, s.attended, g.dim, g.attended, g.mixes() ? nullptr : to.o},
-                                           {dgate_up, s.middle, g.gate_up, g.dim, to.gate_up},
-                                           {du2, inner, g.dim, g.inner, to.down}};
+      WeightGradient gradients[4] = {{dqkv, s.in, g.qkv, g.dim, g.rows, g.mixes() ? nullptr : to.qkv},
+                                     {du1, s.attended, g.dim, g.attended, g.rows, g.mixes() ? nullptr : to.o},
+                                     {dgate_up, s.middle, g.gate_up, g.dim, g.rows, to.gate_up},
+                                     {du2, inner, g.dim, g.inner, g.rows, to.down}};
+      Scratch room{packed_factors};
+      int64_t packs = 0;
+      for (WeightGradient& gradient : gradients) {
+        gradient.factors.place(room);
+        packs += gradient.pack_tasks();
+      }
+      if (packs) {
+        team.for_each(packs, [&](int64_t task) {
+          for (const WeightGradient& gradient : gradients) {
+            if (task < gradient.pack_tasks()) return gradient.factors.pack(task);
+            task -= gradient.pack_tasks();
+          }
+        });
+      }
       const int64_t inputs = g.mixes() ? 0 : blocks;  // tasks that compute the gradient of the block's input
       int64_t tasks = inputs;
       for (const WeightGradient& gradient : gradients) tasks += gradient.tasks();
@@ -615,7 +652,7 @@ void blocks_backward(hrm_shape shape, const float* packed, const float* packed_b
         task -= inputs;
         for (const WeightGradient& gradient : gradients) {
           if (task < gradient.tasks()) {
-            with_type(dtype, [&](auto type) { gradient.run<decltype(type)>(task, g.rows, own); });
+            with_type(dtype, [&](auto type) { gradient.run<decltype(type)>(task, own); });
             return;
           }
           task -= gradient.tasks();

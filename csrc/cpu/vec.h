@@ -11,7 +11,7 @@
 
 namespace hrm::HRM_ISA {
 
-#if defined(HRM_LANES)  // the sizes of another instruction set, for tests of code that depends on them
+#if defined(HRM_LANES)  // sizes that CMakeLists.txt sets
 constexpr int kLanes = HRM_LANES, kTileRows = HRM_TILE_ROWS;
 #elif defined(__AVX512F__)
 constexpr int kLanes = 16, kTileRows = 12;  // 24 accumulators, 2 columns of weights, broadcasts from memory: 26 of 32
@@ -22,7 +22,8 @@ constexpr int kLanes = 4, kTileRows = 10;  // 20 accumulators, 2 columns of weig
 #else
 constexpr int kLanes = 4, kTileRows = 6;
 #endif
-constexpr int kWidth = 2 * kLanes;  // columns of a panel (panels.h)
+constexpr int kRowGrain = kTileRows > 16 ? kTileRows / 2 : kTileRows;  // tasks divide rows into multiples of it
+constexpr int kWidth = 2 * kLanes;                                     // columns of a panel (panels.h)
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IntVec __attribute__((vector_size(4 * kLanes)));

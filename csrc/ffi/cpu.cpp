@@ -26,8 +26,9 @@ void use_instruction_set(tvm::ffi::String name) {
   for (int code : {HRM_FLOAT32, HRM_BFLOAT16}) {
     const hrm_cpu_kernels* table = hrm_cpu(name.empty() ? nullptr : name.c_str(), code);
     if (!table) {
-      TVM_FFI_THROW(ValueError) << "use_instruction_set: this machine does not have " << name
-                                << "; pass avx512, avx2, portable, or an empty string for the best available";
+      TVM_FFI_THROW(ValueError)
+          << "use_instruction_set: this machine does not have " << name
+          << "; pass amx, avx512_bf16, avx512, avx2, portable, or an empty string for the best available";
     }
     kernel_tables[code] = table;
   }
@@ -36,6 +37,7 @@ void use_instruction_set(tvm::ffi::String name) {
 // The names of the instruction sets that compute calls in float32 and in bfloat16.
 tvm::ffi::String instruction_set() { return kernels(HRM_FLOAT32).name; }
 tvm::ffi::String bfloat16_instruction_set() { return kernels(HRM_BFLOAT16).name; }
+tvm::ffi::String amx() { return hrm_cpu_amx(); }
 
 void axpy(float a, TensorView x, TensorView y) {
   const float* from = cpu_float32("axpy", "x", x);
@@ -602,6 +604,7 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(interface, hrm::interface)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(use_instruction_set, hrm::use_instruction_set)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(instruction_set, hrm::instruction_set)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(bfloat16_instruction_set, hrm::bfloat16_instruction_set)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(amx, hrm::amx)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(axpy, hrm::axpy)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(packed_size, hrm::packed_size)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(mixing_packed_size, hrm::mixing_packed_size)

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.skipif(library.reason is not None, reason=str(library.r
 BATCH, POSITIONS, DIM, HEADS, HEAD_DIM, INNER = 2, 5, 24, 2, 16, 40
 EXPORTED = re.findall(r"TYPED_FUNC\((\w+),", (Path(__file__).parents[2] / "csrc" / "ffi" / "cpu.cpp").read_text())
 WITHOUT_TENSORS = [
-    "interface", "use_instruction_set", "instruction_set", "bfloat16_instruction_set", "panel_width", "tile_rows",
-    "element_bytes",
+    "interface", "use_instruction_set", "instruction_set", "bfloat16_instruction_set", "amx", "panel_width",
+    "tile_rows", "element_bytes",
 ]  # fmt: skip
 FUNCTIONS = [function for function in EXPORTED if function not in WITHOUT_TENSORS]
 COUNTS = (HEADS, HEAD_DIM, INNER)
@@ -269,6 +269,12 @@ def answers(function, call):
             return {8: dx, 9: [gradient if want is not None else None for gradient, want in zip(dweights, wanted)]}
 
 
+def elements(packed, weight):
+    """The elements of packed weights, as float32."""
+    bfloat16 = library.module.element_bytes(weight.dtype is torch.bfloat16) == 2
+    return packed.view(torch.bfloat16).float() if bfloat16 else packed
+
+
 def check_values(function, call, before, result):
     """Check the results of an accepted call."""
     least = 0 if function in ("axpy", "adam_atan2", "sparse_sign_sgd") else 1e-12
@@ -293,12 +299,15 @@ def check_values(function, call, before, result):
                 weight.flatten()[:1].view(torch.uint8)[0] ^= 1
                 assert result != library.module.checksum(weights, 1)
     elif function == "pack_linear":
-        packed, values = call[1], call[0].float().flatten()
+        packed, values = elements(call[1], call[0]), call[0].float().flatten()
         assert torch.equal(packed[packed != 0].sort()[0], values[values != 0].sort()[0])
     elif function == "linear" and (call[0].shape[1], call[3].shape[1]) != (DIM, 2 * INNER):
         return  # the weight was packed for other sizes
     elif function == "pack_blocks":
-        packed, values = call[3], torch.cat([weight.float().flatten() for weight in call[0]])  # zeros fill panels
+        packed, values = (
+            elements(call[3], call[0][0]),
+            torch.cat([weight.float().flatten() for weight in call[0]]),
+        )  # zeros fill panels
         assert torch.equal(packed[packed != 0].sort()[0], values[values != 0].sort()[0])
     elif function in ("infer_blocks", "blocks_forward", "blocks_backward", "recurrent_cycles") and not all(
         count in counts for count in COUNTS

@@ -19,6 +19,7 @@ import pytest
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 CHECK = ROOT / "tests" / "csrc" / "cpu_check.cpp"
+BFLOAT16_SETS = ["amx", "avx512_bf16", "amx_emulated", "avx512_bf16_emulated"]
 SECONDS = 3000  # time limit of an emulator on a busy machine
 
 AARCH64 = "aarch64-linux-gnu-g++"
@@ -53,13 +54,32 @@ def native(tmp_path_factory):
     return build(tmp_path_factory.mktemp("native"))
 
 
-@pytest.mark.parametrize("name", ["portable", "avx2", "avx512", "avx512_geometry", "aarch64_geometry"])
+@pytest.mark.parametrize("name", ["portable", "avx2", "avx512", "avx512_geometry", "aarch64_geometry", *BFLOAT16_SETS])
 def test_here(native, name):
     result = subprocess.run([native, name], capture_output=True, text=True)
     if result.returncode == 2:
         pytest.skip(result.stderr.strip())
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr
     assert result.stdout.endswith(" 0 wrong\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "instruction"), [("amx", "tdpbf16ps"), ("amx", "vcvtneps2bf16"), ("avx512_bf16", "vdpbf16ps")]
+)
+def test_the_instructions_are_there(native, name, instruction):
+    """In every kernel file of the set; in a 2 x 2 scheme each loaded tile is used twice."""
+    if reason := missing(["objdump"], "binutils"):
+        pytest.skip(reason)
+    objects = native.parent / "CMakeFiles" / f"hrm_cpu_{name}.dir"
+    if not objects.exists():
+        pytest.skip(f"this compiler does not know {name}")
+    for kernel in ("linear", "rope_attention", "transformer_block"):
+        code = subprocess.run(
+            ["objdump", "-d", objects / f"{kernel}.cpp.o"], capture_output=True, text=True, check=True
+        ).stdout
+        assert instruction in code, kernel
+        if name == "amx":
+            assert re.search(r"(?:(?:.*tileloadd.*|.*tdpbf16ps.*|.*lea .*)\n){8,}", code), kernel
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="qemu runs Linux programs on Linux")
@@ -75,10 +95,11 @@ def test_aarch64_in_qemu(tmp_path):
         "-DCMAKE_EXE_LINKER_FLAGS=-static",
         targets=("cpu_check", f"{ROOT / 'csrc' / 'ffi' / 'cpu.cpp'}^"),  # ninja's name for the object of a source
     )
-    result = subprocess.run(["qemu-aarch64", program, "portable"], capture_output=True, text=True, timeout=SECONDS)
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr
-    assert "portable float32: panels of 8 columns, tiles of 10 rows" in result.stdout
-    assert result.stdout.endswith(" 0 wrong\n")
+    for name in ("portable", "amx_emulated", "avx512_bf16_emulated"):
+        result = subprocess.run(["qemu-aarch64", program, name], capture_output=True, text=True, timeout=SECONDS)
+        assert result.returncode == 0, result.stdout[-4000:] + result.stderr
+        assert f"{name} float32: panels of 8 columns, tiles of 10 rows" in result.stdout
+        assert result.stdout.endswith(" 0 wrong\n")
 
 
 INIT = r"""

@@ -8,6 +8,7 @@ test_triton_*.py.
 import pytest
 import torch
 from conformance import (
+    BFLOAT16_SETS,
     BLOCKS,
     GPU,
     INSTRUCTION_SETS,
@@ -38,6 +39,8 @@ from hrm_kernels.spec import TINY, Sizes
 pytestmark = pytest.mark.usefixtures("poisoned")
 BY_INSTRUCTION_SET = ("add_rms_norm", "swiglu", "linear", "rope_attention", "reasoning_module", "adam_atan2")
 """Ops that between them run every kernel that is compiled for several instruction sets."""
+WITH_PRODUCTS = ("linear", "rope_attention", *BLOCKS)
+"""Ops whose kernels multiply in bfloat16 where the machine can."""
 
 
 def all_calls(backend):
@@ -57,6 +60,9 @@ def all_calls(backend):
                     continue
                 for instructions in INSTRUCTION_SETS if op in BY_INSTRUCTION_SET else [None]:
                     calls.append(pytest.param(op, dtype, sizes, instructions, id=f"{name}-{instructions}"))
+                if dtype is torch.bfloat16 and op in WITH_PRODUCTS:
+                    for instructions in BFLOAT16_SETS:
+                        calls.append(pytest.param(op, dtype, sizes, instructions, id=f"{name}-{instructions}"))
     return calls
 
 

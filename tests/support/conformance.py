@@ -23,6 +23,8 @@ DTYPES = {
 }
 library = native.load("cpu")
 INSTRUCTION_SETS = ["avx512", "avx2", "portable"]
+BFLOAT16_SETS = ["amx", "avx512_bf16", "amx_emulated", "avx512_bf16_emulated"]
+"""Instruction sets with bfloat16 products of their own; the emulated ones run on any machine."""
 
 
 def runs_on(op):
