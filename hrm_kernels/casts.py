@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from hrm_kernels.autodiff import in_transform
 from hrm_kernels.recycling import empty
 
 __all__ = ["FrozenWeights", "cast", "frozen_weights", "keep_copy", "refresh", "written"]
@@ -267,6 +268,14 @@ def _convert(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return weight.detach().to(dtype)
 
 
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether ``tensor`` is memory of its own, outside transforms, dispatch modes and vmap."""
+    if torch.compiler.is_compiling() or in_transform() or torch._C._len_torch_dispatch_stack() > 0:
+        return False
+    is_batched = torch._C._functorch.is_legacy_batchedtensor(tensor)  # torch.autograd.grad(is_grads_batched=True)
+    return type(tensor) is torch.Tensor and tensor.layout is torch.strided and not is_batched
+
+
 def _alike(values: torch.Tensor, weight: torch.Tensor) -> bool:
     return (values.device, values.shape, values.stride()) == (weight.device, weight.shape, weight.stride())
 
@@ -286,4 +295,6 @@ class _Alias(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
-        return gradient.to(ctx.dtype), None
+        if torch.is_grad_enabled() or not _is_plain(gradient):
+            return gradient.to(ctx.dtype), None
+        return _convert(gradient, ctx.dtype), None

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from hrm_kernels import BlockWeights, casts, frozen_weights, packing, transformer_block, use_backend
+from hrm_kernels import BlockWeights, casts, frozen_weights, packing, recycling, transformer_block, use_backend
 from hrm_kernels.casts import FrozenWeights, cast, refresh, written
 from hrm_kernels.nn import Linear, MixingBlock, PostNormBlock, ReasoningModule, RoPEAttention, SwiGLU, rope_tables
 from hrm_kernels.optim import AdamATan2
@@ -354,6 +354,37 @@ def test_tensors_that_are_no_parameters_are_converted():
         layer.weight.grad = None
         layer(one).float().square().sum().backward()
         torch.testing.assert_close(gradient, layer.weight.grad, rtol=1e-2, atol=1e-2)
+
+
+def test_gradients_of_copies_are_right_in_every_mode():
+    """Plain backwards convert on used memory; under create_graph, vmap and make_fx it must be PyTorch's conversion."""
+    p = parameter(300)
+    optimizer = AdamATan2([p])
+    optimizer.keep_copies(LOW)
+    want = torch.autograd.grad((p.to(LOW).float() ** 3).sum(), p)[0]
+    got = torch.autograd.grad((cast(p, LOW).float() ** 3).sum(), p)[0]
+    assert got.dtype is torch.float32 and torch.equal(got, want)
+    (first,) = torch.autograd.grad((cast(p, LOW).float() ** 3).sum(), p, create_graph=True)
+    assert torch.equal(first, want) and first.requires_grad
+    (second,) = torch.autograd.grad(first.sum(), p)
+    torch.testing.assert_close(second, 6 * p.detach(), rtol=2e-2, atol=2e-2)
+    rows = torch.eye(300, dtype=LOW)[:4]
+    (batched,) = torch.autograd.grad(cast(p, LOW), p, rows, is_grads_batched=True)
+    assert torch.equal(batched, rows.float())
+    (expanded,) = torch.autograd.grad(cast(p, LOW).sum(), p)  # not contiguous
+    assert torch.equal(expanded, torch.ones_like(p))
+
+
+def test_large_gradients_of_copies_use_memory_again():
+    p = parameter(1 << 16)
+    optimizer = AdamATan2([p])
+    optimizer.keep_copies(LOW)
+    for _ in range(3):
+        (gradient,) = torch.autograd.grad((cast(p, LOW) ** 2).sum(), p)
+        address = gradient.data_ptr()
+        assert address not in recycling._free
+        del gradient
+        assert address in recycling._free
 
 
 def test_blocks_hand_on_the_same_tensors():
