@@ -167,3 +167,47 @@ class FlatGradients:
         """Sum the gradients over the processes of ``world``, in place."""
         if self._world is not None:
             self._world.sum_(self.flat)
+
+    def norm(self) -> Tensor:
+        """The norm of all gradients, a scalar."""
+        return self.flat.norm()
+
+
+class SeparateGradients:
+    """The gradients of ``parameters``, a tensor each, for one process on a CPU.
+
+    A backward hands over the tensor that it has computed. With :class:`FlatGradients` it adds that tensor to zeros,
+    which reads and writes all gradients twice more.
+
+    Args:
+        parameters: all of one dtype and device.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter]):
+        self._parameters = list(parameters)
+
+    def clear(self) -> None:
+        """Drop all gradients."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def sum_over_processes(self) -> None:
+        """There is one process. Parameters that the loss did not use get a gradient of 0, as in a flat buffer."""
+        for parameter in self._parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+    def norm(self) -> Tensor:
+        """The norm of all gradients, a scalar."""
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        return torch.stack(torch._foreach_norm(gradients)).norm()
+
+
+Gradients = FlatGradients | SeparateGradients
+
+
+def gradients_of(parameters: Iterable[nn.Parameter], world: World) -> Gradients:
+    """What holds the gradients of a run: one buffer where calls are launches or messages, else a tensor each."""
+    if world.size == 1 and world.device.type == "cpu":
+        return SeparateGradients(parameters)
+    return FlatGradients(parameters, world)

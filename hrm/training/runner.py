@@ -10,7 +10,7 @@ from hrm import act
 from hrm.config import ModelConfig
 from hrm.step_graph import Capture, CudaCapture, StepGraph
 from hrm.training.config import TrainConfig
-from hrm.training.distributed import FlatGradients, World
+from hrm.training.distributed import World, gradients_of
 from hrm.training.finite import FiniteCheck
 from hrm.training.log_sums import LogSums
 from hrm.training.schedule import gradient_mode, learning_rate
@@ -49,7 +49,7 @@ class StepRunner:
     ):
         self._config, self._world, self._state, self._sums = config, world, state, sums
         self._total_steps = total_steps
-        self._gradients = FlatGradients(state.model.parameters(), world)
+        self._gradients = gradients_of(state.model.parameters(), world)
         self._update = Update(
             list(state.optimizers.values()), config.global_batch_size, self._gradients, self._watch_gradients
         )
@@ -106,7 +106,7 @@ class StepRunner:
         state.keep_carry(carry, in_place=self._graph is not None)
 
     def _watch_gradients(self, loss: Tensor) -> None:
-        self.grad_norm.copy_(self._gradients.flat.norm())
+        self.grad_norm.copy_(self._gradients.norm())
         watched = [loss, self.grad_norm]
         if (table := self._state.model.puzzle_emb) is not None:
             watched += [look_up.rows.grad.norm() for look_up in table.look_ups if look_up.rows.grad is not None]

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from hrm.losses import LossType, act_loss
 from hrm.model import HRM, Batch, Carry
-from hrm.training.distributed import FlatGradients
+from hrm.training.distributed import Gradients
 
 Output = TypeVar("Output")
 
@@ -21,13 +21,13 @@ class Update:
     Attributes:
         optimizers: they step one after the other.
         global_batch_size: rows of all processes together; the loss, a sum over rows, is divided by it.
-        gradients: one buffer for all gradients, summed over the processes; None lets each parameter keep its own.
+        gradients: all gradients, summed over the processes; None lets the optimisers clear them.
         watch: called with the loss when the gradients are complete, before any weight changes.
     """
 
     optimizers: Sequence[Optimizer]
     global_batch_size: int
-    gradients: FlatGradients | None = None
+    gradients: Gradients | None = None
     watch: Callable[[Tensor], None] = lambda loss: None
 
     def clear_gradients(self) -> None:

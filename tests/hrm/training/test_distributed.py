@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import hrm
 from hrm.errors import InputError
 from hrm.training import state as state_module
-from hrm.training.distributed import FlatGradients, World, is_first_to_say, joined
+from hrm.training.distributed import FlatGradients, SeparateGradients, World, gradients_of, is_first_to_say, joined
 from hrm.training.trainer import train
 from hrm.trm import build
 
@@ -207,6 +207,29 @@ def test_devices_that_do_not_exist_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(InputError, match="device cuda:0 is one GPU for 3 processes"), joined("cuda:0"):
         pass
+
+
+def test_separate_gradients_are_the_tensors_of_backward_and_equal_flat_ones():
+    a, b, unused = (torch.nn.Parameter(torch.randn(shape)) for shape in ((2, 3), (4,), (5,)))
+    parameters, one_process = [a, b, unused], World(0, 1, torch.device("cpu"))
+    separate = gradients_of(parameters, one_process)
+    assert isinstance(separate, SeparateGradients)
+    assert isinstance(gradients_of(parameters, World(0, 2, torch.device("cpu"))), FlatGradients)
+
+    def backward(gradients):
+        gradients.clear()
+        ((2 * a.sin()).sum() + (b**3).sum()).backward()
+        gradients.sum_over_processes()
+        return [p.grad.clone() for p in parameters], gradients.norm()
+
+    for parameter in parameters:
+        parameter.grad = None
+    for _ in range(2):
+        got, norm = backward(separate)
+    want, flat_norm = backward(FlatGradients(parameters, one_process))
+    assert all(torch.equal(*pair) for pair in zip(got, want, strict=True)) and not got[2].any()
+    torch.testing.assert_close(norm, flat_norm)
+    assert abs(norm.item() - torch.cat([one.double().flatten() for one in want]).norm().item()) < 1e-6 * norm.item()
 
 
 def test_backward_adds_to_the_views_of_flat_gradients():
