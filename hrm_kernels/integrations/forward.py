@@ -12,21 +12,19 @@ from hrm_kernels.backends import use_backend
 from hrm_kernels.casts import cast
 from hrm_kernels.integrations.calls import Inputs
 from hrm_kernels.integrations.structure import Part
-from hrm_kernels.ops.add_rms_norm import add_rms_norm
 from hrm_kernels.ops.reasoning_module import reasoning_module
 from hrm_kernels.ops.rope_attention import rope_attention
 from hrm_kernels.ops.swiglu import swiglu
-from hrm_kernels.ops.token_mixing import token_mixing
-from hrm_kernels.ops.transformer_block import BlockWeights, transformer_block
+from hrm_kernels.ops.transformer_block import BlockWeights, Layer, MixingBlockWeights, transformer_block
 
 OPS = {
     "linear": "a cast of its weight that frozen_weights keeps",
     "swiglu": "swiglu",
     "attention": "rope_attention",
     "block": "transformer_block",
-    "mixing_block": "token_mixing, swiglu, add_rms_norm",
+    "mixing_block": "transformer_block",
     "module": "reasoning_module",
-    "mixing_module": "token_mixing, swiglu, add_rms_norm",
+    "mixing_module": "reasoning_module",
 }
 """The ops that compute each kind of part, as the report names them."""
 
@@ -89,11 +87,11 @@ def _attention(module: nn.Module, part: Part, x: torch.Tensor, _: Any, cos: Tabl
     return F.linear(rope_attention(F.linear(x, qkv), cos, sin, part.num_heads), out)
 
 
-def _weights(module: nn.Module, part: Part, dtype: torch.dtype) -> BlockWeights:
+def _weights(module: nn.Module, part: Part, dtype: torch.dtype) -> Layer:
     matrices = []
     for name, inner in zip(part.names, part.inner, strict=True):
         matrices += [_weight(getattr(module, name), inner_name, dtype) for inner_name in inner.names]
-    return BlockWeights(*matrices)
+    return MixingBlockWeights(*matrices) if part.kind == "mixing_block" else BlockWeights(*matrices)
 
 
 def _block(module: nn.Module, part: Part, x: torch.Tensor, _: Any, cos: Tables, sin: Tables) -> torch.Tensor:
@@ -101,24 +99,19 @@ def _block(module: nn.Module, part: Part, x: torch.Tensor, _: Any, cos: Tables, 
 
 
 def _mixing_block(module: nn.Module, part: Part, x: torch.Tensor, *_: Any) -> torch.Tensor:
-    token_mlp, mlp = (getattr(module, name) for name in part.names)
-    gate_up, down = (_weight(token_mlp, name, x.dtype) for name in part.inner[0].names)
-    x = token_mixing(x, gate_up, down, part.eps)
-    return add_rms_norm(x, _swiglu(mlp, part.inner[1], x), part.eps)
+    return transformer_block(x, _weights(module, part, x.dtype), None, None, 0, part.eps)
 
 
 def _module(
     module: nn.Module, part: Part, z: torch.Tensor, injection: torch.Tensor, cos: Tables, sin: Tables
 ) -> torch.Tensor:
     layers = [_weights(layer, inner, z.dtype) for layer, inner in zip(module.layers, part.inner, strict=True)]  # type: ignore[arg-type]
-    return reasoning_module(z, injection.expand_as(z), layers, cos, sin, part.num_heads, part.eps)
+    num_heads = 0 if part.kind == "mixing_module" else part.num_heads
+    return reasoning_module(z, injection.expand_as(z), layers, cos, sin, num_heads, part.eps)
 
 
 def _mixing_module(module: nn.Module, part: Part, z: torch.Tensor, injection: torch.Tensor, *_: Any) -> torch.Tensor:
-    z = z + injection
-    for layer, inner in zip(module.layers, part.inner, strict=True):  # type: ignore[arg-type]
-        z = _mixing_block(layer, inner, z)
-    return z
+    return _module(module, part, z, injection, None, None)
 
 
 _RUN: dict[str, Callable[..., torch.Tensor]] = {
