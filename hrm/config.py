@@ -18,6 +18,7 @@ from typing_extensions import Self
 
 from hrm.errors import InputError, describe
 from hrm.sizes import Cycles, Identifiers, Layers, Length, Vocabulary, Width
+from hrm_kernels.instruction_sets import bfloat16_is_fast
 
 Gradient = Literal["one_step", "last_cycle", "full"] | PositiveInt
 DTYPES = {
@@ -26,6 +27,15 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+
+
+def automatic_dtype(device: torch.device | str) -> str:
+    """``forward_dtype`` where it is ``auto``: bfloat16 on a GPU, and on a CPU that multiplies it in hardware.
+
+    The ``cpu`` backend then has AMX or AVX512-BF16 instructions to use. Other CPUs compute in float32.
+    """
+    is_fast = bfloat16_is_fast() if torch.device(device).type == "cpu" else torch.device(device).type == "cuda"
+    return "bfloat16" if is_fast else "float32"
 
 
 class ModelConfig(BaseModel):

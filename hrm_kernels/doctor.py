@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 import hrm_kernels
-from hrm_kernels import native
+from hrm_kernels import instruction_sets, native
+from hrm_kernels.tuning import cpu as cpu_tuning
 
 PACKAGES = ("hrm", "torch", "triton", "numpy", "apache-tvm-ffi")
 
@@ -38,8 +39,9 @@ def report() -> dict[str, Any]:
     Returns:
         A dictionary for JSON: ``versions`` (None: not installed), ``cpu``, ``gpus``, ``tools`` (``version``, or None,
         and how to ``get`` the tool), ``native`` and ``backends`` (for each library and backend None if it is usable,
-        else the reason), and ``self_tests`` of the usable ones (None if passed, else the failure; libraries are named
-        ``native cpu`` and so on).
+        else the reason), ``computes`` (instruction sets by dtype, what ``auto`` means, tuning tables), and
+        ``self_tests`` of the usable ones (None if passed, else the failure; libraries are named ``native cpu`` and so
+        on).
     """
     backends = hrm_kernels.available_backends()
     libraries = {name: _library(name) for name in native.COMPILERS}
@@ -52,6 +54,7 @@ def report() -> dict[str, Any]:
         "tools": {name: _tool(*commands) for name, commands in TOOLS.items()},
         "native": libraries,
         "backends": backends,
+        "computes": _computes(),
         "self_tests": self_tests,
     }
 
@@ -61,6 +64,20 @@ def _library(name: str) -> str | None:
     if reason is None and name == "cuda" and not torch.cuda.is_available():
         return "built; there is no GPU that torch can use"
     return reason
+
+
+def _computes() -> dict[str, Any]:
+    """How this CPU computes each dtype, what ``forward_dtype: auto`` means on it, and which times choose backends."""
+    user, ignored = cpu_tuning.user_table()
+    times = f"measured here on {user.date}" if user else f"of instruction sets; {ignored.text}" if ignored else None
+    return {
+        "dtypes": {
+            dtype: {"cpu": instruction_sets.of_library(dtype), "pytorch": instruction_sets.of_pytorch(dtype)}
+            for dtype in instruction_sets.DTYPES
+        },
+        "automatic_dtype": "bfloat16" if instruction_sets.bfloat16_is_fast() else "float32",
+        "tuning": times or "of instruction sets; python -m hrm_kernels.tuning --device cpu measures this machine",
+    }
 
 
 def _version(package: str) -> str | None:
@@ -174,6 +191,18 @@ def render(report: dict[str, Any]) -> str:
         {
             "CPU": f"{cpu['model']}, {cpu['cores']} cores, {cpu['threads']} threads, {isa}",
             **(gpus or {"GPU": "none that torch can use"}),
+        },
+    )
+    computes = report["computes"]
+    section(
+        "Arithmetic on the CPU",
+        {
+            **{
+                dtype: f"cpu backend: {sets['cpu'] or 'no library'}, PyTorch: {sets['pytorch']}"
+                for dtype, sets in computes["dtypes"].items()
+            },
+            "automatic dtype": f"{computes['automatic_dtype']} (forward_dtype: auto, and models that are loaded)",
+            "tuning tables": computes["tuning"],
         },
     )
     section(

@@ -11,6 +11,7 @@ from torch import nn
 from hrm.act import prefers_halting
 from hrm.errors import InputError
 from hrm.model import HRM, Batch, Carry
+from hrm_kernels.backends import independent_rows
 from hrm_kernels.casts import FrozenWeights
 
 
@@ -42,7 +43,7 @@ def segments(model: HRM, batch: Batch, max_steps: int) -> Iterator[Segment]:
     carry = model.initial_carry(batch)
     running, weights = torch.ones_like(carry.halted), FrozenWeights()
     for step in range(1, max_steps + 1):
-        with weights:
+        with weights, independent_rows():  # no answer depends on the size of the batch
             carry, outputs = model(carry, batch)
         # The model halts rows at its own limit, and would start a halted row again.
         carry = replace(carry, halted=torch.zeros_like(carry.halted))

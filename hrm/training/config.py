@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
 from yaml import YAMLError
 
-from hrm.config import FAMILIES, ModelConfig
+from hrm.config import FAMILIES, ModelConfig, automatic_dtype
 from hrm.data.format import Metadata
 from hrm.errors import InputError, describe
 from hrm.losses import LossType
@@ -45,7 +45,8 @@ class TrainConfig(BaseModel):
         seed: seed of the weights, the batches and the exploration.
         family: what to train, ``hrm`` or ``trm``.
         arch: fields of :class:`hrm.HRMConfig` or :class:`hrm.TRMConfig`, except those that come from the data.
-            ``forward_dtype`` can also be ``auto``: bfloat16 on a GPU, float32 on a CPU.
+            ``forward_dtype`` can also be ``auto``: bfloat16 on a GPU and on a CPU that multiplies it in hardware,
+            else float32 (:func:`hrm.config.automatic_dtype`).
         gradient_warmup: steps over which the number of updates that carry gradients grows, from one of each level to
             ``arch.gradient``; 0 starts with ``arch.gradient``.
         puzzle_emb_sharded: divide the rows of the puzzle embedding among the processes. Each process holds, loads and
@@ -115,7 +116,7 @@ class TrainConfig(BaseModel):
         """
         values = dict(self.arch)
         if values.get("forward_dtype", "auto") == "auto":
-            values["forward_dtype"] = "bfloat16" if device.type == "cuda" else "float32"
+            values["forward_dtype"] = automatic_dtype(device)
         return FAMILIES[self.family].parse(values | {name: getattr(metadata, name) for name in _FROM_THE_DATA})
 
 

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import torch
 
-from hrm.config import FAMILIES, ModelConfig
+from hrm.config import FAMILIES, ModelConfig, automatic_dtype
 from hrm.errors import InputError
 from hrm.files import read_json
 from hrm.locate import locate
@@ -50,7 +50,8 @@ def load(
             trained on other puzzles than ``identifiers`` (``"keep"`` then keeps the rows by their number).
         num_puzzle_identifiers: rows of the model's puzzle embedding; None keeps the checkpoint's.
         seq_len: tokens of a puzzle, for published checkpoints with RoPE of other tasks than the published ones.
-        forward_dtype: another dtype to compute in; None keeps the checkpoint's, but float32 on a CPU.
+        forward_dtype: another dtype to compute in; None keeps the checkpoint's, but a CPU computes in bfloat16 where it
+            multiplies that in hardware, else in float32 (:func:`hrm.config.automatic_dtype`).
         weights: ``"ema"`` loads the averaged weights of a training checkpoint, ``"model"`` the trained ones, ``"auto"``
             the averaged ones if there are any.
         identifiers: which puzzle identifiers the model is used for (:func:`hrm.data.fingerprint.names_fingerprint`);
@@ -70,7 +71,7 @@ def load(
     if forward_dtype is not None:
         values["forward_dtype"] = forward_dtype
     elif torch.device(device).type == "cpu":
-        values["forward_dtype"] = "float32"  # a CPU gains nothing from bfloat16 activations
+        values["forward_dtype"] = automatic_dtype(device)
     has_other_puzzles = identifiers is not None and known not in (None, identifiers)
     if has_other_puzzles and PUZZLE_EMB in state:
         state[PUZZLE_EMB] = for_other_puzzles(state[PUZZLE_EMB], puzzle_emb)

@@ -1,4 +1,8 @@
-"""``python -m hrm_kernels.tuning``: measure this machine's GPU and write its table next to the shipped ones."""
+"""``python -m hrm_kernels.tuning``: measure this machine's GPU, or its CPU, and write its table.
+
+A GPU's table goes next to the shipped ones. A CPU's goes into the user's cache folder: it holds for this machine, its
+versions and its number of threads only.
+"""
 
 import argparse
 import functools
@@ -11,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hrm_kernels.backends import BackendUnavailable, use_backend
+from hrm_kernels.tuning import cpu_command
 from hrm_kernels.tuning.table import COMPARED, DTYPES, best, path_of, write
 
 ROWS = (16, 32, 82, 164, 328, 656, 1312, 2624, 5248, 10496, 20992, 41984)
@@ -196,8 +201,11 @@ def compare_all(device: torch.device, timer: Timer) -> tuple[list[str], dict[str
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns 0, or 2 if it cannot measure or write."""
     parser = argparse.ArgumentParser("python -m hrm_kernels.tuning", description=__doc__)
-    parser.add_argument("--device", default="cuda", help="for example cuda:1; default: the current GPU")
+    parser.add_argument("--device", default="cuda", help="cpu, or for example cuda:1; default: the current GPU")
+    parser.add_argument("--shipped", action="store_true", help="cpu: write into the tables of the package instead")
     options = parser.parse_args(arguments)
+    if options.device == "cpu":
+        return cpu_command.main(options.shipped)
     if not torch.cuda.is_available():
         print("tuning: there is no GPU that torch can use; run it on the machine to be tuned", file=sys.stderr)
         return 2

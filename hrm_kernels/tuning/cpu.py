@@ -13,6 +13,7 @@ import platform
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,14 +99,12 @@ class Machine:
 
     @classmethod
     def here(cls) -> "Machine":
-        import hrm_kernels
-
         return cls(
             {dtype: instruction_sets.of_library(dtype) for dtype in DTYPES},
             {dtype: instruction_sets.of_pytorch(dtype) for dtype in DTYPES},
             processor(),
             torch.__version__,
-            hrm_kernels.__version__,
+            _version(),
             torch.get_num_threads(),
         )
 
@@ -403,6 +402,14 @@ def processor() -> str:
     except OSError:  # not Linux
         pass
     return platform.processor() or platform.machine()
+
+
+def _version() -> str:
+    """The version of this package; "" where it is not installed."""
+    try:
+        return version("hrm")
+    except PackageNotFoundError:
+        return ""
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -270,8 +270,11 @@ def test_hub_names_are_downloaded(published, model, monkeypatch):
     assert same(hrm.load("owner/name", seq_len=6), model)
 
 
-def test_dtype_is_float32_on_a_cpu_by_default(published):
-    assert hrm.load(published, seq_len=6).config.forward_dtype == "float32"
+def test_dtype_on_a_cpu_is_the_fast_one_by_default(published, monkeypatch):
+    for is_fast, dtype in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(hrm.config, "bfloat16_is_fast", lambda is_fast=is_fast: is_fast)
+        assert hrm.load(published, seq_len=6).config.forward_dtype == dtype
+        assert hrm.load(published, seq_len=6, forward_dtype="float32").config.forward_dtype == "float32"
     assert hrm.load(published, seq_len=6, forward_dtype="bfloat16").config.forward_dtype == "bfloat16"
 
 

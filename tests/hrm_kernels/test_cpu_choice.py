@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hrm_kernels as k
-from hrm_kernels import backends, instruction_sets
+from hrm_kernels import backends, instruction_sets, native
 from hrm_kernels.backends import independent_rows, keep_backend
 from hrm_kernels.tuning import TuningError, cpu
 from hrm_kernels.tuning.cpu import Machine, Table, Times
@@ -281,3 +281,41 @@ def test_sizes_of_calls():
 
 def test_every_op_has_a_name_in_the_tables():
     assert {cpu.SAME_KERNELS.get(name, name) for name in backends._ops} == set(cpu.MEASURED)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_fast"), [("amx", True), ("avx512_bf16", True), ("avx512", False), ("avx2", False)]
+)
+def test_bfloat16_is_fast_where_it_is_multiplied_in_hardware(monkeypatch, name, is_fast):
+    class Module:
+        def instruction_set(self):
+            return "avx512" if is_fast else name
+
+        def bfloat16_instruction_set(self):
+            return name
+
+    monkeypatch.setattr(native, "load", lambda library: native.Native(Module(), None))
+    assert instruction_sets.bfloat16_is_fast() == is_fast
+    assert instruction_sets.of_library("bfloat16") == name
+    assert instruction_sets.of_library("float32") == ("avx512" if is_fast else name)
+    monkeypatch.setattr(native, "load", lambda library: native.Native(None, "not built"))
+    assert instruction_sets.of_library("float32") is None and not instruction_sets.bfloat16_is_fast()
+
+
+@pytest.mark.parametrize(
+    ("capability", "has_bfloat16", "has_amx", "expected"),
+    [
+        ("AVX512", True, True, ("avx512", "amx")),
+        ("AVX512_BF16", True, False, ("avx512", "avx512_bf16")),
+        ("AVX512", False, False, ("avx512", "avx512")),
+        ("AVX2", False, False, ("avx2", "avx2")),
+        ("DEFAULT", False, False, ("portable", "portable")),
+    ],
+)
+def test_the_instruction_sets_of_pytorch(monkeypatch, capability, has_bfloat16, has_amx, expected):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bfloat16, raising=False)
+    for name in ("_is_amx_tile_supported", "_init_amx"):
+        monkeypatch.setattr(torch.cpu, name, lambda: has_amx, raising=False)
+    ask = instruction_sets.of_pytorch.__wrapped__
+    assert (ask("float32"), ask("bfloat16")) == expected

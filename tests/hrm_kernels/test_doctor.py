@@ -21,6 +21,7 @@ def test_json(command):
     assert len(report["gpus"]) == torch.cuda.device_count()
     usable = {name for name, reason in report["backends"].items() if reason is None}
     usable |= {f"native {name}" for name, reason in report["native"].items() if reason is None}
+    assert report["computes"] == doctor._computes()
     assert report["self_tests"].keys() == usable >= {"reference"}
     assert set(report["self_tests"].values()) == {None}
 
@@ -28,6 +29,9 @@ def test_json(command):
 def test_text(capsys):
     assert doctor.main([]) == 0
     text = capsys.readouterr().out
+    sets = doctor._computes()["dtypes"]["bfloat16"]
+    assert f"bfloat16        cpu backend: {sets['cpu'] or 'no library'}, PyTorch: {sets['pytorch']}\n" in text
+    assert f"automatic dtype {'bfloat16' if sets['cpu'] in ('amx', 'avx512_bf16') else 'float32'} (" in text
     for expected in (f"torch           {torch.__version__}", "C++ compiler", "reference       yes, self-test passed"):
         assert expected in text
 

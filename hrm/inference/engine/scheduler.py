@@ -10,7 +10,7 @@ from hrm.inference.engine.delivery import deliver
 from hrm.inference.engine.processes import running_engines
 from hrm.inference.engine.queue import JobQueue
 from hrm.openmp import release_threads
-from hrm_kernels.backends import requested, use_backend
+from hrm_kernels.backends import independent_rows, requested, use_backend
 
 
 class Scheduler:
@@ -92,7 +92,8 @@ class Scheduler:
             torch.set_num_threads(self._threads)  # per thread; another number may round differently
             device = torch.cuda.device_of(next(self._settings.model.parameters()))
             # not inference_mode: the model may cache tensors that a later training step uses
-            with device, torch.no_grad(), use_backend(self._backend):
+            # an answer does not depend on the slot and the number of slots, so neither does the choice of backends
+            with device, torch.no_grad(), use_backend(self._backend), independent_rows():
                 batch = SlotBatch(self._settings)
                 while self.queue.fill(batch):
                     batch.run_segment()

@@ -7,10 +7,13 @@ from engine_rows import STEPS, assert_bits, assert_matches, run_alone, tiny, unt
 
 import hrm
 import hrm.inference.engine.segment as segment_module
+import hrm_kernels
 from hrm import HRM, TRM, Engine
 from hrm.inference.engine import Puzzle
+from hrm.inference.segments import segments
 from hrm.step_graph import StepGraph
 from hrm_kernels.graphs import capturable
+from hrm_kernels.tuning import cpu as cpu_tuning
 
 
 @pytest.mark.parametrize("family", [HRM, TRM])
@@ -45,6 +48,37 @@ def test_shipped_models_answer_the_same_in_any_slot_with_any_threads(name, dtype
                     assert_matches(result, frames)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("exact_rows")
+def test_a_choice_by_size_does_not_reach_answers(puzzles, monkeypatch, tmp_path):
+    """PyTorch is measured to be faster from two puzzles on; an answer must not depend on how many others there are."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    times = [
+        cpu_tuning.Times(op, "float32", "forward", width, rows, slow, 10.0)
+        for op, width in (("linear", 14), ("transformer_block", 32), ("recurrent_cycles", 32))
+        for rows, slow in ((17, 5.0), (34, 20.0))
+    ]
+    cpu_tuning.write(cpu_tuning.user_path(), cpu_tuning.Table(cpu_tuning.Machine.here(), "2026-11-29", tuple(times)))
+    try:
+        model = tiny()
+        x, head = torch.zeros(2, 17, 32), model.inner.lm_head.weight.detach()
+        assert [hrm_kernels.explain("linear", x[:rows], head) for rows in (1, 2)] == ["cpu", "reference"]
+        expected = [until_halting(run_alone(model, one)) for one in puzzles]
+        for slots in (1, 7):
+            with Engine(model, slots=slots, max_steps=STEPS) as engine:
+                for result, frames in zip(engine.solve(puzzles), expected, strict=True):
+                    assert_bits(result, frames)
+        inputs = torch.from_numpy(np.stack([one.inputs for one in puzzles])).int()
+        ids = torch.tensor([one.identifier for one in puzzles], dtype=torch.int32)
+        together, alone = (
+            [next(segments(model, {"inputs": inputs[:n], "puzzle_identifiers": ids[:n]}, 1)) for n in sizes]
+            for sizes in ((24,), (1,))
+        )
+        assert torch.equal(together[0].outputs["logits"][:1], alone[0].outputs["logits"])
+    finally:
+        monkeypatch.undo()
+        cpu_tuning.forget()
 
 
 @pytest.mark.usefixtures("exact_rows")

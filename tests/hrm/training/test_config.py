@@ -78,14 +78,16 @@ def test_the_keys_of_arch_belong_to_the_family(data):
             load_config("arc-1", ["data=x", f"family={family}"])
 
 
-def test_model_sizes_come_from_the_data_and_the_dtype_from_the_device(data):
+def test_model_sizes_come_from_the_data_and_the_dtype_from_the_device(data, monkeypatch):
     metadata = open_dataset(data, "train").metadata
     config = load_config("sudoku-extreme-1k", ["data=x"])
     model = config.model(metadata, torch.device("cuda"))
     assert (model.vocab_size, model.seq_len, model.num_puzzle_identifiers) == (5, 9, 4)
     assert (model.hidden_size, model.H_layers, model.halt_max_steps, model.halt_exploration_prob) == (512, 4, 16, 0.1)
     assert model.forward_dtype == "bfloat16"
-    assert config.model(metadata, torch.device("cpu")).forward_dtype == "float32"
+    for is_fast, dtype in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(hrm.config, "bfloat16_is_fast", lambda is_fast=is_fast: is_fast)
+        assert config.model(metadata, torch.device("cpu")).forward_dtype == dtype
     asked = load_config("demo", ["data=x", "arch.forward_dtype=float32"])
     assert asked.model(metadata, torch.device("cuda")).forward_dtype == "float32"
 
