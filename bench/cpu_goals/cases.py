@@ -93,9 +93,8 @@ def _segments(machine: Machine, batch: int) -> Iterator[Case]:
         goal = Goal(f"{what}, float32", others=(_pytorch(F32),), least=1.8)
     checked, candidates = _checked(workload, _candidates(workload, F32, (_pytorch(F32), fma.ALONE)))
     yield Case("segment", checked, F32, candidates, (goal,), weight)
-    pytorch = (_pytorch(BF16), _pytorch(F32))
-    if not machine.has_bfloat16 and batch > 1:
-        pytorch = pytorch[1:]
+    is_slow = batch > 1 and not machine.has_bfloat16
+    pytorch = (_pytorch(F32),) if is_slow else (_pytorch(BF16), _pytorch(F32))
     narrow = partial(Goal, f"{what}, bfloat16")
     goals = [
         narrow(others=(_pytorch(BF16),), least=4 if batch == 1 else 3, not_here=machine.no_amx),
@@ -110,7 +109,9 @@ def _segments(machine: Machine, batch: int) -> Iterator[Case]:
     yield Case("segment", checked, BF16, candidates, tuple(goals), weight)
 
 
-def _checked(workload: Workload, candidates: dict[str, Candidate], rows: int = 8) -> tuple[Workload, dict]:
+def _checked(
+    workload: Workload, candidates: dict[str, Candidate], rows: int = 8
+) -> tuple[Workload, dict[str, Candidate]]:
     """The same, but only the first rows of ``ours`` are checked: float64 takes long, and no row depends on another."""
     eager = workload.eager
     if workload.batch <= rows or eager is None:
@@ -119,8 +120,8 @@ def _checked(workload: Workload, candidates: dict[str, Candidate], rows: int = 8
     def eager_of_first(model: HRM, carry: Carry, batch: Batch) -> list[torch.Tensor]:
         first = {name: values[:rows] for name, values in batch.items()}
         data = {name: values[:rows] for name, values in carry.current_data.items()}
-        states = (values[:rows] for values in (carry.z_H, carry.z_L, carry.steps, carry.halted))
-        return eager(model, Carry(*states, data), first)
+        z_H, z_L, steps, halted = (values[:rows] for values in (carry.z_H, carry.z_L, carry.steps, carry.halted))
+        return eager(model, Carry(z_H, z_L, steps, halted, data), first)
 
     def first_of_ours(*arguments: Any) -> list[torch.Tensor]:
         return [result[:rows] for result in candidates["ours"].op(*arguments)]
@@ -159,7 +160,11 @@ def published_code(machine: Machine) -> Iterator[Case]:
 
     The first call of a patched model takes five to ten times as long as later ones. So batches are small in float32.
     """
-    models_of = {"HRM": _hrm, "TRM": partial(_trm, False), "TRM mlp_t": partial(_trm, True)}
+    models_of: dict[str, Callable[..., Any]] = {
+        "HRM": _hrm,
+        "TRM": partial(_trm, False),
+        "TRM mlp_t": partial(_trm, True),
+    }
     for dtype, batch in ((F32, 2), (BF16, 8)):
         for name, make in models_of.items():
             for training in (False, True):

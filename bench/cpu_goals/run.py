@@ -75,7 +75,8 @@ def run(
     """
     start = time.perf_counter()
     cases = [case for part in PARTS if part in parts for case in PARTS[part](machine)]
-    result, summaries = Result(), {}
+    result = Result()
+    summaries: dict[str, tuple[float, list[Verdict]]] = {}
     rows = _measure_all(cases, start + budget, show, tools or Tools(), result)
     for number, case in enumerate(cases):
         verdicts = [judge(goal, rows.get(number)) for goal in case.goals]

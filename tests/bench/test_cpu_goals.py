@@ -10,13 +10,13 @@ import torch
 import hrm_kernels
 from bench import models
 from bench.cpu_goals import __main__ as command
-from bench.cpu_goals import goals, machine, run
+from bench.cpu_goals import cases, goals, machine, run
 from bench.cpu_goals.cases import BF16, F32, PARTS, Case
 from bench.cpu_goals.goals import Goal, Verdict, judge, worst_of
 from bench.cpu_goals.machine import NO_AMX, Machine
 from bench.cpu_goals.write import as_text
 from bench.measure import Candidate, measure
-from bench.model_workloads import patched
+from bench.model_workloads import patched, segment_of
 from bench.sizes import Size
 from bench.workload import Workload
 from bench.workloads import op_workload
@@ -122,9 +122,9 @@ def test_goals_follow_the_machine():
 
 
 def test_a_bfloat16_op_is_compared_with_both_of_pytorchs_dtypes():
-    cases = [case for case in PARTS["ops"](AVX2) if case.dtype is BF16]
-    assert cases and all(case.goals[0].others == ("PyTorch bfloat16", "PyTorch float32") for case in cases)
-    assert all(case.candidates["PyTorch float32"].dtype is F32 for case in cases)
+    narrow = [case for case in PARTS["ops"](AVX2) if case.dtype is BF16]
+    assert narrow and all(case.goals[0].others == ("PyTorch bfloat16", "PyTorch float32") for case in narrow)
+    assert all(case.candidates["PyTorch float32"].dtype is F32 for case in narrow)
     measured = {case.workload.kind for case in PARTS["ops"](AVX2)}
     assert {"linear", "token_mixing", "transformer_block", "recurrent_cycles", "AdamATan2", "SparseSignSGD"} <= measured
 
@@ -136,10 +136,10 @@ def a_case(name, weight=1.0, not_here=None):
 
 
 def test_every_case_gets_its_share_of_what_is_left():
-    cases = [a_case("a", 1), a_case("b", 3), a_case("c", 4)]
-    assert run.share(cases[0], cases[1:], 80) == 10
-    assert run.share(cases[1], cases[2:], 70) == 30
-    assert run.share(cases[2], [], 55) == 55
+    a, b, c = a_case("a", 1), a_case("b", 3), a_case("c", 4)
+    assert run.share(a, [b, c], 80) == 10
+    assert run.share(b, [c], 70) == 30
+    assert run.share(c, [], 55) == 55
 
 
 def test_the_time_is_kept(monkeypatch):
@@ -154,10 +154,8 @@ def test_the_time_is_kept(monkeypatch):
         return rows(ours=[1.0] * 3, PyTorch=[2.0] * 3)
 
     monkeypatch.setattr(run.time, "perf_counter", lambda: clock["now"])
-    cases = [a_case("a"), a_case("not here", not_here=NO_AMX), a_case("b"), a_case("c")]
-    monkeypatch.setattr(
-        run, "PARTS", {"ops": lambda machine: iter(cases), "other": lambda machine: iter([a_case("d")])}
-    )
+    some = [a_case("a"), a_case("not here", not_here=NO_AMX), a_case("b"), a_case("c")]
+    monkeypatch.setattr(run, "PARTS", {"ops": lambda machine: iter(some), "other": lambda machine: iter([a_case("d")])})
     shown = []
     result = run.run(["ops"], AVX2, 9.0, shown.append, run.Tools(measured, lambda: False))
     assert [one.status for one in result.verdicts] == [goals.MET, goals.NOT_HERE, goals.MET, goals.LATE]
@@ -235,6 +233,29 @@ def test_the_table_shows_goals_that_apply_and_reasons_of_the_others():
 def test_the_machine_is_read_from_its_flags():
     described = {"cpu": {"isa": ["avx2", "amx_bf16"]}, "torch_bfloat16": True}
     assert machine.machine_of(described) == AMX and AMX.no_amx is None and AVX2.no_amx == NO_AMX
+
+
+def test_only_the_first_rows_of_a_large_batch_are_checked():
+    """Right rows pass; a wrong first row is found, a wrong last row is not looked at."""
+
+    def make(device, dtype):
+        config = {"seq_len": 8, "vocab_size": 5, "hidden_size": 32, "num_heads": 2, "forward_dtype": "float32"}
+        return models.random_model(HRMConfig.parse(config | {"H_layers": 1, "L_layers": 1}), 5, device)
+
+    def wrong(row):
+        def op(*arguments):
+            results = [result.clone() for result in workload.op(*arguments)]
+            results[0][row] += 1.0
+            return results
+
+        return {"ours": Candidate(op), "PyTorch": Candidate(workload.eager)}
+
+    workload = segment_of("segment", make, batch=5, positions=8)
+    for row, status in ((0, "wrong"), (4, "ok")):
+        checked, candidates = cases._checked(workload, wrong(row), rows=3)
+        measured = measure(checked, "cpu", F32, candidates, lambda turn: 1)
+        assert measured["ours"]["status"].startswith(status) and measured["PyTorch"]["status"] == "ok"
+    assert cases._checked(workload, wrong(0), rows=5)[0] is workload
 
 
 @pytest.mark.parametrize("training", [False, True])
