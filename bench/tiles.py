@@ -114,10 +114,14 @@ def _from_memory(unit: Unit, rows: int, panels: int) -> Callable[[int], float]:
 def products(operations: float, rows: int) -> Callable[..., list[torch.Tensor]]:
     """A function that runs ``operations`` with tiles, ``rows`` rows at a time, on torch's number of threads.
 
-    The weights come from L3, the rows from L2.
+    The weights come from L3, the rows from L2. Each piece of the work meets nearly all weights of a block once; how
+    many exactly makes the sum of the pieces right.
     """
-    make = functools.cache(lambda: _from_memory(BFLOAT16, min(rows, MOST_ROWS), WEIGHTS))
-    return fma.in_pieces(make, operations, pieces=16)
+    rows = min(rows, MOST_ROWS)
+    of_block = 2 * 32 * math.ceil(rows / 32) * 512 * 32 * WEIGHTS
+    pieces = max(1, math.ceil(operations / of_block))
+    panels = max(1, round(WEIGHTS * operations / (pieces * of_block)))
+    return fma.in_pieces(functools.cache(lambda: _from_memory(BFLOAT16, rows, panels)), operations, pieces)
 
 
 def _wanted() -> dict[str, tuple[Unit, Callable[[], Callable[[int], float]]]]:

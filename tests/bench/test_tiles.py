@@ -6,6 +6,8 @@ import subprocess
 import pytest
 
 from bench import ceilings, fma, tiles
+from bench.costs import segment_cost
+from bench.sizes import SHORT, Size
 from hrm_kernels.spec import Cost
 
 UNITS = (tiles.BFLOAT16, tiles.INT8, tiles.VECTORS)
@@ -69,3 +71,22 @@ def test_pieces_add_up_to_the_operations():
 
     assert fma.in_pieces(lambda: run, 700.0, pieces=10)() == []
     assert sum(done[1:]) == 700.0 and len(done) == 11  # the first is a single iteration, to count
+
+
+@pytest.mark.parametrize("batch", [1, 8, 32])
+def test_streamed_products_add_up_to_a_segment(monkeypatch, batch):
+    done = []
+
+    def from_memory(unit, rows, panels):
+        assert rows == min(82 * batch, 672) and 150 < panels <= tiles.WEIGHTS
+
+        def run(iterations):
+            done.append(2.0 * (rows + -rows % 32) * 512 * 32 * panels * iterations)
+            return done[-1]
+
+        return run
+
+    monkeypatch.setattr(tiles, "_from_memory", from_memory)
+    operations = segment_cost(Size(batch, SHORT), 2).operations
+    tiles.products(operations, 82 * batch)()
+    assert sum(done[1:]) == pytest.approx(operations, rel=0.01)
