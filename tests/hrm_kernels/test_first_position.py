@@ -50,3 +50,24 @@ def test_values_and_gradients(backend, layers, positions, tables):
 def test_an_empty_batch():
     z, injection, blocks = arguments(0, 5, 2, 32, 2, torch.float32)
     assert first_position(z, injection, blocks, *rope_tables(5, 32, device=DEVICE), 2).shape == (0, 64)
+
+
+@pytest.mark.parametrize("positions", [1, 17])
+def test_errors_in_bfloat16_are_at_most_twice_those_of_plain_pytorch(positions):
+    z, injection, blocks = arguments(3, positions, 2, 32, 2, torch.bfloat16)
+    tables = rope_tables(positions, 32, device=DEVICE)
+
+    def values_and_gradients(dtype, backend):
+        inputs = [
+            t.detach().to(dtype).requires_grad_() for t in (z, injection, *(w for block in blocks for w in block))
+        ]
+        layers = [k.BlockWeights(*inputs[at : at + 4]) for at in range(2, len(inputs), 4)]
+        with k.use_backend(backend):
+            out = first_position(*inputs[:2], layers, *tables, 2)
+        weight = torch.linspace(-1, 1, 64, device=DEVICE, dtype=torch.float64)
+        return [one.double() for one in (out, *torch.autograd.grad((out.double().square() * weight).sum(), inputs))]
+
+    want = values_and_gradients(torch.float64, "reference")
+    plain, got = (values_and_gradients(torch.bfloat16, backend) for backend in ("reference", None))
+    for exact, of_torch, ours in zip(want, plain, got, strict=True):
+        assert (ours - exact).abs().max() <= 2 * (of_torch - exact).abs().max()

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from hrm_kernels.autodiff import attention
 from hrm_kernels.ops.add_rms_norm import add_rms_norm
+from hrm_kernels.ops.linear import linear
 from hrm_kernels.ops.reasoning_module import reasoning_module
 from hrm_kernels.ops.rope_attention.reference import apply_rope
 from hrm_kernels.ops.swiglu import swiglu
@@ -43,7 +44,7 @@ def first_position(
         first = _attended(x, last, cos, sin, num_heads, eps)
     else:
         first = token_mixing(x, last.mix_gate_up, last.mix_down, eps)[:, 0].contiguous()
-    return add_rms_norm(first, F.linear(swiglu(F.linear(first, last.gate_up)), last.down), eps)
+    return add_rms_norm(first, _product(swiglu(_product(first, last.gate_up)), last.down), eps)
 
 
 def _attended(
@@ -59,9 +60,17 @@ def _attended(
     width = last.qkv.shape[0] // 3  # H d
     head = (num_heads, width // num_heads)
     first = x[:, 0]
-    q = F.linear(first, last.qkv[:width]).view(batch, 1, *head)
-    k, v = F.linear(x, last.qkv[width:]).view(batch, positions, 2, *head).unbind(2)
+    q = _product(first, last.qkv[:width]).view(batch, 1, *head)
+    k, v = _product(x, last.qkv[width:]).view(batch, positions, 2, *head).unbind(2)
     if cos is not None and sin is not None:
         q, k = apply_rope(q, cos[:1, None], sin[:1, None]), apply_rope(k, cos[:positions, None], sin[:positions, None])
     attended = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-    return add_rms_norm(first, F.linear(attended.reshape(batch, width), last.o), eps)
+    return add_rms_norm(first, _product(attended.reshape(batch, width), last.o), eps)
+
+
+def _product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """``x @ weight.T`` for weights that are used once: packing them for the ``linear`` op does not pay in float32.
+
+    In bfloat16 it does: on a CPU without bfloat16 instructions PyTorch's product takes several times as long.
+    """
+    return linear(x, weight) if x.dtype is torch.bfloat16 else F.linear(x, weight)
