@@ -67,13 +67,13 @@ def _candidates(workload: Workload, dtype: torch.dtype, others: tuple[str, ...])
     operations, rows = workload.cost.operations, workload.batch * workload.positions
     chosen = {"ours": Candidate(on_backend(None, workload.op))}
     known = {
-        _pytorch(dtype): Candidate(eager),
-        _pytorch(F32): Candidate(eager, is_checked=False, dtype=None if dtype is F32 else F32),
-        fma.ALONE: _peak(fma.multiply_adds(operations), fma.absent_reason()),
-        tiles.ALONE: _peak(tiles.products(operations, rows), tiles.absent_reason()),
-        "unpatched": Candidate(eager),
+        _pytorch(dtype): lambda: Candidate(eager),
+        _pytorch(F32): lambda: Candidate(eager, is_checked=False, dtype=None if dtype is F32 else F32),
+        fma.ALONE: lambda: _peak(fma.multiply_adds(operations), fma.absent_reason()),
+        tiles.ALONE: lambda: _peak(tiles.products(operations, rows), tiles.absent_reason()),
+        "unpatched": lambda: Candidate(eager),
     }
-    return chosen | {name: known[name] for name in others}
+    return chosen | {name: known[name]() for name in others}
 
 
 def _peak(run: Callable[..., Any], absent_reason: str | None) -> Candidate:
