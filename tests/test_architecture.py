@@ -22,7 +22,7 @@ KERNELS = re.compile(r"hrm_kernels\.ops\.(?P<op>\w+)\.(\w+_kernels|(triton|cuda|
 
 PARTS = {
     "token_mixing": {"add_rms_norm", "swiglu"},
-    "transformer_block": {"add_rms_norm", "rope_attention", "swiglu"},
+    "transformer_block": {"add_rms_norm", "rope_attention", "swiglu", "token_mixing"},
     "reasoning_module": {"transformer_block"},
     "recurrent_cycles": {"reasoning_module", "rope_attention", "transformer_block"},
 }
