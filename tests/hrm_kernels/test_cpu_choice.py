@@ -1,6 +1,7 @@
 """The automatic choice between the cpu backend and plain PyTorch, by measured tables."""
 
 import json
+import time
 import warnings
 from dataclasses import replace
 
@@ -10,7 +11,8 @@ import torch
 import hrm_kernels as k
 from hrm_kernels import backends, instruction_sets, native
 from hrm_kernels.backends import independent_rows, keep_backend
-from hrm_kernels.tuning import TuningError, cpu
+from hrm_kernels.spec import Sizes
+from hrm_kernels.tuning import TuningError, cpu, cpu_command, cpu_measure
 from hrm_kernels.tuning.cpu import Machine, Table, Times
 
 pytestmark = pytest.mark.skipif(k.available_backends()["cpu"] is not None, reason="there is no CPU library")
@@ -319,3 +321,40 @@ def test_the_instruction_sets_of_pytorch(monkeypatch, capability, has_bfloat16, 
         monkeypatch.setattr(torch.cpu, name, lambda: has_amx, raising=False)
     ask = instruction_sets.of_pytorch.__wrapped__
     assert (ask("float32"), ask("bfloat16")) == expected
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """One small call of each kind."""
+    monkeypatch.setattr(cpu_measure, "SIZES", {"swiglu": [Sizes(B=2)], "sparse_sign_sgd": [Sizes(4, D=8, V=10)]})
+
+
+def test_the_command_writes_this_machines_table(folder, small, capsys):
+    assert cpu_command.main(False, ["swiglu", "sparse_sign_sgd"], seconds=0.01) in (0, 2)  # 2: a busy machine
+    if "wrote" in capsys.readouterr().out:
+        table, ignored = cpu.user_table()
+        assert ignored is None and table.machine == Machine.here()
+        assert {(one.op, one.direction, one.rows) for one in table.times} <= {
+            ("swiglu", "forward", 34), ("swiglu", "gradients", 34), ("sparse_sign_sgd", "forward", 4)
+        }  # fmt: skip
+        assert not folder.exists()
+
+
+def test_a_wrong_result_is_never_timed(small, monkeypatch):
+    from hrm_kernels.ops.swiglu import _op
+
+    wrong = replace(_op.backends["cpu"], run=lambda gate_up: gate_up[..., ::2] * 1.0)
+    monkeypatch.setitem(_op.backends, "cpu", wrong)
+    with pytest.raises(RuntimeError, match=r"swiglu, float32, 34 x 192: the error of cpu is .*, that of plain PyTorch"):
+        cpu_command.main(False, ["swiglu"], seconds=0.01)
+
+
+def test_turns_of_one_thread_are_its_cpu_time(monkeypatch):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        calls = {"cpu": lambda: time.sleep(0.002), "reference": lambda: sum(range(100_000))}
+        medians = cpu_measure.take_turns(calls, 0.05)
+    finally:
+        torch.set_num_threads(threads)
+    assert medians["cpu"] < medians["reference"]  # sleeping takes no CPU time
