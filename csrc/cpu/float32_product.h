@@ -2,18 +2,12 @@
 // the packing of right factors, [panel][depth][kWidth].
 #pragma once
 
-#include "cpu/float32_tile.h"
 #include "cpu/panels.h"
 
 namespace hrm::HRM_ISA {
 
 struct TileScope {  // no tile registers (tiles.h)
   TileScope() {}
-};
-
-template <int Value>
-struct Constant {
-  static constexpr int value = Value;
 };
 
 constexpr int kDepthPanels = 256 / kWidth;  // parts of 256 of the inner dimension: 16 KB of weights stay in a 32 KB L1

@@ -8,29 +8,28 @@
 #include <cmath>
 #include <initializer_list>
 
-#include "cpu/float32_tile.h"
 #include "cpu/panels.h"
 #include "cpu/team.h"
 
 namespace hrm::HRM_ISA {
 
-// A matrix [rows, columns] as a left factor: strips of kFloatRows rows, [columns][kFloatRows] each, with zeros after
-// the last row. It starts at element `first` of the weights, row-major or transposed.
+// A matrix [rows, columns] as a left factor: strips of kTileRows rows, [columns][kTileRows] each, with zeros after the
+// last row. It starts at element `first` of the weights, row-major or transposed.
 struct Strips {
   int64_t rows, columns, first;
   bool transposed;
   float* data = nullptr;
 
-  int64_t count() const { return (rows + kFloatRows - 1) / kFloatRows; }
-  int64_t floats() const { return count() * kFloatRows * columns; }
-  float* at(int64_t strip) const { return data + strip * kFloatRows * columns; }
+  int64_t count() const { return (rows + kTileRows - 1) / kTileRows; }
+  int64_t floats() const { return count() * kTileRows * columns; }
+  float* at(int64_t strip) const { return data + strip * kTileRows * columns; }
 
   template <class T>
   void pack(const T* weights, int64_t strip) const {
     float* to = at(strip);
     for (int64_t column = 0; column < columns; ++column) {
-      for (int i = 0; i < kFloatRows; ++i) {
-        const int64_t row = strip * kFloatRows + i;
+      for (int i = 0; i < kTileRows; ++i) {
+        const int64_t row = strip * kTileRows + i;
         const int64_t element = first + (transposed ? column * rows + row : row * columns + column);
         *to++ = row < rows ? to_float(weights[element]) : 0.0f;
       }
@@ -38,8 +37,8 @@ struct Strips {
   }
 
   // tile += strip @ right [columns][kWidth]
-  HRM_INLINE void times(int64_t strip, const float* right, FloatTile& tile) const {
-    multiply<kFloatRows>(tile, at(strip), 1, kFloatRows, right, columns);
+  HRM_INLINE void times(int64_t strip, const float* right, Tile& tile) const {
+    multiply<kTileRows>(tile, at(strip), 1, kTileRows, right, columns);
   }
 };
 
@@ -60,9 +59,9 @@ void pack_strips(std::initializer_list<StripsOf<T>> matrices, Team::Member& team
   });
 }
 
-HRM_INLINE void clear(FloatTile& tile) {
+HRM_INLINE void clear(Tile& tile) {
 #pragma GCC unroll 16
-  for (int i = 0; i < kFloatRows; ++i) tile[i][0] = tile[i][1] = Vec{};
+  for (int i = 0; i < kTileRows; ++i) tile[i][0] = tile[i][1] = Vec{};
 }
 
 HRM_INLINE Vec inverse_root(Vec x) {
@@ -93,19 +92,19 @@ struct Mixer {
   void pack(const T* gate_up_weights, const T* down_weights, Team::Member& team) const {
     pack_strips<T>({{gate, gate_up_weights}, {up, gate_up_weights}, {down, down_weights}}, team);
   }
-  int64_t hidden_floats() const { return gate.count() * kFloatRows * kWidth; }
+  int64_t hidden_floats() const { return gate.count() * kTileRows * kWidth; }
 
   // state [S][kWidth] -> hidden [I][kWidth]; calls `each` with gate and up for each offset of hidden.
   template <class Each>
   HRM_INLINE void widen(const float* state, float* hidden, Each each) const {
     int64_t at = 0;
     for (int64_t strip = 0; strip < gate.count(); ++strip) {
-      FloatTile g, u;
+      Tile g, u;
       clear(g);
       gate.times(strip, state, g);
       clear(u);
       up.times(strip, state, u);
-      for (int i = 0; i < kFloatRows; ++i) {
+      for (int i = 0; i < kTileRows; ++i) {
         for (int half = 0; half < 2; ++half, at += kLanes) {
           store(hidden + at, g[i][half] * sigmoid(g[i][half]) * u[i][half]);
           each(at, g[i][half], u[i][half]);
@@ -118,12 +117,12 @@ struct Mixer {
   HRM_INLINE void narrow(const float* state, const float* hidden, float* y, float* rstd) const {
     Vec squares[2] = {};
     for (int64_t strip = 0; strip < down.count(); ++strip) {
-      FloatTile tile;
+      Tile tile;
       clear(tile);
       down.times(strip, hidden, tile);
-      for_rows(tile, positions - strip * kFloatRows, [&](int i, Vec* columns) HRM_ALWAYS {
+      for_rows(tile, positions - strip * kTileRows, [&](int i, Vec* columns) HRM_ALWAYS {
         for (int half = 0; half < 2; ++half) {
-          const int64_t at = (strip * kFloatRows + i) * kWidth + half * kLanes;
+          const int64_t at = (strip * kTileRows + i) * kWidth + half * kLanes;
           const Vec sum = load(state + at) + columns[half];
           squares[half] += sum * sum;
           store(y + at, sum);
@@ -175,10 +174,10 @@ struct MixerGradient {
   HRM_INLINE void hidden(const float* du, float* dgate, float* dup) const {
     int64_t at = 0;
     for (int64_t strip = 0; strip < down.count(); ++strip) {
-      FloatTile d;
+      Tile d;
       clear(d);
       down.times(strip, du, d);
-      for (int i = 0; i < kFloatRows; ++i) {
+      for (int i = 0; i < kTileRows; ++i) {
         for (int half = 0; half < 2; ++half, at += kLanes) {
           const Vec g = load(dgate + at), s = sigmoid(g), silu = g * s;
           store(dgate + at, d[i][half] * load(dup + at) * (s + silu * (1.0f - s)));
@@ -192,12 +191,12 @@ struct MixerGradient {
   template <class Each>
   HRM_INLINE void input(const float* du, const float* dgate, const float* dup, Each each) const {
     for (int64_t strip = 0; strip < gate.count(); ++strip) {
-      FloatTile tile;
+      Tile tile;
       clear(tile);
       gate.times(strip, dgate, tile);
       up.times(strip, dup, tile);
-      for_rows(tile, gate.rows - strip * kFloatRows, [&](int i, Vec* columns) HRM_ALWAYS {
-        const int64_t s = strip * kFloatRows + i;
+      for_rows(tile, gate.rows - strip * kTileRows, [&](int i, Vec* columns) HRM_ALWAYS {
+        const int64_t s = strip * kTileRows + i;
         float lanes[kWidth];
         for (int half = 0; half < 2; ++half) {
           store(lanes + half * kLanes, load(du + s * kWidth + half * kLanes) + columns[half]);
@@ -213,7 +212,7 @@ struct MixerGradient {
 // Each piece of a group stores its gradients of gate and up and its hidden, [I][kWidth] each, and x and du, transposed.
 // The sums follow from these, [I][kWidth] for each panel of positions: of gate, of up, and of down transposed.
 struct MixingSums {
-  static constexpr int64_t kGroup = 64;  // kFloatRows rows of each stay in an L1 cache; memory does not grow with B
+  static constexpr int64_t kGroup = 64;  // kTileRows rows of each stay in an L1 cache; memory does not grow with B
 
   int64_t positions, inner, group, panels, inside, across;
   float *left = nullptr, *right = nullptr, *sums = nullptr;
@@ -248,19 +247,19 @@ struct MixingSums {
   }
 
   // Adds a group of `count` pieces, one strip of a matrix per task.
-  int64_t tasks() const { return 3 * (inside / (kFloatRows * kWidth)); }
+  int64_t tasks() const { return 3 * (inside / (kTileRows * kWidth)); }
   void add(int64_t task, int64_t count, bool fresh) const {
     const int64_t which = task % 3, strip = task / 3;
     for (int64_t panel = 0; panel < panels; ++panel) {
-      const float* l = left + which * inside + strip * kFloatRows * kWidth;
+      const float* l = left + which * inside + strip * kTileRows * kWidth;
       const float* r = right + which / 2 * across + panel * kWidth * kWidth;
-      float* to = sums + (which * panels + panel) * inside + strip * kFloatRows * kWidth;
-      FloatTile tile;
+      float* to = sums + (which * panels + panel) * inside + strip * kTileRows * kWidth;
+      Tile tile;
       clear(tile);
       for (int64_t i = 0; i < count; ++i, l += 3 * inside, r += 2 * across) {
-        multiply<kFloatRows>(tile, l, kWidth, 1, r, kWidth);
+        multiply<kTileRows>(tile, l, kWidth, 1, r, kWidth);
       }
-      for (int i = 0; i < kFloatRows; ++i) {
+      for (int i = 0; i < kTileRows; ++i) {
         for (int half = 0; half < 2; ++half, to += kLanes) {
           store(to, fresh ? tile[i][half] : load(to) + tile[i][half]);
         }

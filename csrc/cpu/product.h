@@ -29,14 +29,53 @@ constexpr bool kTileInMemory = true;
 constexpr bool kTileInMemory = false;  // in registers
 #endif
 
+template <int Value>
+struct Constant {
+  static constexpr int value = Value;
+};
+
+// sums += left * right over `depth` steps of the inner dimension: left[row * row_step + k * k_step], right[k][kWidth].
+template <int Rows, class Sums>
+HRM_INLINE void multiply_rows(Sums& sums, const float* left, int64_t row_step, int64_t k_step, const float* right,
+                              int64_t depth) {
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < depth; ++k) {
+    const Vec first = load(right), second = load(right + kLanes);
+#pragma GCC unroll 16
+    for (int row = 0; row < Rows; ++row) {
+      const float factor = left[row * row_step];
+      sums[row][0] += factor * first;
+      sums[row][1] += factor * second;
+    }
+    left += k_step;
+    right += kWidth;
+  }
+}
+// The same for a tile; tiles of more rows than registers hold are computed in parts.
+template <int Rows>
+HRM_INLINE void multiply(Tile& tile, const float* left, int64_t row_step, int64_t k_step, const float* right,
+                         int64_t depth) {
+  if constexpr (Rows <= 16) {
+    multiply_rows<Rows>(tile, left, row_step, k_step, right, depth);
+  } else {
+    constexpr int kPart = 8;
+    for (int row = 0; row < Rows; row += kPart) {
+      Vec sums[kPart][2];
+      std::memcpy(sums, tile[row], sizeof sums);
+      multiply_rows<kPart>(sums, left + row * row_step, row_step, k_step, right, depth);
+      std::memcpy(tile[row], sums, sizeof sums);
+    }
+  }
+}
+
 // Calls each(i, row of out, tile row) for the rows of a finished tile.
-template <int Rows, class Each>
-HRM_INLINE void for_rows(Vec (&tile)[Rows][2], int64_t count, Each each) {
+template <class Each>
+HRM_INLINE void for_rows(Tile& tile, int64_t count, Each each) {
   if constexpr (kTileInMemory) {
-    for (int64_t i = 0; i < count && i < Rows; ++i) each(static_cast<int>(i), tile[i]);
+    for (int64_t i = 0; i < count; ++i) each(static_cast<int>(i), tile[i]);
   } else {
 #pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i) {
+    for (int i = 0; i < kTileRows; ++i) {
       if (i < count) each(i, tile[i]);
     }
   }
@@ -64,6 +103,19 @@ HRM_INLINE auto keep_sum(Panels other, Panels out) {
       store(to + kLanes, load(add + kLanes) + columns[1]);
     });
   };
+}
+
+// Transposes rows [first, first + kWidth) of panels into to[column][kWidth]; rows from `end` on give 0.
+HRM_INLINE void transpose_panel(FloatPanels from, int64_t panels, int64_t first, int64_t end, float* to) {
+  const int64_t rows = end - first < kWidth ? end - first : kWidth;
+  for (int64_t panel = 0; panel < panels; ++panel, to += kWidth * kWidth) {
+    const float* source = from.at(panel, first);
+    if (rows < kWidth) std::memset(to, 0, sizeof(float) * kWidth * kWidth);
+    for (int64_t row = 0; row < rows; ++row) {
+#pragma GCC unroll 32
+      for (int lane = 0; lane < kWidth; ++lane) to[lane * kWidth + row] = source[row * kWidth + lane];
+    }
+  }
 }
 
 }  // namespace hrm::HRM_ISA

@@ -3,6 +3,7 @@
 // Between two attentions the rows are independent, so one task computes a group of rows through the output projection,
 // norm, SwiGLU, norm, and the next block's qkv: two barriers per block, whatever the number of products. Where blocks
 // mix positions instead, the tasks alternate between kWidth channels of all positions, and groups of rows.
+#include <initializer_list>
 #include <utility>
 
 #include "cpu/attention.h"

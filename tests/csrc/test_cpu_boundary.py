@@ -283,12 +283,12 @@ def check_values(function, call, before, result):
     counts = [number for number in call if type(number) is int]
     if function == "packed_size":
         dim, heads, head_dim, inner, bfloat16 = call
-        elements = 4 * dim * heads * head_dim + 3 * dim * inner
-        assert result * 4 >= elements * library.module.element_bytes(bfloat16)
+        count = 4 * dim * heads * head_dim + 3 * dim * inner
+        assert result * 4 >= count * library.module.element_bytes(bfloat16)
     elif function == "mixing_packed_size":
         positions, dim, width, inner, bfloat16 = call
-        elements = 3 * positions * width + 3 * dim * inner
-        assert result * 4 >= elements * library.module.element_bytes(bfloat16)
+        count = 3 * positions * width + 3 * dim * inner
+        assert result * 4 >= count * library.module.element_bytes(bfloat16)
     elif function == "linear_packed_size":
         assert result * 4 >= call[0] * call[1] * library.module.element_bytes(call[2])
     elif function == "checksum":
@@ -304,10 +304,8 @@ def check_values(function, call, before, result):
     elif function == "linear" and (call[0].shape[1], call[3].shape[1]) != (DIM, 2 * INNER):
         return  # the weight was packed for other sizes
     elif function == "pack_blocks":
-        packed, values = (
-            elements(call[3], call[0][0]),
-            torch.cat([weight.float().flatten() for weight in call[0]]),
-        )  # zeros fill panels
+        packed = elements(call[3], call[0][0])
+        values = torch.cat([weight.float().flatten() for weight in call[0]])  # zeros fill panels
         assert torch.equal(packed[packed != 0].sort()[0], values[values != 0].sort()[0])
     elif function in ("infer_blocks", "blocks_forward", "blocks_backward", "recurrent_cycles") and not all(
         count in counts for count in COUNTS
