@@ -2,6 +2,9 @@
 #pragma once
 
 #include "cpu/vec.h"
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 namespace hrm::HRM_ISA {
 
@@ -38,12 +41,22 @@ HRM_INLINE Vec load(const BFloat16* from) {
   return result;
 }
 HRM_INLINE void store(BFloat16* to, Vec value) {
+#if defined(__AVX512BF16__)
+  __m512 wide;
+  std::memcpy(&wide, &value, sizeof wide);
+  const __m256bh narrow = _mm512_cvtneps_pbh(wide);
+  std::memcpy(to, &narrow, sizeof narrow);
+#else
   BitVec bits;
   std::memcpy(&bits, &value, sizeof bits);
+#if defined(HRM_PAIRS)  // as vcvtneps2bf16: denormal numbers become zero
+  bits = (bits & 0x7f800000) != 0 ? bits : bits & 0x80000000;
+#endif
   const BitVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const BitVec result = (bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded;
   const HalfVec half = __builtin_convertvector(result, HalfVec);
   std::memcpy(to, &half, sizeof half);
+#endif
 }
 
 // The type of intermediate matrices and packed weights. Kernels with bfloat16 elements take bfloat16 arguments only;

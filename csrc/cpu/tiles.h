@@ -7,9 +7,6 @@
 #pragma once
 
 #include "cpu/element.h"
-#if defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
 
 namespace hrm::HRM_ISA {
 
