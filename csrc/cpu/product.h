@@ -68,11 +68,11 @@ HRM_INLINE void multiply(Tile& tile, const float* left, int64_t row_step, int64_
   }
 }
 
-// Calls each(i, row of out, tile row) for the rows of a finished tile.
+// Calls each(i, row of out, tile row) for the first `count` rows of a finished tile, or all where count is larger.
 template <class Each>
 HRM_INLINE void for_rows(Tile& tile, int64_t count, Each each) {
   if constexpr (kTileInMemory) {
-    for (int64_t i = 0; i < count; ++i) each(static_cast<int>(i), tile[i]);
+    for (int i = 0; i < kTileRows && i < count; ++i) each(i, tile[i]);
   } else {
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i) {
