@@ -98,7 +98,7 @@ def _cpu() -> dict[str, Any]:
         fields.setdefault(key.strip(), value.strip())
     flags = fields.get("flags", fields.get("Features", "")).split()
     return {
-        "model": fields.get("model name") or platform.processor() or platform.machine(),
+        "model": cpu_tuning.processor(),
         # containers and batch systems may allow fewer cores than the machine has
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),

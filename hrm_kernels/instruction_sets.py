@@ -18,10 +18,7 @@ def of_library(dtype: str) -> str | None:
     module = native.load("cpu").module
     if module is None:
         return None
-    name = "bfloat16_instruction_set" if dtype == "bfloat16" else "instruction_set"
-    if hasattr(module, name):
-        return str(getattr(module, name)())
-    return native.INSTRUCTION_SET or of_pytorch("float32")  # a library of an older build does not say
+    return str(module.bfloat16_instruction_set() if dtype == "bfloat16" else module.instruction_set())
 
 
 @functools.cache

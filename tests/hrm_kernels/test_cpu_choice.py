@@ -63,6 +63,14 @@ def test_the_choice_changes_between_two_measurements(folder, on_avx2):
         assert [chosen(rows) for rows in (9, 16, 64, 1000)] == ["reference"] * 4
 
 
+@pytest.mark.parametrize("emulated", ["amx_emulated", "avx512_bf16_emulated"])
+def test_no_table_decides_for_emulated_instructions(folder, monkeypatch, emulated):
+    cpu.write(folder / "avx2.json", Table(AVX2, "2026-11-29", linear_times(1)))
+    pretend(monkeypatch, library=emulated, pytorch="avx2")
+    assert chosen(64) == "cpu"
+    assert chosen(64, dtype=torch.bfloat16) == "cpu"
+
+
 def test_a_call_runs_on_the_backend_that_explain_names(folder, on_avx2, monkeypatch):
     cpu.write(folder / "avx2.json", Table(AVX2, "2026-11-29", linear_times(16)))
     from hrm_kernels.ops.linear import _op
@@ -129,8 +137,8 @@ def test_rows_stay_independent_where_that_is_asked_for(folder, on_avx2, capsys):
     assert chosen(64) == "reference"
 
 
-def test_compiled_code_takes_the_measured_backend(folder, on_avx2):
-    cpu.write(folder / "avx2.json", Table(AVX2, "2026-11-29", linear_times(16)))
+def compiled_linear(rows_of_calls, **options) -> list[bool]:
+    """Compile ``linear`` and call it with these numbers of rows: whether each compiled graph runs the cpu backend."""
     torch._dynamo.reset()
     graphs = []
 
@@ -138,27 +146,22 @@ def test_compiled_code_takes_the_measured_backend(folder, on_avx2):
         graphs.append(graph.code)
         return graph.forward
 
-    compiled = torch.compile(lambda x, weight: k.linear(x, weight), backend=backend, fullgraph=True)
-    for rows in (4, 40):
+    compiled = torch.compile(lambda x, weight: k.linear(x, weight), backend=backend, fullgraph=True, **options)
+    for rows in rows_of_calls:
         x = torch.randn(rows, WIDTH)
         torch.testing.assert_close(compiled(x, WEIGHT), x @ WEIGHT.T, rtol=1e-4, atol=1e-4)
-    assert ["cpu_linear" in code for code in graphs] == [True, False]
+    return ["cpu_linear" in code for code in graphs]
+
+
+def test_compiled_code_takes_the_measured_backend(folder, on_avx2):
+    cpu.write(folder / "avx2.json", Table(AVX2, "2026-11-29", linear_times(16)))
+    assert compiled_linear((4, 40)) == [True, False]
 
 
 def test_compiled_code_for_any_number_of_rows(folder, on_avx2):
     cpu.write(folder / "avx2.json", Table(AVX2, "2026-11-29", linear_times(16)))
-    torch._dynamo.reset()
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph.code)
-        return graph.forward
-
-    compiled = torch.compile(lambda x, weight: k.linear(x, weight), backend=backend, fullgraph=True, dynamic=True)
-    for rows in (4, 5, 8, 40, 50, 9):
-        x = torch.randn(rows, WIDTH)
-        torch.testing.assert_close(compiled(x, WEIGHT), x @ WEIGHT.T, rtol=1e-4, atol=1e-4)
-    assert sorted("cpu_linear" in code for code in graphs) == [False, True]  # one for each side of the crossover
+    # one graph for each side of the crossover
+    assert sorted(compiled_linear((4, 5, 8, 40, 50, 9), dynamic=True)) == [False, True]
 
 
 @pytest.mark.parametrize(

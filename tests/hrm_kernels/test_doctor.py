@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,7 +81,8 @@ def test_raising_backend_and_nan_fail(monkeypatch):
 
 
 def test_failing_native_library_fails(monkeypatch):
-    monkeypatch.setattr(native, "load", lambda name: native.Native(object(), None if name == "cpu" else "not built"))
+    module = SimpleNamespace(instruction_set=lambda: "avx2", bfloat16_instruction_set=lambda: "avx2")
+    monkeypatch.setattr(native, "load", lambda name: native.Native(module, None if name == "cpu" else "not built"))
     monkeypatch.setattr(native, "self_test", lambda name: "axpy is wrong by up to 1.0")
     report = doctor.report()
     assert report["self_tests"]["native cpu"] == "axpy is wrong by up to 1.0"
