@@ -69,19 +69,9 @@ HRM_INLINE Vec inverse_root(Vec x) {
   return x;
 }
 
-// The forward of one piece, with gate_up [2 I, S] and down [S, I].
-struct Mixer {
-  int64_t positions, inner;
-  float eps;
+// The three matrices of a mixing, packed for the forward or, transposed, for the backward.
+struct MixingStrips {
   Strips gate, up, down;
-
-  Mixer(int64_t positions_, int64_t inner_, float eps_)
-      : positions(positions_),
-        inner(inner_),
-        eps(eps_),
-        gate{inner, positions, 0, false},
-        up{inner, positions, inner * positions, false},
-        down{positions, inner, 0, false} {}
 
   int64_t packed() const { return gate.floats() + up.floats() + down.floats(); }
   void place(float* memory) {
@@ -92,6 +82,21 @@ struct Mixer {
   void pack(const T* gate_up_weights, const T* down_weights, Team::Member& team) const {
     pack_strips<T>({{gate, gate_up_weights}, {up, gate_up_weights}, {down, down_weights}}, team);
   }
+};
+
+// The forward of one piece, with gate_up [2 I, S] and down [S, I].
+struct Mixer : MixingStrips {
+  int64_t positions, inner;
+  float eps;
+
+  Mixer(int64_t positions_, int64_t inner_, float eps_)
+      : MixingStrips{{inner_, positions_, 0, false},
+                     {inner_, positions_, inner_ * positions_, false},
+                     {positions_, inner_, 0, false}},
+        positions(positions_),
+        inner(inner_),
+        eps(eps_) {}
+
   int64_t hidden_floats() const { return gate.count() * kTileRows * kWidth; }
 
   // state [S][kWidth] -> hidden [I][kWidth]; calls `each` with gate and up for each offset of hidden.
@@ -138,23 +143,11 @@ struct Mixer {
 };
 
 // The backward of one piece. It computes gate, up and hidden again; x, y and rstd are those of the forward.
-struct MixerGradient {
-  Strips down, gate, up;  // transposed
-
+struct MixerGradient : MixingStrips {
   explicit MixerGradient(const Mixer& mixer)
-      : down{mixer.inner, mixer.positions, 0, true},
-        gate{mixer.positions, mixer.inner, 0, true},
-        up{mixer.positions, mixer.inner, mixer.inner * mixer.positions, true} {}
-
-  int64_t packed() const { return down.floats() + gate.floats() + up.floats(); }
-  void place(float* memory) {
-    Scratch scratch{memory};
-    for (Strips* strips : {&gate, &up, &down}) strips->data = scratch.floats(strips->floats());
-  }
-  template <class T>
-  void pack(const T* gate_up_weights, const T* down_weights, Team::Member& team) const {
-    pack_strips<T>({{gate, gate_up_weights}, {up, gate_up_weights}, {down, down_weights}}, team);
-  }
+      : MixingStrips{{mixer.positions, mixer.inner, 0, true},
+                     {mixer.positions, mixer.inner, mixer.inner * mixer.positions, true},
+                     {mixer.inner, mixer.positions, 0, true}} {}
 
   // dy -> du in place, with y = u * rstd over the positions: du = rstd * (dy - y * mean(dy * y))
   HRM_INLINE void norm(const Mixer& mixer, const float* y, const float* rstd, float* dy) const {
