@@ -210,8 +210,8 @@ def _layers_key(layers: Any, x: torch.Tensor, num_heads: Any, cos: Any, sin: Any
     tensors = [x, *(weight for weights in layers for weight in weights), *tables]
     kinds: tuple[Hashable, ...] = tuple(map(type, layers))
     # its type too: True == 1 and 2.0 == 2, but they are not numbers of heads
-    heads: tuple[Hashable, ...] = type(num_heads), num_heads
-    return _accepted_layers.key(tensors, tuple(map(len, layers)), kinds, cos is None, sin is None, *heads)
+    heads: Hashable = (type(num_heads), num_heads)
+    return _accepted_layers.key(tensors, tuple(map(len, layers)), kinds, cos is None, sin is None, heads)
 
 
 def _check_mixing_layers(
