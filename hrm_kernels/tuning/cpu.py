@@ -2,7 +2,8 @@
 
 A table holds times of both. The shipped ones, in ``cpus/``, are for instruction sets; the user's, which ``python -m
 hrm_kernels.tuning --device cpu`` writes, is for one machine. For each op and dtype the first table that has times
-decides: the user's if it belongs to this machine, then the shipped ones, the nearest instruction set first.
+decides: the user's if it belongs to this machine, then the shipped ones of machines where PyTorch's instructions are as
+far ahead of the library's as here, the nearest instruction set first. Without a table the ``cpu`` backend runs.
 """
 
 import functools
@@ -264,12 +265,12 @@ def _tables(dtype: str) -> list[Table]:
     user, shipped = _read_tables()
     here = SETS.index(library), SETS.index(instruction_sets.of_pytorch(dtype))
 
-    def distance(table: Table) -> tuple[int, int]:
-        """First how far PyTorch is ahead of the library, because that decides; then the library's instructions."""
-        one = SETS.index(table.machine.library[dtype] or ""), SETS.index(table.machine.pytorch[dtype])
-        return abs((one[1] - one[0]) - (here[1] - here[0])), abs(one[0] - here[0])
+    def sets(table: Table) -> tuple[int, int]:
+        return SETS.index(table.machine.library[dtype] or ""), SETS.index(table.machine.pytorch[dtype])
 
-    return [*([user] if user else []), *sorted(shipped, key=distance)]
+    # where PyTorch is further ahead, or less far, times say nothing about here
+    fitting = [table for table in shipped if sets(table)[1] - sets(table)[0] == here[1] - here[0]]
+    return [*([user] if user else []), *sorted(fitting, key=lambda table: abs(sets(table)[0] - here[0]))]
 
 
 @functools.cache

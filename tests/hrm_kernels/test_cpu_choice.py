@@ -33,14 +33,20 @@ def chosen(rows: int, width: int = WIDTH, dtype: torch.dtype = torch.float32, ca
     return k.explain("linear", torch.zeros(rows, width, dtype=dtype), torch.zeros(width, width, dtype=dtype))
 
 
+@pytest.fixture(autouse=True)
+def _tables_are_read_again():
+    """Later tests see the tables of this machine."""
+    yield
+    cpu.forget()
+
+
 @pytest.fixture
 def folder(monkeypatch, tmp_path):
     """No tables but those that the test writes: shipped ones into ``folder``, this machine's in ``user_path()``."""
     monkeypatch.setattr(cpu, "FOLDER", tmp_path / "cpus")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     cpu.forget()
-    yield tmp_path / "cpus"
-    cpu.forget()
+    return tmp_path / "cpus"
 
 
 @pytest.fixture
@@ -183,9 +189,29 @@ def test_the_nearest_instruction_set_decides(folder, monkeypatch, library, pytor
     assert chosen(64, dtype=torch.bfloat16) == backend
 
 
+@pytest.mark.parametrize(
+    ("library", "pytorch"),
+    [("portable", "portable"), ("avx2", "avx2"), ("avx512", "avx512"), ("avx512", "avx512_bf16"), ("amx", "amx")],
+)
+def test_a_table_of_a_machine_where_pytorch_is_further_ahead_says_nothing(folder, monkeypatch, library, pytorch):
+    cpu.write(cpu.shipped_path(AMX), Table(AMX, "2026-11-29", linear_times(1, dtype="bfloat16")))
+    pretend(monkeypatch, library, pytorch)
+    assert chosen(64, dtype=torch.bfloat16) == "cpu"
+
+
+@pytest.mark.parametrize("op", ["linear", "swiglu"])
+def test_the_shipped_tables_choose_the_library_where_it_has_pytorchs_instructions(monkeypatch, tmp_path, op):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    pretend(monkeypatch, "avx2", "avx2")
+    arguments = [torch.zeros(656, 512, dtype=torch.bfloat16), torch.zeros(512, 512, dtype=torch.bfloat16)]
+    assert k.explain(op, *arguments[: 2 if op == "linear" else 1]) == "cpu"
+
+
 def test_an_op_without_times_in_the_nearest_table_takes_the_next_one(folder, monkeypatch):
     times = linear_times(1, dtype="bfloat16")
-    cpu.write(folder / "a.json", Table(AVX2, "2026-11-29", times))
+    ahead = {"float32": "avx512", "bfloat16": "avx512_bf16"}
+    other = replace(AMX, library={"float32": "avx2", "bfloat16": "avx2"}, pytorch=ahead)
+    cpu.write(folder / "a.json", Table(other, "2026-11-29", times))
     cpu.write(folder / "b.json", Table(AMX, "2026-11-29", tuple(one._replace(op="swiglu", cpu=1.0) for one in times)))
     pretend(monkeypatch, "avx512", "amx")
     assert chosen(64, dtype=torch.bfloat16) == "reference"
