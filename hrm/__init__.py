@@ -75,12 +75,7 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 def __getattr__(name: str) -> Any:
     """Import a public name on its first use."""
     if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            value: Any = version("hrm")
-        except PackageNotFoundError:  # used from a source tree
-            value = "0+unknown"
+        value: Any = import_module("hrm_kernels.versions").own()
     elif name in _MODULE_OF:
         value = getattr(import_module(f"hrm.{_MODULE_OF[name]}"), name)
     else:

@@ -56,12 +56,7 @@ _HOME = {"PatchReport": "integrations", "patch": "integrations", "unpatch": "int
 def __getattr__(name: str) -> Any:
     """Import a name when it is first used. Ops are imported at once: that registers ``torch.ops.hrm_kernels``."""
     if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            return version("hrm")
-        except PackageNotFoundError:  # used from a source tree
-            return "0+unknown"
+        return import_module("hrm_kernels.versions").own()
     if name in ("nn", "optim"):
         return import_module(f"hrm_kernels.{name}")
     if name not in _HOME:

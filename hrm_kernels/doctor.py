@@ -9,14 +9,13 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import hrm_kernels
-from hrm_kernels import instruction_sets, native
+from hrm_kernels import instruction_sets, native, versions
 from hrm_kernels.tuning import cpu as cpu_tuning
 
 PACKAGES = ("hrm", "torch", "triton", "numpy", "apache-tvm-ffi")
@@ -48,7 +47,7 @@ def report() -> dict[str, Any]:
     self_tests = {name: _test_backend(name) for name, reason in backends.items() if reason is None}
     self_tests |= {f"native {name}": native.self_test(name) for name, reason in libraries.items() if reason is None}
     return {
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: versions.installed(name) for name in PACKAGES}},
         "cpu": _cpu(),
         "gpus": [_gpu(index) for index in range(torch.cuda.device_count())],
         "tools": {name: _tool(*commands) for name, commands in TOOLS.items()},
@@ -78,13 +77,6 @@ def _computes() -> dict[str, Any]:
         "automatic_dtype": "bfloat16" if instruction_sets.bfloat16_is_fast() else "float32",
         "tuning": times or "of instruction sets; python -m hrm_kernels.tuning --device cpu measures this machine",
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _cpu() -> dict[str, Any]:

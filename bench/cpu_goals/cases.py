@@ -91,7 +91,7 @@ def _segments(machine: Machine, batch: int) -> Iterator[Case]:
     goal = Goal(f"{what}, float32", others=(fma.ALONE,), least=0.8)
     if batch == 1:
         goal = Goal(f"{what}, float32", others=(_pytorch(F32),), least=1.8)
-    checked, candidates = _checked(workload, _candidates(workload, F32, (_pytorch(F32), fma.ALONE)))
+    checked, candidates = _checked(workload, _candidates(workload, F32, goal.others))
     yield Case("segment", checked, F32, candidates, (goal,), weight)
     is_slow = batch > 1 and not machine.has_bfloat16
     pytorch = (_pytorch(F32),) if is_slow else (_pytorch(BF16), _pytorch(F32))
@@ -110,7 +110,7 @@ def _segments(machine: Machine, batch: int) -> Iterator[Case]:
 
 
 def _checked(
-    workload: Workload, candidates: dict[str, Candidate], rows: int = 8
+    workload: Workload, candidates: dict[str, Candidate], rows: int = 2
 ) -> tuple[Workload, dict[str, Candidate]]:
     """The same, but only the first rows of ``ours`` are checked: float64 takes long, and no row depends on another."""
     eager = workload.eager

@@ -14,13 +14,12 @@ import platform
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from hrm_kernels import instruction_sets
+from hrm_kernels import instruction_sets, versions
 from hrm_kernels.autodiff import traced_as_constant
 from hrm_kernels.instruction_sets import DTYPES, SETS
 from hrm_kernels.tuning.table import TuningError, write_json
@@ -105,7 +104,7 @@ class Machine:
             {dtype: instruction_sets.of_pytorch(dtype) for dtype in DTYPES},
             processor(),
             torch.__version__,
-            _version(),
+            versions.own(),
             torch.get_num_threads(),
         )
 
@@ -403,14 +402,6 @@ def processor() -> str:
     except OSError:  # not Linux
         pass
     return platform.processor() or platform.machine()
-
-
-def _version() -> str:
-    """The version of this package; "" where it is not installed."""
-    try:
-        return version("hrm")
-    except PackageNotFoundError:
-        return ""
 
 
 def _name(dtype: torch.dtype) -> str:
