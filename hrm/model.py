@@ -226,9 +226,11 @@ class HRM(nn.Module):
     Attributes:
         identifiers: which puzzle identifiers the rows of the puzzle embedding were trained on
             (:func:`hrm.data.fingerprint.names_fingerprint`); None if unknown.
+        origin: the training run that the model was loaded from, and which of its checkpoints; None for other models.
     """
 
     identifiers: str | None = None
+    origin: str | None = None
     _configured_by: ClassVar[type[ModelConfig]] = HRMConfig
     _inner_type: ClassVar[type[HRMInner]] = HRMInner
 
@@ -342,7 +344,8 @@ class HRM(nn.Module):
 
     def __repr__(self) -> str:
         parameters = sum(parameter.numel() for parameter in self.parameters())
-        return f"{type(self).__name__}({_short(parameters)} parameters, {self.config.summary()})"
+        origin = f"; from {self.origin}" if self.origin else ""
+        return f"{type(self).__name__}({_short(parameters)} parameters, {self.config.summary()}{origin})"
 
 
 def _short(number: int) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from hrm.cli.options import Data, Device, Force, Model, Seed
+from hrm.cli.processes import say_checkpoint
 from hrm.progress import progress_bar
 
 
@@ -54,4 +55,5 @@ def adapt(
             device=device,
             progress=progress,
         )
+    say_checkpoint(model)
     print(f"token loss {done.loss_before:.4f} -> {done.loss_after:.4f} in {done.steps} steps; {out}")

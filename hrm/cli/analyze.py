@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from hrm.cli.options import Data, Device, Force, MaxExamples, MaxSteps, Model, PuzzleEmb, PuzzleEmbOption, Seed, Split
+from hrm.cli.processes import say_checkpoint
 from hrm.progress import progress_bar
 
 
@@ -59,6 +60,7 @@ def analyze(
             device=device,
             progress=progress,
         )
+    say_checkpoint(model)
     answers = analysis.answers
     print(
         f"{len(answers.inputs)} puzzles: {answers.right[-1].mean():.2%} solved after {answers.steps} segments, "

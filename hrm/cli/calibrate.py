@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from hrm.cli.options import BatchSize, Data, Device, MaxExamples, MaxSteps, Model, PuzzleEmb, PuzzleEmbOption, Split
+from hrm.cli.processes import say_checkpoint
 from hrm.progress import progress_bar
 
 
@@ -52,6 +53,7 @@ def calibrate(
             device=device,
             progress=progress,
         )
+    say_checkpoint(model)
     print(calibration.markdown())
     beside, threshold = calibration_folder(model), calibration.chosen.threshold
     folder = beside if out is None else out.expanduser()

@@ -19,7 +19,7 @@ from hrm.cli.options import (
     PuzzleEmbOption,
     Split,
 )
-from hrm.cli.processes import is_main
+from hrm.cli.processes import is_main, say_checkpoint
 from hrm.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def evaluate(
         )
     if not is_main():
         return
+    say_checkpoint(model)
     if as_json:
         print(json.dumps(metrics.json_values()))
     else:

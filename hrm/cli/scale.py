@@ -20,6 +20,7 @@ from hrm.cli.options import (
     Seed,
     Split,
 )
+from hrm.cli.processes import say_checkpoint
 from hrm.errors import InputError
 from hrm.progress import progress_bar
 
@@ -86,6 +87,7 @@ def scale(
             device=device,
             progress=progress,
         )
+    say_checkpoint(model)
     if as_json:
         about = {"checkpoint": model, "data": str(data), "split": split, "halt": halt}
         print(json.dumps(scaling.as_dict(**about, augment=not no_augment, noise=noise, seed=seed)))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hrm.cli.options import BatchSize, Device, Halt, MaxSteps, Model
+from hrm.cli.processes import say_checkpoint
 from hrm.cli.puzzle_input import read_puzzles, read_source
 from hrm.cli.solve_output import Answers
 from hrm.errors import InputError
@@ -100,6 +101,7 @@ def solve(
         print(f"hrm: {failure.text.place}: {failure.error}", file=sys.stderr)
     if not as_json and (len(puzzles) > 1 or out is not None):
         print(answers.summary())
+    say_checkpoint(model)
     if one_only:
         _draw(answers, gif, png)
     raise typer.Exit(answers.exit_code)

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from hrm.errors import InputError
 from hrm.files import checksum, folder_written_beside, read_json, require_unchanged, write_json
-from hrm.locate import checkpoints
+from hrm.locate import checkpoint_path, checkpoints
 from hrm.model import HRM
 from hrm.training.distributed import World
 from hrm.weights import PUZZLE_EMB, PUZZLE_EMB_FILE, STATE_FILE, write_model, write_tensors
@@ -32,11 +32,6 @@ _TABLE_PART = f".{PUZZLE_EMB_FILE}.part"
 _ROWS_AT_ONCE = 1 << 14  # copied from a GPU at once: 32 MiB of 512 columns
 
 
-def checkpoint_path(run: Path, step: int) -> Path:
-    """The folder of the checkpoint of step ``step``."""
-    return run / "checkpoints" / f"step_{step:08d}"
-
-
 def write_checkpoint(
     run: Path,
     step: int,
@@ -44,10 +39,9 @@ def write_checkpoint(
     tensors: Mapping[str, Mapping[str, Tensor]],
     state: dict[str, Any],
     extra: dict[str, Any],
-    keep: int,
     table: Path | None = None,
 ) -> None:
-    """Write the checkpoint of step ``step``, then remove all but the last ``keep``.
+    """Write the checkpoint of step ``step``.
 
     Args:
         run: the run's folder.
@@ -56,7 +50,6 @@ def write_checkpoint(
         tensors: by file (``carry`` becomes ``carry.safetensors``), then by name.
         state: JSON values for ``state.json``.
         extra: JSON values for ``config.json``.
-        keep: how many checkpoints stay.
         table: a file of :func:`write_table`, which is moved into the checkpoint.
     """
     path = checkpoint_path(run, step)
@@ -68,7 +61,13 @@ def write_checkpoint(
             table.replace(part / PUZZLE_EMB_FILE)
         values = {"step": step, **state, "files": {file.name: checksum(file) for file in sorted(part.iterdir())}}
         write_json(part / STATE_FILE, values | {"crc32": _crc32(values)})
+
+
+def remove_old(run: Path, keep: int, best: Path | None) -> None:
+    """Remove all checkpoints but the last ``keep`` and the ``best``."""
     for old in checkpoints(run)[:-keep]:
+        if old == best:
+            continue
         # Renamed first: a partly removed folder must not look like a checkpoint.
         gone = old.with_name(f".{old.name}.old")
         shutil.rmtree(gone, ignore_errors=True)

@@ -18,6 +18,7 @@ from hrm.config import FAMILIES, ModelConfig, automatic_dtype
 from hrm.data.format import Metadata
 from hrm.errors import InputError, describe
 from hrm.losses import LossType
+from hrm.training.best import BestMetric
 from hrm.training.recipes import recipes
 from hrm.untrusted_yaml import inert, parse_yaml
 from hrm.weights import PuzzleEmb
@@ -55,7 +56,10 @@ class TrainConfig(BaseModel):
         eval_interval: epochs from one evaluation on the test split to the next; None never evaluates.
         eval_max_examples: number of test examples per evaluation; None uses all.
         checkpoint_every: steps from one checkpoint to the next; None saves only at the end.
-        keep: number of checkpoints to keep; older ones are removed.
+        keep: number of checkpoints to keep; older ones are removed, except the best.
+        keep_best: the metric of the evaluations whose best checkpoint is kept beside the last ones, and is what
+            :func:`hrm.load`, ``hrm eval`` and ``hrm solve`` take for the run (:data:`hrm.training.best.METRICS`); null
+            keeps only the last ones.
         log_every: steps from one row of the log to the next. Only these steps wait for the device.
         logger: an additional log: ``tensorboard`` or ``wandb``; ``csv`` adds none to ``metrics.csv``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -98,6 +102,7 @@ class TrainConfig(BaseModel):
     eval_max_examples: PositiveInt | None = 1000
     checkpoint_every: PositiveInt | None = 1000
     keep: PositiveInt = 3
+    keep_best: BestMetric | None = "exact_accuracy"
     log_every: PositiveInt = 10
     logger: Literal["csv", "tensorboard", "wandb"] = "csv"
     device: str = "auto"

@@ -10,7 +10,9 @@ from hrm.errors import InputError
 from hrm.files import write_json
 from hrm.inference.evaluate import evaluate
 from hrm.inference.metrics import Metrics
-from hrm.training.checkpoint import Checkpoint, checkpoint_path, write_checkpoint, write_table
+from hrm.locate import Best, checkpoint_path
+from hrm.training.best import BestCheckpoint, check_measured
+from hrm.training.checkpoint import Checkpoint, remove_old, write_checkpoint, write_table
 from hrm.training.clock import RunClock
 from hrm.training.config import TrainConfig
 from hrm.training.distributed import World
@@ -41,25 +43,29 @@ class Result:
         reason: ``done``; ``solved`` (early_stop_exact_accuracy); ``limit`` (max_steps, max_minutes); ``interrupted``.
         checkpoint: the last checkpoint.
         evaluation: metrics of the last evaluation in this start of the run, if there was one.
+        best: the best evaluation of the run, whose checkpoint is kept; None without evaluations, or if all were bad.
     """
 
     step: int
     reason: Reason
     checkpoint: Path
     evaluation: Metrics | None
+    best: Best | None = None
 
     def __str__(self) -> str:
         how = {"solved": "training puzzles solved", "limit": "limit reached"}.get(self.reason, self.reason)
-        return f"{how} at step {self.step}; checkpoint {self.checkpoint}"
+        best = f"; {self.best}" if self.best and self.best.step != self.step else ""
+        return f"{how} at step {self.step}; checkpoint {self.checkpoint}{best}"
 
 
 def train(config: TrainConfig, world: World) -> Result:
     """Train as ``config`` says, from the start or from the newest checkpoint; every process of ``world`` calls this.
 
-    Writes into ``config.out``: ``training.json`` (the configuration), ``metrics.csv``, ``evaluation.csv`` and
-    ``checkpoints/``. A run that is stopped and resumed computes what it would have computed without the stop, on a CPU
-    bit for bit. SIGINT (Ctrl-C), SIGTERM, SIGHUP (a closed terminal, unless it is ignored as under ``nohup``) and a
-    standard output that accepts no more end the run after the current step, with a checkpoint.
+    Writes into ``config.out``: ``training.json`` (the configuration), ``metrics.csv``, ``evaluation.csv``,
+    ``checkpoints/`` and ``best.json``, which names the best of them (:class:`hrm.training.best.BestCheckpoint`). A run
+    that is stopped and resumed computes what it would have computed without the stop, on a CPU bit for bit. SIGINT
+    (Ctrl-C), SIGTERM, SIGHUP (a closed terminal, unless it is ignored as under ``nohup``) and a standard output that
+    accepts no more end the run after the current step, with a checkpoint.
 
     Raises:
         InputError: data, folder, checkpoint or number of processes don't fit, or another run is in the folder.
@@ -91,6 +97,7 @@ class Trainer:
         self._world, self._clock = world, RunClock()
         self._signals, self._reporter = StopSignals(announce=world.is_main), Reporter(quiet=not world.is_main)
         self._folder = RunFolder(config.out, config.resume, world)
+        self._best = BestCheckpoint(config.keep_best, config.out, world)
         self._loggers: Loggers | None = None
         try:
             self._open(config)
@@ -100,12 +107,14 @@ class Trainer:
 
     def _open(self, config: TrainConfig) -> None:
         self._data = RunData.open(config, self._world)
+        check_measured(config.keep_best, self._data.test, config.eval_max_examples)
         self._folder.require_free()
         self._reporter.say(f"data {config.data} ({self._data.train.num_examples:,} examples), run {config.out}")
         saved = self._folder.open_checkpoint()
         self.config = keep_dtype(config, saved) if saved else config
         notes = self._build(saved)
         self._folder.claim()
+        self._best.write()
         self._open_log()
         for note in notes:
             self._reporter.say(note)
@@ -142,6 +151,7 @@ class Trainer:
         self.state.load(saved, self._world)
         self.sums.load(saved, self._world)
         self._evaluated_at = saved.state["evaluated_at"]
+        self._best.load(saved.state.get("best"), self.state.step)  # absent in checkpoints of earlier versions
         return [f"resumed from {saved.path}, step {self.state.step}", *changed]
 
     def _open_log(self) -> None:
@@ -166,7 +176,7 @@ class Trainer:
             if self.state.step != self.sums.last_row_step:
                 self.log(last=True)
         assert self._folder.last_checkpoint is not None
-        return Result(self.state.step, reason, self._folder.last_checkpoint, self._evaluation)
+        return Result(self.state.step, reason, self._folder.last_checkpoint, self._evaluation, self._best.best)
 
     def close(self) -> None:
         """Leave the terminal and the logs in order."""
@@ -236,7 +246,10 @@ class Trainer:
         self._reporter.show(row, last)
 
     def evaluate(self) -> None:
-        """Evaluate the averaged weights, or the weights if there are no averages, on the test split."""
+        """Evaluate the averaged weights, or the weights if there are no averages, on the test split.
+
+        The best evaluation so far is followed by a checkpoint.
+        """
         assert self._data.test is not None
         ema, step = self.state.ema, self.state.step
         with self._clock.time_evaluation(), ema.applied() if ema else nullcontext():
@@ -250,7 +263,12 @@ class Trainer:
         self._evaluated_at, self._evaluation = step, metrics
         self._write_row("eval", {"step": step, **metrics.as_dict()})
         text = ", ".join(f"{name} {getattr(metrics, name):.4f}" for name in ("exact_accuracy", "accuracy", "lm_loss"))
-        self._reporter.say(f"step {step}: test {text} ({metrics.count} puzzles)")
+        is_best = self._best.note(step, metrics)
+        so_far = ", the best so far" if is_best else ""
+        self._reporter.say(f"step {step}: test {text} ({metrics.count} puzzles){so_far}")
+        if is_best:
+            self.save()
+            self._tidy()
 
     def _write_row(self, kind: Literal["train", "eval"], row: dict[str, Any]) -> None:
         if self._loggers:
@@ -288,12 +306,21 @@ class Trainer:
                 "data": self._identity,
                 **self.sums.state,
                 "evaluated_at": self._evaluated_at,
+                "best": self._best.state,
                 "seconds": self._clock.seconds,
                 "row_seconds": self._clock.row_seconds,
             }
             extra = {"task": self._data.train.metadata.task, "training": config.model_dump(mode="json")}
             tensors |= {"log": {"sums": sums}}
-            write_checkpoint(config.out, step, model, tensors, values, extra, config.keep, table_file)
+            write_checkpoint(config.out, step, model, tensors, values, extra, table_file)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Write down which checkpoint is the best, and remove those that are neither that one nor among the last."""
+        if self._world.is_main:
+            with self._folder.writing("which checkpoint is the best"):
+                self._best.write()
+                remove_old(self.config.out, self.config.keep, self._best.path)
 
     def _require_finite(self) -> None:
         bad = self.runner.finite.first_bad_step(self._world)

@@ -9,7 +9,7 @@ import torch
 from hrm.config import FAMILIES, ModelConfig, automatic_dtype
 from hrm.errors import InputError
 from hrm.files import read_json
-from hrm.locate import locate
+from hrm.locate import described, locate
 from hrm.model import HRM
 from hrm.trm import build, weight_shapes
 from hrm.weights.checkpoint import (
@@ -42,7 +42,8 @@ def load(
     """Load a model, in evaluation mode.
 
     Args:
-        path: a folder of :func:`hrm.save`, a training run or one of its checkpoints, a published checkpoint (its file,
+        path: a folder of :func:`hrm.save`, a training run (its best checkpoint, or its newest if it was not evaluated;
+            ``model.origin`` says which) or one of its checkpoints, a published checkpoint (its file,
             or its folder with ``all_config.yaml``), a hub name such as ``sapientinc/HRM-checkpoint-sudoku-extreme``, or
             the name of a model that comes with the package, such as ``sudoku4`` (``hrm models`` lists them).
         device: of the model.
@@ -78,6 +79,7 @@ def load(
     with torch.device("cpu"):  # where the weights are, whatever torch.set_default_device says
         model = from_published(state, checkpoint.config_type.parse(values), puzzle_emb)
     model = model.to(device).eval()
+    model.origin = described(path)
     keeps_rows = not has_other_puzzles and rows == model.config.num_puzzle_identifiers
     model.identifiers = known if keeps_rows else identifiers
     return model
