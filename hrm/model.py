@@ -140,6 +140,17 @@ class HRMInner(nn.Module):
         """The networks that update z_H and z_L."""
         return self.H_level, self.L_level
 
+    def initial_states(self, seeds: torch.Tensor) -> States:
+        """``(z_H, z_L)`` of new rows, ``[B, P + seq_len, D]`` in the forward dtype.
+
+        Args:
+            seeds: ``[B]`` int64, one for each row, for families that start from random states; an HRM starts every row
+                and position from H_init and L_init.
+        """
+        config = self.config
+        shape = (len(seeds), config.positions, config.hidden_size)
+        return self.H_init.to(config.dtype).expand(shape), self.L_init.to(config.dtype).expand(shape)
+
     def embed(self, batch: Batch) -> torch.Tensor:
         """The input embedding ``[B, P + seq_len, D]`` in the forward dtype."""
         config = self.config

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from hrm_kernels.backends import BackendUnavailable, available_backends, explain, use_backend
 from hrm_kernels.casts import frozen_weights
+from hrm_kernels.damping import Damping
 from hrm_kernels.fixed_point import fixed_point
+from hrm_kernels.noise import noise
 from hrm_kernels.ops import specs
 from hrm_kernels.ops.add_rms_norm import add_rms_norm
 from hrm_kernels.ops.linear import linear
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BackendUnavailable",
     "BlockWeights",
+    "Damping",
     "MixingBlockWeights",
     "PatchReport",
     "__version__",
@@ -36,6 +39,7 @@ __all__ = [
     "frozen_weights",
     "linear",
     "nn",
+    "noise",
     "optim",
     "patch",
     "reasoning_module",

@@ -14,6 +14,7 @@ from torch import nn
 
 from hrm_kernels.casts import cast
 from hrm_kernels.checks import check_count
+from hrm_kernels.noise import STD_OF_TRUNCATED_NORMAL
 from hrm_kernels.ops.linear import linear
 from hrm_kernels.ops.reasoning_module import reasoning_module
 from hrm_kernels.ops.rope_attention import rope_attention
@@ -35,14 +36,12 @@ __all__ = [
     "truncated_normal_",
 ]
 
-_STD_OF_TRUNCATED_NORMAL = 0.87962566103423978  # of a standard normal cut at ±2, as in JAX
-
 
 def truncated_normal_(tensor: torch.Tensor, std: float) -> torch.Tensor:
     """Fill ``tensor`` from a normal distribution cut at ±2 deviations and scaled so that its deviation is ``std``."""
     if std == 0:
         return nn.init.zeros_(tensor)
-    wide = std / _STD_OF_TRUNCATED_NORMAL
+    wide = std / STD_OF_TRUNCATED_NORMAL
     return nn.init.trunc_normal_(tensor, std=wide, a=-2 * wide, b=2 * wide)
 
 

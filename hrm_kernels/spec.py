@@ -26,6 +26,7 @@ class Sizes:
         scale: of the values whose size matters to the op.
         mixing: inner size of the token mixing of a block; 0: a block with attention.
         H_cycles, L_cycles: as for ``recurrent_cycles``.
+        noise: of damped updates; 0: plain ones.
     """
 
     B: int | None = 2
@@ -43,6 +44,7 @@ class Sizes:
     mixing: int = 0
     H_cycles: int = 2
     L_cycles: int = 2
+    noise: float = 0.0
 
     @property
     def leading(self) -> tuple[int, ...]:

@@ -74,10 +74,13 @@ def floating(value, dtype):
 
 
 def leaves(op, arguments, dtype):
-    """The tensors of a dtype among an op's arguments that get a gradient: all but the RoPE tables."""
+    """The tensors of a dtype among an op's arguments that get a gradient: all but the RoPE tables and the damping."""
     names = re.findall(r"(\w+)(?:=\w+)?[,)]", SPECS[op].schema.partition(" ->")[0])
     return [
-        one for name, value in zip(names, arguments) if name not in ("cos", "sin") for one in floating(value, dtype)
+        one
+        for name, value in zip(names, arguments)
+        if name not in ("cos", "sin", "damping")
+        for one in floating(value, dtype)
     ]
 
 

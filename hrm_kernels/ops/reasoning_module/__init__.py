@@ -1,9 +1,11 @@
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from hrm_kernels.backends import Backend, Op
 from hrm_kernels.checks import check_eps, check_layers
+from hrm_kernels.damping import Damping, as_damping, check_damping, damp
 from hrm_kernels.ops.reasoning_module import cuda_kernels, reference
 from hrm_kernels.ops.reasoning_module.spec import SPEC
 from hrm_kernels.ops.rope_attention.heads import Heads
@@ -18,10 +20,11 @@ def _triton(
     heads: Heads,
     eps: float,
     recompute: bool = False,
+    damping: Damping | None = None,
 ) -> torch.Tensor:
     from hrm_kernels.ops.transformer_block import triton_block
 
-    return triton_block.blocks(z + injection, flat(layers), heads, eps, recompute)
+    return damp(z, triton_block.blocks(z + injection, flat(layers), heads, eps, recompute), damping)
 
 
 def _cpu(
@@ -31,10 +34,26 @@ def _cpu(
     heads: Heads,
     eps: float,
     recompute: bool = False,
+    damping: Damping | None = None,
 ) -> torch.Tensor:
     from hrm_kernels.ops.transformer_block import cpu_block
 
-    return cpu_block.blocks(z, injection, flat(layers), heads, eps, recompute)
+    return damp(z, cpu_block.blocks(z, injection, flat(layers), heads, eps, recompute), damping)
+
+
+def _unflatten(
+    z: torch.Tensor,
+    injection: torch.Tensor,
+    layers: Sequence[Layer],
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    num_heads: int,
+    eps: float,
+    recompute: bool = False,
+    *damping: Any,
+) -> tuple[Any, ...]:
+    heads = Heads(cos, sin, num_heads)
+    return z, injection, layers_of(layers, num_heads), heads, eps, recompute, as_damping(*damping)
 
 
 _op = Op(
@@ -47,9 +66,7 @@ _op = Op(
         "cpu": Backend(_cpu, lambda z, injection, layers, heads, *rest: cpu_cannot_run_blocks(z, layers, heads)),
         "cuda": Backend(cuda_kernels.reasoning_module, cuda_kernels.unsupported, cuda_kernels.passed_over),
     },
-    unflatten=lambda z, injection, layers, cos, sin, num_heads, *rest: (
-        (z, injection, layers_of(layers, num_heads), Heads(cos, sin, num_heads), *rest)
-    ),
+    unflatten=_unflatten,
 )
 
 
@@ -63,8 +80,11 @@ def reasoning_module(
     num_heads: int,
     eps: float = 1e-5,
     recompute: bool = False,
+    damping: Damping | None = None,
 ) -> torch.Tensor:
     """One update of a recurrent module (H-level or L-level): add the injection, run the blocks in turn.
+
+    With ``damping`` the result is ``(1 - weight) z + weight * blocks(z + injection) + noise_scale * noise``.
 
     Under ``torch.autocast`` it runs in autocast's dtype, as products do.
 
@@ -78,6 +98,7 @@ def reasoning_module(
         num_heads: H; 0 for blocks that mix positions.
         eps: of the norms.
         recompute: save only the inputs of the blocks for the backward, which computes the rest again.
+        damping: how far the update moves z, and its noise (:class:`hrm_kernels.Damping`); None for a plain update.
 
     Returns:
         ``[B, S, D]``, the new state.
@@ -85,10 +106,11 @@ def reasoning_module(
     Raises:
         TypeError, ValueError: a dtype, device or shape does not fit.
 
-    Source: HRM (arXiv 2506.21734), section 2.
+    Source: HRM (arXiv 2506.21734), section 2; damping: Equilibrium Reasoners (arXiv 2605.21488).
     """
     z, injection, layers = _op.under_autocast(z, injection, layers)
     SPEC.check(z, injection)
     check_layers(SPEC.name, "layers", layers, "z", z, num_heads, cos, sin)
     check_eps(SPEC.name, eps)
-    return _op(z, injection, layers, Heads(cos, sin, int(num_heads)), eps, recompute)
+    check_damping(SPEC.name, damping, "z", z)
+    return _op(z, injection, layers, Heads(cos, sin, int(num_heads)), eps, recompute, damping)

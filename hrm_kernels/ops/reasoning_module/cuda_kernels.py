@@ -7,6 +7,7 @@ import torch
 
 from hrm_kernels import native
 from hrm_kernels.backends import cuda_cannot_run, launcher, traced_as_constant
+from hrm_kernels.damping import Damping
 from hrm_kernels.ops.rope_attention.heads import Heads
 from hrm_kernels.ops.transformer_block.weights import flat
 
@@ -20,6 +21,9 @@ Its tiles are small, so that few tokens occupy the whole device. A product there
 elements from L2. At the published sizes and M = 512 this is 0.13 GB per block, compared with 7 MB of weights. For more
 tokens the reads should take longer than the launches that the kernel saves, and the larger tiles of triton should win.
 """
+
+
+NO_DAMPING = "the cuda kernels have no damped updates"
 
 
 def passed_over(z: torch.Tensor, *rest: object) -> str | None:
@@ -117,8 +121,12 @@ def unsupported(
     injection: torch.Tensor,
     layers: Sequence[Sequence[torch.Tensor]],
     heads: Heads,
-    *rest: object,
+    eps: float,
+    recompute: bool = False,
+    damping: Damping | None = None,
 ) -> str | None:
+    if damping is not None:
+        return NO_DAMPING
     tensors = [z, injection, *flat(layers)]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return "the cuda kernels compute no gradients"
@@ -132,5 +140,6 @@ def reasoning_module(
     heads: Heads,
     eps: float,
     recompute: bool = False,
+    damping: None = None,
 ) -> torch.Tensor:
     return update(z, injection, z, flat(layers), [], heads, 2, 0, eps)[0]

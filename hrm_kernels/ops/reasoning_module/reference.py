@@ -2,6 +2,7 @@ from collections.abc import Sequence
 
 import torch
 
+from hrm_kernels.damping import Damping, damp
 from hrm_kernels.ops.rope_attention.heads import Heads
 from hrm_kernels.ops.transformer_block.reference import transformer_block
 from hrm_kernels.ops.transformer_block.weights import Layer
@@ -14,8 +15,9 @@ def reasoning_module(
     heads: Heads,
     eps: float,
     recompute: bool = False,
+    damping: Damping | None = None,
 ) -> torch.Tensor:
-    z = z + injection
+    updated = z + injection
     for weights in layers:
-        z = transformer_block(z, weights, heads, eps, recompute)
-    return z
+        updated = transformer_block(updated, weights, heads, eps, recompute)
+    return damp(z, updated, damping)

@@ -6,6 +6,7 @@ import torch
 from hrm_kernels.autodiff import has_tangent
 from hrm_kernels.backends import Backend, Op
 from hrm_kernels.checks import check_count, check_eps, check_layers
+from hrm_kernels.damping import Damping, as_damping, check_damping, damp
 from hrm_kernels.graphs import Graphs, capturable
 from hrm_kernels.ops.reasoning_module.cuda_kernels import passed_over
 from hrm_kernels.ops.recurrent_cycles import cuda_kernels, reference
@@ -27,6 +28,7 @@ def _triton(
     H_cycles: int,
     L_cycles: int,
     eps: float,
+    damping: Damping | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One CUDA graph where that is possible, single launches elsewhere."""
     from hrm_kernels.ops.transformer_block.triton_block import Shared, blocks, infer
@@ -34,29 +36,38 @@ def _triton(
     shape, width = z_H.shape, z_H.shape[2]
     H_weights, L_weights = flat(H_layers), flat(L_layers)
 
-    def run(z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(
+        z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor, *counters: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         shared = Shared(shape[0], heads.contiguous(), eps)
         H, L = ([weight.contiguous() for weight in weights] for weights in (H_weights, L_weights))
 
-        def update(z: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
+        def update(
+            z: torch.Tensor, injection: torch.Tensor, damping: Damping | None, weights: list[torch.Tensor]
+        ) -> torch.Tensor:
             if heads.mixing:
-                return blocks(z.view(shape), weights, heads, eps, False).view(z.shape)
-            return infer(z, weights, shared)
+                updated = blocks((z + injection).view(shape), weights, heads, eps, False)
+            else:
+                updated = infer(z + injection, weights, shared)
+            return damp(z.view(shape), updated.view(shape), damping).view(z.shape)
 
         return reference.run_cycles(
             z_H,
             z_L,
             x,
-            lambda z, injection: update(z + injection, H),
-            lambda z, injection: update(z + injection, L),
+            lambda z, injection, damping: update(z, injection, damping, H),
+            lambda z, injection, damping: update(z, injection, damping, L),
             H_cycles,
             L_cycles,
+            None if damping is None else damping.with_tensors(counters),
         )
 
     inputs = [tensor.reshape(-1, width).contiguous() for tensor in (z_H, z_L, x)]
+    inputs += [] if damping is None else damping.tensors()
     if capturable(z_H) and z_H.numel() and H_cycles * L_cycles > 1:
         fixed = [*H_weights, *L_weights, *(table for _, table in heads.tables())]
-        sizes = (shape, len(H_layers), heads.cos is None, heads.num_heads, H_cycles, L_cycles, eps)
+        constants = None if damping is None else damping.with_tensors([])
+        sizes = (shape, len(H_layers), heads.cos is None, heads.num_heads, H_cycles, L_cycles, eps, constants)
         z_H, z_L = _graphs(run, inputs, fixed, sizes)
     else:
         z_H, z_L = run(*inputs)
@@ -69,12 +80,44 @@ def _cpu(
     x: torch.Tensor,
     H_layers: Sequence[Layer],
     L_layers: Sequence[Layer],
-    *rest: Any,
+    heads: Heads,
+    H_cycles: int,
+    L_cycles: int,
+    eps: float,
+    damping: Damping | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from hrm_kernels.ops.recurrent_cycles.cpu_kernels import run
+    from hrm_kernels.ops.transformer_block import cpu_block
 
     H_weights, L_weights = flat(H_layers), flat(L_layers)
-    return run(z_H.contiguous(), z_L.contiguous(), x.contiguous(), H_weights, L_weights, *rest)
+    z_H, z_L, x = z_H.contiguous(), z_L.contiguous(), x.contiguous()
+    if damping is None:
+        return run(z_H, z_L, x, H_weights, L_weights, heads, H_cycles, L_cycles, eps)
+
+    def update(weights: list[torch.Tensor]) -> reference.Update:
+        return lambda z, injection, damping: damp(
+            z, cpu_block.blocks(z, injection, weights, heads, eps, False), damping
+        )
+
+    return reference.run_cycles(z_H, z_L, x, update(H_weights), update(L_weights), H_cycles, L_cycles, damping)
+
+
+def _unflatten(
+    z_H: torch.Tensor,
+    z_L: torch.Tensor,
+    x: torch.Tensor,
+    H_layers: Sequence[Layer],
+    L_layers: Sequence[Layer],
+    cos: torch.Tensor | None,
+    sin: torch.Tensor | None,
+    num_heads: int,
+    H_cycles: int,
+    L_cycles: int,
+    eps: float,
+    *damping: Any,
+) -> tuple[Any, ...]:
+    H, L = layers_of(H_layers, num_heads), layers_of(L_layers, num_heads)
+    return z_H, z_L, x, H, L, Heads(cos, sin, num_heads), H_cycles, L_cycles, eps, as_damping(*damping)
 
 
 _op = Op(
@@ -95,9 +138,7 @@ _op = Op(
         ),
         "cuda": Backend(cuda_kernels.recurrent_cycles, cuda_kernels.unsupported, passed_over),
     },
-    unflatten=lambda z_H, z_L, x, H_layers, L_layers, cos, sin, num_heads, *rest: (
-        (z_H, z_L, x, layers_of(H_layers, num_heads), layers_of(L_layers, num_heads), Heads(cos, sin, num_heads), *rest)
-    ),
+    unflatten=_unflatten,
 )
 
 
@@ -114,6 +155,7 @@ def recurrent_cycles(
     H_cycles: int,
     L_cycles: int,
     eps: float = 1e-5,
+    damping: Damping | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The part of a segment that runs without gradients: everything but its last L and its last H update.
 
@@ -134,6 +176,8 @@ def recurrent_cycles(
         num_heads: H; 0 for blocks that mix positions.
         H_cycles, L_cycles: updates of z_H in a segment, and of z_L for each of them; both >= 1.
         eps: of the norms.
+        damping: how far each update moves its state, and the noise (:class:`hrm_kernels.Damping`); None for plain
+            updates. Their numbers go on from ``damping.first_step``, in the order above.
 
     Returns:
         ``(z_H, z_L)``, ``[B, S, D]`` both, without gradients. With H_cycles 1, z_H is returned unchanged.
@@ -151,6 +195,7 @@ def recurrent_cycles(
     for name, cycles in (("H_cycles", H_cycles), ("L_cycles", L_cycles)):
         check_count(SPEC.name, name, cycles)
     check_eps(SPEC.name, eps)
+    check_damping(SPEC.name, damping, "z_H", z_H)
     if has_tangent(inputs):
         raise NotImplementedError(
             f"{SPEC.name}: an argument carries a forward-mode tangent, which would be lost here as gradients are; "
@@ -158,5 +203,5 @@ def recurrent_cycles(
         )
     with torch.no_grad():
         heads = Heads(cos, sin, int(num_heads))
-        z_H, z_L = _op(z_H, z_L, x, H_layers, L_layers, heads, int(H_cycles), int(L_cycles), eps)
+        z_H, z_L = _op(z_H, z_L, x, H_layers, L_layers, heads, int(H_cycles), int(L_cycles), eps, damping)
     return z_H.detach(), z_L.detach()

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from hrm_kernels.ops.reasoning_module.cuda_kernels import cannot_run, update
+from hrm_kernels.damping import Damping
+from hrm_kernels.ops.reasoning_module.cuda_kernels import NO_DAMPING, cannot_run, update
 from hrm_kernels.ops.rope_attention.heads import Heads
 from hrm_kernels.ops.transformer_block.weights import flat
 
@@ -16,8 +17,13 @@ def unsupported(
     H_layers: Sequence[Sequence[torch.Tensor]],
     L_layers: Sequence[Sequence[torch.Tensor]],
     heads: Heads,
-    *rest: object,
+    H_cycles: int,
+    L_cycles: int,
+    eps: float,
+    damping: Damping | None = None,
 ) -> str | None:
+    if damping is not None:
+        return NO_DAMPING
     return cannot_run(z_H, [H_layers, L_layers], heads)
 
 
@@ -31,6 +37,7 @@ def recurrent_cycles(
     H_cycles: int,
     L_cycles: int,
     eps: float,
+    damping: None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if H_cycles * L_cycles == 1:
         return z_H, z_L

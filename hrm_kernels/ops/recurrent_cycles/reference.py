@@ -2,12 +2,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from hrm_kernels.damping import Damping, following
 from hrm_kernels.ops.reasoning_module.reference import reasoning_module
 from hrm_kernels.ops.rope_attention.heads import Heads
 from hrm_kernels.ops.transformer_block.weights import Layer
 
-Update = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""``update(z, injection)``: a module's next state."""
+Update = Callable[[torch.Tensor, torch.Tensor, Damping | None], torch.Tensor]
+"""``update(z, injection, damping)``: a module's next state."""
 
 
 def run_cycles(
@@ -18,6 +19,7 @@ def run_cycles(
     L_update: Update,
     H_cycles: int,
     L_cycles: int,
+    damping: Damping | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The order of the updates, for every backend that runs them one by one."""
     with torch.no_grad():
@@ -25,9 +27,11 @@ def run_cycles(
             last = h == H_cycles - 1
             injection = z_H + x
             for _ in range(L_cycles - 1 if last else L_cycles):
-                z_L = L_update(z_L, injection)
+                z_L = L_update(z_L, injection, damping)
+                damping = following(damping)
             if not last:
-                z_H = H_update(z_H, z_L)
+                z_H = H_update(z_H, z_L, damping)
+                damping = following(damping)
     return z_H, z_L
 
 
@@ -41,11 +45,12 @@ def recurrent_cycles(
     H_cycles: int,
     L_cycles: int,
     eps: float,
+    damping: Damping | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    def H_update(z: torch.Tensor, injection: torch.Tensor) -> torch.Tensor:
-        return reasoning_module(z, injection, H_layers, heads, eps)
+    def H_update(z: torch.Tensor, injection: torch.Tensor, damping: Damping | None) -> torch.Tensor:
+        return reasoning_module(z, injection, H_layers, heads, eps, damping=damping)
 
-    def L_update(z: torch.Tensor, injection: torch.Tensor) -> torch.Tensor:
-        return reasoning_module(z, injection, L_layers, heads, eps)
+    def L_update(z: torch.Tensor, injection: torch.Tensor, damping: Damping | None) -> torch.Tensor:
+        return reasoning_module(z, injection, L_layers, heads, eps, damping=damping)
 
-    return run_cycles(z_H, z_L, x, H_update, L_update, H_cycles, L_cycles)
+    return run_cycles(z_H, z_L, x, H_update, L_update, H_cycles, L_cycles, damping)
