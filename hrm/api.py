@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from hrm.inference.solve import Solution
     from hrm.model import HRM
     from hrm.training.adapt import Adaptation
+    from hrm.training.seeds import SeedRuns
     from hrm.training.trainer import Result
     from hrm.weights import PuzzleEmb
 
@@ -47,6 +48,7 @@ _SCALING_FILES = ("scaling.json", "scaling.md", "scaling.png")
 _MODEL_FILES = ("config.json", "model.safetensors", "halting.*")
 
 
+@overload
 def train(
     recipe: str | Path,
     *overrides: str,
@@ -56,9 +58,41 @@ def train(
     resume: bool = False,
     batch_size: int | None = None,
     seed: int | None = None,
+    seeds: None = None,
     device: str | None = None,
     **settings: Any,
-) -> Result:
+) -> Result: ...
+
+
+@overload
+def train(
+    recipe: str | Path,
+    *overrides: str,
+    data: Data | None = None,
+    out: Path | str | None = None,
+    init: Path | str | None = None,
+    resume: bool = False,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    seeds: int,
+    device: str | None = None,
+    **settings: Any,
+) -> SeedRuns: ...
+
+
+def train(
+    recipe: str | Path,
+    *overrides: str,
+    data: Data | None = None,
+    out: Path | str | None = None,
+    init: Path | str | None = None,
+    resume: bool = False,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    seeds: int | None = None,
+    device: str | None = None,
+    **settings: Any,
+) -> Result | SeedRuns:
     """Train a model on a data folder.
 
     ::
@@ -74,11 +108,13 @@ def train(
         resume: continue the run in ``out`` from its newest checkpoint.
         batch_size: rows per step, all processes together (the setting ``global_batch_size``).
         seed: seed of the weights, the batches and the exploration.
+        seeds: train this many runs, with ``seed`` and the numbers after it as seeds, in ``seed-<seed>`` of ``out``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         settings: any other field of :class:`hrm.training.config.TrainConfig`.
 
     Returns:
-        The last step, why the run ended, its last checkpoint and its last evaluation.
+        The last step, why the run ended, its last checkpoint and its last evaluation; with ``seeds`` the metrics of
+        each run, with mean and spread.
 
     Raises:
         InputError: a setting is unknown, given twice with different values or impossible, or the data do not fit.
@@ -91,6 +127,7 @@ def train(
         "resume": resume or None,
         "global_batch_size": batch_size,
         "seed": seed,
+        "seeds": seeds,
         "device": device,
     }
     texts = _texts({name: value for name, value in named.items() if value is not None}) | _texts(settings)
@@ -106,13 +143,14 @@ def train(
     import torch
 
     from hrm.training.distributed import joined
+    from hrm.training.seeds import train_seeds
     from hrm.training.trainer import train as run
 
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(config.threads or threads)
         with joined(config.device) as world:
-            return run(config, world)
+            return run(config, world) if config.seeds is None else train_seeds(config, world)
     finally:
         torch.set_num_threads(threads)
 

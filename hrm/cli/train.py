@@ -41,11 +41,19 @@ def train(
         int | None, typer.Option(min=1, metavar="N", help="Rows per step, all processes together.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Seed of all random choices.")] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Train N runs, with --seed and the numbers after it, in a folder of --out each."
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="auto, cpu, cuda or cuda:N.")] = None,
 ) -> None:
     """Train a model: hrm train demo --data demo/data --out demo/run lr=1e-3
 
     Several GPUs: torchrun --nproc-per-node 8 -m hrm train ...
+
+    With --seeds, a table of all runs with mean and spread ends the output. Exit code 1: one of them failed.
 
     Exit code 130: the run was stopped by Ctrl-C, SIGTERM, a closed terminal or a closed standard output; its state is
     saved, and --resume continues it.
@@ -53,7 +61,7 @@ def train(
     from hrm import api
 
     options = {"--data": data, "--out": out, "--init": init, "--batch-size": batch_size, "--seed": seed}
-    options["--device"] = device
+    options |= {"--seeds": seeds, "--device": device}
     overrides = overrides or []
     result = api.train(
         recipe,
@@ -64,11 +72,16 @@ def train(
         resume=resume,
         batch_size=batch_size,
         seed=seed,
+        seeds=seeds,
         device=device,
     )
+
+    from hrm.training.seeds import SeedRuns  # after the checks of the arguments: it imports torch
+
+    interrupted = result.is_interrupted if isinstance(result, SeedRuns) else result.reason == "interrupted"
     if is_main():
         lines = [str(result)]
-        if result.reason == "interrupted":
+        if interrupted:
             typed = [text for name, value in options.items() if value is not None for text in (name, str(value))]
             typed += [*(text for text in overrides if not text.startswith("resume=")), "--resume"]
             lines.append(f"to continue: {shlex.join(['hrm', 'train', recipe, *typed])}")
@@ -76,5 +89,7 @@ def train(
             print(*lines, sep="\n", flush=True)
         except OSError:  # as after a closed terminal
             discard(sys.stdout)
-    if result.reason == "interrupted":
+    if interrupted:
         raise typer.Exit(130)
+    if isinstance(result, SeedRuns) and result.failed:
+        raise typer.Exit(1)

@@ -44,6 +44,8 @@ class TrainConfig(BaseModel):
         puzzle_emb_lr, puzzle_emb_weight_decay: of SparseSignSGD, for puzzle embeddings; the schedule is the same.
         loss: the token loss.
         seed: seed of the weights, the batches and the exploration.
+        seeds: train this many runs, with ``seed`` and the numbers after it as seeds, in a folder of ``out`` each
+            (:func:`hrm.training.seeds.train_seeds`); null trains one run in ``out``.
         family: what to train, ``hrm`` or ``trm``.
         arch: fields of :class:`hrm.HRMConfig` or :class:`hrm.TRMConfig`, except those that come from the data.
             ``forward_dtype`` can also be ``auto``: bfloat16 on a GPU and on a CPU that multiplies it in hardware,
@@ -92,6 +94,7 @@ class TrainConfig(BaseModel):
     puzzle_emb_weight_decay: NonNegativeFloat = 0.1
     loss: LossType = "stablemax_cross_entropy"
     seed: int = Field(default=0, ge=0, lt=2**63)
+    seeds: PositiveInt | None = None
     family: Literal["hrm", "trm"] = "hrm"
     arch: dict[str, Any] = {}
     gradient_warmup: NonNegativeInt = 0

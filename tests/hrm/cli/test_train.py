@@ -116,6 +116,19 @@ def test_training_evaluates_and_reports(data, tmp_path, run):
     assert err == f"hrm: {out} is not empty; add --resume to continue that run, or choose another --out\n"
 
 
+def test_seeds_end_with_a_table(data, tmp_path, run):
+    arguments = ["demo", "--data", str(data), "--out", str(tmp_path / "runs"), *TINY, "max_steps=1", "--seeds", "2"]
+    code, out, err = run(*arguments)
+    assert (code, err) == (0, ""), err
+    table = [line.split() for line in out.splitlines()[-5:]]
+    assert [row[0] for row in table] == ["seed", "0", "1", "mean", "spread"]
+    assert table[1][1] == "1" and table[1][-1] == "limit" and (tmp_path / "runs/seed-1/checkpoints").is_dir()
+    (tmp_path / "runs/seed-1/metrics.csv").unlink()
+    (tmp_path / "runs/seed-1/metrics.csv").mkdir()
+    code, out, _ = run(*arguments, "--resume", "max_steps=2")
+    assert code == 1 and "seed 1 failed: " in out.splitlines()[-1]
+
+
 def test_help_lists_the_recipes(run):
     code, out, err = run("--help")
     words = set(re.findall(r"[\w-]+", re.sub(r"-\s*\n[│\s]*", "-", out)))  # lines break after a hyphen
