@@ -228,6 +228,7 @@ def solve(
     max_steps: int | None = None,
     identifier: int = 0,
     batch_size: int = 64,
+    abstain: bool = False,
     device: str = "auto",
     progress: Progress = silent,
 ) -> Solution: ...
@@ -243,6 +244,7 @@ def solve(
     max_steps: int | None = None,
     identifier: int = 0,
     batch_size: int = 64,
+    abstain: bool = False,
     device: str = "auto",
     progress: Progress = silent,
 ) -> list[Solution]: ...
@@ -257,6 +259,7 @@ def solve(
     max_steps: int | None = None,
     identifier: int = 0,
     batch_size: int = 64,
+    abstain: bool = False,
     device: str = "auto",
     progress: Progress = silent,
 ) -> Solution | list[Solution]:
@@ -275,6 +278,7 @@ def solve(
         max_steps: most segments per puzzle (default: as in training).
         identifier: row of the puzzle embedding, for all puzzles.
         batch_size: puzzles processed together.
+        abstain: give no answer rather than one that the task does not verify (``solution.answered``).
         device: where a model given by name runs: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         progress: called with the number of solved puzzles.
 
@@ -282,7 +286,8 @@ def solve(
         The solution of a single puzzle given as text; else a list, in order.
 
     Raises:
-        InputError: a puzzle cannot be read, task, puzzles and model do not fit, or an argument is impossible.
+        InputError: a puzzle cannot be read, task, puzzles and model do not fit, the task cannot verify answers and
+            ``abstain`` is set, or an argument is impossible.
     """
     _require_known(model)
     halting = _halting(model, halt)
@@ -307,6 +312,7 @@ def solve(
             halt=halting,
             puzzle_identifiers=np.full(len(tokens), identifier),
             batch_size=batch_size,
+            abstain=abstain,
             progress=progress,
         )
     return solutions[0] if isinstance(puzzles, str) else solutions

@@ -32,6 +32,9 @@ def solve(
     ],
     halt: Halt = "q",
     max_steps: MaxSteps = None,
+    abstain: Annotated[
+        bool, typer.Option("--abstain", help="Give no answer rather than one that the task's check does not verify.")
+    ] = False,
     trace: Annotated[bool, typer.Option("--trace", help="Show the board after every segment.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per puzzle and line: answer, valid, segments, ...")
@@ -50,8 +53,8 @@ def solve(
 ) -> None:
     """Solve puzzles; print each board, whether it is valid, and the number of segments.
 
-    Exit code 0: all answers are valid. 1: some answer is not valid. 2: some input could not be read (the other puzzles
-    are solved).
+    Exit code 0: all answers are valid. 1: some answer is not valid, or there is none. 2: some input could not be read
+    (the other puzzles are solved).
     """
     # Check everything that needs no torch first: importing it takes seconds.
     from hrm.inference.halting import parse_halting
@@ -87,6 +90,7 @@ def solve(
                 max_steps=max_steps,
                 identifier=identifier,
                 batch_size=batch_size,
+                abstain=abstain,
                 progress=progress,
             )
     answers = Answers(task, puzzles, solutions, loaded.config.learns_to_continue, trace)

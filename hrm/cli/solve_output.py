@@ -40,7 +40,7 @@ class Answers:
 
     @property
     def exit_code(self) -> int:
-        """0: all answers are valid; 1: some are not; 2: some puzzles could not be read."""
+        """0: all answers are valid; 1: some are not, or missing; 2: some puzzles could not be read."""
         if self.failures:
             return 2
         return 0 if all(solution.valid for solution in self.solutions) else 1
@@ -69,9 +69,13 @@ class Answers:
                 yield place + self._board(solution)
 
     def summary(self) -> str:
-        """How many answers are valid, and how many puzzles could not be read."""
+        """How many answers are valid, and how many puzzles have no answer or could not be read."""
         valid, failed = sum(solution.valid for solution in self.solutions), len(self.failures)
-        return f"{valid} of {len(self.solutions)} answers valid" + (f", {failed} puzzles not read" if failed else "")
+        silent = sum(not solution.answered for solution in self.solutions)
+        without = f", {silent} without an answer" if silent else ""
+        return f"{valid} of {len(self.solutions)} answers valid{without}" + (
+            f", {failed} puzzles not read" if failed else ""
+        )
 
     def _pairs(self) -> Iterator[tuple["PuzzleInput", "Solution | None"]]:
         solutions = iter(self.solutions)
@@ -83,8 +87,9 @@ class Answers:
         record: dict[str, Any] = {
             "place": puzzle.text.place,
             "puzzle": puzzle.text.text if puzzle.tokens is None else task.format(puzzle.tokens),
-            "answer": solution and task.format(solution.answer),
+            "answer": task.format(solution.answer) if solution and solution.answered else None,
             "valid": solution and solution.valid,
+            "verified": solution and solution.verified,
             "reason": solution and solution.reason,
             "segments": solution and solution.steps,
             "confidence": solution and solution.confidence,
@@ -104,8 +109,8 @@ class Answers:
         return record
 
     def _board(self, solution: "Solution") -> str:
-        parts = [self.task.render(solution.answer)]
-        if self.trace:
+        parts = [self.task.render(solution.board)]
+        if self.trace and solution.steps:
             parts = [f"the puzzle\n{self.task.render(solution.inputs)}"]
             for index, frame in enumerate(solution.frames):
                 q_continue = f" continue {frame.continue_value:.2f}," if self.has_continue else ""
@@ -117,4 +122,6 @@ class Answers:
             parts.append("")
         segments = "1 segment" if solution.steps == 1 else f"{solution.steps} segments"
         verdict = "valid" if solution.valid else f"not valid: {solution.reason}"
+        if not solution.answered:
+            verdict = f"no answer: {solution.reason}"
         return "\n".join([*parts, f"{verdict}; {segments}, confidence {solution.confidence:.2f}"])

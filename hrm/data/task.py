@@ -32,6 +32,8 @@ class PuzzleTask(ABC):
     """Letters that a puzzle's text may contain; a line with other letters may be a title."""
     box: tuple[int, int] | None = None
     """Rows and columns between thicker lines in pictures, or None."""
+    verifies: ClassVar[bool] = True
+    """Whether :meth:`check` accepts right answers and no others; False if it sees only the form of an answer."""
 
     @classmethod
     def from_shape(cls, vocab_size: int, seq_len: int) -> "PuzzleTask | None":
@@ -75,6 +77,20 @@ class PuzzleTask(ABC):
     @abstractmethod
     def check(self, inputs: np.ndarray, answer: np.ndarray) -> str | None:
         """None if ``answer`` solves ``inputs`` (``[seq_len]`` tokens each), else the reason in a few words."""
+
+    def is_solved(self, inputs: np.ndarray) -> bool:
+        """Whether the puzzle, ``[seq_len]`` tokens, is its own answer, such as a board without blanks.
+
+        By default :meth:`check` decides. It is called for every puzzle, so a task with a slow check overrides it.
+        """
+        return self.verifies and self.check(inputs, inputs) is None
+
+    def impossible(self, inputs: np.ndarray) -> str | None:
+        """Why the puzzle, ``[seq_len]`` tokens, has no solution, in a few words.
+
+        None if it has one, or if finding out takes long. By default None.
+        """
+        return None
 
     def cells(self, tokens: np.ndarray, inputs: np.ndarray) -> list[list[Cell]]:
         """Rows of cells that draw ``tokens``, a puzzle or an answer to ``inputs``; by default one row of numbers."""

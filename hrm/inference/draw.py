@@ -86,7 +86,7 @@ def draw_trace(task: PuzzleTask, solution: Solution) -> list[Image.Image]:
     """
     caption = Caption("The puzzle", "no segment yet", level=0)
     images = [draw_board(task, solution.inputs, solution.inputs, caption=caption)]
-    for index, frame in enumerate(solution.frames):
+    for index, frame in enumerate(solution.frames if solution.steps else ()):
         reason = task.check(solution.inputs, frame.tokens)
         changed = solution.changed(index)
         title = f"Segment {frame.step}\tconfidence {100 * frame.confidence:.0f} %"
@@ -106,7 +106,7 @@ def draw_answer(task: PuzzleTask, solution: Solution) -> Image.Image:
         solution.valid,
         solution.confidence,
     )
-    return draw_board(task, solution.answer, solution.inputs, caption=caption)
+    return draw_board(task, solution.board, solution.inputs, caption=caption)
 
 
 def save_png(image: Image.Image, path: Path | str) -> None:

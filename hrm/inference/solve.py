@@ -1,6 +1,7 @@
 """Solving puzzles: the model's answer after each segment, until it halts."""
 
 import html
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from hrm.compatibility import check_puzzles_fit
 from hrm.data.task import PuzzleTask
 from hrm.errors import InputError
 from hrm.inference.board import board_html
-from hrm.inference.engine import Engine, Frame, Puzzle
+from hrm.inference.engine import Engine, Frame, ImpossiblePuzzle, Puzzle, Result
 from hrm.inference.halting import Halting, parse_halting
 from hrm.inference.segments import require_positive
 from hrm.model import HRM
@@ -23,20 +24,47 @@ class Solution:
 
     Attributes:
         inputs: ``[seq_len]`` uint8, the puzzle.
-        frames: the answer after each segment up to the one where the puzzle halts.
+        frames: the answer after each segment up to the one where the puzzle halts. A puzzle that is its own answer, or
+            has no solution, has one frame, of segment 0, with the puzzle.
         reason: why the answer is not valid, None if it is.
         task: how boards look when the solution is printed; None prints no board.
+        verified: whether the answer is right, by the task's check; None if the task cannot tell (ARC).
+        answered: whether there is an answer. False if the puzzle has no solution, or if the answer is not verified and
+            ``abstain`` was set.
     """
 
     inputs: np.ndarray
     frames: tuple[Frame, ...]
     reason: str | None
     task: PuzzleTask | None = None
+    verified: bool | None = None
+    answered: bool = True
+
+    @classmethod
+    def of(cls, inputs: np.ndarray, result: Result, task: PuzzleTask) -> "Solution":
+        """The solution in a result of an engine with ``task``.
+
+        Raises:
+            InputError: the puzzle was refused.
+        """
+        if result.error is not None and not isinstance(result.error, ImpossiblePuzzle):
+            raise result.error
+        reason = result.reason if result.error is None else str(result.error)
+        answered, frames = len(result.tokens) > 0, result.trace
+        if result.steps == 0:  # no segment was needed
+            frames = (Frame(0, inputs, math.inf if answered else -math.inf, 0.0),)
+        return cls(inputs, frames, reason, task, result.verified, answered)
 
     @property
     def answer(self) -> np.ndarray:
-        """``[seq_len]`` uint8, the answer at halting."""
-        return self.frames[-1].tokens
+        """``[seq_len]`` uint8, the answer at halting; ``[0]`` if there is none."""
+        tokens = self.frames[-1].tokens
+        return tokens if self.answered else tokens[:0]
+
+    @property
+    def board(self) -> np.ndarray:
+        """``[seq_len]`` uint8, the board to show: the answer, or the puzzle if there is none."""
+        return self.answer if self.answered else self.inputs
 
     @property
     def valid(self) -> bool:
@@ -46,7 +74,7 @@ class Solution:
     @property
     def steps(self) -> int:
         """Number of segments."""
-        return len(self.frames)
+        return self.frames[-1].step
 
     @property
     def q_halt(self) -> float:
@@ -71,16 +99,17 @@ class Solution:
     @property
     def _verdict(self) -> str:
         segments = "1 segment" if self.steps == 1 else f"{self.steps} segments"
-        return f"{self.reason or 'valid'}, {segments}, confidence {self.confidence:.1%}"
+        reason = self.reason or "valid"
+        return f"{reason if self.answered else f'no answer: {reason}'}, {segments}, confidence {self.confidence:.1%}"
 
     def __repr__(self) -> str:
         return f"Solution({self._verdict})"
 
     def __str__(self) -> str:
-        return self._verdict if self.task is None else f"{self.task.render(self.answer)}\n{self._verdict}"
+        return self._verdict if self.task is None else f"{self.task.render(self.board)}\n{self._verdict}"
 
     def _repr_html_(self) -> str:
-        board = "" if self.task is None else board_html(self.task, self.answer, self.inputs)
+        board = "" if self.task is None else board_html(self.task, self.board, self.inputs)
         return f"{board}<p>{html.escape(self._verdict)}</p>"
 
 
@@ -93,6 +122,7 @@ def solve(
     halt: str | Halting = "q",
     puzzle_identifiers: np.ndarray | None = None,
     batch_size: int = 64,
+    abstain: bool = False,
     progress: Progress = silent,
 ) -> list[Solution]:
     """Solve puzzles with a trained model, on the device the model is on.
@@ -106,13 +136,15 @@ def solve(
             ``max_steps`` segments.
         puzzle_identifiers: ``[n]`` rows of the puzzle embedding; None is 0, the blank one, for all.
         batch_size: number of puzzles side by side.
+        abstain: give no answer rather than one that the task does not verify.
         progress: called with the number of solved puzzles.
 
     Returns:
         ``n`` solutions, in order.
 
     Raises:
-        InputError: task, puzzles or identifiers don't fit the model.
+        InputError: task, puzzles or identifiers don't fit the model, or ``abstain`` is set and the task cannot verify
+            answers.
     """
     puzzles = _integers("puzzles", puzzles, f"[n, seq_len] = [n, {model.config.seq_len}]", 2)
     identifiers = np.zeros(len(puzzles), np.int64)
@@ -127,9 +159,10 @@ def solve(
     rows = [Puzzle(inputs, int(identifier)) for inputs, identifier in zip(puzzles, identifiers)]
     solutions: list[Solution] = []
     progress("solving", 0, len(rows))
-    with Engine(model, min(batch_size, len(puzzles)), max_steps, halt=halting) as engine:
+    slots = min(batch_size, len(puzzles))
+    with Engine(model, slots, max_steps, halt=halting, task=task, abstain=abstain) as engine:
         for inputs, result in zip(puzzles.astype(np.uint8), engine.solve(rows, trace=True)):
-            solutions.append(Solution(inputs, result.trace, task.check(inputs, result.tokens), task))
+            solutions.append(Solution.of(inputs, result, task))
             progress("solving", len(solutions), len(rows))
     return solutions
 

@@ -119,9 +119,8 @@ class Maze(CsvTask):
         inputs, answer = np.ravel(inputs), np.ravel(answer)
         if len(inputs) != self.seq_len or len(answer) != self.seq_len:
             return f"{len(inputs)} and {len(answer)} cells, expected {self.seq_len}"
-        for token in (START, GOAL):
-            if (inputs == token).sum() != 1:
-                return f"the maze has {(inputs == token).sum()} {_CHARACTERS[token]}, expected one"
+        if miscounted := _miscounted(inputs):
+            return miscounted
         for index in np.flatnonzero(~_keeps(inputs, answer)):
             was, now = _CHARACTERS[inputs[index]], _CHARACTERS[answer[index]]
             return f"{self.place(int(index))} is {now!r} where the maze has {was!r}"
@@ -135,6 +134,20 @@ class Maze(CsvTask):
         if marked != through - 1:
             return f"{marked - through + 1} cells are marked that are not on the path"
         return None
+
+    def is_solved(self, inputs: np.ndarray) -> bool:
+        inputs = np.ravel(inputs)
+        ends = np.flatnonzero((inputs == START) | (inputs == GOAL))
+        # only a maze with a path, or with S beside G, can be: most are not, without a search
+        beside = len(ends) == 2 and ends[1] - ends[0] in (1, self.size)
+        return bool((beside or (inputs == PATH).any()) and self.check(inputs, inputs) is None)
+
+    def impossible(self, inputs: np.ndarray) -> str | None:
+        inputs = np.ravel(inputs)
+        if miscounted := _miscounted(inputs):
+            return miscounted
+        shortest, _, _ = self._lengths(inputs[None], inputs[None])
+        return "there is no way from S to G" if shortest[0] < 0 else None
 
     def solves(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
         good = ((inputs == START).sum(1) == 1) & ((inputs == GOAL).sum(1) == 1) & _keeps(inputs, answers).all(1)
@@ -161,6 +174,14 @@ class Maze(CsvTask):
             for token, good in zip(tokens, kept, strict=True)
         ]
         return [flat[start : start + self.size] for start in range(0, self.seq_len, self.size)]
+
+
+def _miscounted(inputs: np.ndarray) -> str | None:
+    """Why a maze does not have one start and one goal; None if it has."""
+    for token in (START, GOAL):
+        if (inputs == token).sum() != 1:
+            return f"the maze has {(inputs == token).sum()} {_CHARACTERS[token]}, expected one"
+    return None
 
 
 def _keeps(inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:

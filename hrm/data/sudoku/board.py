@@ -17,6 +17,16 @@ MASKS = np.concatenate([[0, 0], 1 << np.arange(9)]).astype(np.uint16)
 COUNTS = np.array([bin(mask).count("1") for mask in range(1 << 9)], np.uint8)
 
 
+_CELLS = (0, 1, 2, 3)  # the axes of a board
+
+
+def candidates(inputs: np.ndarray, size: int) -> np.ndarray:
+    """Tokens ``[n, size²]`` -> the digits that each cell may have by itself, ``[size², n]``: all, for a blank."""
+    masks = MASKS[inputs]
+    masks[inputs <= BLANK] = (1 << size) - 1
+    return masks.T
+
+
 def as_units(cells: np.ndarray, size: int) -> np.ndarray:
     """``[size², n]`` -> ``[bands, rows, stacks, columns, n]``, the axes of UNITS."""
     height, width = BOXES[size]
@@ -34,3 +44,29 @@ def once_twice(boards: np.ndarray, axes: tuple[int, int]) -> tuple[np.ndarray, n
             twice |= both
             once |= cell
     return np.expand_dims(once, axes), np.expand_dims(twice, axes)
+
+
+def propagate(cells: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Remove the digits of solved cells from their units, then fix digits with one place left in a unit: one pass.
+
+    Returns the new candidates ``[size², n]``, and ``[n]`` whether the board has become impossible.
+    """
+    boards = as_units(cells, size)
+    solved = np.where(boards & (boards - 1), 0, boards)
+    taken = np.zeros_like(boards)
+    impossible = np.zeros(boards.shape[-1], bool)
+    for axes in UNITS.values():
+        once, twice = once_twice(solved, axes)
+        taken |= once
+        impossible |= twice.any(_CELLS)
+    boards = boards & (~taken | solved)
+    impossible |= ~boards.all(_CELLS)
+    single = np.zeros_like(boards)
+    for axes in UNITS.values():
+        once, twice = once_twice(boards, axes)
+        impossible |= (once != (1 << size) - 1).any(_CELLS)
+        single |= once & ~twice
+    single &= boards
+    impossible |= (single & (single - 1)).any(_CELLS)  # one cell would be the only place of two digits
+    np.copyto(boards, single, where=single != 0)
+    return boards.reshape(cells.shape), impossible

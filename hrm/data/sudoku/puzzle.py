@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from hrm.data.csv_task import CsvTask
-from hrm.data.sudoku.board import BLANK, BOXES, MASKS, UNITS, as_units, once_twice
+from hrm.data.sudoku.board import BLANK, BOXES, MASKS, UNITS, as_units, candidates, once_twice, propagate
 from hrm.data.task import Cell
 from hrm.errors import InputError
 
@@ -105,6 +105,22 @@ class Sudoku(CsvTask):
             return f"{self.place(int(index))} is {answer[index] - 1} but the puzzle says {inputs[index] - 1}"
         return self._repeated(answer)
 
+    def is_solved(self, inputs: np.ndarray) -> bool:
+        return bool((inputs > BLANK).all()) and self.check(inputs, inputs) is None
+
+    def impossible(self, inputs: np.ndarray) -> str | None:
+        """A repeated clue, or what propagation of the candidates finds, without guesses."""
+        inputs = np.ravel(inputs)
+        if repeated := self._repeated(inputs):
+            return repeated
+        before, cells = None, candidates(inputs[None], self.size)
+        while before is None or (cells != before).any():
+            before = cells
+            cells, contradicts = propagate(before, self.size)
+            if contradicts[0]:
+                return self._contradiction(cells)
+        return None
+
     def solves(self, inputs: np.ndarray, answers: np.ndarray) -> np.ndarray:
         good = ((inputs <= BLANK) | (inputs == answers)).all(1)
         good &= ((answers > BLANK) & (answers <= self.size + 1)).all(1)
@@ -122,6 +138,17 @@ class Sudoku(CsvTask):
             for token, bad, is_clue in zip(tokens, wrong, clue, strict=True)
         ]
         return [flat[start : start + self.size] for start in range(0, self.seq_len, self.size)]
+
+    def _contradiction(self, cells: np.ndarray) -> str:
+        """What is impossible in candidates ``[size², 1]``, in words."""
+        for index in np.flatnonzero(cells == 0):
+            return f"no digit fits at {self.place(int(index))}"
+        boards = as_units(cells, self.size)
+        for name, axes in UNITS.items():
+            missing = ((1 << self.size) - 1) & ~np.bitwise_or.reduce(boards, axes).ravel()
+            for unit in np.flatnonzero(missing):
+                return f"{name} {unit + 1} has no place for {int(missing[unit]).bit_length()}"
+        return "the clues contradict each other"
 
     def _conflicts(self, tokens: np.ndarray) -> np.ndarray:
         """``[seq_len]`` bool: the cells whose digit occurs twice in a row, column or box."""

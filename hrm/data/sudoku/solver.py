@@ -5,11 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hrm.data.sudoku.board import BLANK, COUNTS, MASKS, UNITS, as_units, once_twice
+from hrm.data.sudoku.board import COUNTS, candidates, propagate
 from hrm.data.sudoku.puzzle import Sudoku
 from hrm.errors import InputError
-
-_CELLS = (0, 1, 2, 3)  # the axes of a board
 
 
 class Solutions(NamedTuple):
@@ -42,9 +40,7 @@ def solve(inputs: np.ndarray, progress: Callable[[int], None] | None = None) -> 
     task = Sudoku.of_length(inputs.shape[1])
     if task is None:
         raise InputError(f"Sudokus of {inputs.shape[1]} cells, expected {Sudoku.lengths}")
-    masks = MASKS[inputs]
-    masks[inputs <= BLANK] = (1 << task.size) - 1
-    return search(masks.T, task.size, 2, progress)
+    return search(candidates(inputs, task.size), task.size, 2, progress)
 
 
 _WIDTH = 4096  # boards propagated together: 81 x 4096 masks of 2 bytes (660 KB) fit into an L2 cache
@@ -73,7 +69,7 @@ def search(start: np.ndarray, size: int, limit: int, progress: Callable[[int], N
                     progress(started)
             cells, owner = np.concatenate([cells, more], 1), np.concatenate([owner, owners])
         before = cells
-        cells, impossible = _propagate(before, size)
+        cells, impossible = propagate(before, size)
         alive = ~impossible & (counts[owner] < limit)
         stuck = alive & (cells == before).all(0)
         moving = np.flatnonzero(alive ^ stuck)
@@ -103,29 +99,3 @@ def search(start: np.ndarray, size: int, limit: int, progress: Callable[[int], N
     for digit in range(size):
         answers[solutions.T == 1 << digit] = digit + 2
     return Solutions(answers, np.minimum(counts, limit), guesses)
-
-
-def _propagate(cells: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Remove the digits of solved cells from their units, then fix digits with one place left in a unit: one pass.
-
-    Returns the new candidates ``[size², n]``, and ``[n]`` whether the board has become impossible.
-    """
-    boards = as_units(cells, size)
-    solved = np.where(boards & (boards - 1), 0, boards)
-    taken = np.zeros_like(boards)
-    impossible = np.zeros(boards.shape[-1], bool)
-    for axes in UNITS.values():
-        once, twice = once_twice(solved, axes)
-        taken |= once
-        impossible |= twice.any(_CELLS)
-    boards = boards & (~taken | solved)
-    impossible |= ~boards.all(_CELLS)
-    single = np.zeros_like(boards)
-    for axes in UNITS.values():
-        once, twice = once_twice(boards, axes)
-        impossible |= (once != (1 << size) - 1).any(_CELLS)
-        single |= once & ~twice
-    single &= boards
-    impossible |= (single & (single - 1)).any(_CELLS)  # one cell would be the only place of two digits
-    np.copyto(boards, single, where=single != 0)
-    return boards.reshape(cells.shape), impossible

@@ -3,22 +3,23 @@
 A puzzle takes a slot of a batch whose shape never changes. After each segment the rows that halt free their slots, and
 waiting puzzles take them.
 
-    interface   Engine: what callers use
-    puzzles     reading and checking puzzles
-    results     Frame and Result
-    jobs        a puzzle on its way to a result
-    callbacks   futures whose callbacks run one after another
-    queue       jobs that wait for a slot, and callers that wait for the queue
-    streaming   solve and asolve: iterators over results
-    scheduler   the worker thread: refill, run a segment, repeat
-    processes   the end of the program, and forked children
-    batch       slots: refill and halting
-    segment     one segment on the device, as a CUDA graph on a GPU
+    interface     Engine: what callers use
+    puzzles       reading and checking puzzles
+    results       Frame and Result
+    verification  checking answers by their task
+    jobs          a puzzle on its way to a result
+    callbacks     futures whose callbacks run one after another
+    queue         jobs that wait for a slot, and callers that wait for the queue
+    streaming     solve and asolve: iterators over results
+    scheduler     the worker thread: refill, run a segment, repeat
+    processes     the end of the program, and forked children
+    batch         slots: refill and halting
+    segment       one segment on the device, as a CUDA graph on a GPU
 """
 
 from hrm.inference.engine.interface import Engine
 from hrm.inference.engine.puzzles import Puzzle
 from hrm.inference.engine.queue import EngineError
-from hrm.inference.engine.results import Frame, Result
+from hrm.inference.engine.results import Frame, ImpossiblePuzzle, Result
 
-__all__ = ["Engine", "EngineError", "Frame", "Puzzle", "Result"]
+__all__ = ["Engine", "EngineError", "Frame", "ImpossiblePuzzle", "Puzzle", "Result"]

@@ -7,8 +7,9 @@ import numpy as np
 
 from hrm.inference.engine.delivery import deliver
 from hrm.inference.engine.jobs import Job
-from hrm.inference.engine.results import Frame, Result
+from hrm.inference.engine.results import Frame, Result, answer_dtype
 from hrm.inference.engine.segment import Answers, SegmentRunner
+from hrm.inference.engine.verification import Verifier
 from hrm.inference.halting import Halting, Moment, halts_at_the_end, ignores_answers
 from hrm.model import HRM
 
@@ -22,6 +23,7 @@ class BatchSettings:
         slots: number of puzzles side by side.
         min_steps, max_steps: least and most segments of a puzzle.
         halting: the rule in between.
+        verifier: checks the answers; None leaves them unchecked.
     """
 
     model: HRM
@@ -29,6 +31,7 @@ class BatchSettings:
     min_steps: int
     max_steps: int
     halting: Halting
+    verifier: Verifier | None = None
 
 
 class SlotBatch:
@@ -44,7 +47,7 @@ class SlotBatch:
         self._runner = SegmentRunner(settings.model, settings.slots)
         self._jobs: list[Job | None] = [None] * self.size
         config = settings.model.config
-        self._dtype = np.uint8 if config.vocab_size <= 256 else np.int32
+        self._dtype = answer_dtype(config)
         self._steps = [0] * self.size
         # for rules that compare answers:
         self._unchanged = np.zeros(self.size, np.int64)
@@ -89,11 +92,20 @@ class SlotBatch:
             if job.is_cancelled():
                 outcomes.append((job, CancelledError()))
             elif halts[row]:
-                outcomes.append((job, Result(job.index, tokens, steps[row], q_halt, q_continue, tuple(job.frames))))
+                result = Result(job.index, tokens, steps[row], q_halt, q_continue, tuple(job.frames))
+                outcomes.append((job, self._judged(job, result)))
             else:
                 continue
             self._jobs[row] = None
         deliver(outcomes)
+
+    def _judged(self, job: Job, result: Result) -> Result | BaseException:
+        """``result``, checked if the engine has a task; the error if the puzzle is impossible, or the check fails."""
+        verifier = self._settings.verifier
+        try:
+            return result if verifier is None else verifier.judged(job.puzzle, result)
+        except Exception as error:  # it is the error of one puzzle, not of the engine
+            return error
 
     def _halts(self, answers: Answers) -> list[bool]:
         """Whether each row halts, by the rule and within the limits."""

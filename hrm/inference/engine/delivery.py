@@ -48,10 +48,10 @@ class ResultStream:
         """Hand over settled jobs."""
         self._settled.put(jobs)
 
-    def expect(self, jobs: list[StreamJob], refused: list[StreamJob]) -> None:
-        """Expect the results of ``jobs``; the ``refused`` among them are settled already, and not put."""
+    def expect(self, jobs: list[StreamJob], settled: list[StreamJob]) -> None:
+        """Expect the results of ``jobs``; those of the ``settled`` ones are there already, and not put."""
         self.expected += len(jobs)
-        self._next.extend(jobs if self._ordered else refused)
+        self._next.extend(jobs if self._ordered else settled)
 
     def is_ready(self) -> bool:
         """Whether :meth:`take` returns at once."""

@@ -9,6 +9,7 @@ from itertools import count
 from types import TracebackType
 from typing import Any
 
+from hrm.data.task import PuzzleTask
 from hrm.errors import InputError
 from hrm.inference.engine.batch import BatchSettings
 from hrm.inference.engine.jobs import FutureJob
@@ -17,6 +18,7 @@ from hrm.inference.engine.results import Result
 from hrm.inference.engine.scheduler import Scheduler
 from hrm.inference.engine.segment import require_memory_for
 from hrm.inference.engine.streaming import Streaming
+from hrm.inference.engine.verification import Verifier
 from hrm.inference.halting import Halting, parse_halting
 from hrm.inference.segments import require_positive
 from hrm.model import HRM
@@ -60,9 +62,13 @@ class Engine:
             that makes the engine. Engines with different backends may run side by side.
         queue_size: puzzles that may wait for a slot; None is four per slot. :meth:`submit` blocks while the queue is
             full.
+        task: checks the answers: ``Result.verified`` and ``Result.reason``. A puzzle that is its own answer is then
+            returned at once, and one whose answer is wrong because it has no solution has a result with ``error`` set.
+        abstain: return no answer (empty ``tokens``) rather than one that the task does not verify.
 
     Raises:
-        InputError: a number or ``halt`` is invalid, or memory cannot hold so many slots.
+        InputError: a number or ``halt`` is invalid, memory cannot hold so many slots, the task does not fit the model,
+            or ``abstain`` is set without a task that verifies answers.
         ValueError: ``backend`` is unknown.
         EngineError: the program is ending.
     """
@@ -76,6 +82,8 @@ class Engine:
         halt: str | Halting = "q",
         backend: str | None = None,
         queue_size: int | None = None,
+        task: PuzzleTask | None = None,
+        abstain: bool = False,
     ) -> None:
         require_positive(slots=slots, max_steps=max_steps, min_steps=min_steps, queue_size=queue_size)
         if min_steps > max_steps:
@@ -87,9 +95,14 @@ class Engine:
         self.halting = parse_halting(halt)
         self.queue_size = 4 * self.slots if queue_size is None else int(queue_size)
         self.backend = backend
-        settings = BatchSettings(model, self.slots, self.min_steps, self.max_steps, self.halting)
+        if abstain and task is None:
+            raise InputError("abstain needs a task that verifies answers; give task=...")
+        verifier = None if task is None else Verifier(task, abstain)
+        if verifier is not None:
+            verifier.require_fit(model.config)
+        settings = BatchSettings(model, self.slots, self.min_steps, self.max_steps, self.halting, verifier)
         self._scheduler = Scheduler(settings, backend, self.queue_size)
-        self._reader = PuzzleReader(model.config)
+        self._reader = PuzzleReader(model.config, None if task is None else task.is_solved)
         self._streaming = Streaming(self._reader, self._scheduler.queue, self.slots)
         self._numbers = count()
         # the scheduler does not hold the engine, so that an engine without references is collected

@@ -28,11 +28,17 @@ class Job(ABC):
         self.frames: list[Frame] = []
 
     def read(self, reader: PuzzleReader, puzzle: Any, identifier: int = 0) -> None:
-        """Set the puzzle; settle the job if it cannot be read or does not fit."""
+        """Set the puzzle; settle the job if it cannot be read, does not fit, or is its own answer."""
         try:
-            self.puzzle = reader.read(puzzle, identifier)
+            self.take(reader, reader.read(puzzle, identifier))
         except InputError as error:
             self.settle(error)
+
+    def take(self, reader: PuzzleReader, puzzle: Puzzle) -> None:
+        """Set a checked puzzle; settle the job if it is its own answer."""
+        self.puzzle = puzzle
+        if (solved := reader.result_of_solved(self.index, puzzle)) is not None:
+            self.settle(solved)
 
     @abstractmethod
     def is_cancelled(self) -> bool:

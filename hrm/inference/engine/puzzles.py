@@ -2,7 +2,7 @@
 
 import math
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 
 from hrm.config import ModelConfig
 from hrm.errors import InputError
+from hrm.inference.engine.results import Result, answer_dtype
 
 
 class Puzzle(NamedTuple):
@@ -34,10 +35,11 @@ class PuzzleReader:
 
     Args:
         config: the model's.
+        is_solved: whether ``[seq_len]`` tokens are their own answer; None if no task can tell.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
-        self._config = config
+    def __init__(self, config: ModelConfig, is_solved: Callable[[np.ndarray], bool] | None = None) -> None:
+        self._config, self._is_solved = config, is_solved
 
     def read(self, puzzle: Any, identifier: int = 0) -> Puzzle:
         """``puzzle`` with int64 tokens.
@@ -67,6 +69,12 @@ class PuzzleReader:
             if self._fits(tokens):
                 return [Puzzle(row) for row in tokens]
         return None
+
+    def result_of_solved(self, index: int, puzzle: Puzzle) -> Result | None:
+        """The result of a puzzle that is its own answer; None for any other."""
+        if self._is_solved is None or not self._is_solved(puzzle.inputs):
+            return None
+        return Result.solved(index, puzzle.inputs.astype(answer_dtype(self._config)))
 
     def _fits(self, tokens: np.ndarray) -> bool:
         """Whether all int64 ``tokens`` are in the vocabulary."""

@@ -5,7 +5,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hrm.config import ModelConfig
 from hrm.errors import InputError
+
+
+class ImpossiblePuzzle(InputError):
+    """The puzzle has no solution.
+
+    Attributes:
+        reason: why, in a few words.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the puzzle has no solution: {reason}")
+        self.reason = reason
+
+
+def answer_dtype(config: ModelConfig) -> type[np.integer]:
+    """The dtype of answers: uint8, or int32 for larger vocabularies."""
+    return np.uint8 if config.vocab_size <= 256 else np.int32
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,11 +61,14 @@ class Result:
 
     Attributes:
         index: the puzzle's number, from 0: in the argument of ``solve``, or among all submitted puzzles.
-        tokens: ``[seq_len]``, the answer at halting, with the dtype of a frame's; empty after an error.
-        steps: number of segments; 0 after an error.
-        q_halt, q_continue: logits at halting; NaN after an error.
+        tokens: ``[seq_len]``, the answer at halting, with the dtype of a frame's; empty after an error, or if the
+            engine abstains.
+        steps: number of segments; 0 after an error, and for a puzzle that is its own answer.
+        q_halt, q_continue: logits at halting; NaN after an error. A puzzle that is its own answer has q_halt inf.
         trace: the answer after each segment, if it was requested; else empty.
-        error: why the puzzle was refused; None if it was solved.
+        error: why the puzzle was refused, or has no solution; None if it was solved.
+        verified: whether the answer is right, by the check of the engine's task; None without a task that can tell.
+        reason: why the check refuses the answer; None if it accepts it, or the engine has no task.
     """
 
     index: int
@@ -57,11 +78,19 @@ class Result:
     q_continue: float
     trace: tuple[Frame, ...] = ()
     error: InputError | None = None
+    verified: bool | None = None
+    reason: str | None = None
+
+    @classmethod
+    def solved(cls, index: int, tokens: np.ndarray) -> "Result":
+        """The result of a puzzle that is its own answer."""
+        return cls(index, tokens, 0, math.inf, 0.0, verified=True)
 
     @classmethod
     def refused(cls, index: int, error: InputError) -> "Result":
-        """The result of a puzzle that the engine does not run."""
-        return cls(index, np.zeros(0, np.uint8), 0, math.nan, math.nan, error=error)
+        """The result of a puzzle that does not fit the model, or has no solution."""
+        verdict = (False, error.reason) if isinstance(error, ImpossiblePuzzle) else (None, None)
+        return cls(index, np.zeros(0, np.uint8), 0, math.nan, math.nan, (), error, *verdict)
 
     @property
     def confidence(self) -> float:
@@ -71,8 +100,9 @@ class Result:
     def __repr__(self) -> str:
         if self.error is not None:
             return f"Result(index={self.index}, error={self.error!r})"
+        verdict = "" if self.verified is None else f", verified={self.verified}"
         return (
-            f"Result(index={self.index}, steps={self.steps}, confidence={self.confidence:.1%}, "
+            f"Result(index={self.index}, steps={self.steps}, confidence={self.confidence:.1%}{verdict}, "
             f"tokens={_shortened(self.tokens)})"
         )
 

@@ -57,13 +57,13 @@ class Streaming:
                 jobs = [StreamJob(number, stream, trace) for number in range(index, index + len(chunk))]
                 index += len(chunk)
                 self._read(jobs, chunk)
-                refused = [job for job in jobs if job.outcome is not None]
+                settled = [job for job in jobs if job.outcome is not None]
                 try:
                     self.queue.put([job for job in jobs if job.outcome is None])
                 except EngineError as error:
                     failure = error
                     break
-                stream.expect(jobs, refused)
+                stream.expect(jobs, settled)
                 while stream.expected and (stream.expected >= self._ahead or stream.is_ready()):
                     yield stream.take()
                 size = later
@@ -78,7 +78,7 @@ class Streaming:
     def _read(self, jobs: list[StreamJob], puzzles: list[Any]) -> None:
         if read := self.reader.read_arrays(puzzles):
             for job, puzzle in zip(jobs, read):
-                job.puzzle = puzzle
+                job.take(self.reader, puzzle)
         else:
             for job, puzzle in zip(jobs, puzzles):
                 job.read(self.reader, puzzle)

@@ -59,6 +59,18 @@ def test_one_puzzle(model, puzzles, tmp_path):
         assert png.size == gif.size == (72 * 4 + 72, 72 * 4 + 104)
 
 
+def test_no_answer_rather_than_a_wrong_one(model, puzzles, call):
+    puzzle = TASK.format(puzzles[0])
+    code, out, err = call("solve", model, puzzle, "--abstain")
+    assert (code, err) == (1, "") and out.startswith(f"{TASK.render(puzzles[0])}\nno answer: ")
+    record = json.loads(call("solve", model, puzzle, "--abstain", "--json")[1])
+    assert (record["answer"], record["valid"], record["verified"]) == (None, False, False) and record["reason"]
+    code, out, _ = call("solve", model, "123....4........")
+    assert code == 1 and out.endswith(
+        "no answer: the puzzle has no solution: no digit fits at row 1 column 4; 0 segments, confidence 0.00\n"
+    )
+
+
 def test_trace(model, puzzles, call):
     (solution,) = solve(load(model), TASK, puzzles[:1], halt="fixed", max_steps=3)
     code, out, err = call("solve", model, TASK.format(puzzles[0]), "--trace", "--halt", "fixed", "--max-steps", 3)
@@ -176,7 +188,7 @@ def test_bad_input(model, tmp_path, call, content, arguments, message):
     assert [path.name for path in tmp_path.iterdir()] == ([] if content is None else ["p.txt"])
 
 
-RECORD = ["place", "puzzle", "answer", "valid", "reason", "segments", "confidence", "error"]
+RECORD = ["place", "puzzle", "answer", "valid", "verified", "reason", "segments", "confidence", "error"]
 
 
 @pytest.fixture
@@ -190,7 +202,7 @@ def several(puzzles, tmp_path):
 def records(model, puzzles, file):
     """The expected records of ``several``, without the text of the error."""
     for line, solution in zip((1, 3), solve(load(model), TASK, puzzles[:2]), strict=True):
-        answer = (TASK.format(solution.inputs), TASK.format(solution.answer), False, solution.reason)
+        answer = (TASK.format(solution.inputs), TASK.format(solution.answer), False, False, solution.reason)
         values = (f"{file}:{line}", *answer, solution.steps, solution.confidence, None)
         yield dict(zip(RECORD, values, strict=True))
         if line == 1:

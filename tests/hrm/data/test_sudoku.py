@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -269,3 +270,17 @@ def test_extra_clues_are_added_up_to_their_number():
     assert abs(clues[1].mean() - clues[0].mean() - 2.5) < 0.5
     assert (solve(extended.inputs).counts == 1).all()
     assert (np.where(extended.inputs > 1, extended.inputs, extended.labels) == extended.labels).all()
+
+
+def test_what_propagation_refutes_has_no_solution():
+    rng = np.random.default_rng(0)
+    kinds = set()
+    for size in (4, 6):
+        task, shape = Sudoku(size), (400, size * size)
+        boards = np.where(rng.random(shape) < 0.2, rng.integers(2, size + 2, shape), 1).astype(np.uint8)
+        reasons = [task.impossible(board) for board in boards]
+        counts = solve(boards).counts
+        assert not counts[[reason is not None for reason in reasons]].any()
+        kinds |= {re.sub(r"\d", "N", reason or "possible") for reason in reasons}
+    assert {"row N has N twice", "box N has N twice", "no digit fits at row N column N", "possible"} < kinds
+    assert any("has no place for" in kind for kind in kinds)

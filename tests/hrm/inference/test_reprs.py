@@ -46,7 +46,7 @@ def test_solution(reason):
 
 
 def test_solution_without_a_task():
-    solution = Solution(PUZZLE, (Frame(1, ANSWER, 2.0, 0.0),) * 2, None)
+    solution = Solution(PUZZLE, (Frame(1, ANSWER, 2.0, 0.0), Frame(2, ANSWER, 2.0, 0.0)), None)
     assert str(solution) == "valid, 2 segments, confidence 88.1%"
     assert solution._repr_html_() == "<p>valid, 2 segments, confidence 88.1%</p>"
 
