@@ -103,6 +103,12 @@ HRM_INLINE void product(Panels left, int64_t depth_panels, const Element* right,
   }
 }
 
+// out = left * right + other; out may be `other`. The sum is rounded once.
+HRM_INLINE void product_plus(Panels left, int64_t depth_panels, const Element* right, int64_t panels, int64_t rows,
+                             float*, Panels other, Panels out) {
+  product(left, depth_panels, right, panels, rows, nullptr, keep_sum(other, out));
+}
+
 // Interleaves the first `count` of kWidth rows of kWidth elements into pairs; zeros follow.
 HRM_INLINE void interleave(const Element* from, int64_t count, Element* to) {
   for (int64_t row = 0; row < kWidth; row += 2, to += 2 * kWidth) {

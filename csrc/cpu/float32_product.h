@@ -12,29 +12,39 @@ struct TileScope {  // no tile registers (tiles.h)
 
 constexpr int kDepthPanels = 256 / kWidth;  // parts of 256 of the inner dimension: 16 KB of weights stay in a 32 KB L1
 
+// Calls each(tile, row) for each tile of left [rows, depth_panels * kWidth] times one panel of weights. Meanwhile it
+// prefetches as many weights as it reads, from `ahead`: each tile its share, a few cache lines per panel. The last tile
+// may also compute rows after the last one: left must have kTileRows more readable rows.
+template <class Each>
+HRM_INLINE void multiply_panel(Panels left, int64_t depth_panels, const Element* weights, const Element* ahead,
+                               int64_t rows, Each each) {
+  const int64_t share = (kWidth * kWidth / 16 * kTileRows + rows - 1) / rows;
+  for (int64_t row = 0; row < rows; row += kTileRows) {
+    Tile tile;
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i) tile[i][0] = tile[i][1] = Vec{};
+    for (int64_t p = 0; p < depth_panels; ++p) {
+      for (int64_t line = 0; line < share; ++line, ahead += 16) __builtin_prefetch(ahead);
+      multiply<kTileRows>(tile, left.at(p, row), kWidth, 1, weights + p * kWidth * kWidth, kWidth);
+    }
+    each(tile, row);
+  }
+}
+
 // Multiplies the first `rows` rows of left [rows, depth] by weights; calls finish(tile, row, count, panel) for each
-// tile. weights: [panels][depth_panels * kWidth][kWidth]. The last tile may also compute rows after the last one, which
-// it does not pass on: left must have kTileRows more readable rows. sums: memory for (rows + kTileRows) * kWidth
-// floats. Each part of DepthPanels panels of the inner dimension has its own partial sum, which keeps rounding small.
+// tile. weights: [panels][depth_panels * kWidth][kWidth]. It does not pass on rows after the last one. sums: memory for
+// (rows + kTileRows) * kWidth floats. Each part of DepthPanels panels of the inner dimension has its own partial sum,
+// which keeps rounding small.
 template <int DepthPanels = kDepthPanels, class Finish>
 HRM_INLINE void product(Panels left, int64_t depth_panels, const Element* weights, int64_t panels, int64_t rows,
                         float* sums, Finish finish) {
   for (int64_t panel = 0; panel < panels; ++panel) {
     for (int64_t from = 0; from < depth_panels; from += DepthPanels) {
       const int64_t to = from + DepthPanels < depth_panels ? from + DepthPanels : depth_panels;
-      const float* right = weights + (panel * depth_panels + from) * kWidth * kWidth;
-      // The next part follows in memory: each tile prefetches its share, a few cache lines per panel.
-      const float* ahead = right + (to - from) * kWidth * kWidth;
-      const int64_t share = (kWidth * kWidth / 16 * kTileRows + rows - 1) / rows;
-      float* sum = sums;
-      for (int64_t row = 0; row < rows; row += kTileRows, sum += kTileRows * kWidth) {
-        Tile tile;
-#pragma GCC unroll 16
-        for (int i = 0; i < kTileRows; ++i) tile[i][0] = tile[i][1] = Vec{};
-        for (int64_t p = from; p < to; ++p) {
-          for (int64_t line = 0; line < share; ++line, ahead += 16) __builtin_prefetch(ahead);
-          multiply<kTileRows>(tile, left.at(p, row), kWidth, 1, right + (p - from) * kWidth * kWidth, kWidth);
-        }
+      const Element* right = weights + (panel * depth_panels + from) * kWidth * kWidth;
+      const Element* ahead = right + (to - from) * kWidth * kWidth;  // the next part follows in memory
+      multiply_panel(left.from(from, 0), to - from, right, ahead, rows, [&](Tile& tile, int64_t row) HRM_ALWAYS {
+        float* sum = sums + row * kWidth;
         if (from) {
 #pragma GCC unroll 16
           for (int i = 0; i < kTileRows; ++i) {
@@ -51,7 +61,24 @@ HRM_INLINE void product(Panels left, int64_t depth_panels, const Element* weight
             store(sum + i * kWidth + kLanes, tile[i][1]);
           }
         }
-      }
+      });
+    }
+  }
+}
+
+// out = left * weights + other; out may be `other`. All panels of the result take the sums over 256 of the inner
+// dimension before the next 256: a wide left factor, such as that of `down`, would not stay in the cache.
+HRM_INLINE void product_plus(Panels left, int64_t depth_panels, const Element* weights, int64_t panels, int64_t rows,
+                             float*, Panels other, Panels out) {
+  for (int64_t from = 0; from < depth_panels; from += kDepthPanels) {
+    const int64_t depth = depth_panels - from < kDepthPanels ? depth_panels - from : kDepthPanels;
+    const auto finish = keep_sum(from ? out : other, out);
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const Element* right = weights + (panel * depth_panels + from) * kWidth * kWidth;
+      const Element* ahead =
+          panel + 1 < panels ? right + depth_panels * kWidth * kWidth : weights + (from + depth) * kWidth * kWidth;
+      multiply_panel(left.from(from, 0), depth, right, ahead, rows,
+                     [&](Tile& tile, int64_t row) HRM_ALWAYS { finish(tile, row, rows - row, panel); });
     }
   }
 }

@@ -159,7 +159,7 @@ inline void tail(const Geometry& g, const Layer& layer, int64_t first, int64_t r
   const int64_t dim = g.dim.panels();
   const Panels in = layer.in.from(0, first), middle = layer.middle.from(0, first), out = layer.out.from(0, first);
   if (!g.mixes()) {
-    product(layer.attended.from(0, first), g.attended.panels(), layer.weights.o, dim, rows, sums, keep_sum(in, middle));
+    product_plus(layer.attended.from(0, first), g.attended.panels(), layer.weights.o, dim, rows, sums, in, middle);
     for (int64_t row = 0; row < rows; ++row) {
       const float rstd = norm_row(middle, dim, row, g.shape.dim, g.shape.eps);
       if (layer.rstd1) layer.rstd1[first + row] = rstd;
@@ -176,7 +176,7 @@ inline void tail(const Geometry& g, const Layer& layer, int64_t first, int64_t r
               }
             });
           });
-  product(hidden, g.inner.panels(), layer.weights.down, dim, rows, sums, keep_sum(middle, out));
+  product_plus(hidden, g.inner.panels(), layer.weights.down, dim, rows, sums, middle, out);
   for (int64_t row = 0; row < rows; ++row) {
     const float rstd = norm_row(out, dim, row, g.shape.dim, g.shape.eps);
     if (layer.rstd2) layer.rstd2[first + row] = rstd;
@@ -606,7 +606,7 @@ void blocks_backward(hrm_shape shape, const float* packed, const float* packed_b
                     }
                   });
                 });
-        product(dgu, g.gate_up.panels(), weights.gate_up, dim, rows, sums, keep_sum(d2, d1));
+        product_plus(dgu, g.gate_up.panels(), weights.gate_up, dim, rows, sums, d2, d1);
         if (g.mixes()) return;
         for (int64_t row = 0; row < rows; ++row) {
           norm_row_backward(d1, s.middle.from(0, first), dim, row, g.shape.dim, s.rstd1[first + row]);
@@ -646,8 +646,8 @@ void blocks_backward(hrm_shape shape, const float* packed, const float* packed_b
       team.for_each(tasks, [&](int64_t task) {
         if (task < inputs) {
           const int64_t first = g.block_start(task, blocks), rows = g.block_start(task + 1, blocks) - first;
-          product(dqkv.from(0, first), g.qkv.panels(), weights.qkv, dim, rows, sums,
-                  keep_sum(du1.from(0, first), dy.from(0, first)));
+          product_plus(dqkv.from(0, first), g.qkv.panels(), weights.qkv, dim, rows, sums, du1.from(0, first),
+                       dy.from(0, first));
           return;
         }
         task -= inputs;
