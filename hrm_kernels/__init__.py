@@ -10,6 +10,7 @@ from hrm_kernels.fixed_point import fixed_point
 from hrm_kernels.noise import noise
 from hrm_kernels.ops import specs
 from hrm_kernels.ops.add_rms_norm import add_rms_norm
+from hrm_kernels.ops.conv_swiglu import conv_swiglu
 from hrm_kernels.ops.linear import linear
 from hrm_kernels.ops.reasoning_module import reasoning_module
 from hrm_kernels.ops.recurrent_cycles import recurrent_cycles
@@ -34,6 +35,7 @@ __all__ = [
     "__version__",
     "add_rms_norm",
     "available_backends",
+    "conv_swiglu",
     "explain",
     "fixed_point",
     "frozen_weights",

@@ -15,6 +15,8 @@ from torch import nn
 from hrm_kernels.casts import cast
 from hrm_kernels.checks import check_count
 from hrm_kernels.noise import STD_OF_TRUNCATED_NORMAL
+from hrm_kernels.ops.add_rms_norm import add_rms_norm
+from hrm_kernels.ops.conv_swiglu import conv_swiglu
 from hrm_kernels.ops.linear import linear
 from hrm_kernels.ops.reasoning_module import reasoning_module
 from hrm_kernels.ops.rope_attention import rope_attention
@@ -22,6 +24,7 @@ from hrm_kernels.ops.swiglu import swiglu
 from hrm_kernels.ops.transformer_block import BlockWeights, MixingBlockWeights, transformer_block
 
 __all__ = [
+    "ConvSwiGLU",
     "Embedding",
     "Linear",
     "MixingBlock",
@@ -31,6 +34,7 @@ __all__ = [
     "RoPEAttention",
     "SparseEmbedding",
     "SwiGLU",
+    "URMBlock",
     "rope_tables",
     "swiglu_inner_size",
     "truncated_normal_",
@@ -179,17 +183,45 @@ class SwiGLU(nn.Module):
 
     def __init__(self, hidden_size: int, expansion: float = 4.0) -> None:
         super().__init__()
-        check_count("SwiGLU", "hidden_size", hidden_size)
-        inner = swiglu_inner_size(hidden_size, expansion)
-        if inner < 1:
-            raise ValueError(
-                f"SwiGLU: expansion is {expansion!r}, expected more, for an inner size above 0 (published: 4.0)"
-            )
+        inner = _inner_size("SwiGLU", hidden_size, expansion)
         self.gate_up_proj = Linear(hidden_size, 2 * inner)
         self.down_proj = Linear(inner, hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(swiglu(self.gate_up_proj(x)))
+
+
+def _inner_size(layer: str, hidden_size: int, expansion: float) -> int:
+    """The inner size of ``layer``, checked to be above 0."""
+    check_count(layer, "hidden_size", hidden_size)
+    inner = swiglu_inner_size(hidden_size, expansion)
+    if inner < 1:
+        raise ValueError(
+            f"{layer}: expansion is {expansion!r}, expected more, for an inner size above 0 (published: 4.0)"
+        )
+    return inner
+
+
+class ConvSwiGLU(nn.Module):
+    """URM's MLP: ``down_proj`` of :func:`hrm_kernels.conv_swiglu` of ``gate_up_proj(x)``, whose convolution is dwconv.
+
+    The inner size I is :func:`swiglu_inner_size`. ``dwconv.weight`` is ``[I, 1, 2]`` and ``dwconv.bias`` ``[I]``, with
+    the initial values of ``nn.Conv1d``. They are float32, as all parameters; the published code keeps them in bfloat16.
+    ``forward(x [..., S, D]) -> [..., S, D]``.
+    """
+
+    def __init__(self, hidden_size: int, expansion: float = 4.0) -> None:
+        super().__init__()
+        inner = _inner_size("ConvSwiGLU", hidden_size, expansion)
+        self.gate_up_proj = Linear(hidden_size, 2 * inner)
+        self.dwconv = nn.Conv1d(inner, inner, 2, padding=1, groups=inner, dtype=torch.float32)
+        self.down_proj = Linear(inner, hidden_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate_up, conv = self.gate_up_proj(x), self.dwconv
+        assert conv.bias is not None
+        weight, bias = (cast(one, gate_up.dtype) for one in (conv.weight, conv.bias))
+        return self.down_proj(conv_swiglu(gate_up, weight.squeeze(1), bias))
 
 
 class PostNormBlock(nn.Module):
@@ -214,6 +246,25 @@ class PostNormBlock(nn.Module):
         self, x: torch.Tensor, cos: torch.Tensor | None = None, sin: torch.Tensor | None = None
     ) -> torch.Tensor:
         return transformer_block(x, self.weights(x.dtype), cos, sin, self.self_attn.num_heads, self.eps)
+
+
+class URMBlock(nn.Module):
+    """Attention and :class:`ConvSwiGLU`, each followed by ``add_rms_norm`` with its input: one block of a URM.
+
+    ``forward(x [B, S, D], cos, sin) -> [B, S, D]``; tables from :func:`rope_tables`, or None for both.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, expansion: float = 4.0, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.self_attn = RoPEAttention(hidden_size, num_heads)
+        self.mlp = ConvSwiGLU(hidden_size, expansion)
+
+    def forward(
+        self, x: torch.Tensor, cos: torch.Tensor | None = None, sin: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        x = add_rms_norm(x, self.self_attn(x, cos, sin), self.eps)
+        return add_rms_norm(x, self.mlp(x), self.eps)
 
 
 class ReasoningModule(nn.Module):

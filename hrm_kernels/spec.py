@@ -102,7 +102,7 @@ class OpSpec:
         name: of the public function and of ``torch.ops.hrm_kernels.<name>``.
         schema: of the registered op; None for optimiser steps, which change tensors in place and are not registered.
         shapes: of the tensors that :meth:`check` checks, in that order: ``{"x": "[B, S, D]", "down": "[S, I]"}``. A
-            letter has one size in a call; ``2 I`` is twice that of I, ``...`` any leading dimensions.
+            letter has one size in a call; ``2 I`` is twice that of I, ``2`` is 2, ``...`` any leading dimensions.
         not_empty: letters whose size must be at least 1.
         hint: what to do about a wrong shape, by argument.
         sizes: sample sizes: the first one is small and served by every backend, the awkward ones are all there.
@@ -152,7 +152,7 @@ class OpSpec:
         check_tensor(self.name, checked[0][0], first)
         for (name, _), tensor in zip(checked[1:], tensors[1:]):
             check_like(self.name, name, tensor, checked[0][0], first)
-        sizes: dict[str, Any] = {}
+        sizes: dict[str, Any] = {"": 1}
         for (_, shape), tensor in zip(checked, tensors):
             if not _fits(shape, tensor.shape, sizes):
                 raise ValueError(self._misfit(tensors))
@@ -163,7 +163,7 @@ class OpSpec:
 
     def _misfit(self, tensors: Sequence[torch.Tensor]) -> str:
         """What is wrong with the first of ``tensors`` whose shape does not fit."""
-        sizes: dict[str, Any] = {}
+        sizes: dict[str, Any] = {"": 1}
         before: list[str] = []  # arguments whose letters are known
         checked: tuple[tuple[str, _Shape], ...] = self._checked  # type: ignore[attr-defined]
         for (name, shape), tensor in zip(checked, tensors):
@@ -181,7 +181,7 @@ class OpSpec:
 
 class _Shape(NamedTuple):
     leading: bool  # whether any dimensions may come first
-    dims: tuple[tuple[int, str], ...]  # factor and letter of each dimension
+    dims: tuple[tuple[int, str], ...]  # factor and letter of each dimension; a number alone has the letter ""
 
 
 def _parse(shape: str) -> _Shape:

@@ -90,6 +90,14 @@ struct hrm_cpu_kernels {
   void (*swiglu_backward)(int64_t rows, int64_t inner, const void* dout, const void* gate_up, void* dgate_up, int dtype,
                           int threads);
 
+  // gate_up [batch, positions, 2 inner] -> [batch, positions, inner]; weight [inner, 2]: of the position before, and of
+  // the position itself; bias [inner].
+  void (*conv_swiglu_forward)(int64_t batch, int64_t positions, int64_t inner, const void* gate_up, const void* weight,
+                              const void* bias, void* out, int dtype, int threads);
+  void (*conv_swiglu_backward)(int64_t batch, int64_t positions, int64_t inner, const void* dout, const void* gate_up,
+                               const void* weight, const void* bias, void* dgate_up, void* dweight, void* dbias,
+                               int dtype, int threads);
+
   // out [rows, outputs] = x [rows, inputs] @ weights.T + bias, from weights [outputs, inputs] that pack_linear packed
   // into linear_packed_size floats. bias: in the dtype of x, or nullptr.
   int64_t (*linear_packed_size)(int64_t outputs, int64_t inputs);

@@ -78,35 +78,13 @@ void add_rms_norm_backward(int64_t rows, int64_t columns, const void* dout, cons
   });
 }
 
-// Calls each(i, load, store) for whole registers, then once for the last elements of a row.
-template <class T, class Each>
-HRM_INLINE void for_lanes(int64_t columns, Each each) {
-  int64_t i = 0;
-  for (; i + kLanes <= columns; i += kLanes) {
-    each([i](const T* row) { return load(row + i); }, [i](T* row, Vec value) { store(row + i, value); });
-  }
-  const int64_t left = columns - i;
-  if (left == 0) return;
-  each(
-      [i, left](const T* row) {
-        T lanes[kLanes] = {};
-        std::memcpy(lanes, row + i, left * sizeof(T));
-        return load(lanes);
-      },
-      [i, left](T* row, Vec value) {
-        T lanes[kLanes];
-        store(lanes, value);
-        std::memcpy(row + i, lanes, left * sizeof(T));
-      });
-}
-
 void swiglu_forward(int64_t rows, int64_t inner, const void* gate_up, void* out, int dtype, int threads) {
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     for_row_blocks(threads, rows, 2 * inner, kElements, [&](int64_t row) {
       const T* gate = static_cast<const T*>(gate_up) + row * 2 * inner;
       T* to = static_cast<T*>(out) + row * inner;
-      for_lanes<T>(inner, [&](auto read, auto write) {
+      for_lanes(inner, [&](auto read, auto write) {
         const Vec g = read(gate);
         write(to, g * sigmoid(g) * read(gate + inner));
       });
@@ -122,7 +100,7 @@ void swiglu_backward(int64_t rows, int64_t inner, const void* dout, const void* 
       const T* gate = static_cast<const T*>(gate_up) + row * 2 * inner;
       const T* dh = static_cast<const T*>(dout) + row * inner;
       T* dgate = static_cast<T*>(dgate_up) + row * 2 * inner;
-      for_lanes<T>(inner, [&](auto read, auto write) {
+      for_lanes(inner, [&](auto read, auto write) {
         const Vec g = read(gate), d = read(dh), s = sigmoid(g), silu = g * s;
         write(dgate, d * read(gate + inner) * (s + silu * (1.0f - s)));
         write(dgate + inner, d * silu);

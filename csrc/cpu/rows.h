@@ -1,6 +1,8 @@
 // Loops over rows, divided among threads.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/panels.h"
 #include "cpu/team.h"
 
@@ -16,6 +18,30 @@ void for_row_blocks(int threads, int64_t rows, int64_t columns, int64_t elements
       for (int64_t row = task * chunk; row < (task + 1) * chunk && row < rows; ++row) each_row(row);
     });
   });
+}
+
+// Calls each(read, write) for whole registers of rows, then once for their last elements: read(row) gives the next
+// lanes of a row, write(row, lanes) stores them.
+template <class Each>
+HRM_INLINE void for_lanes(int64_t columns, Each each) {
+  int64_t i = 0;
+  for (; i + kLanes <= columns; i += kLanes) {
+    each([i](const auto* row) HRM_ALWAYS { return load(row + i); },
+         [i](auto* row, Vec value) HRM_ALWAYS { store(row + i, value); });
+  }
+  const int64_t left = columns - i;
+  if (left == 0) return;
+  each(
+      [i, left](const auto* row) {
+        std::remove_const_t<std::remove_pointer_t<decltype(row)>> lanes[kLanes] = {};
+        std::memcpy(lanes, row + i, left * sizeof *row);
+        return load(lanes);
+      },
+      [i, left](auto* row, Vec value) {
+        std::remove_pointer_t<decltype(row)> lanes[kLanes];
+        store(lanes, value);
+        std::memcpy(row + i, lanes, left * sizeof *row);
+      });
 }
 
 // Converts all rows of a matrix into panels, and back.

@@ -14,6 +14,7 @@ void add(hrm_cpu_kernels& table) {
   add_rope_attention(table);
 #if !defined(HRM_PAIRS)
   add_checksum(table);
+  add_conv_swiglu(table);
   add_pointwise(table);
   add_token_mixing(table);
   add_stablemax(table);

@@ -457,6 +457,54 @@ void swiglu_backward(TensorView dout, TensorView gate_up, TensorView dgate_up, i
   if (m.rows) kernels(m.code).swiglu_backward(m.rows, m.columns, dh, from, to, m.code, count);
 }
 
+// The sizes of gate_up [B, S, 2 I], from those of a tensor [B, S, I].
+struct Convolution {
+  const char* op;
+  DLDataType dtype;
+  int code, threads;
+  int64_t batch, positions, inner;
+
+  Convolution(const char* op_, const char* name, TensorView x, int64_t threads_)
+      : op(op_), dtype(x.dtype()), code(dtype_code(op_, name, x)), threads(positive_threads(op_, threads_)) {
+    if (x.ndim() != 3) {
+      TVM_FFI_THROW(ValueError) << op << ": " << name << " has shape " << to_string(x.shape()) << "; pass [B, S, I]";
+    }
+    batch = x.size(0);
+    positions = x.size(1);
+    inner = x.size(2);
+    check_range(op, "I", inner);
+  }
+  bool empty() const { return batch * positions == 0; }
+  void* inside(const char* name, TensorView tensor) const {
+    return cpu_tensor(op, name, tensor, dtype, {batch, positions, inner});
+  }
+  void* gate_up(const char* name, TensorView tensor) const {
+    return cpu_tensor(op, name, tensor, dtype, {batch, positions, 2 * inner});
+  }
+  void* weight(const char* name, TensorView tensor) const { return cpu_tensor(op, name, tensor, dtype, {inner, 2}); }
+  void* bias(const char* name, TensorView tensor) const { return cpu_tensor(op, name, tensor, dtype, {inner}); }
+};
+
+void conv_swiglu_forward(TensorView gate_up, TensorView weight, TensorView bias, TensorView out, int64_t threads) {
+  const Convolution c("conv_swiglu_forward", "out", out, threads);
+  const void *from = c.gate_up("gate_up", gate_up), *taps = c.weight("weight", weight), *add = c.bias("bias", bias);
+  void* to = c.inside("out", out);
+  if (c.empty()) return;
+  kernels(c.code).conv_swiglu_forward(c.batch, c.positions, c.inner, from, taps, add, to, c.code, c.threads);
+}
+
+// Without positions nothing is written.
+void conv_swiglu_backward(TensorView dout, TensorView gate_up, TensorView weight, TensorView bias, TensorView dgate_up,
+                          TensorView dweight, TensorView dbias, int64_t threads) {
+  const Convolution c("conv_swiglu_backward", "dout", dout, threads);
+  const void *dh = c.inside("dout", dout), *from = c.gate_up("gate_up", gate_up);
+  const void *taps = c.weight("weight", weight), *add = c.bias("bias", bias);
+  void *to = c.gate_up("dgate_up", dgate_up), *dtaps = c.weight("dweight", dweight), *dadd = c.bias("dbias", dbias);
+  if (c.empty()) return;
+  kernels(c.code).conv_swiglu_backward(c.batch, c.positions, c.inner, dh, from, taps, add, to, dtaps, dadd, c.code,
+                                       c.threads);
+}
+
 // The sizes of x [B, S, D] and of the two matrices that mix its positions.
 struct Mixing {
   const char* op;
@@ -633,6 +681,8 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(add_rms_norm_forward, hrm::add_rms_norm_forward)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(add_rms_norm_backward, hrm::add_rms_norm_backward)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(swiglu_forward, hrm::swiglu_forward)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(swiglu_backward, hrm::swiglu_backward)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(conv_swiglu_forward, hrm::conv_swiglu_forward)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(conv_swiglu_backward, hrm::conv_swiglu_backward)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(token_mixing_forward, hrm::token_mixing_forward)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(token_mixing_backward, hrm::token_mixing_backward)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(stablemax_forward, hrm::stablemax_forward)

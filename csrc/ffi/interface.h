@@ -6,7 +6,7 @@
 
 namespace hrm {
 
-constexpr int64_t kInterface = 3;
+constexpr int64_t kInterface = 4;
 
 inline int64_t interface() { return kInterface; }
 

@@ -44,6 +44,7 @@ SAME_KERNELS = {
 MEASURED = (
     "adam_atan2",
     "add_rms_norm",
+    "conv_swiglu",
     "linear",
     "recurrent_cycles",
     "rope_attention",

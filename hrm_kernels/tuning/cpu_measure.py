@@ -42,6 +42,7 @@ _POINTWISE += [replace(sizes, B=B) for sizes in (_MIDDLE, _LARGE) for B in (1, 8
 SIZES: dict[str, Sequence[Sizes]] = {
     "adam_atan2": [Sizes(D=64, I=64, layers=8), Sizes(D=512, I=1536, layers=8)],
     "add_rms_norm": _POINTWISE,
+    "conv_swiglu": _POINTWISE,
     "linear": [
         Sizes(rows, None, D=columns, I=outputs, bias=False)
         for columns, outputs in ((64, 6), (128, 128), (512, 11), (512, 512), (512, 1536))

@@ -433,6 +433,41 @@ void check_swiglu(const hrm_cpu_kernels& kernels, int dtype, int64_t rows, int64
   }
 }
 
+void check_conv_swiglu(const hrm_cpu_kernels& kernels, int dtype, int64_t batch, int64_t positions, int64_t inner) {
+  const int64_t rows = batch * positions;
+  const Elements gate_up(dtype, random(rows, 2 * inner)), dout(dtype, random(rows, inner));
+  const Elements weight(dtype, random(inner, 2)), bias(dtype, random(1, inner));
+  const Matrix y = swiglu(gate_up.matrix(rows, 2 * inner));
+  Matrix want(rows, inner), dc(rows, inner), dy(rows, inner), dweight(inner, 2), dbias(1, inner);
+  for (int64_t row = rows; row-- > 0;) {  // dy of a row needs dc of the next one
+    for (int64_t i = 0; i < inner; ++i) {
+      const double y_before = row % positions ? y(row - 1, i) : 0;
+      const double c = weight[2 * i] * y_before + weight[2 * i + 1] * y(row, i) + bias[i], s = sigmoid(c);
+      want(row, i) = c * s;
+      dc(row, i) = dout[row * inner + i] * (s + c * s * (1 - s));
+      dy(row, i) = weight[2 * i + 1] * dc(row, i) + ((row + 1) % positions ? weight[2 * i] * dc(row + 1, i) : 0);
+      dweight(i, 0) += dc(row, i) * y_before;
+      dweight(i, 1) += dc(row, i) * y(row, i);
+      dbias(0, i) += dc(row, i);
+    }
+  }
+  const Matrix want_gradient = swiglu_backward(dy, gate_up.matrix(rows, 2 * inner));
+  for (int threads : kThreads) {
+    const Elements out(dtype, rows * inner), gradient(dtype, 2 * rows * inner);
+    const Elements got_dweight(dtype, 2 * inner), got_dbias(dtype, inner);
+    kernels.conv_swiglu_forward(batch, positions, inner, gate_up.data(), weight.data(), bias.data(), out.data(), dtype,
+                                threads);
+    poison_workspace();
+    kernels.conv_swiglu_backward(batch, positions, inner, dout.data(), gate_up.data(), weight.data(), bias.data(),
+                                 gradient.data(), got_dweight.data(), got_dbias.data(), dtype, threads);
+    check.about = described("conv_swiglu", dtype, {batch, positions, inner});
+    check("out", out, want, kTolerance);
+    check("dgate_up", gradient, want_gradient, kTolerance);
+    check("dweight", got_dweight, dweight, kTolerance, 1);  // 0 for the position before the only one
+    check("dbias", got_dbias, dbias, kTolerance);
+  }
+}
+
 void check_linear(const hrm_cpu_kernels& kernels, int dtype, int64_t rows, int64_t outputs, int64_t inputs) {
   const Elements x(dtype, random(rows, inputs)), bias(dtype, random(1, outputs));
   const Elements weights(dtype, random(outputs, inputs, 1 / std::sqrt(inputs)));
@@ -882,6 +917,9 @@ int main(int count, char** arguments) {
     check_token_mixing(kernels, dtype, 2, 5, 20, 10);
     check_token_mixing(kernels, dtype, 3, 48, 64, 96);   // all dimensions fill whole tiles
     check_token_mixing(kernels, dtype, 9, 17, 260, 50);  // 81 pieces of 32 channels: more than a group
+    check_conv_swiglu(kernels, dtype, 1, 1, 1);
+    check_conv_swiglu(kernels, dtype, 3, 5, 35);
+    check_conv_swiglu(kernels, dtype, 2, 65, 300);  // three runs of positions, two tiles of channels
     for (int64_t columns : {1, 3, 16, 31, 100, 1030}) {
       for (int64_t rows : {1, 40}) {
         check_add_rms_norm(kernels, dtype, rows, columns);

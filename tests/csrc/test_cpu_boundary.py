@@ -65,6 +65,11 @@ def arguments(function, batch=BATCH, positions=POSITIONS, dtype=torch.float32, r
         return [random(rows, 2 * DIM), unwritten(rows, DIM), 2]
     if function == "swiglu_backward":
         return [random(rows, DIM), random(rows, 2 * DIM), unwritten(rows, 2 * DIM), 2]
+    if function.startswith("conv_swiglu"):
+        given = [random(batch, positions, 2 * DIM), random(DIM, 2), random(DIM)]
+        if function == "conv_swiglu_forward":
+            return [*given, unwritten(batch, positions, DIM), 2]
+        return [random(batch, positions, DIM), *given, *(unwritten(*one.shape) for one in given), 2]
     if function.startswith("stablemax"):
         logits, labels, dloss = random(rows, DIM), torch.arange(rows) % DIM, random(rows, dtype=float32)
         labels[:1] = -100
@@ -160,6 +165,12 @@ def heads_of(qkv, cos, sin, heads):
     return q, key, v
 
 
+def conv_swiglu(gate_up, weight, bias):
+    y = swiglu(gate_up)
+    before = torch.cat((torch.zeros_like(y[:, :1]), y[:, :-1]), 1)
+    return torch.nn.functional.silu(before * weight[:, 0] + y * weight[:, 1] + bias)
+
+
 def attention(qkv, cos, sin, heads):
     q, key, v = heads_of(qkv, cos, sin, heads)
     scores = q @ key.mT / q.shape[-1] ** 0.5
@@ -230,6 +241,11 @@ def answers(function, call):
             return {1: swiglu(gate_up)}
         case "swiglu_backward", [dout, gate_up, *_]:
             return {2: gradients(swiglu, [gate_up], dout)[0]}
+        case "conv_swiglu_forward", [gate_up, weight, bias, *_]:
+            return {3: conv_swiglu(gate_up, weight, bias)}
+        case "conv_swiglu_backward", [dout, *given, _, _, _, _]:
+            results = gradients(conv_swiglu, given, dout)
+            return dict(zip((4, 5, 6), results)) if dout.numel() else {}  # without positions nothing is written
         case "stablemax_forward", [logits, labels, ignore_index, _, _, argmax, _]:
             loss, others = stablemax(logits, labels, ignore_index)
             return {3: loss, 4: others} | ({} if argmax is None else {5: logits.argmax(-1)})

@@ -41,6 +41,7 @@ X, Y = random(2, 5, 64, seed=1), random(2, 5, 64, seed=2)
 CASES = {
     # op: (function of its differentiable tensors, those tensors in float64)
     "swiglu": (k.swiglu, [X]),
+    "conv_swiglu": (k.conv_swiglu, [X, random(32, 2, seed=9), random(32, seed=10)]),
     "linear": (k.linear, [X, random(48, 64, seed=7, scale=0.1), random(48, seed=8)]),
     "add_rms_norm": (k.add_rms_norm, [X, Y]),
     "add_rms_norm of one tensor twice": (lambda x: k.add_rms_norm(x, x), [X]),

@@ -37,8 +37,12 @@ from hrm_kernels.ops.rope_attention.heads import HEAD_DIMS, triton_cannot_attend
 from hrm_kernels.spec import TINY, Sizes
 
 pytestmark = pytest.mark.usefixtures("poisoned")
-BY_INSTRUCTION_SET = ("add_rms_norm", "swiglu", "linear", "rope_attention", "reasoning_module", "adam_atan2")
+BY_INSTRUCTION_SET = (
+    "add_rms_norm", "swiglu", "conv_swiglu", "linear", "rope_attention", "reasoning_module", "adam_atan2",
+)  # fmt: skip
 """Ops that between them run every kernel that is compiled for several instruction sets."""
+EQUAL_WHEN_COMPILED = ("add_rms_norm", "swiglu", "conv_swiglu", "rope_attention", "stablemax_cross_entropy")
+"""Ops that launch the same kernels under torch.compile."""
 WITH_PRODUCTS = ("linear", "rope_attention", *BLOCKS)
 """Ops whose kernels multiply in bfloat16 where the machine can."""
 
@@ -80,9 +84,10 @@ def has_triton_kernels(op, dtype, sizes):
 
 
 def is_long(op, sizes):
-    """Minutes in Triton's interpreter."""
+    """Long in Triton's interpreter."""
     many_channels = sizes.mixing and sizes.B * sizes.D > 1000  # mixing has a row for each channel
-    return many_channels or op == "rope_attention" and (sizes.S or 0) > 256
+    one_by_one = op == "conv_swiglu" and (sizes.S or 0) > 32  # positions
+    return many_channels or one_by_one or op == "rope_attention" and (sizes.S or 0) > 256
 
 
 @pytest.mark.parametrize(("op", "dtype", "sizes"), all_calls("reference"))
@@ -197,7 +202,7 @@ def test_compiles_in_one_graph_once(op, backend):
     for one, twice, thrice, eager in zip(got, again, last, want, strict=True):
         torch.testing.assert_close(one, eager, rtol=1e-5, atol=1e-6 * eager.abs().max().clamp(min=1).item())
         assert torch.equal(one, twice) and torch.equal(one, thrice)
-        if backend != "reference" and op in ("add_rms_norm", "swiglu", "rope_attention", "stablemax_cross_entropy"):
+        if backend != "reference" and op in EQUAL_WHEN_COMPILED:
             assert torch.equal(one, eager)
 
 

@@ -109,6 +109,30 @@ def test_rows_and_threads_do_not_matter():
         assert torch.equal(run(x[2:3])[0], one[0][2:3])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_runs_and_threads_do_not_matter_to_conv_swiglu(dtype):
+    """Bit for bit: 70 positions are three runs of tasks, and 300 channels two tiles."""
+    gate_up, weight, bias = (random(*shape).to(dtype) for shape in ((3, 70, 600), (300, 2), (300,)))
+    threads = torch.get_num_threads()
+
+    def run():
+        inputs = [one.clone().requires_grad_() for one in (gate_up, weight, bias)]
+        out = k.conv_swiglu(*inputs)
+        return [out, *torch.autograd.grad(out, inputs, random(3, 70, 300, seed=3).to(dtype))]
+
+    with k.use_backend("cpu"):
+        try:
+            results = []
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                results.append(run())
+        finally:
+            torch.set_num_threads(threads)
+        assert all(map(torch.equal, results[0] * 2, results[1] + results[2]))
+        assert torch.equal(k.conv_swiglu(gate_up[1], weight, bias), results[0][0][1])
+        assert torch.equal(k.conv_swiglu(gate_up[:, :37], weight, bias), results[0][0][:, :37])  # it is causal
+
+
 def test_weights_are_packed_again_when_they_change():
     weights = [torch.nn.Parameter(w) for w in layers(1, 32, 2, 16, 32, torch.float32)[0]]
     pack(weights, 2)

@@ -19,7 +19,8 @@ pytestmark = [
     pytest.mark.skipif(native.load("cpu").reason is not None, reason=str(native.load("cpu").reason)),
     pytest.mark.usefixtures("poisoned"),
 ]
-OPS = ["add_rms_norm", "swiglu", "linear", "rope_attention", "token_mixing", "transformer_block", "reasoning_module"]
+OPS = ["add_rms_norm", "swiglu", "conv_swiglu", "linear", "rope_attention", "token_mixing", "transformer_block"]
+OPS += ["reasoning_module"]
 OPS += ["recurrent_cycles", "stablemax_cross_entropy", "stablemax_cross_entropy_with_argmax"]
 OPS += ["adam_atan2", "sparse_sign_sgd"]
 LAYOUTS = st.sampled_from(["plain", "transposed", "strided", "shifted", "expanded"])
@@ -75,6 +76,8 @@ def calls(draw, op):
         return k.add_rms_norm, [tensor(*leading, width), tensor(*leading, width)]
     if op == "swiglu":
         return k.swiglu, [tensor(*leading, 2 * width)]
+    if op == "conv_swiglu":
+        return k.conv_swiglu, [tensor(*leading, size(), 2 * width), tensor(width, 2), tensor(width)]
     if op == "linear":
         outputs, given = size(1, 40), [tensor(*leading, width)]
         return k.linear, [*given, tensor(outputs, width), *([tensor(outputs)] if draw(st.booleans()) else [])]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import hrm_kernels as k
 from hrm_kernels import nn
@@ -31,6 +32,8 @@ def test_swiglu_inner_size():
         (lambda: nn.RoPEAttention(64, True), "^RoPEAttention: num_heads is True, expected an integer >= 1$"),
         (lambda: nn.SwiGLU(64, 0), "^SwiGLU: expansion is 0, expected more, for an inner size above 0"),
         (lambda: nn.SwiGLU(0), "^SwiGLU: hidden_size is 0, expected an integer >= 1$"),
+        (lambda: nn.ConvSwiGLU(64, 0), "^ConvSwiGLU: expansion is 0, expected more, for an inner size above 0"),
+        (lambda: nn.URMBlock(64, 3), "^RoPEAttention: hidden_size is 64, not a multiple of num_heads 3$"),
     ],
 )
 def test_sizes_that_make_no_layer(make, message):
@@ -52,6 +55,35 @@ def test_block_has_published_names_and_computes_the_op():
         by_parts = k.add_rms_norm(x, block.self_attn(x, *tables))
         by_parts = k.add_rms_norm(by_parts, block.mlp(by_parts))
         torch.testing.assert_close(block(x, *tables), by_parts, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_urm_block_has_published_names_and_convolves_over_positions(dtype):
+    torch.manual_seed(0)
+    block = nn.URMBlock(64, 2, expansion=1.0)
+    assert {name: list(one.shape) for name, one in block.state_dict().items()} == {
+        "self_attn.qkv_proj.weight": [192, 64],
+        "self_attn.o_proj.weight": [64, 64],
+        "mlp.gate_up_proj.weight": [512, 64],
+        "mlp.dwconv.weight": [256, 1, 2],
+        "mlp.dwconv.bias": [256],
+        "mlp.down_proj.weight": [64, 256],
+    }
+    x, tables = torch.randn(2, 5, 64).to(dtype), nn.rope_tables(5, 32)
+    with k.use_backend("reference"):
+        middle = k.add_rms_norm(x, block.self_attn(x, *tables))
+        gate, up = block.mlp.gate_up_proj(middle).chunk(2, -1)
+        y = (F.silu(gate) * up).transpose(1, 2)
+        conv = F.conv1d(
+            y, block.mlp.dwconv.weight.to(dtype), block.mlp.dwconv.bias.to(dtype), padding=1, groups=y.shape[1]
+        )
+        inside = F.silu(conv[..., : x.shape[1]].transpose(1, 2))
+        want = k.add_rms_norm(middle, block.mlp.down_proj(inside))
+        got = block(x, *tables)
+    tolerance = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+    got.sum().backward()
+    assert all(one.grad.dtype == torch.float32 and one.grad.abs().sum() > 0 for one in block.parameters())
 
 
 def test_module_casts_float32_parameters_and_trains_them():
