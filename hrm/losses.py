@@ -36,7 +36,10 @@ LOSSES: dict[str, Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {
 
 
 def act_loss(
-    carry: Carry, outputs: dict[str, torch.Tensor], loss_type: LossType = "stablemax_cross_entropy"
+    carry: Carry,
+    outputs: dict[str, torch.Tensor],
+    loss_type: LossType = "stablemax_cross_entropy",
+    decay: float = 1.0,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss and metrics of one training (or evaluation) call, as sums over the rows.
 
@@ -47,6 +50,8 @@ def act_loss(
     Args:
         carry, outputs: the results of the model; the labels are the carry's ``current_data["labels"]``.
         loss_type: the token loss.
+        decay: the loss of a row in its segment t, counted from 1, has the weight ``decay ** (t - 1)``. Metrics have no
+            weights.
 
     Returns:
         The loss, a scalar, and detached scalars. ``lm_loss``, ``q_halt_loss`` and ``q_continue_loss`` (in training) are
@@ -57,7 +62,8 @@ def act_loss(
         InputError: the batches have no labels, or labels that are not integers.
         ValueError: ``loss_type`` is unknown.
 
-    Source: HRM (arXiv 2506.21734), section 2, "Adaptive computational time".
+    Source: HRM (arXiv 2506.21734), section 2, "Adaptive computational time"; decay: CGAR (arXiv 2511.08653), whose code
+    gives all rows the weight of their mean segment.
     """
     if loss_type not in LOSSES:
         raise ValueError(f"act_loss: loss_type is {loss_type!r}, expected one of {', '.join(LOSSES)}")
@@ -73,16 +79,20 @@ def act_loss(
     token_losses, tokens = LOSSES[loss_type](logits, labels, IGNORE_LABEL)
     right = labelled & (tokens == labels)
     exact = right.sum(-1) == counts  # also in a row without labels, which the metrics leave out
-    lm_loss = (token_losses.sum(-1) / counts.clamp(min=1)).sum()
-    q_halt_loss = F.binary_cross_entropy_with_logits(q_halt, exact.to(q_halt.dtype), reduction="sum")
-    loss = lm_loss + 0.5 * q_halt_loss
-    metrics = {"lm_loss": lm_loss.detach(), "q_halt_loss": q_halt_loss.detach()}
+    parts = {
+        "lm_loss": token_losses.sum(-1) / counts.clamp(min=1),
+        "q_halt_loss": F.binary_cross_entropy_with_logits(q_halt, exact.to(q_halt.dtype), reduction="none"),
+    }
     if "target_q_continue" in outputs:
-        q_continue_loss = F.binary_cross_entropy_with_logits(
-            outputs["q_continue_logits"], outputs["target_q_continue"], reduction="sum"
+        parts["q_continue_loss"] = F.binary_cross_entropy_with_logits(
+            outputs["q_continue_logits"], outputs["target_q_continue"], reduction="none"
         )
-        loss = loss + 0.5 * q_continue_loss
-        metrics["q_continue_loss"] = q_continue_loss.detach()
+    sums = {name: rows.sum() for name, rows in parts.items()}
+    metrics = {name: total.detach() for name, total in sums.items()}
+    if decay != 1:
+        weights = decay ** (carry.steps - 1).to(q_halt.dtype)
+        sums = {name: (weights * rows).sum() for name, rows in parts.items()}
+    loss = sums.pop("lm_loss") + 0.5 * sum(sums.values())
 
     with torch.no_grad():
         counted = carry.halted & (counts > 0)

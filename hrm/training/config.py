@@ -20,6 +20,7 @@ from hrm.errors import InputError, describe
 from hrm.losses import LossType
 from hrm.training.best import BestMetric
 from hrm.training.recipes import recipes
+from hrm.training.schedule import DepthStage
 from hrm.untrusted_yaml import inert, parse_yaml
 from hrm.weights import PuzzleEmb
 
@@ -52,6 +53,10 @@ class TrainConfig(BaseModel):
             else float32 (:func:`hrm.config.automatic_dtype`).
         gradient_warmup: steps over which the number of updates that carry gradients grows, from one of each level to
             ``arch.gradient``; 0 starts with ``arch.gradient``.
+        depth: the depth curriculum: stages of :class:`hrm.training.schedule.DepthStage` with fewer cycles, before those
+            of ``arch``. Evaluations always run the cycles of ``arch``.
+        loss_decay: the loss of a row in its segment t, counted from 1, has the weight ``loss_decay ** (t - 1)``; 1
+            weights all segments equally.
         puzzle_emb_sharded: divide the rows of the puzzle embedding among the processes. Each process holds, loads and
             saves its rows; results do not change.
         ema, ema_rate: keep a moving average of the weights, and evaluate and solve with it.
@@ -98,6 +103,8 @@ class TrainConfig(BaseModel):
     family: Literal["hrm", "trm"] = "hrm"
     arch: dict[str, Any] = {}
     gradient_warmup: NonNegativeInt = 0
+    depth: tuple[DepthStage, ...] = ()
+    loss_decay: float = Field(default=1.0, gt=0, le=1)
     puzzle_emb_sharded: bool = False
     ema: bool = False
     ema_rate: float = Field(default=0.999, ge=0, lt=1)

@@ -13,7 +13,7 @@ from hrm.training.config import TrainConfig
 from hrm.training.distributed import World, gradients_of
 from hrm.training.finite import FiniteCheck
 from hrm.training.log_sums import LogSums
-from hrm.training.schedule import gradient_mode, learning_rate
+from hrm.training.schedule import DepthSchedule, at_depth, gradient_mode, learning_rate
 from hrm.training.state import TrainingState
 from hrm.training.step import Update, segment_loss, train_step
 from hrm_kernels.casts import refresh, written
@@ -35,6 +35,7 @@ class StepRunner:
     Attributes:
         finite: notes steps with a number that is not finite.
         lr: learning rate of the last step.
+        depth: H_cycles and L_cycles of the last step, by name.
         grad_norm: float32 scalar on the device, norm of the last step's gradients.
     """
 
@@ -53,6 +54,8 @@ class StepRunner:
         self._update = Update(
             list(state.optimizers.values()), config.global_batch_size, self._gradients, self._watch_gradients
         )
+        self._depths = DepthSchedule(config.depth, state.model.config, total_steps)
+        self._depth = self._depths.at(state.step)
         self._graph = StepGraph(self._compute, capture, world.device) if capture else None
         self.finite = FiniteCheck(world.device, state.step)
         self.lr = config.lr
@@ -62,14 +65,24 @@ class StepRunner:
         else:
             state.adam.keep_copies(state.model.config.dtype)
 
+    @property
+    def depth(self) -> dict[str, int]:
+        return {"H_cycles": self._depth.H_cycles, "L_cycles": self._depth.L_cycles}
+
     def run(self) -> None:
         """Run the next step."""
         config, state = self._config, self._state
         state.step += 1
         factor = learning_rate(state.step, 1.0, config.lr_warmup_steps, self._total_steps, config.lr_min_ratio)
         self.lr = config.lr * factor
-        self._set_gradient_mode()
+        self._set_modes()
         inputs = self._draw_inputs()
+        with at_depth(state.model, self._depth):
+            self._run(inputs, factor)
+
+    def _run(self, inputs: dict[str, Tensor], factor: float) -> None:
+        """Run a step on ``inputs`` with ``factor`` times the base learning rates."""
+        state = self._state
         if self._graph is None:
             state.set_learning_rates(factor)
             self._compute(self._to_device(inputs))
@@ -98,7 +111,9 @@ class StepRunner:
             state.set_learning_rates(factor)
         if state.carry is None:
             state.carry = state.model.initial_carry(batch)
-        forward = partial(segment_loss, state.model, state.carry, batch, least, self._config.loss)
+        forward = partial(
+            segment_loss, state.model, state.carry, batch, least, self._config.loss, self._config.loss_decay
+        )
         loss, (carry, metrics) = train_step(forward, self._update)
         if state.ema:
             state.ema.update()
@@ -112,13 +127,13 @@ class StepRunner:
             watched += [look_up.rows.grad.norm() for look_up in table.look_ups if look_up.rows.grad is not None]
         self.finite.note_scalars(watched)
 
-    def _set_gradient_mode(self) -> None:
-        state = self._state
-        gradient = gradient_mode(state.step, self._config.gradient_warmup, state.model.config)
-        if gradient != state.model.inner.gradient:
-            state.model.inner.gradient = gradient
-            if self._graph is not None:
-                self._graph.forget()
+    def _set_modes(self) -> None:
+        """Set the depth and the updates with gradients of this step."""
+        state, before = self._state, (self._depth, self._state.model.inner.gradient)
+        self._depth = self._depths.at(state.step)
+        state.model.inner.gradient = gradient_mode(state.step, self._config.gradient_warmup, self._depth)
+        if self._graph is not None and before != (self._depth, state.model.inner.gradient):
+            self._graph.forget()
 
     def _count_writes(self) -> None:
         """Raise the version counters of what a replay wrote, as PyTorch does for in-place operations."""

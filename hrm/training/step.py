@@ -73,6 +73,7 @@ def segment_loss(
     batch: Batch,
     min_steps: Tensor | None = None,
     loss_type: LossType = "stablemax_cross_entropy",
+    decay: float = 1.0,
 ) -> tuple[Tensor, tuple[Carry, dict[str, Tensor]]]:
     """Run one segment of every row, as training does, and compute its loss.
 
@@ -80,5 +81,5 @@ def segment_loss(
         The loss, summed over the rows; then the new carry, and the metrics of :func:`hrm.losses.act_loss`.
     """
     carry, outputs = model(carry, batch, min_steps=min_steps)
-    loss, metrics = act_loss(carry, outputs, loss_type)
+    loss, metrics = act_loss(carry, outputs, loss_type, decay)
     return loss, (carry, metrics)

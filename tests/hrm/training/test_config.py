@@ -27,6 +27,7 @@ def test_recipes_are_the_published_table():
         "trm-arc-1": (100_000, 768, 1e-4, 1e-2, 0.1, 0.1, *stablemax),
         "trm-arc-2": (100_000, 768, 1e-4, 1e-2, 0.1, 0.1, *stablemax),
         "trm-attention-sudoku-extreme-1k": (50_000, 768, 1e-4, 1e-4, 1.0, 1.0, *stablemax),
+        "trm-cgar-sudoku-extreme-1k": (50_000, 768, 1e-4, 1e-4, 1.0, 1.0, *stablemax),
         "trm-maze-hard-1k": (50_000, 768, 1e-4, 1e-4, 1.0, 1.0, *stablemax),
         "trm-sudoku-extreme-1k": (50_000, 768, 1e-4, 1e-4, 1.0, 1.0, *stablemax),
     }
@@ -40,6 +41,7 @@ def test_recipes_are_the_published_table():
         assert config.family == ("trm" if name in tiny else "hrm")
         assert (config.ema, config.ema_rate) == (name in tiny, 0.999)
         assert config.eval_interval == config.epochs // 10
+        assert (config.loss_decay, len(config.depth)) == ((0.7, 2) if "cgar" in name else (1.0, 0))
     full = load_config("sudoku-extreme-full", ["data=x"]).arch
     assert (full["L_cycles"], full["halt_max_steps"], full["pos_encodings"]) == (8, 8, "learned")
 
@@ -50,6 +52,7 @@ def test_recipes_of_tiny_recursive_models(data):
         "trm-arc-1": (4, False),
         "trm-arc-2": (4, False),
         "trm-attention-sudoku-extreme-1k": (6, False),
+        "trm-cgar-sudoku-extreme-1k": (6, True),
         "trm-maze-hard-1k": (4, False),
         "trm-sudoku-extreme-1k": (6, True),
     }

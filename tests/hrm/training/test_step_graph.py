@@ -90,6 +90,16 @@ def test_a_replayed_run_resumes(configure, cpu, recorded):
         assert all(torch.equal(tensor, two[key]) for key, tensor in one.items()), name
 
 
+def test_another_depth_captures_another_graph(configure, cpu, recorded, monkeypatch):
+    stages = [{"until": 5, "H_cycles": 1, "L_cycles": 1}, {"until": 10, "H_cycles": 1, "L_cycles": 2}]
+    changes = {"max_steps": 15, "depth": stages, "loss_decay": 0.7, "arch": {"L_cycles": 2}}
+    train(configure("graph", **changes), cpu)
+    assert len(recorded.recorders) == 3 and recorded.replays == 3 * (5 - WARM_UP)
+    monkeypatch.undo()
+    train(configure("direct", **changes), cpu)
+    assert_close_runs(*(configure(name).out for name in ("graph", "direct")))
+
+
 def test_another_gradient_mode_captures_another_graph(configure, cpu, recorded, monkeypatch):
     """Four stages of five steps, each with its warm-up and capture; the last one goes on after the gradient warm-up."""
     changes = {"max_steps": 25, "gradient_warmup": 20, "arch": {"gradient": 5, "L_cycles": 2}}
