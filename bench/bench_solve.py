@@ -24,9 +24,9 @@ from bench.workload import Workload
 from hrm.data import maze, sudoku
 from hrm.data.maze import Maze
 from hrm.data.sudoku import Sudoku
+from hrm.families import build
 from hrm.inference.halting import CALIBRATION_FILE, parse_halting
 from hrm.model import HRM
-from hrm.trm import build
 
 SEED = 2026
 """Of the puzzles; the shipped models were trained on puzzles of other seeds."""

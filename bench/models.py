@@ -9,11 +9,11 @@ import torch
 from bench import published
 from bench.sizes import SEGMENTS, Size
 from hrm.config import HRMConfig, ModelConfig
+from hrm.families import build
 from hrm.losses import act_loss
 from hrm.model import HRM, Batch, Carry
 from hrm.step_graph import CudaCapture, StepGraph
 from hrm.training.step import Update, train_step
-from hrm.trm import build
 from hrm_kernels.backends import use_backend
 from hrm_kernels.casts import FrozenWeights
 from hrm_kernels.optim import AdamATan2, SparseSignSGD

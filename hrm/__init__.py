@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hrm.api import adapt, analyze, calibrate, evaluate, scale, solve, train
-    from hrm.config import HRMConfig, TRMConfig
+    from hrm.config import EqRConfig, HRMConfig, TRMConfig
     from hrm.data import register_task
     from hrm.data.format import PuzzleDataset, SetBuilder, open_dataset, write_dataset
     from hrm.data.task import Cell, PuzzleTask
+    from hrm.eqr import EqR
     from hrm.errors import InputError
     from hrm.inference.engine import Engine
     from hrm.inference.metrics import Metrics
@@ -29,6 +30,8 @@ __all__ = [
     "Carry",
     "Cell",
     "Engine",
+    "EqR",
+    "EqRConfig",
     "HRMConfig",
     "InputError",
     "Metrics",
@@ -56,7 +59,7 @@ __all__ = [
 
 _MODULES = {
     "api": ("adapt", "analyze", "calibrate", "evaluate", "scale", "solve", "train"),
-    "config": ("HRMConfig", "TRMConfig"),
+    "config": ("EqRConfig", "HRMConfig", "TRMConfig"),
     "data": ("register_task",),
     "data.format": ("PuzzleDataset", "SetBuilder", "open_dataset", "write_dataset"),
     "data.task": ("Cell", "PuzzleTask"),
@@ -66,6 +69,7 @@ _MODULES = {
     "inference.solve": ("Solution",),
     "losses": ("act_loss",),
     "model": ("HRM", "Carry"),
+    "eqr": ("EqR",),
     "trm": ("TRM",),
     "weights": ("from_published", "load", "save"),
 }

@@ -1,5 +1,6 @@
 """The configuration of a model, with the field names of the published code."""
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -19,6 +20,7 @@ from typing_extensions import Self
 from hrm.errors import InputError, describe
 from hrm.sizes import Cycles, Identifiers, Layers, Length, Vocabulary, Width
 from hrm_kernels.instruction_sets import bfloat16_is_fast
+from hrm_kernels.nn import rope_tables, rope_tables_2d
 
 Gradient = Literal["one_step", "last_cycle", "full"] | PositiveInt
 DTYPES = {
@@ -39,7 +41,7 @@ def automatic_dtype(device: torch.device | str) -> str:
 
 
 class ModelConfig(BaseModel):
-    """What the families of models have in common; :class:`HRMConfig` and :class:`TRMConfig` describe all fields."""
+    """What the families of models have in common; :class:`HRMConfig` and its siblings describe all fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     family: ClassVar[str]
@@ -53,6 +55,8 @@ class ModelConfig(BaseModel):
     num_heads: Width = 8
     rms_norm_eps: float = Field(default=1e-5, gt=0)
     rope_theta: float = Field(default=10000.0, gt=0)
+    board_height: Length | None = None
+    board_width: Length | None = None
     halt_max_steps: PositiveInt = Field(default=16, le=2**20)
     halt_exploration_prob: float = Field(default=0.1, ge=0, le=1)
     forward_dtype: Literal["float32", "bfloat16", "float16", "float64"] = "bfloat16"
@@ -74,11 +78,36 @@ class ModelConfig(BaseModel):
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}; change one of them"
             )
-        if self.pos_encodings == "rope" and self.head_dim % 2:
+        pairs = {"rope": 2, "rope2d": 4}.get(self.pos_encodings, 1)
+        if self.head_dim % pairs:
+            what = "RoPE rotates pairs, so it must be even" if pairs == 2 else "2D RoPE needs a multiple of 4"
+            raise ValueError(f"head_dim (hidden_size / num_heads) is {self.head_dim}; {what}")
+        return self
+
+    @model_validator(mode="after")
+    def _board_fits(self) -> Self:
+        if self.pos_encodings == "rope2d" and math.prod(self.board) != self.seq_len:
             raise ValueError(
-                f"head_dim (hidden_size / num_heads) is {self.head_dim}; RoPE rotates pairs, so it must be even"
+                f"pos_encodings rope2d needs a board of seq_len {self.seq_len} cells, got board_height "
+                f"{self.board_height} and board_width {self.board_width}; pass both"
             )
         return self
+
+    @property
+    def board(self) -> tuple[int, int]:
+        """Height and width of the board that the tokens fill; a square where neither is configured."""
+        height, width = self.board_height, self.board_width
+        if height is None and width is None:
+            height = width = math.isqrt(self.seq_len)
+        return height or self.seq_len // (width or 1), width or self.seq_len // (height or 1)
+
+    def rope_tables(self) -> tuple[torch.Tensor, torch.Tensor] | tuple[None, None]:
+        """``cos`` and ``sin`` of all positions, ``[P + seq_len, head_dim]`` float32; None without RoPE."""
+        if self.pos_encodings == "rope":
+            return rope_tables(self.positions, self.head_dim, self.rope_theta)
+        if self.pos_encodings == "rope2d":
+            return rope_tables_2d(*self.board, self.head_dim, self.rope_theta, prefix=self.puzzle_emb_len)
+        return None, None
 
     @property
     def head_dim(self) -> int:
@@ -139,7 +168,8 @@ class HRMConfig(ModelConfig):
         hidden_size: D.
         expansion: of the SwiGLU; the inner size is ``hrm_kernels.nn.swiglu_inner_size``.
         num_heads: attention heads.
-        pos_encodings: ``"rope"`` or ``"learned"``.
+        pos_encodings: ``"rope"``, ``"rope2d"`` (the rows and the columns of the board) or ``"learned"``.
+        board_height, board_width: of the board for ``rope2d``; None for a square.
         gradient: which updates of a segment carry gradients (:func:`hrm_kernels.fixed_point`); published:
             ``"one_step"``, the last update of each level.
         recompute: keep only states for the backward, which computes the rest again.
@@ -156,7 +186,7 @@ class HRMConfig(ModelConfig):
     L_cycles: Cycles = 2
     H_layers: Layers = 4
     L_layers: Layers = 4
-    pos_encodings: Literal["rope", "learned"] = "rope"
+    pos_encodings: Literal["rope", "rope2d", "learned"] = "rope"
     gradient: Gradient = "one_step"
 
     @property
@@ -184,7 +214,9 @@ class TRMConfig(ModelConfig):
         expansion: of the SwiGLUs; the inner size is ``hrm_kernels.nn.swiglu_inner_size``.
         num_heads: attention heads.
         mlp_t: blocks mix positions with a SwiGLU (:func:`hrm_kernels.token_mixing`) instead of attention.
-        pos_encodings: ``"rope"`` (with attention only), ``"learned"`` or ``"none"``.
+        pos_encodings: ``"rope"`` or ``"rope2d"`` (the rows and the columns of the board), both with attention only;
+            ``"learned"`` or ``"none"``.
+        board_height, board_width: of the board for ``rope2d``; None for a square.
         no_ACT_continue: rows halt where q_halt > 0; with False the model learns q_continue as an HRM does, for which a
             training call runs a second segment.
         gradient: which updates of a segment carry gradients (:func:`hrm_kernels.fixed_point`); published:
@@ -204,7 +236,7 @@ class TRMConfig(ModelConfig):
     L_cycles: Cycles = 6
     L_layers: Layers = 2
     mlp_t: bool = False
-    pos_encodings: Literal["rope", "learned", "none"] = "rope"
+    pos_encodings: Literal["rope", "rope2d", "learned", "none"] = "rope"
     no_ACT_continue: bool = True
     gradient: Gradient = "last_cycle"
 
@@ -231,10 +263,31 @@ class TRMConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _mixing_has_no_rope(self) -> Self:
-        if self.mlp_t and self.pos_encodings == "rope":
-            raise ValueError("pos_encodings rope needs attention, which mlp_t replaces; set pos_encodings=none")
+        if self.mlp_t and self.pos_encodings in ("rope", "rope2d"):
+            raise ValueError(
+                f"pos_encodings {self.pos_encodings} needs attention, which mlp_t replaces; set pos_encodings=none"
+            )
         return self
 
 
-FAMILIES: dict[str, type[ModelConfig]] = {config.family: config for config in (HRMConfig, TRMConfig)}
+class EqRConfig(TRMConfig):
+    """Sizes and options of an :class:`hrm.EqR`; the defaults are the published ones.
+
+    It has all fields of :class:`hrm.TRMConfig`. A published EqR has no puzzle embedding.
+
+    Attributes:
+        lambda_: weight of the new state in every update, 0 to 1.
+        noise_scale: standard deviation of the noise in every update, in training and in evaluation.
+        H_init_std, L_init_std: standard deviations of the random states from which rows start.
+    """
+
+    family = "eqr"
+
+    lambda_: float = Field(default=0.95, ge=0, le=1)
+    noise_scale: float = Field(default=0.01, ge=0)
+    H_init_std: float = Field(default=1.0, ge=0)
+    L_init_std: float = Field(default=1.0, ge=0)
+
+
+FAMILIES: dict[str, type[ModelConfig]] = {config.family: config for config in (HRMConfig, TRMConfig, EqRConfig)}
 """The configuration of each family, by name."""

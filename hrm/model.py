@@ -22,13 +22,13 @@ from hrm.errors import InputError
 from hrm.fused import Level, States
 from hrm_kernels.autodiff import without_tangents
 from hrm_kernels.casts import cast, with_frozen_weights
+from hrm_kernels.damping import Damping, following
 from hrm_kernels.fixed_point import Gradient, gradient_steps
 from hrm_kernels.nn import (
     Embedding,
     Linear,
     ReasoningModule,
     SparseEmbedding,
-    rope_tables,
     truncated_normal_,
 )
 from hrm_kernels.ops.transformer_block import Layer
@@ -49,6 +49,8 @@ class Carry:
         steps: ``[B]`` int32, segments so far.
         halted: ``[B]`` bool: the row is done and takes the next batch's data.
         current_data: the data that each row works on.
+        seeds: ``[B]`` int64, of the random states and the noise of each row; a row that is refilled in training goes on
+            with its next seed. None for families without them.
     """
 
     z_H: torch.Tensor
@@ -56,6 +58,7 @@ class Carry:
     steps: torch.Tensor
     halted: torch.Tensor
     current_data: Batch
+    seeds: torch.Tensor | None = None
 
     def copy_(self, other: "Carry") -> None:
         """Copy the values of ``other`` into the tensors of this carry, which keep their addresses."""
@@ -63,6 +66,8 @@ class Carry:
             getattr(self, name).copy_(getattr(other, name))
         for name, values in self.current_data.items():
             values.copy_(other.current_data[name])
+        if self.seeds is not None and other.seeds is not None:
+            self.seeds.copy_(other.seeds)
 
     def __repr__(self) -> str:
         halting = ""
@@ -78,16 +83,18 @@ class Carry:
 class LastWithGradient:
     """Runs a segment's updates one by one; only the last ``kept`` of ``total`` carry gradients (or tangents)."""
 
-    def __init__(self, network: "HRMInner", kept: int, total: int) -> None:
-        self.network = network
+    def __init__(self, network: "HRMInner", kept: int, total: int, damping: Damping | None) -> None:
+        self.network, self.damping = network, damping
         self.without_gradient = total - kept
 
     def __call__(self, level: Level, z: torch.Tensor, injection: torch.Tensor) -> torch.Tensor:
+        damping, self.damping = self.damping, following(self.damping)
         if self.without_gradient == 0:
-            return self.network.update(level, z, injection)
+            return self.network.update(level, z, injection, damping=damping)
         self.without_gradient -= 1
         with torch.no_grad():
-            return without_tangents(self.network.update(level, z, injection))  # no_grad keeps tangents
+            new = self.network.update(level, z, injection, damping=damping)
+            return without_tangents(new)  # no_grad keeps tangents
 
 
 class HRMInner(nn.Module):
@@ -116,24 +123,27 @@ class HRMInner(nn.Module):
         if config.puzzle_emb_ndim:
             table = ShardedEmbedding if sharded else SparseEmbedding
             self.puzzle_emb = table(config.num_puzzle_identifiers, config.puzzle_emb_ndim)
-        cos, sin = None, None
-        if config.pos_encodings == "rope":
-            cos, sin = rope_tables(config.positions, config.head_dim, config.rope_theta)
-        elif config.pos_encodings == "learned":
+        if config.pos_encodings == "learned":
             self.embed_pos = Embedding(config.positions, dim, std, config.dtype)
+        cos, sin = config.rope_tables()
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self._make_levels(config)
-        self.register_buffer("H_init", truncated_normal_(torch.empty(dim, dtype=torch.float32), 1))
-        self.register_buffer("L_init", truncated_normal_(torch.empty(dim, dtype=torch.float32), 1))
+        self._make_initial_states(config)
         with torch.no_grad():  # at first no row halts: q_halt is far below 0, whatever the state
             self.q_head.weight.zero_()
             self.q_head.bias.fill_(-5)
 
     def _make_levels(self, config: HRMConfig) -> None:
         sizes = (config.hidden_size, config.num_heads, config.expansion, config.rms_norm_eps)
-        self.H_level = ReasoningModule(config.H_layers, *sizes)
-        self.L_level = ReasoningModule(config.L_layers, *sizes)
+        rope2d = config.pos_encodings == "rope2d"
+        self.H_level = ReasoningModule(config.H_layers, *sizes, rope2d)
+        self.L_level = ReasoningModule(config.L_layers, *sizes, rope2d)
+
+    def _make_initial_states(self, config: HRMConfig) -> None:
+        for name in ("H_init", "L_init"):
+            vector = torch.empty(config.hidden_size, dtype=torch.float32)
+            self.register_buffer(name, truncated_normal_(vector, 1))
 
     @property
     def levels(self) -> tuple[Level, Level]:
@@ -151,6 +161,20 @@ class HRMInner(nn.Module):
         shape = (len(seeds), config.positions, config.hidden_size)
         return self.H_init.to(config.dtype).expand(shape), self.L_init.to(config.dtype).expand(shape)
 
+    def restart(self, halted: torch.Tensor, seeds: torch.Tensor | None, z_H: torch.Tensor, z_L: torch.Tensor) -> States:
+        """The states with those of ``halted`` rows (``[B]`` bool) replaced by their initial states."""
+        rows = halted.view(-1, 1, 1)
+        new_H, new_L = self.initial_states(torch.zeros_like(halted, dtype=torch.int64) if seeds is None else seeds)
+        return torch.where(rows, new_H, z_H), torch.where(rows, new_L, z_L)
+
+    def initial_seeds(self, rows: int, device: torch.device) -> torch.Tensor | None:
+        """Seeds of the rows of a new batch, ``[rows]`` int64; None for families without randomness."""
+        return None
+
+    def damping(self, seeds: torch.Tensor | None, steps: torch.Tensor) -> Damping | None:
+        """How the next segment is damped for rows with these seeds after ``steps`` segments, ``[B]``; None: not."""
+        return None
+
     def embed(self, batch: Batch) -> torch.Tensor:
         """The input embedding ``[B, P + seq_len, D]`` in the forward dtype."""
         config = self.config
@@ -164,13 +188,13 @@ class HRMInner(nn.Module):
             x = math.sqrt(0.5) * (x + cast(self.embed_pos.embedding_weight, config.dtype))
         return math.sqrt(config.hidden_size) * x
 
-    def loops(self, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor) -> States:
+    def loops(self, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor, damping: Damping | None = None) -> States:
         """One segment as in the paper, states and x ``[B, P + seq_len, D]``; its last updates carry gradients."""
         config, (H, L) = self.config, self.levels
         total, kept = config.H_cycles * (config.L_cycles + 1), self.gradient_updates()
         if kept < total:
             z_H, z_L = z_H.detach(), z_L.detach()
-        update = LastWithGradient(self, kept, total)
+        update = LastWithGradient(self, kept, total, damping)
 
         for _H_cycle in range(config.H_cycles):
             for _L_cycle in range(config.L_cycles):
@@ -179,9 +203,14 @@ class HRMInner(nn.Module):
         return z_H, z_L
 
     def update(
-        self, level: Level, z: torch.Tensor, injection: torch.Tensor, layers: Sequence[Layer] | None = None
+        self,
+        level: Level,
+        z: torch.Tensor,
+        injection: torch.Tensor,
+        layers: Sequence[Layer] | None = None,
+        damping: Damping | None = None,
     ) -> torch.Tensor:
-        """One update of a state: ``level(z + injection)``.
+        """One update of a state: ``level(z + injection)``, damped for families that do so.
 
         ``layers`` are the weights in the forward dtype. Without them they are converted here, at each use, so that the
         gradients of several uses are added in float32.
@@ -189,7 +218,7 @@ class HRMInner(nn.Module):
         config = self.config
         layers = level.weights(config.dtype) if layers is None else layers
         return hrm_kernels.reasoning_module(
-            z, injection, layers, self.cos, self.sin, level.num_heads, config.rms_norm_eps
+            z, injection, layers, self.cos, self.sin, level.num_heads, config.rms_norm_eps, damping=damping
         )
 
     def gradient_updates(self) -> int:
@@ -201,9 +230,9 @@ class HRMInner(nn.Module):
         mode = self.gradient if torch.is_grad_enabled() else "one_step"
         return gradient_steps(cycle, self.config.H_cycles * len(cycle), mode)
 
-    def segment(self, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor) -> States:
+    def segment(self, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor, damping: Damping | None = None) -> States:
         """:meth:`loops`, computed by :mod:`hrm.fused`."""
-        return fused.segment(self, z_H, z_L, x)
+        return fused.segment(self, z_H, z_L, x, damping)
 
     def next_q_values(self, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The Q values after one more segment: ``q_values(segment(z_H, z_L, x)[0])``."""
@@ -251,11 +280,12 @@ class HRM(nn.Module):
             InputError: the configuration is of another family.
         """
         super().__init__()
-        if not isinstance(config, self._configured_by):
-            name, expected = type(self).__name__, self._configured_by.__name__
+        expected = self._configured_by
+        if not isinstance(config, expected) or config.family != expected.family:
+            name, made = type(self).__name__, expected.__name__
             raise InputError(
-                f"{name}: config is {type(config).__name__}, expected {expected}; an HRMConfig makes an hrm.HRM, a "
-                f"TRMConfig an hrm.TRM, and {expected}.parse reads plain values"
+                f"{name}: config is {type(config).__name__}, expected {made}; an HRMConfig makes an hrm.HRM, a "
+                f"TRMConfig an hrm.TRM, an EqRConfig an hrm.EqR, and {made}.parse reads plain values"
             )
         self.config = config
         self.inner = self._inner_type(config, sharded)
@@ -267,6 +297,9 @@ class HRM(nn.Module):
 
     def initial_carry(self, batch: Batch) -> Carry:
         """A carry with every row halted, so that the first call takes all rows of its batch.
+
+        The seeds of families that have them are 0 in evaluation, so that an answer does not depend on the place in a
+        batch, and differ in training. They may be replaced.
 
         Raises:
             InputError: the batch does not fit the configuration.
@@ -281,6 +314,7 @@ class HRM(nn.Module):
             steps=torch.zeros(rows, dtype=torch.int32, device=device),
             halted=torch.ones(rows, dtype=torch.bool, device=device),
             current_data={name: torch.zeros_like(values) for name, values in batch.items()},
+            seeds=self.inner.initial_seeds(rows, device),
         )
 
     @with_frozen_weights
@@ -305,10 +339,10 @@ class HRM(nn.Module):
         config, inner = self.config, self.inner
         batch = check_batch(config, batch)
         check_carry(carry.halted, carry.current_data, batch)
-        z_H, z_L, steps, data = self._refill(carry, batch)
+        z_H, z_L, steps, data, seeds = self._refill(carry, batch)
 
         x = self._embed(data)
-        z_H, z_L = inner.segment(z_H, z_L, x)
+        z_H, z_L = inner.segment(z_H, z_L, x, inner.damping(seeds, steps))
         steps = steps + 1
         q_halt, q_continue = inner.q_values(z_H)
         outputs = {"logits": inner.logits(z_H), "q_halt_logits": q_halt, "q_continue_logits": q_continue}
@@ -319,19 +353,21 @@ class HRM(nn.Module):
             if self.training and config.halt_max_steps > 1 and config.learns_to_continue:
                 next_q = inner.next_q_values(z_H, z_L, x)
                 outputs["target_q_continue"] = act.target_q_continue(steps, *next_q, config.halt_max_steps)
-        return Carry(z_H, z_L, steps, halted, data), outputs
+        return Carry(z_H, z_L, steps, halted, data, seeds), outputs
 
-    def _refill(self, carry: Carry, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Batch]:
-        """The carry's states, steps and data; rows that have halted start over with the data of ``batch``."""
-        inner, dtype, halted = self.inner, self.config.dtype, carry.halted
+    def _refill(
+        self, carry: Carry, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Batch, torch.Tensor | None]:
+        """The carry's states, steps, data and seeds; rows that have halted start over with the data of ``batch``."""
+        halted, seeds = carry.halted, carry.seeds
         data = {
             name: torch.where(halted.view(-1, *(1,) * (values.ndim - 1)), values, carry.current_data[name])
             for name, values in batch.items()
         }
-        rows = halted.view(-1, 1, 1)
-        z_H = torch.where(rows, inner.H_init.to(dtype), carry.z_H)
-        z_L = torch.where(rows, inner.L_init.to(dtype), carry.z_L)
-        return z_H, z_L, torch.where(halted, 0, carry.steps), data
+        if seeds is not None and self.training:
+            seeds = seeds + halted
+        z_H, z_L = self.inner.restart(halted, seeds, carry.z_H, carry.z_L)
+        return z_H, z_L, torch.where(halted, 0, carry.steps), data, seeds
 
     def _embed(self, data: Batch) -> torch.Tensor:
         try:

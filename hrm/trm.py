@@ -4,11 +4,9 @@ from typing import ClassVar
 
 import torch
 
-from hrm.config import HRMConfig, ModelConfig, TRMConfig
-from hrm.errors import InputError
+from hrm.config import ModelConfig, TRMConfig
 from hrm.fused import Level
 from hrm.model import HRM, HRMInner
-from hrm.sizes import require_memory
 from hrm_kernels.nn import MixingModule, ReasoningModule
 
 
@@ -22,7 +20,8 @@ class TRMInner(HRMInner):
         if config.mlp_t:
             self.L_level = MixingModule(config.L_layers, config.positions, dim, *sizes)
         else:
-            self.L_level = ReasoningModule(config.L_layers, dim, config.num_heads, *sizes)
+            rope2d = config.pos_encodings == "rope2d"
+            self.L_level = ReasoningModule(config.L_layers, dim, config.num_heads, *sizes, rope2d)
 
     @property
     def levels(self) -> tuple[Level, Level]:
@@ -53,42 +52,3 @@ class TRM(HRM):
 
     def __init__(self, config: TRMConfig, sharded: bool = False) -> None:
         super().__init__(config, sharded)  # type: ignore[arg-type]
-
-
-def build(config: ModelConfig, sharded: bool = False) -> HRM:
-    """A new model of the configuration's family, :class:`hrm.HRM` or :class:`TRM`; ``sharded`` as for these.
-
-    Raises:
-        InputError: the configuration is of neither family, or this machine does not have enough memory.
-    """
-    if not sharded:
-        require_memory(
-            4 * sum(shape.numel() for shape in weight_shapes(config).values()),
-            "the weights of this model",
-            f"check hidden_size {config.hidden_size}, the layers and num_puzzle_identifiers "
-            f"{config.num_puzzle_identifiers}",
-        )
-    return _build(config, sharded)
-
-
-def _build(config: ModelConfig, sharded: bool = False) -> HRM:
-    if isinstance(config, TRMConfig):
-        return TRM(config, sharded)
-    if isinstance(config, HRMConfig):
-        return HRM(config, sharded)
-    raise InputError(
-        f"config is {type(config).__name__}, expected an HRMConfig or a TRMConfig; HRMConfig.parse reads plain values"
-    )
-
-
-def weight_shapes(config: ModelConfig) -> dict[str, torch.Size]:
-    """The shape of each tensor in the ``state_dict()`` of ``build(config)``, without building it.
-
-    Raises:
-        InputError: see :func:`build`.
-    """
-    if isinstance(config, ModelConfig) and config.pos_encodings == "rope":
-        # RoPE tables are not weights. To compute them on the meta device, torch imports its compiler for seconds.
-        config = config.model_copy(update={"pos_encodings": "none"})
-    with torch.device("meta"):
-        return {name: tensor.shape for name, tensor in _build(config).state_dict().items()}

@@ -22,6 +22,7 @@ from hrm_kernels.ops.reasoning_module import reasoning_module
 from hrm_kernels.ops.rope_attention import rope_attention
 from hrm_kernels.ops.swiglu import swiglu
 from hrm_kernels.ops.transformer_block import BlockWeights, MixingBlockWeights, transformer_block
+from hrm_kernels.rope2d import head_order, reordered, rope_tables_2d
 
 __all__ = [
     "ConvSwiGLU",
@@ -36,6 +37,7 @@ __all__ = [
     "SwiGLU",
     "URMBlock",
     "rope_tables",
+    "rope_tables_2d",
     "swiglu_inner_size",
     "truncated_normal_",
 ]
@@ -156,10 +158,13 @@ class SparseEmbedding(nn.Module):
 class RoPEAttention(nn.Module):
     """Full self-attention with rotary positions: ``qkv_proj``, :func:`hrm_kernels.rope_attention`, ``o_proj``.
 
-    ``forward(x [B, S, D], cos, sin) -> [B, S, D]``; tables from :func:`rope_tables`, or None for both.
+    ``forward(x [B, S, D], cos, sin) -> [B, S, D]``; tables from :func:`rope_tables`, or with ``rope2d`` from
+    :func:`rope_tables_2d`, or None for both.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
+    order: torch.Tensor | None
+
+    def __init__(self, hidden_size: int, num_heads: int, rope2d: bool = False) -> None:
         super().__init__()
         check_count("RoPEAttention", "hidden_size", hidden_size)
         check_count("RoPEAttention", "num_heads", num_heads)
@@ -168,11 +173,19 @@ class RoPEAttention(nn.Module):
         self.num_heads = num_heads
         self.qkv_proj = Linear(hidden_size, 3 * hidden_size)
         self.o_proj = Linear(hidden_size, hidden_size)
+        order = head_order(num_heads, hidden_size // num_heads) if rope2d else None
+        self.register_buffer("order", order, persistent=False)
+
+    def qkv_weight(self, dtype: torch.dtype) -> torch.Tensor:
+        """``[3 H d, D]`` as :func:`hrm_kernels.rope_attention` needs it, in ``dtype``, differentiable."""
+        weight = self.qkv_proj.weight
+        return cast(weight, dtype) if self.order is None else reordered(weight, dtype, self.order)
 
     def forward(
         self, x: torch.Tensor, cos: torch.Tensor | None = None, sin: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return self.o_proj(rope_attention(self.qkv_proj(x), cos, sin, self.num_heads))
+        qkv = linear(x, self.qkv_weight(x.dtype))
+        return self.o_proj(rope_attention(qkv, cos, sin, self.num_heads))
 
 
 class SwiGLU(nn.Module):
@@ -227,20 +240,23 @@ class ConvSwiGLU(nn.Module):
 class PostNormBlock(nn.Module):
     """Attention and SwiGLU, each followed by ``add_rms_norm`` with its input: one block of an HRM module.
 
-    ``forward(x [B, S, D], cos, sin) -> [B, S, D]`` is :func:`hrm_kernels.transformer_block`.
+    ``forward(x [B, S, D], cos, sin) -> [B, S, D]`` is :func:`hrm_kernels.transformer_block`; ``rope2d`` as for
+    :class:`RoPEAttention`.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, expansion: float = 4.0, eps: float = 1e-5) -> None:
+    def __init__(
+        self, hidden_size: int, num_heads: int, expansion: float = 4.0, eps: float = 1e-5, rope2d: bool = False
+    ) -> None:
         super().__init__()
         self.eps = eps
-        self.self_attn = RoPEAttention(hidden_size, num_heads)
+        self.self_attn = RoPEAttention(hidden_size, num_heads, rope2d)
         self.mlp = SwiGLU(hidden_size, expansion)
 
     def weights(self, dtype: torch.dtype) -> BlockWeights:
         """The block's matrices in ``dtype``, differentiable."""
         attention, mlp = self.self_attn, self.mlp
-        linears = (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj)
-        return BlockWeights(*(cast(linear.weight, dtype) for linear in linears))
+        linears = (attention.o_proj, mlp.gate_up_proj, mlp.down_proj)
+        return BlockWeights(attention.qkv_weight(dtype), *(cast(linear.weight, dtype) for linear in linears))
 
     def forward(
         self, x: torch.Tensor, cos: torch.Tensor | None = None, sin: torch.Tensor | None = None
@@ -270,15 +286,24 @@ class URMBlock(nn.Module):
 class ReasoningModule(nn.Module):
     """A recurrent module (H-level or L-level): add the injection, then run the blocks in turn.
 
-    ``forward(z [B, S, D], injection [B, S, D], cos, sin) -> [B, S, D]`` is :func:`hrm_kernels.reasoning_module`.
+    ``forward(z [B, S, D], injection [B, S, D], cos, sin) -> [B, S, D]`` is :func:`hrm_kernels.reasoning_module`;
+    ``rope2d`` as for :class:`RoPEAttention`.
     """
 
     def __init__(
-        self, num_layers: int, hidden_size: int, num_heads: int, expansion: float = 4.0, eps: float = 1e-5
+        self,
+        num_layers: int,
+        hidden_size: int,
+        num_heads: int,
+        expansion: float = 4.0,
+        eps: float = 1e-5,
+        rope2d: bool = False,
     ) -> None:
         super().__init__()
         self.num_heads, self.eps = num_heads, eps
-        self.layers = nn.ModuleList(PostNormBlock(hidden_size, num_heads, expansion, eps) for _ in range(num_layers))
+        self.layers = nn.ModuleList(
+            PostNormBlock(hidden_size, num_heads, expansion, eps, rope2d) for _ in range(num_layers)
+        )
 
     def weights(self, dtype: torch.dtype) -> list[BlockWeights]:
         """The matrices of all blocks in ``dtype``, differentiable."""

@@ -13,10 +13,10 @@ from hrm.config import ModelConfig
 from hrm.data.batches import TrainingSampler
 from hrm.data.format import IGNORE_LABEL, PuzzleDataset
 from hrm.errors import InputError
+from hrm.families import build
 from hrm.losses import LOSSES, LossType
 from hrm.model import Batch
 from hrm.training.step import Update, train_step
-from hrm.trm import build
 from hrm_kernels.nn import Linear
 from hrm_kernels.optim import AdamATan2
 

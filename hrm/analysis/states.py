@@ -8,8 +8,9 @@ from typing import Literal
 import numpy as np
 import torch
 
+from hrm.families import build
 from hrm.model import HRM, Batch
-from hrm.trm import build
+from hrm_kernels.damping import following
 
 Level = Literal["H", "L"]
 LEVELS: tuple[Level, Level] = ("H", "L")
@@ -39,18 +40,19 @@ def state_updates(model: HRM, batch: Batch, max_steps: int) -> Iterator[StateUpd
     """
     config, inner = model.config, model.inner
     x = inner.embed(batch)
-    states = {
-        "H": inner.H_init.to(config.dtype).expand_as(x),
-        "L": inner.L_init.to(config.dtype).expand_as(x),
-    }
+    rows, device = len(x), x.device
+    seeds = inner.initial_seeds(rows, device)
+    states = dict(zip(LEVELS, inner.initial_states(torch.zeros(rows, dtype=torch.int64, device=device))))
     modules = dict(zip(LEVELS, inner.levels))
     L_updates: list[Level] = ["L"] * config.L_cycles
     cycle: list[Level] = [*L_updates, "H"]
     for segment in range(1, max_steps + 1):
+        damping = inner.damping(seeds, torch.full((rows,), segment - 1, device=device))
         for level in cycle * config.H_cycles:
             before = states[level]
             injection = states["H"] + x if level == "L" else states["L"]
-            states[level] = inner.update(modules[level], before, injection)
+            states[level] = inner.update(modules[level], before, injection, damping=damping)
+            damping = following(damping)
             yield StateUpdate(segment, level, before, states[level])
 
 

@@ -111,6 +111,9 @@ class StepRunner:
             state.set_learning_rates(factor)
         if state.carry is None:
             state.carry = state.model.initial_carry(batch)
+            if state.carry.seeds is not None:
+                rows = self._world.own_rows(self._config.global_batch_size)
+                state.carry.seeds = row_seeds(self._config.seed, rows).to(state.carry.seeds)
         forward = partial(
             segment_loss, state.model, state.carry, batch, least, self._config.loss, self._config.loss_decay
         )
@@ -164,6 +167,12 @@ def min_steps(step: int, seed: int, global_batch_size: int, model: ModelConfig, 
         global_batch_size, model.halt_max_steps, model.halt_exploration_prob, generator=generator
     )
     return drawn[world.own_rows(global_batch_size)]
+
+
+def row_seeds(seed: int, rows: slice) -> Tensor:
+    """The first seed of each row of a training batch, ``[rows]`` int64, on the CPU; each row has 2^32 seeds."""
+    first = int(np.random.SeedSequence([seed]).generate_state(1, np.uint64).view(np.int64)[0])
+    return (torch.arange(rows.start, rows.stop, dtype=torch.int64, device="cpu") << 32) + first
 
 
 def graph_capture(config: TrainConfig, world: World) -> Capture | None:

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from hrm.data.fingerprint import names_fingerprint
+from hrm.families import build
 from hrm.model import Carry
 from hrm.training.checkpoint import Checkpoint, copy_into, load_optimizer_tensors, optimizer_tensors
 from hrm.training.config import TrainConfig
 from hrm.training.distributed import World
 from hrm.training.ema import EMA
 from hrm.training.run_data import RunData
-from hrm.trm import build
 from hrm.weights import PUZZLE_EMB, PuzzleEmb, load
 from hrm_kernels.optim import AdamATan2, SparseSignSGD
 from hrm_kernels.sharded_embedding import ShardedEmbedding
@@ -160,7 +160,8 @@ _DATA = "current_data."
 
 def _carry_tensors(carry: Carry) -> dict[str, Tensor]:
     data = {f"{_DATA}{name}": tensor for name, tensor in carry.current_data.items()}
-    return {"z_H": carry.z_H, "z_L": carry.z_L, "steps": carry.steps, "halted": carry.halted, **data}
+    seeds = {} if carry.seeds is None else {"seeds": carry.seeds}
+    return {"z_H": carry.z_H, "z_L": carry.z_L, "steps": carry.steps, "halted": carry.halted, **seeds, **data}
 
 
 def _carry_of(tensors: Mapping[str, Tensor], device: torch.device) -> Carry:

@@ -8,10 +8,10 @@ import torch
 
 from hrm.config import FAMILIES, ModelConfig, automatic_dtype
 from hrm.errors import InputError
+from hrm.families import build, weight_shapes
 from hrm.files import read_json
 from hrm.locate import described, locate
 from hrm.model import HRM
-from hrm.trm import build, weight_shapes
 from hrm.weights.checkpoint import (
     CONFIG_FILE,
     EMA_FILE,
@@ -90,7 +90,7 @@ def from_published(state_dict: dict[str, torch.Tensor], config: ModelConfig, puz
 
     Args:
         state_dict: tensors under the published names, with or without the prefixes ``_orig_mod.`` and ``model.``.
-        config: the model's configuration, an HRMConfig or a TRMConfig; the model has its ``num_puzzle_identifiers``.
+        config: the model's configuration, such as an HRMConfig; the model has its ``num_puzzle_identifiers``.
         puzzle_emb: what to do with a puzzle embedding of another number of rows (:data:`hrm.weights.PuzzleEmb`).
 
     Raises:

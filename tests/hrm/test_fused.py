@@ -6,7 +6,7 @@ import torch
 import hrm
 import hrm_kernels
 from hrm import fused
-from hrm.trm import build
+from hrm.families import build
 from hrm_kernels.fixed_point import warm_up
 
 SMALL = {

@@ -205,7 +205,7 @@ MISFITS = {
     "odd heads": ({"hidden_size": 6, "num_heads": 2}, "head_dim .* is 3; RoPE"),
     "unknown": ({"hiden_size": 5}, "hiden_size: unknown key"),
     "range": ({"halt_exploration_prob": 2}, "halt_exploration_prob: .* less than or equal to 1 .got 2."),
-    "positions": ({"pos_encodings": "alibi"}, "pos_encodings: Input should be 'rope' or 'learned'"),
+    "positions": ({"pos_encodings": "alibi"}, "pos_encodings: Input should be 'rope', 'rope2d' or 'learned'"),
 }
 
 
@@ -301,7 +301,7 @@ def test_a_model_of_another_familys_configuration():
         hrm.TRM(config())
     with pytest.raises(hrm.InputError, match="^HRM: config is dict, .* HRMConfig.parse reads plain values$"):
         hrm.HRM({"seq_len": 6})
-    with pytest.raises(hrm.InputError, match="^config is dict, expected an HRMConfig or a TRMConfig; HRMConfig.parse"):
+    with pytest.raises(hrm.InputError, match="^config is dict, expected one of HRMConfig, TRMConfig, EqRConfig"):
         hrm.from_published({}, {"seq_len": 6})
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.autograd.forward_ad as forward_mode
 
 import hrm
-from hrm.trm import build
+from hrm.families import build
 from hrm_kernels import use_backend
 
 SMALL = {

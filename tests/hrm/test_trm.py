@@ -145,7 +145,7 @@ def test_configuration():
     short = hrm.TRMConfig(**sizes, puzzle_emb_ndim=33, puzzle_emb_len=0)
     assert (short.puzzle_emb_len, short.positions) == (2, 8)
     assert hrm.TRMConfig.parse(short.model_dump()) == short
-    assert FAMILIES == {"hrm": hrm.HRMConfig, "trm": hrm.TRMConfig}
+    assert FAMILIES["trm"] is hrm.TRMConfig and FAMILIES["hrm"] is hrm.HRMConfig
     for values, message in (
         ({"puzzle_emb_ndim": 65, "puzzle_emb_len": 2}, "2 positions of 32 cannot hold puzzle_emb_ndim 65; use 3"),
         ({"mlp_t": True}, "set pos_encodings=none"),

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 import hrm
-from hrm.trm import build, weight_shapes
+from hrm.families import build, weight_shapes
 
 CONFIG = hrm.HRMConfig(
     seq_len=6, vocab_size=7, num_puzzle_identifiers=4, puzzle_emb_ndim=32, H_layers=1, L_layers=2, hidden_size=32,

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 import hrm
 from hrm.errors import InputError
+from hrm.families import build
 from hrm.training import state as state_module
 from hrm.training.distributed import FlatGradients, SeparateGradients, World, gradients_of, is_first_to_say, joined
 from hrm.training.trainer import train
-from hrm.trm import build
 
 
 def torchrun(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
