@@ -4,6 +4,7 @@
 // next position needs in arrays of the size of a tile: each input is read once and each result written once, but for
 // the position before a run, and for the backward the one after it, which are computed again.
 #include <algorithm>
+#include <utility>
 
 #include "cpu/kernels.h"
 #include "cpu/rows.h"
@@ -13,7 +14,7 @@ namespace hrm::HRM_ISA {
 namespace {
 
 constexpr int64_t kRun = 32;    // positions of a task
-constexpr int64_t kTile = 256;  // channels: the backward's ten arrays take 10 KB of the first cache
+constexpr int64_t kTile = 512;  // channels: the backward's 14 arrays take 28 KB of the first cache
 
 typedef float Channels[kTile];
 
@@ -48,7 +49,7 @@ struct Taps {
   }
 };
 
-// y of one position: of its gates and ups.
+// y of a position: of its gates and ups.
 template <class T>
 HRM_INLINE void compute_y(const T* gate, const T* up, int64_t count, float* y) {
   for_lanes(count, [&](auto read, auto write) HRM_ALWAYS {
@@ -57,6 +58,8 @@ HRM_INLINE void compute_y(const T* gate, const T* up, int64_t count, float* y) {
   });
 }
 
+// Each loop over channels has one exp: with two, too few iterations fit into the processor's window to hide its
+// latency.
 void forward(int64_t batch, int64_t positions, int64_t inner, const void* gate_up, const void* weight, const void* bias,
              void* out, int dtype, int threads) {
   with_type(dtype, [&](auto type) {
@@ -67,22 +70,30 @@ void forward(int64_t batch, int64_t positions, int64_t inner, const void* gate_u
         const int64_t count = std::min(kTile, inner - channel);
         const Taps taps(static_cast<const T*>(weight), static_cast<const T*>(bias), channel, count);
         const T* gates = static_cast<const T*>(gate_up) + row * 2 * inner + channel;
-        T* to = static_cast<T*>(out) + row * inner + channel;
-        alignas(64) Channels y = {};  // of the position before
-        if (first > 0) compute_y(gates + (first - 1) * 2 * inner, gates + (2 * first - 1) * inner, count, y);
+        T* outs = static_cast<T*>(out) + row * inner + channel;
+        alignas(64) Channels ys[2] = {};
+        float *y_before = ys[0], *y = ys[1];
+        const auto activate = [&](int64_t t, float* to) HRM_ALWAYS {
+          compute_y(gates + t * 2 * inner, gates + (2 * t + 1) * inner, count, to);
+        };
+        if (first > 0) activate(first - 1, y_before);
         for (int64_t t = first; t < last; ++t) {
-          const T* gate = gates + t * 2 * inner;
+          activate(t, y);
           for_lanes(count, [&](auto read, auto write) HRM_ALWAYS {
-            const Vec g = read(gate), y_now = g * sigmoid(g) * read(gate + inner);
-            const Vec c = read(taps.before) * read(y) + read(taps.now) * y_now + read(taps.bias);
-            write(y, y_now);
-            write(to + t * inner, c * sigmoid(c));
+            const Vec c = read(taps.before) * read(y_before) + read(taps.now) * read(y) + read(taps.bias);
+            write(outs + t * inner, c * sigmoid(c));
           });
+          std::swap(y_before, y);
         }
       }
     });
   });
 }
+
+// What the backward keeps of a position: dgate = dy slope, dup = dy silu.
+struct Position {
+  Channels y, silu, slope, dc;
+};
 
 // With c the sum inside the last silu: dc[t] = dout[t] silu'(c[t]), dy[t] = now dc[t] + before dc[t + 1], and
 // dweight = sum of dc[t] (y[t - 1], y[t]), dbias = sum of dc[t]. So position t completes the gradients of t - 1.
@@ -100,39 +111,50 @@ void backward(int64_t batch, int64_t positions, int64_t inner, const void* dout,
         const T* gates = static_cast<const T*>(gate_up) + row * 2 * inner + channel;
         const T* douts = static_cast<const T*>(dout) + row * inner + channel;
         T* dgates = static_cast<T*>(dgate_up) + row * 2 * inner + channel;
-        float* sum = sums + index * 3 * inner + channel;
-        // of the position before: dgate = dy slope, dup = dy silu
-        alignas(64) Channels y = {}, dc = {}, slope, silu;
-        for (int i = 0; i < 3; ++i) std::fill_n(sum + i * inner, count, 0.0f);
-        if (first > 0) compute_y(gates + (first - 1) * 2 * inner, gates + (2 * first - 1) * inner, count, y);
-        for (int64_t t = first; t <= last; ++t) {
+        alignas(64) Position kept[2] = {};
+        alignas(64) Channels total[3] = {};
+        Position *before = &kept[0], *now = &kept[1];
+        const auto activate = [&](int64_t t, Position* to) HRM_ALWAYS {
           const T* gate = gates + t * 2 * inner;
-          const auto finish = [&](auto read, auto write, Vec dc_now) HRM_ALWAYS {
-            if (t == first) return;
-            T* dgate = dgates + (t - 1) * 2 * inner;
-            const Vec dy = read(taps.now) * read(dc) + read(taps.before) * dc_now;
-            write(dgate, dy * read(slope));
-            write(dgate + inner, dy * read(silu));
-          };
-          if (t == positions) {
-            for_lanes(count, [&](auto read, auto write) HRM_ALWAYS { finish(read, write, Vec{}); });
-            break;
-          }
           for_lanes(count, [&](auto read, auto write) HRM_ALWAYS {
-            const Vec g = read(gate), up = read(gate + inner), s = sigmoid(g), silu_now = g * s, y_now = silu_now * up;
-            const Vec y_before = read(y), c = read(taps.before) * y_before + read(taps.now) * y_now + read(taps.bias);
-            const Vec sc = sigmoid(c), dc_now = read(douts + t * inner) * (sc + c * sc * (1.0f - sc));
-            finish(read, write, dc_now);
-            if (t == last) return;
-            write(sum, read(sum) + dc_now * y_before);
-            write(sum + inner, read(sum + inner) + dc_now * y_now);
-            write(sum + 2 * inner, read(sum + 2 * inner) + dc_now);
-            write(y, y_now);
-            write(dc, dc_now);
-            write(slope, up * (s + silu_now * (1.0f - s)));
-            write(silu, silu_now);
+            const Vec g = read(gate), up = read(gate + inner), s = sigmoid(g), silu = g * s;
+            write(to->y, silu * up);
+            write(to->silu, silu);
+            write(to->slope, up * (s + silu * (1.0f - s)));
           });
+        };
+        if (first > 0) activate(first - 1, before);
+        // Up to the position after the run, whose dc is 0 after the last position.
+        for (int64_t t = first; t <= last; ++t) {
+          if (t < positions) {
+            activate(t, now);
+            for_lanes(count, [&](auto read, auto write) HRM_ALWAYS {
+              const Vec c = read(taps.before) * read(before->y) + read(taps.now) * read(now->y) + read(taps.bias);
+              const Vec s = sigmoid(c);
+              write(now->dc, read(douts + t * inner) * (s + c * s * (1.0f - s)));
+            });
+          } else {
+            std::fill_n(now->dc, count, 0.0f);
+          }
+          if (t > first) {
+            T* dgate = dgates + (t - 1) * 2 * inner;
+            for_lanes(count, [&](auto read, auto write) HRM_ALWAYS {
+              const Vec dy = read(taps.now) * read(before->dc) + read(taps.before) * read(now->dc);
+              write(dgate, dy * read(before->slope));
+              write(dgate + inner, dy * read(before->silu));
+            });
+          }
+          if (t < last) {
+            for_lanes(count, [&](auto read, auto write) HRM_ALWAYS {
+              const Vec dc = read(now->dc);
+              write(total[0], read(total[0]) + dc * read(before->y));
+              write(total[1], read(total[1]) + dc * read(now->y));
+              write(total[2], read(total[2]) + dc);
+            });
+          }
+          std::swap(before, now);
         }
+        for (int i = 0; i < 3; ++i) std::copy_n(total[i], count, sums + (3 * index + i) * inner + channel);
       }
     });
     // The sums of the tasks, in their order.

@@ -919,7 +919,7 @@ int main(int count, char** arguments) {
     check_token_mixing(kernels, dtype, 9, 17, 260, 50);  // 81 pieces of 32 channels: more than a group
     check_conv_swiglu(kernels, dtype, 1, 1, 1);
     check_conv_swiglu(kernels, dtype, 3, 5, 35);
-    check_conv_swiglu(kernels, dtype, 2, 65, 300);  // three runs of positions, two tiles of channels
+    check_conv_swiglu(kernels, dtype, 2, 65, 530);  // three runs of positions, two tiles of channels
     for (int64_t columns : {1, 3, 16, 31, 100, 1030}) {
       for (int64_t rows : {1, 40}) {
         check_add_rms_norm(kernels, dtype, rows, columns);

@@ -111,14 +111,14 @@ def test_rows_and_threads_do_not_matter():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_runs_and_threads_do_not_matter_to_conv_swiglu(dtype):
-    """Bit for bit: 70 positions are three runs of tasks, and 300 channels two tiles."""
-    gate_up, weight, bias = (random(*shape).to(dtype) for shape in ((3, 70, 600), (300, 2), (300,)))
+    """Bit for bit: 70 positions are three runs, and 600 channels two tiles."""
+    gate_up, weight, bias = (random(*shape).to(dtype) for shape in ((3, 70, 1200), (600, 2), (600,)))
     threads = torch.get_num_threads()
 
     def run():
         inputs = [one.clone().requires_grad_() for one in (gate_up, weight, bias)]
         out = k.conv_swiglu(*inputs)
-        return [out, *torch.autograd.grad(out, inputs, random(3, 70, 300, seed=3).to(dtype))]
+        return [out, *torch.autograd.grad(out, inputs, random(3, 70, 600, seed=3).to(dtype))]
 
     with k.use_backend("cpu"):
         try:
