@@ -3,13 +3,17 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hrm.cli.processes import is_main
 from hrm.files import discard
 from hrm.training.recipes import recipes
+
+if TYPE_CHECKING:
+    from hrm.training.seeds import SeedRuns
+    from hrm.training.trainer import Result
 
 
 def train(
@@ -63,7 +67,8 @@ def train(
     options = {"--data": data, "--out": out, "--init": init, "--batch-size": batch_size, "--seed": seed}
     options |= {"--seeds": seeds, "--device": device}
     overrides = overrides or []
-    result = api.train(
+    several: dict[str, Any] = {} if seeds is None else {"seeds": seeds}
+    result: Result | SeedRuns = api.train(
         recipe,
         *overrides,
         data=data,
@@ -72,13 +77,10 @@ def train(
         resume=resume,
         batch_size=batch_size,
         seed=seed,
-        seeds=seeds,
+        **several,
         device=device,
     )
-
-    from hrm.training.seeds import SeedRuns  # after the checks of the arguments: it imports torch
-
-    interrupted = result.is_interrupted if isinstance(result, SeedRuns) else result.reason == "interrupted"
+    interrupted = result.is_interrupted
     if is_main():
         lines = [str(result)]
         if interrupted:
@@ -91,5 +93,5 @@ def train(
             discard(sys.stdout)
     if interrupted:
         raise typer.Exit(130)
-    if isinstance(result, SeedRuns) and result.failed:
+    if result.failed:
         raise typer.Exit(1)

@@ -5,7 +5,7 @@ A batch is a dictionary of int32 tensors on the CPU: ``inputs`` and ``labels`` `
 """
 
 from collections.abc import Iterator
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -14,6 +14,22 @@ from hrm.data.format import IGNORE_LABEL, PuzzleDataset
 from hrm.errors import InputError
 
 Batch = dict[str, torch.Tensor]
+
+
+class Drawn(NamedTuple):
+    """Examples that a sampler has drawn.
+
+    Attributes:
+        examples: ``[n]`` int64, their numbers across all sets of the data set.
+        identifiers: ``[n]`` int32, the identifiers of their puzzles.
+    """
+
+    examples: np.ndarray
+    identifiers: np.ndarray
+
+    def rows(self, which: slice | np.ndarray) -> "Drawn":
+        """Some of the examples."""
+        return Drawn(self.examples[which], self.identifiers[which])
 
 
 class SamplerState(TypedDict):
@@ -35,8 +51,9 @@ class _Examples:
         )
         self.identifiers = np.concatenate([puzzle_set.puzzle_identifiers.astype(np.int32) for puzzle_set in sets])
 
-    def batch(self, examples: np.ndarray, identifiers: np.ndarray, rows: int) -> Batch:
-        """The ``examples`` (numbers) with their puzzles' ``identifiers``, padded to ``rows``."""
+    def batch(self, drawn: Drawn, rows: int) -> Batch:
+        """The examples with their puzzles' identifiers, padded to ``rows``."""
+        examples, identifiers = drawn
         metadata = self.dataset.metadata
         inputs = np.full(
             (rows, metadata.seq_len), metadata.pad_id
@@ -151,13 +168,21 @@ class TrainingSampler:
 
     def next(self) -> Batch:
         """This process's rows of the next batch."""
-        examples = np.empty(self._batch_size, np.int64)
-        identifiers = np.empty(self._batch_size, np.int32)
+        return self.read(self.draw(self._batch_size).rows(self._mine))
+
+    def read(self, drawn: Drawn) -> Batch:
+        """The examples as a batch."""
+        return self._examples.batch(drawn, len(drawn.examples))
+
+    def draw(self, rows: int) -> Drawn:
+        """The examples of the next batch of ``rows`` rows, of all processes together."""
+        examples = np.empty(rows, np.int64)
+        identifiers = np.empty(rows, np.int32)
         filled = 0
-        while filled < self._batch_size:
+        while filled < rows:
             if self._position == self.num_groups:
                 self._epoch, self._position = self._epoch + 1, 0
-            free = self._batch_size - filled
+            free = rows - filled
             puzzles = self._plan()[self._position : self._position + free]
             sizes, starts = self._sizes[puzzles], self._starts[puzzles]
             ends = np.cumsum(sizes)
@@ -172,8 +197,7 @@ class TrainingSampler:
             identifiers[filled : filled + len(chosen)] = np.repeat(self._identifiers[puzzles], sizes)[: len(chosen)]
             filled += len(chosen)
             self._position += count
-        mine = self._mine
-        return self._examples.batch(examples[mine], identifiers[mine], mine.stop - mine.start)
+        return Drawn(examples, identifiers)
 
 
 def evaluation_batches(
@@ -205,4 +229,4 @@ def evaluation_batches(
     for first in range(0, total, batch_size):
         numbers = np.arange(first + rank * rows, min(first + (rank + 1) * rows, total))
         puzzles = np.searchsorted(examples.puzzle_starts, numbers, side="right") - 1
-        yield numbers, examples.batch(numbers, examples.identifiers[puzzles], rows)
+        yield numbers, examples.batch(Drawn(numbers, examples.identifiers[puzzles]), rows)

@@ -1,8 +1,11 @@
 """Many puzzles of one task with their answers."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+
+_HASHED_AT_ONCE = 4096  # rows, so that their products stay in the cache
 
 
 @dataclass(frozen=True, repr=False)
@@ -47,9 +50,36 @@ class Puzzles:
 
 
 def row_keys(tokens: np.ndarray) -> np.ndarray:
-    """Hash ``[n, seq_len]`` uint8 rows to ``[n]`` uint64 keys; different rows collide with probability 2^-64."""
-    weights = np.random.default_rng(0).integers(0, 2**64, tokens.shape[1], np.uint64)
-    keys = np.zeros(len(tokens), np.uint64)
-    for weight, column in zip(weights, tokens.T, strict=True):
-        keys += weight * column
+    """Hash ``[n, seq_len]`` rows of integers of 0 or more to ``[n]`` uint64 keys.
+
+    Different rows collide with probability 2^-64. Keys do not depend on the dtype.
+    """
+    weights, keys = _weights(tokens.shape[1]), np.empty(len(tokens), np.uint64)
+    for start in range(0, len(tokens), _HASHED_AT_ONCE):
+        part = slice(start, start + _HASHED_AT_ONCE)
+        keys[part] = (tokens[part].astype(np.uint64) * weights).sum(1, dtype=np.uint64)
     return keys
+
+
+@lru_cache(maxsize=8)
+def _weights(length: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 2**64, length, np.uint64)
+
+
+class KnownPuzzles:
+    """A set of puzzles, to recognise equal ones.
+
+    Args:
+        inputs: ``[n, seq_len]`` tokens.
+    """
+
+    def __init__(self, inputs: np.ndarray):
+        self._keys = np.unique(row_keys(inputs))
+
+    def contains(self, inputs: np.ndarray) -> np.ndarray:
+        """``[m, seq_len]`` tokens -> ``[m]`` bool."""
+        if not len(self._keys):
+            return np.zeros(len(inputs), bool)
+        keys = row_keys(inputs)
+        at = np.searchsorted(self._keys, keys)
+        return self._keys[np.minimum(at, len(self._keys) - 1)] == keys

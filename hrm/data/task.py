@@ -6,6 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from hrm.data.symmetries import Symmetries
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -95,6 +97,13 @@ class PuzzleTask(ABC):
     def cells(self, tokens: np.ndarray, inputs: np.ndarray) -> list[list[Cell]]:
         """Rows of cells that draw ``tokens``, a puzzle or an answer to ``inputs``; by default one row of numbers."""
         return [[Cell(str(token)) for token in tokens.tolist()]]
+
+    def symmetries(self, count: int, rng: np.random.Generator) -> Symmetries | None:
+        """Draw a symmetry for each of ``count`` puzzles from ``rng``; None, the default, if none are known.
+
+        With the setting ``augment`` each puzzle of a training batch goes through one.
+        """
+        return None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(vocab_size={self.vocab_size}, seq_len={self.seq_len})"

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import torch
 import yaml
@@ -20,10 +20,11 @@ from hrm.errors import InputError, describe
 from hrm.losses import LossType
 from hrm.training.best import BestMetric
 from hrm.training.recipes import recipes
-from hrm.training.schedule import DepthStage
+from hrm.training.schedule import DepthStage, Moment
 from hrm.untrusted_yaml import inert, parse_yaml
 from hrm.weights import PuzzleEmb
 
+Share = Annotated[float, Field(ge=0, le=1)]
 _FROM_THE_DATA = ("seq_len", "vocab_size", "num_puzzle_identifiers")
 
 
@@ -38,6 +39,11 @@ class TrainConfig(BaseModel):
             averages its weights gives the averages. Optimisers and schedule start over.
         puzzle_emb: with ``init``, what to do with a puzzle embedding that has another number of rows or was trained on
             other puzzle identifiers (:data:`hrm.weights.PuzzleEmb`).
+        augment: change each puzzle of a batch by a random symmetry of its task, anew at every visit
+            (:meth:`hrm.data.task.PuzzleTask.symmetries`). It never becomes a puzzle of the ``test`` split.
+        mix_data: a second data folder of the same task and puzzle identifiers, whose ``train`` split is mixed in.
+        mix_share: the share of the rows from ``mix_data``, 0 to 1; or a list of ``[moment, share]``, with straight
+            lines in between. A moment is a step, or a share of all steps (:data:`hrm.training.schedule.Moment`).
         epochs: how often each group of the data is visited; sets the number of steps.
         global_batch_size: rows per step, all processes together.
         lr, lr_min_ratio, lr_warmup_steps: see :func:`hrm.training.schedule.learning_rate`.
@@ -87,6 +93,9 @@ class TrainConfig(BaseModel):
     resume: bool = False
     init: str | None = None
     puzzle_emb: PuzzleEmb = "strict"
+    augment: bool = False
+    mix_data: Path | None = None
+    mix_share: Share | tuple[tuple[Moment, Share], ...] = 0.5
     epochs: PositiveInt
     global_batch_size: PositiveInt = 768
     lr: NonNegativeFloat = 1e-4
@@ -167,7 +176,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> TrainConfig:
         raise InputError(f"no data folder; add --data DIR, as in: hrm train {recipe} --data data/sudoku")
     if values.get("out") is None:
         values["out"] = f"runs/{Path(recipe).stem}"
-    for name in ("data", "out", "init"):
+    for name in ("data", "mix_data", "out", "init"):
         if values.get(name) is not None:
             values[name] = str(Path(str(values[name])).expanduser())
     try:

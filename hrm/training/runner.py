@@ -95,7 +95,7 @@ class StepRunner:
     def _draw_inputs(self) -> dict[str, Tensor]:
         """Everything that a step takes from the host, on the CPU."""
         state, config = self._state, self._config
-        inputs = state.sampler.next()
+        inputs = state.batches.next(state.step)
         inputs["min_steps"] = min_steps(
             state.step, config.seed, config.global_batch_size, state.model.config, self._world
         )

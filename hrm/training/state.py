@@ -32,7 +32,7 @@ class TrainingState:
 
     Attributes:
         step: steps made since the run began.
-        sampler: draws the batches; its position is part of the state.
+        batches: draws the batches; its position is part of the state.
         model: in training mode.
         adam: the optimiser of all parameters.
         optimizers: all optimisers by name, as checkpoints name them.
@@ -43,7 +43,7 @@ class TrainingState:
     def __init__(self, config: TrainConfig, data: RunData, device: torch.device, capturable: bool):
         torch.manual_seed(config.seed)
         self._global_batch_size = config.global_batch_size
-        self.step, self.sampler = 0, data.sampler
+        self.step, self.batches = 0, data.batches
         self.model = build(config.model(data.train.metadata, device), config.puzzle_emb_sharded).to(device).train()
 
         def on_device(lr: float) -> float | Tensor:
@@ -114,7 +114,7 @@ class TrainingState:
             copy_into(self.ema.averages, {name: averages[name] for name in self.ema.averages}, where)
         carry = saved.tensors("carry", world.own_rows(self._global_batch_size))
         self.carry = _carry_of(carry, world.device)
-        self.sampler.state, self.step = saved.state["sampler"], saved.state["step"]
+        self.batches.state, self.step = saved.state["sampler"], saved.state["step"]
 
     def tensors(self, world: World) -> dict[str, Mapping[str, Tensor]]:
         """The tensors that a checkpoint keeps beside the weights, by file.

@@ -52,6 +52,16 @@ class Result:
     evaluation: Metrics | None
     best: Best | None = None
 
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether a signal ended the run; ``resume`` continues it."""
+        return self.reason == "interrupted"
+
+    @property
+    def failed(self) -> tuple[()]:
+        """Empty, since a run that fails raises; :class:`hrm.training.seeds.SeedRuns` has the runs that failed."""
+        return ()
+
     def __str__(self) -> str:
         how = {"solved": "training puzzles solved", "limit": "limit reached"}.get(self.reason, self.reason)
         best = f"; {self.best}" if self.best and self.best.step != self.step else ""
@@ -303,7 +313,7 @@ class Trainer:
             if sums is None:  # only the first process gathers and writes
                 return
             values = {
-                "sampler": self.state.sampler.state,
+                "sampler": self.state.batches.state,
                 "data": self._identity,
                 **self.sums.state,
                 "depth": self.runner.depth,

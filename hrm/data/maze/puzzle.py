@@ -7,7 +7,9 @@ from typing import ClassVar
 import numpy as np
 
 from hrm.data.csv_task import CsvTask
+from hrm.data.dihedral import dihedral
 from hrm.data.maze.paths import flood
+from hrm.data.symmetries import Symmetries
 from hrm.data.task import Cell
 from hrm.errors import InputError
 
@@ -165,6 +167,13 @@ class Maze(CsvTask):
             flood(free, start)[goal] for free in ((inputs != WALL).reshape(shape), marked | start | goal)
         )
         return shortest, through, marked.sum((1, 2))
+
+    def symmetries(self, count: int, rng: np.random.Generator) -> Symmetries:
+        """Draw from the eight symmetries of the square."""
+        board = np.arange(self.seq_len).reshape(self.size, self.size)
+        turned = np.stack([dihedral(board, transform).ravel() for transform in range(8)])
+        tokens = np.arange(self.vocab_size, dtype=np.uint8)
+        return Symmetries(turned[rng.integers(0, 8, count)], np.tile(tokens, (count, 1)))
 
     def cells(self, tokens: np.ndarray, inputs: np.ndarray) -> list[list[Cell]]:
         tokens, inputs = np.ravel(tokens), np.ravel(inputs)

@@ -6,7 +6,9 @@ from typing import ClassVar
 import numpy as np
 
 from hrm.data.csv_task import CsvTask
+from hrm.data.sudoku.augmentation import draw_symmetries
 from hrm.data.sudoku.board import BLANK, BOXES, MASKS, UNITS, as_units, candidates, once_twice, propagate
+from hrm.data.symmetries import Symmetries
 from hrm.data.task import Cell
 from hrm.errors import InputError
 
@@ -128,6 +130,9 @@ class Sudoku(CsvTask):
         for axes in UNITS.values():
             good &= (np.bitwise_or.reduce(boards, axes) == (1 << self.size) - 1).all((0, 1))
         return good
+
+    def symmetries(self, count: int, rng: np.random.Generator) -> Symmetries:
+        return draw_symmetries(self.size, count, rng)
 
     def cells(self, tokens: np.ndarray, inputs: np.ndarray) -> list[list[Cell]]:
         tokens, inputs = np.ravel(tokens).astype(int), np.ravel(inputs)
