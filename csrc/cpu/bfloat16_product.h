@@ -147,17 +147,6 @@ HRM_INLINE void as_transposed_left(Panels from, int64_t panels, int64_t rows, Pa
   }
 }
 
-// finish: out = tile, or out += tile
-HRM_INLINE auto add_to(FloatPanels out, bool fresh) {
-  return [out, fresh](Tile& tile, int64_t row, int64_t count, int64_t panel) HRM_ALWAYS {
-    for_rows(tile, count, [&](int i, Vec* columns) HRM_ALWAYS {
-      float* to = out.at(panel, row + i);
-      store(to, fresh ? columns[0] : load(to) + columns[0]);
-      store(to + kLanes, fresh ? columns[1] : load(to + kLanes) + columns[1]);
-    });
-  };
-}
-
 // The number of elements of memory that add_transposed_product needs.
 constexpr int64_t transposed_elements(int64_t left_panels, int64_t right_panels, int64_t depth) {
   return (depth + kWidth - 1) / kWidth * ((left_panels * kWidth + kTileRows) * kWidth + right_panels * kBlock);

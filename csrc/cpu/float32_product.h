@@ -88,22 +88,20 @@ HRM_INLINE void product_plus(Panels left, int64_t depth_panels, const Element* w
 constexpr int kStrips = (kWidth + kTileRows - 1) / kTileRows;
 constexpr int kStripRows = kWidth / kStrips, kLongStrips = kWidth % kStrips;
 
-// into [left columns, right columns] (+)= left.T @ right over `depth` rows; all three in panels.
+// into [left columns, right columns] (+)= left.T @ right over `depth` rows; all three in panels. A call is a partial
+// sum, as in `product`.
 HRM_INLINE void add_transposed_product(Panels left, int64_t left_panels, Panels right, int64_t right_panels,
                                        int64_t depth, FloatPanels into, bool fresh, Element* = nullptr) {
   const auto strip = [&](auto rows, const float* columns, const float* other, float* to) HRM_ALWAYS {
     constexpr int kRows = decltype(rows)::value;
     Tile tile;
 #pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) {
-      tile[i][0] = fresh ? Vec{} : load(to + i * kWidth);
-      tile[i][1] = fresh ? Vec{} : load(to + i * kWidth + kLanes);
-    }
+    for (int i = 0; i < kRows; ++i) tile[i][0] = tile[i][1] = Vec{};
     multiply<kRows>(tile, columns, 1, kWidth, other, depth);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
-      store(to + i * kWidth, tile[i][0]);
-      store(to + i * kWidth + kLanes, tile[i][1]);
+      store(to + i * kWidth, fresh ? tile[i][0] : load(to + i * kWidth) + tile[i][0]);
+      store(to + i * kWidth + kLanes, fresh ? tile[i][1] : load(to + i * kWidth + kLanes) + tile[i][1]);
     }
   };
   for (int64_t r = 0; r < right_panels; ++r) {

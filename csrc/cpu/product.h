@@ -93,6 +93,17 @@ HRM_INLINE auto keep(PanelsOf<T> out) {
   };
 }
 
+// finish: out = tile, or out += tile
+HRM_INLINE auto add_to(FloatPanels out, bool fresh) {
+  return [out, fresh](Tile& tile, int64_t row, int64_t count, int64_t panel) HRM_ALWAYS {
+    for_rows(tile, count, [&](int i, Vec* columns) HRM_ALWAYS {
+      float* to = out.at(panel, row + i);
+      store(to, fresh ? columns[0] : load(to) + columns[0]);
+      store(to + kLanes, fresh ? columns[1] : load(to + kLanes) + columns[1]);
+    });
+  };
+}
+
 // finish: out = tile + other
 HRM_INLINE auto keep_sum(Panels other, Panels out) {
   return [other, out](Tile& tile, int64_t row, int64_t count, int64_t panel) HRM_ALWAYS {

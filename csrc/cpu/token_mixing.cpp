@@ -23,7 +23,7 @@ struct Piece {
 
   // Loads all positions into to [S][kWidth], with zeros for missing channels.
   template <class T>
-  void read(const void* matrix, float* to) const {
+  void read(const void* matrix, Element* to) const {
     const T* from = static_cast<const T*>(matrix) + start;
     for (int64_t s = 0; s < positions; ++s, from += step, to += kWidth) {
       if (channels >= kWidth) {
@@ -31,19 +31,19 @@ struct Piece {
         store(to + kLanes, load(from + kLanes));
         continue;
       }
-      for (int64_t lane = 0; lane < kWidth; ++lane) to[lane] = lane < channels ? to_float(from[lane]) : 0.0f;
+      for (int64_t lane = 0; lane < kWidth; ++lane) assign(to[lane], lane < channels ? to_float(from[lane]) : 0.0f);
     }
   }
   // Stores one position from lanes [kWidth].
-  template <class T>
-  void write(T* matrix, int64_t position, const float* lanes) const {
+  template <class T, class From>
+  void write(T* matrix, int64_t position, const From* lanes) const {
     T* to = matrix + start + position * step;
     if (channels >= kWidth) {
       store(to, load(lanes));
       store(to + kLanes, load(lanes + kLanes));
       return;
     }
-    for (int64_t lane = 0; lane < channels; ++lane) assign(to[lane], lanes[lane]);
+    for (int64_t lane = 0; lane < channels; ++lane) assign(to[lane], to_float(lanes[lane]));
   }
 };
 
@@ -51,23 +51,27 @@ void forward(int64_t batch, int64_t positions, int64_t dim, int64_t inner, const
              const void* down, float eps, void* out, int dtype, int threads) {
   const Sizes sizes{batch, positions, dim};
   Mixer mixer(positions, inner, eps);
-  const int64_t each = 2 * positions * kWidth + mixer.hidden_floats();
-  Scratch scratch{workspace(threads * each + mixer.packed())};
+  const int64_t piece_elements = positions * kWidth;
+  const int64_t each = floats_for(2 * piece_elements + mixer.part_elements()) + Mixer::Memory::floats(mixer);
+  Scratch scratch{workspace(threads * each + floats_for(mixer.packed()))};
   float* memory = scratch.floats(threads * each);
-  mixer.place(scratch.next);
+  mixer.place(scratch.elements(mixer.packed()));
 
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     parallel(threads, [&](Team::Member& team) {
+      const TileScope tiles;
       mixer.pack(static_cast<const T*>(gate_up), static_cast<const T*>(down), team);
       Scratch own{memory + team.rank() * each};
-      float *state = own.floats(positions * kWidth), *y = own.floats(positions * kWidth), *hidden = own.next;
+      Element *state = own.elements(piece_elements), *y = own.elements(piece_elements);
+      Element* hidden = own.elements(mixer.part_elements());
       team.for_each(sizes.pieces(), [&](int64_t index) {
         const Piece piece(sizes, index);
         piece.read<T>(x, state);
-        mixer.widen(state, hidden, [](int64_t, Vec, Vec) {});
         float rstd[kWidth];
-        mixer.narrow(state, hidden, y, rstd);
+        mixer.forward(
+            state, own.next, y, rstd, [&](int64_t) HRM_ALWAYS { return hidden; },
+            [](int64_t, int64_t, Vec, Vec) HRM_ALWAYS {});
         for (int64_t s = 0; s < positions; ++s) piece.write(static_cast<T*>(out), s, y + s * kWidth);
       });
     });
@@ -81,42 +85,47 @@ void backward(int64_t batch, int64_t positions, int64_t dim, int64_t inner, cons
   Mixer mixer(positions, inner, eps);
   MixerGradient gradient(mixer);
   MixingSums sums(mixer, sizes.pieces());
-  const int64_t each = 3 * positions * kWidth;
-  Scratch scratch{workspace(threads * each + mixer.packed() + gradient.packed() + sums.floats())};
+  const int64_t piece_elements = positions * kWidth;
+  const int64_t forward_floats = Mixer::Memory::floats(mixer), backward_floats = MixerGradient::Memory::floats(mixer);
+  const int64_t both = forward_floats > backward_floats ? forward_floats : backward_floats;
+  const int64_t each = floats_for(3 * piece_elements) + both + MixingSums::memory_floats();
+  Scratch scratch{workspace(threads * each + floats_for(mixer.packed() + gradient.packed()) + sums.floats())};
   float* memory = scratch.floats(threads * each);
-  mixer.place(scratch.floats(mixer.packed()));
-  gradient.place(scratch.floats(gradient.packed()));
+  mixer.place(scratch.elements(mixer.packed()));
+  gradient.place(scratch.elements(gradient.packed()));
   sums.place(scratch.next);
 
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     parallel(threads, [&](Team::Member& team) {
+      const TileScope tiles;
       mixer.pack(static_cast<const T*>(gate_up), static_cast<const T*>(down), team);
       gradient.pack(static_cast<const T*>(gate_up), static_cast<const T*>(down), team);
       Scratch own{memory + team.rank() * each};
-      float *state = own.floats(positions * kWidth), *y = own.floats(positions * kWidth), *du = own.next;
+      Element *state = own.elements(piece_elements), *y = own.elements(piece_elements);
+      Element* du = own.elements(piece_elements);
 
       const auto differentiate = [&](const Piece& piece, int64_t i) {
-        float *dgate = sums.dgate(i), *dup = sums.dup(i), *hidden = sums.hidden(i);
+        Element *dgate = sums.dgate(i), *dup = sums.dup(i), *hidden = sums.hidden(i);
         piece.read<T>(x, state);
         piece.read<T>(dout, du);
-        mixer.widen(state, hidden, [&](int64_t at, Vec g, Vec u) HRM_ALWAYS {
-          store(dgate + at, g);
-          store(dup + at, u);
-        });
         float rstd[kWidth];
-        mixer.narrow(state, hidden, y, rstd);
-        gradient.norm(mixer, y, rstd, du);
-        gradient.hidden(du, dgate, dup);
-        gradient.input(du, dgate, dup,
-                       [&](int64_t s, const float* lanes) HRM_ALWAYS { piece.write(static_cast<T*>(dx), s, lanes); });
+        mixer.forward(
+            state, own.next, y, rstd, [&](int64_t first) HRM_ALWAYS { return hidden + first * kWidth; },
+            [&](int64_t first, int64_t at, Vec g, Vec u) HRM_ALWAYS {
+              store(dgate + first * kWidth + at, g);
+              store(dup + first * kWidth + at, u);
+            });
+        gradient.run(
+            mixer, state, y, rstd, du, dgate, dup, own.next, [](int64_t, const Element*, int64_t) HRM_ALWAYS {},
+            [&](int64_t s, const float* lanes) HRM_ALWAYS { piece.write(static_cast<T*>(dx), s, lanes); });
         sums.keep(i, state, du);
       };
 
       for (int64_t first = 0; first < sizes.pieces(); first += sums.group) {
         const int64_t count = sizes.pieces() - first < sums.group ? sizes.pieces() - first : sums.group;
         team.for_each(count, [&](int64_t i) { differentiate(Piece(sizes, first + i), i); });
-        team.for_each(sums.tasks(), [&](int64_t task) { sums.add(task, count, first == 0); });
+        team.for_each(sums.tasks(), [&](int64_t task) { sums.add(task, count, first == 0, own.next); });
       }
       team.for_each(inner, [&](int64_t row) { sums.write(row, static_cast<T*>(dgate_up), static_cast<T*>(ddown)); });
     });

@@ -37,7 +37,6 @@ struct Geometry {
 
   bool mixes() const { return shape.mixing > 0; }
   int64_t pieces() const { return shape.batch * dim.panels(); }
-  int64_t piece_floats() const { return shape.positions * kWidth; }
 
   // The most rows of a task: the state and the inner rows of SwiGLU fill three quarters of an L2 cache. Each task reads
   // all weights.
@@ -59,10 +58,9 @@ struct Geometry {
   }
   // Sizes in elements.
   int64_t matrix(Columns outputs, Columns inputs) const { return outputs.panels() * inputs.panels() * kWidth * kWidth; }
-  int64_t mixing() const {  // the packed matrices that mix, which are floats, in the larger of both directions
+  int64_t mixing() const {  // the packed matrices that mix, in the larger of both directions
     const int64_t forward = mixer.packed(), backward = MixerGradient(mixer).packed();
-    const int64_t elements = static_cast<int64_t>(sizeof(float) / sizeof(Element));
-    return mixes() ? whole(forward > backward ? forward : backward) * elements : 0;
+    return mixes() ? whole(forward > backward ? forward : backward) : 0;
   }
   int64_t packed() const {
     return mixing() + matrix(qkv, dim) + matrix(dim, attended) + matrix(gate_up, dim) + matrix(dim, inner);
@@ -80,12 +78,10 @@ struct Geometry {
 
 // The matrices of a packed block.
 struct Packed {
-  const float* mixing;
-  const Element *qkv, *o, *gate_up, *down;
+  const Element *mixing, *qkv, *o, *gate_up, *down;
   Packed(const Geometry& g, const float* base, int64_t layer) {
-    const Element* own = reinterpret_cast<const Element*>(base) + layer * g.packed();
-    mixing = reinterpret_cast<const float*>(own);
-    qkv = own + g.mixing();
+    mixing = reinterpret_cast<const Element*>(base) + layer * g.packed();
+    qkv = mixing + g.mixing();
     o = qkv + g.matrix(g.qkv, g.dim);
     gate_up = o + g.matrix(g.dim, g.attended);
     down = gate_up + g.matrix(g.gate_up, g.dim);
@@ -183,31 +179,19 @@ inline void tail(const Geometry& g, const Layer& layer, int64_t first, int64_t r
   }
 }
 
-// A piece of `count` elements as floats: in place, or in `copy` where elements are bfloat16.
-HRM_INLINE float* as_floats(float* piece, int64_t, float*) { return piece; }
-HRM_INLINE float* as_floats(const BFloat16* piece, int64_t count, float* copy) {
-  for (int64_t i = 0; i < count; i += kLanes) store(copy + i, load(piece + i));
-  return copy;
-}
-HRM_INLINE void write_back(const float*, int64_t, float*) {}
-HRM_INLINE void write_back(const float* copy, int64_t count, BFloat16* piece) {
-  for (int64_t i = 0; i < count; i += kLanes) store(piece + i, load(copy + i));
-}
-
 // Computes a piece of a block up to the norm after its mixing, in this thread's memory.
 inline void mix(const Geometry& g, const Layer& layer, int64_t piece, float* memory) {
   const int64_t panel = piece % g.dim.panels(), first = piece / g.dim.panels() * g.shape.positions;
   Mixer mixer = g.mixer;
-  mixer.place(const_cast<float*>(layer.weights.mixing));
+  mixer.place(const_cast<Element*>(layer.weights.mixing));
   inject(layer, panel, first, g.shape.positions);
-  float *hidden = memory, *copy = hidden + mixer.hidden_floats();
-  Element* middle = layer.middle.at(panel, first);
-  const float* in = as_floats(layer.in.at(panel, first), g.piece_floats(), copy);
-  float* y = as_floats(middle, g.piece_floats(), copy + g.piece_floats());
-  float rstd[kWidth];
-  mixer.widen(in, hidden, [](int64_t, Vec, Vec) {});
-  mixer.narrow(in, hidden, y, layer.rstd1 ? layer.rstd1 + piece * kWidth : rstd);
-  write_back(y, g.piece_floats(), middle);
+  Scratch scratch{memory};
+  Element* hidden = scratch.elements(mixer.part_elements());
+  float unused[kWidth];
+  mixer.forward(
+      layer.in.at(panel, first), scratch.next, layer.middle.at(panel, first),
+      layer.rstd1 ? layer.rstd1 + piece * kWidth : unused, [&](int64_t) HRM_ALWAYS { return hidden; },
+      [](int64_t, int64_t, Vec, Vec) HRM_ALWAYS {});
 }
 
 // Scratch memory of each thread.
@@ -220,12 +204,20 @@ struct ThreadMemory {
     const Heads heads = g.heads({nullptr, 0}, nullptr, nullptr);
     inner_panels = g.inner.panels();
     const int64_t hidden = floats_for(inner_panels * rows * kWidth) + rows * kWidth;
-    const int64_t across = g.mixes()  ? g.mixer.hidden_floats() + 3 * g.piece_floats()
+    const int64_t across = g.mixes()  ? mixing_floats(g.mixer)
                            : backward ? heads.backward_scratch()
                                       : heads.forward_scratch();
     each = ((hidden > across ? hidden : across) + 4 * kWidth) / kWidth * kWidth;
   }
   float* of(int rank) const { return base + rank * each; }
+
+ private:
+  static int64_t mixing_floats(const Mixer& mixer) {  // of both directions
+    const int64_t forward = floats_for(mixer.part_elements()) + Mixer::Memory::floats(mixer);
+    const int64_t backward = MixerGradient::Memory::floats(mixer), sums = MixingSums::memory_floats();
+    const int64_t most = forward > backward ? forward : backward;
+    return most > sums ? most : sums;
+  }
 };
 
 // Runs layers one after another; `layer(i)` returns layer i.
@@ -308,7 +300,7 @@ void pack_blocks(hrm_shape shape, const hrm_weights* weights, int64_t layers, in
         const auto* gate_up = static_cast<const decltype(type)*>(weights[layer].qkv);
         const auto* down = static_cast<const decltype(type)*>(weights[layer].o);
         const auto pack_into = [&](auto mixer) {
-          mixer.place(const_cast<float*>(Packed(g, packed, layer).mixing));
+          mixer.place(const_cast<Element*>(Packed(g, packed, layer).mixing));
           mixer.pack(gate_up, down, team);
         };
         backward ? pack_into(MixerGradient(g.mixer)) : pack_into(g.mixer);
@@ -504,33 +496,32 @@ inline void mix_backward(const Geometry& g, const Packed& forward, const Packed&
                          float* memory, Team::Member& team) {
   Mixer mixer = g.mixer;
   MixerGradient gradient(mixer);
-  mixer.place(const_cast<float*>(forward.mixing));
-  gradient.place(const_cast<float*>(backward.mixing));
+  mixer.place(const_cast<Element*>(forward.mixing));
+  gradient.place(const_cast<Element*>(backward.mixing));
   const bool wanted = dweights.qkv || dweights.o;
   for (int64_t start = 0; start < g.pieces(); start += sums.group) {
     const int64_t count = g.pieces() - start < sums.group ? g.pieces() - start : sums.group;
     team.for_each(count, [&](int64_t i) {
       const int64_t piece = start + i;
       const int64_t panel = piece % g.dim.panels(), first = piece / g.dim.panels() * g.shape.positions;
-      const int64_t size = g.piece_floats();
-      const float* in = as_floats(saved.in.at(panel, first), size, memory);
-      const float* y = as_floats(saved.middle.at(panel, first), size, memory + size);
-      float* du = as_floats(dy.at(panel, first), size, memory + 2 * size);
-      Element* to = dx.at(panel, first);
-      float *dgate = sums.dgate(i), *dup = sums.dup(i);
-      mixer.widen(in, sums.hidden(i), [&](int64_t at, Vec gate, Vec up) HRM_ALWAYS {
-        store(dgate + at, gate);
-        store(dup + at, up);
-      });
-      gradient.norm(mixer, y, saved.rstd1 + piece * kWidth, du);
-      gradient.hidden(du, dgate, dup);
-      gradient.input(du, dgate, dup, [&](int64_t s, const float* lanes) HRM_ALWAYS {
-        store(to + s * kWidth, load(lanes));
-        store(to + s * kWidth + kLanes, load(lanes + kLanes));
-      });
+      const Element* in = saved.in.at(panel, first);
+      Element *du = dy.at(panel, first), *to = dx.at(panel, first);
+      Element *dgate = sums.dgate(i), *dup = sums.dup(i), *hidden = sums.hidden(i);
+      gradient.run(
+          mixer, in, saved.middle.at(panel, first), saved.rstd1 + piece * kWidth, du, dgate, dup, memory,
+          [&](int64_t start_row, const Element* x, int64_t offset) HRM_ALWAYS {
+            mixer.widen(start_row, x, hidden + offset, [&](int64_t at, Vec gate, Vec up) HRM_ALWAYS {
+              store(dgate + offset + at, gate);
+              store(dup + offset + at, up);
+            });
+          },
+          [&](int64_t s, const float* lanes) HRM_ALWAYS {
+            store(to + s * kWidth, load(lanes));
+            store(to + s * kWidth + kLanes, load(lanes + kLanes));
+          });
       if (wanted) sums.keep(i, in, du);
     });
-    if (wanted) team.for_each(sums.tasks(), [&](int64_t task) { sums.add(task, count, start == 0); });
+    if (wanted) team.for_each(sums.tasks(), [&](int64_t task) { sums.add(task, count, start == 0, memory); });
   }
   if (!wanted) return;
   team.for_each(mixer.inner, [&](int64_t row) {

@@ -133,6 +133,28 @@ def test_rows_runs_and_threads_do_not_matter_to_conv_swiglu(dtype):
         assert torch.equal(k.conv_swiglu(gate_up[:, :37], weight, bias), results[0][0][:, :37])  # it is causal
 
 
+def test_long_sums_round_as_sums_of_short_parts(instruction_set):
+    """The rounding of one long sum grows with the root of its length: here to 11 units and more, relative to the whole.
+
+    Gradients of weights are sums over 4096 channels and 1024 rows, the mixing's output one over 512.
+    """
+    B, S, T, D, inner = 128, 8, 512, 32, 32
+    shapes = (B, S, D), (B, S, D), (2 * T, S), (S, T), (2 * inner, D), (D, inner)
+    dout, *inputs = (
+        random(*shape, seed=i, scale=shape[-1] ** -0.5 if i > 1 else 1).float() for i, shape in enumerate(shapes)
+    )
+
+    def run(backend, dtype):
+        x, *weights = (one.to(dtype, copy=True).requires_grad_() for one in inputs)
+        with k.use_backend(backend):
+            out = k.transformer_block(x, k.MixingBlockWeights(*weights), None, None, 0)
+        return [out.detach(), *torch.autograd.grad(out, [x, *weights], dout.to(dtype))]
+
+    for got, want in zip(run("cpu", torch.float32), run("reference", torch.float64)):
+        units = (got - want).norm() / want.norm() / 2**-24
+        assert units <= 8, f"{units:.1f} units of rounding, relative to the whole"
+
+
 def test_weights_are_packed_again_when_they_change():
     weights = [torch.nn.Parameter(w) for w in layers(1, 32, 2, 16, 32, torch.float32)[0]]
     pack(weights, 2)
