@@ -12,11 +12,11 @@ void add(hrm_cpu_kernels& table) {
   add_blocks(table);
   add_linear(table);
   add_rope_attention(table);
+  add_token_mixing(table);
 #if !defined(HRM_PAIRS)
   add_checksum(table);
   add_conv_swiglu(table);
   add_pointwise(table);
-  add_token_mixing(table);
   add_stablemax(table);
   add_optimizers(table);
 #endif

@@ -20,11 +20,6 @@ using tvm::ffi::Tensor;
 const hrm_cpu_kernels* kernel_tables[2] = {hrm_cpu(nullptr, HRM_FLOAT32), hrm_cpu(nullptr, HRM_BFLOAT16)};
 
 const hrm_cpu_kernels& kernels(int code) { return *kernel_tables[code]; }
-// Blocks that mix positions are computed in float32 in both dtypes: with bfloat16 elements the gradient at S = 1, where
-// the norm cancels all but eps, has more than twice PyTorch's error.
-const hrm_cpu_kernels& kernels(int code, const hrm_shape& shape) {
-  return *kernel_tables[shape.mixing ? int{HRM_FLOAT32} : code];
-}
 
 // Selects an instruction set by its name, for tests; "" selects the best one that this machine has.
 void use_instruction_set(tvm::ffi::String name) {
@@ -131,7 +126,7 @@ struct Blocks {
   }
   float* packed(const char* name, TensorView tensor, int64_t layers) const {
     check_range(op, "layers", layers, 1024);
-    return floats(name, tensor, layers * kernels(code, shape).packed_size(shape));
+    return floats(name, tensor, layers * kernels(code).packed_size(shape));
   }
   const float* table(const char* name, Optional<TensorView> tensor) const {
     if (!tensor.has_value()) return nullptr;
@@ -176,8 +171,8 @@ int64_t packed_size(int64_t dim, int64_t heads, int64_t head_dim, int64_t inner,
   check_range("packed_size", "num_heads", heads);
   return kernels(bfloat16).packed_size(block_shape("packed_size", 1, 1, dim, heads, head_dim, inner, 1));
 }
-int64_t mixing_packed_size(int64_t positions, int64_t dim, int64_t width, int64_t inner, bool) {
-  return kernels(HRM_FLOAT32).packed_size(block_shape("mixing_packed_size", 1, positions, dim, 0, width, inner, 1));
+int64_t mixing_packed_size(int64_t positions, int64_t dim, int64_t width, int64_t inner, bool bfloat16) {
+  return kernels(bfloat16).packed_size(block_shape("mixing_packed_size", 1, positions, dim, 0, width, inner, 1));
 }
 
 // weights: the four matrices of each block: qkv or mix_gate_up, o or mix_down, gate_up, down.
@@ -206,9 +201,9 @@ void pack_blocks(Array<Tensor> weights, int64_t heads, bool backward, TensorView
     }));
   }
   const int64_t layers = static_cast<int64_t>(blocks.size());
-  const int64_t size = layers * kernels(code, shape).packed_size(shape);
+  const int64_t size = layers * kernels(code).packed_size(shape);
   float* to = static_cast<float*>(aligned(op, "packed", cpu_tensor(op, "packed", packed, kFloat32, {size}), 64));
-  kernels(code, shape).pack_blocks(shape, blocks.data(), layers, code, backward, to, team);
+  kernels(code).pack_blocks(shape, blocks.data(), layers, code, backward, to, team);
 }
 
 // A checksum over all bytes of the weights.
@@ -278,7 +273,7 @@ void infer_blocks(TensorView x, Optional<TensorView> injection, TensorView packe
   void* outputs[2] = {blocks.state("out", out), nullptr};
   const hrm_update update{0, injection.has_value() ? 1 : -1, -1, blocks.packed("packed", packed, layers), layers};
   if (blocks.empty()) return;
-  kernels(blocks.code, blocks.shape)
+  kernels(blocks.code)
       .run_updates(blocks.shape, &update, 1, states, injection.has_value() ? 2 : 1, outputs, blocks.code, tables.cos,
                    tables.sin, blocks.threads);
 }
@@ -303,7 +298,7 @@ void recurrent_cycles(TensorView z_H, TensorView z_L, TensorView x, TensorView p
     for (int64_t l = 0; l < (last ? L_cycles - 1 : L_cycles); ++l) updates.push_back(L);
     if (!last) updates.push_back(H);
   }
-  kernels(blocks.code, blocks.shape)
+  kernels(blocks.code)
       .run_updates(blocks.shape, updates.data(), static_cast<int64_t>(updates.size()), states, 3, outputs, blocks.code,
                    tables.cos, tables.sin, blocks.threads);
 }
@@ -317,10 +312,9 @@ void blocks_forward(TensorView x, Optional<TensorView> injection, TensorView pac
   const void* add = injection.has_value() ? blocks.state("injection", injection.value()) : nullptr;
   void* to = blocks.state("out", out);
   const float* weights = blocks.packed("packed", packed, layers);
-  float* kept =
-      blocks.floats("saved", saved, kernels(blocks.code, blocks.shape).saved_size(blocks.shape, layers, recompute));
+  float* kept = blocks.floats("saved", saved, kernels(blocks.code).saved_size(blocks.shape, layers, recompute));
   if (blocks.empty()) return;
-  kernels(blocks.code, blocks.shape)
+  kernels(blocks.code)
       .blocks_forward(blocks.shape, weights, layers, from, add, to, blocks.code, tables.cos, tables.sin, recompute,
                       kept, blocks.threads);
 }
@@ -336,8 +330,7 @@ void blocks_backward(TensorView dout, TensorView packed, TensorView packed_backw
   void* to = blocks.state("dx", dx);
   const float* weights = blocks.packed("packed", packed, layers);
   const float* backward = blocks.packed("packed_backward", packed_backward, layers);
-  const float* kept =
-      blocks.floats("saved", saved, kernels(blocks.code, blocks.shape).saved_size(blocks.shape, layers, recompute));
+  const float* kept = blocks.floats("saved", saved, kernels(blocks.code).saved_size(blocks.shape, layers, recompute));
   if (static_cast<int64_t>(dweights.size()) != 4 * layers) {
     TVM_FFI_THROW(ValueError) << blocks.op << ": dweights has " << dweights.size() << " tensors; pass " << 4 * layers;
   }
@@ -352,7 +345,7 @@ void blocks_backward(TensorView dout, TensorView packed, TensorView packed_backw
     gradients.push_back(each_matrix<hrm_weight_gradients>(blocks.shape, matrix));
   }
   if (blocks.empty()) return;
-  kernels(blocks.code, blocks.shape)
+  kernels(blocks.code)
       .blocks_backward(blocks.shape, weights, backward, layers, from, to, gradients.data(), blocks.code, tables.cos,
                        tables.sin, recompute, kept, blocks.threads);
 }

@@ -43,7 +43,7 @@ BY_INSTRUCTION_SET = (
 """Ops that between them run every kernel that is compiled for several instruction sets."""
 EQUAL_WHEN_COMPILED = ("add_rms_norm", "swiglu", "conv_swiglu", "rope_attention", "stablemax_cross_entropy")
 """Ops that launch the same kernels under torch.compile."""
-WITH_PRODUCTS = ("linear", "rope_attention", *BLOCKS)
+WITH_PRODUCTS = ("linear", "rope_attention", "token_mixing", *BLOCKS)
 """Ops whose kernels multiply in bfloat16 where the machine can."""
 
 

@@ -56,7 +56,7 @@ def infer(
 def _saved_size(x: Tensor, weights: Sequence[Tensor], num_heads: int, recompute: bool) -> int:
     """How many floats forward saves, as csrc/cpu/transformer_block.cpp lays them out; sizes may be symbolic."""
     module = native.load("cpu").module
-    bfloat16 = x.dtype is torch.bfloat16 and num_heads > 0  # blocks that mix positions are float32 inside
+    bfloat16 = x.dtype is torch.bfloat16
     width, tile = module.panel_width(bfloat16), module.tile_rows(bfloat16)
 
     def padded(count: int) -> int:
