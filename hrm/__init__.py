@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hrm.api import adapt, analyze, calibrate, evaluate, scale, solve, train
-    from hrm.config import EqRConfig, HRMConfig, TRMConfig
+    from hrm.config import EqRConfig, HRMConfig, TRMConfig, URMConfig
     from hrm.data import register_task
     from hrm.data.format import PuzzleDataset, SetBuilder, open_dataset, write_dataset
     from hrm.data.task import Cell, PuzzleTask
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hrm.losses import act_loss
     from hrm.model import HRM, Carry
     from hrm.trm import TRM
+    from hrm.urm import URM
     from hrm.weights import from_published, load, save
 
     __version__: str
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HRM",
     "TRM",
+    "URM",
     "Carry",
     "Cell",
     "Engine",
@@ -40,6 +42,7 @@ __all__ = [
     "SetBuilder",
     "Solution",
     "TRMConfig",
+    "URMConfig",
     "__version__",
     "act_loss",
     "adapt",
@@ -59,7 +62,7 @@ __all__ = [
 
 _MODULES = {
     "api": ("adapt", "analyze", "calibrate", "evaluate", "scale", "solve", "train"),
-    "config": ("EqRConfig", "HRMConfig", "TRMConfig"),
+    "config": ("EqRConfig", "HRMConfig", "TRMConfig", "URMConfig"),
     "data": ("register_task",),
     "data.format": ("PuzzleDataset", "SetBuilder", "open_dataset", "write_dataset"),
     "data.task": ("Cell", "PuzzleTask"),
@@ -71,6 +74,7 @@ _MODULES = {
     "model": ("HRM", "Carry"),
     "eqr": ("EqR",),
     "trm": ("TRM",),
+    "urm": ("URM",),
     "weights": ("from_published", "load", "save"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -129,6 +129,11 @@ class ModelConfig(BaseModel):
         """Whether the model learns q_continue, for which a training call runs a second segment."""
         return True
 
+    @property
+    def cycle(self) -> list[str]:
+        """The updates of a cycle in order, by the state that each changes."""
+        return ["L"] * self.L_cycles + ["H"]
+
     def summary(self) -> str:
         """The sizes in a few words, for the ``repr`` of a model."""
         puzzles = f", {self.num_puzzle_identifiers} puzzle identifiers" if self.puzzle_emb_ndim else ""
@@ -289,5 +294,68 @@ class EqRConfig(TRMConfig):
     L_init_std: float = Field(default=1.0, ge=0)
 
 
-FAMILIES: dict[str, type[ModelConfig]] = {config.family: config for config in (HRMConfig, TRMConfig, EqRConfig)}
+class URMConfig(ModelConfig):
+    """Sizes and options of an :class:`hrm.URM`; the defaults are the published ones.
+
+    Attributes:
+        seq_len: tokens of a puzzle.
+        vocab_size: number of token values.
+        num_puzzle_identifiers: rows of the puzzle embedding.
+        puzzle_emb_ndim: width of a puzzle's embedding, 0 for none.
+        H_cycles, L_cycles: a segment updates the state H_cycles times L_cycles times.
+        num_layers: blocks of an update.
+        hidden_size: D.
+        expansion: of the ConvSwiGLU; the inner size is ``hrm_kernels.nn.swiglu_inner_size``.
+        num_heads: attention heads.
+        pos_encodings: ``"rope"``.
+        gradient: how many of a segment's last updates carry gradients (:func:`hrm_kernels.fixed_point`); published:
+            ``"last_cycle"``, the last L_cycles.
+        recompute: keep only states for the backward, which computes the rest again.
+        rms_norm_eps, rope_theta: as in the ops.
+        halt_max_steps: the most segments for one puzzle in training, and by default in evaluation; the published code
+            calls it ``loops``, which is understood too.
+        halt_exploration_prob: probability that a row of a training batch draws a minimum number of segments.
+        forward_dtype: dtype of the activations; weights are float32 and converted to it for use. float64 is for
+            checks: only the reference backend supports it.
+    """
+
+    family = "urm"
+
+    H_cycles: Cycles = 4
+    L_cycles: Cycles = 3
+    num_layers: Layers = 8
+    pos_encodings: Literal["rope"] = "rope"
+    gradient: Gradient = "last_cycle"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _loops_are_segments(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "loops" in values:
+            if "halt_max_steps" in values:
+                raise ValueError("loops is the published name of halt_max_steps; pass one of them")
+            values = {"halt_max_steps" if name == "loops" else name: value for name, value in values.items()}
+        return values
+
+    @property
+    def puzzle_emb_len(self) -> int:
+        """Positions before the puzzle that hold its embedding."""
+        return -(-self.puzzle_emb_ndim // self.hidden_size)
+
+    @property
+    def learns_to_continue(self) -> bool:
+        """False: rows halt where q_halt > 0."""
+        return False
+
+    @property
+    def cycle(self) -> list[str]:
+        """L_cycles updates of the only state, z_H."""
+        return ["H"] * self.L_cycles
+
+    def _layers(self) -> str:
+        return f"{self.num_layers}"
+
+
+FAMILIES: dict[str, type[ModelConfig]] = {
+    config.family: config for config in (HRMConfig, TRMConfig, EqRConfig, URMConfig)
+}
 """The configuration of each family, by name."""

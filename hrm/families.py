@@ -2,14 +2,15 @@
 
 import torch
 
-from hrm.config import EqRConfig, HRMConfig, ModelConfig, TRMConfig
+from hrm.config import EqRConfig, HRMConfig, ModelConfig, TRMConfig, URMConfig
 from hrm.eqr import EqR
 from hrm.errors import InputError
 from hrm.model import HRM
 from hrm.sizes import require_memory
 from hrm.trm import TRM
+from hrm.urm import URM
 
-MODELS: dict[type[ModelConfig], type[HRM]] = {HRMConfig: HRM, TRMConfig: TRM, EqRConfig: EqR}
+MODELS: dict[type[ModelConfig], type[HRM]] = {HRMConfig: HRM, TRMConfig: TRM, EqRConfig: EqR, URMConfig: URM}
 """The model of each configuration."""
 
 

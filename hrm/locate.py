@@ -109,7 +109,7 @@ def require_known(checkpoint: str) -> None:
     Raises:
         InputError: it is none of them; or see :func:`locate`.
     """
-    if locate(checkpoint).exists() or (checkpoint.count("/") == 1 and not checkpoint.startswith((".", "/", "~"))):
+    if locate(checkpoint).exists() or (checkpoint.count("/") in (1, 2) and not checkpoint.startswith((".", "/", "~"))):
         return
     raise InputError(
         f"{checkpoint} does not exist; expected a model folder, a checkpoint file, a hub name (owner/name), "

@@ -45,7 +45,7 @@ class Carry:
     """What the rows of a batch keep from one call to the next; detached.
 
     Attributes:
-        z_H, z_L: ``[B, P + seq_len, D]`` states in the forward dtype.
+        z_H, z_L: ``[B, P + seq_len, D]`` states in the forward dtype; z_L has no positions where z_H is the only state.
         steps: ``[B]`` int32, segments so far.
         halted: ``[B]`` bool: the row is done and takes the next batch's data.
         current_data: the data that each row works on.
@@ -150,6 +150,11 @@ class HRMInner(nn.Module):
         """The networks that update z_H and z_L."""
         return self.H_level, self.L_level
 
+    @property
+    def state_positions(self) -> tuple[int, int]:
+        """Positions of z_H and z_L."""
+        return self.config.positions, self.config.positions
+
     def initial_states(self, seeds: torch.Tensor) -> States:
         """``(z_H, z_L)`` of new rows, ``[B, P + seq_len, D]`` in the forward dtype.
 
@@ -226,7 +231,7 @@ class HRMInner(nn.Module):
 
         With the one-step gradient of the paper these are 2: the last update of z_L and the last one of z_H.
         """
-        cycle = ["L"] * self.config.L_cycles + ["H"]
+        cycle = self.config.cycle
         mode = self.gradient if torch.is_grad_enabled() else "one_step"
         return gradient_steps(cycle, self.config.H_cycles * len(cycle), mode)
 
@@ -285,7 +290,8 @@ class HRM(nn.Module):
             name, made = type(self).__name__, expected.__name__
             raise InputError(
                 f"{name}: config is {type(config).__name__}, expected {made}; an HRMConfig makes an hrm.HRM, a "
-                f"TRMConfig an hrm.TRM, an EqRConfig an hrm.EqR, and {made}.parse reads plain values"
+                f"TRMConfig an hrm.TRM, an EqRConfig an hrm.EqR, a URMConfig an hrm.URM, and {made}.parse reads plain "
+                "values"
             )
         self.config = config
         self.inner = self._inner_type(config, sharded)
@@ -307,10 +313,13 @@ class HRM(nn.Module):
         batch = check_batch(self.config, batch)
         inputs = batch["inputs"]
         rows, device = inputs.shape[0], inputs.device
-        shape = (rows, self.config.positions, self.config.hidden_size)
+        z_H, z_L = (
+            torch.zeros(rows, positions, self.config.hidden_size, dtype=self.config.dtype, device=device)
+            for positions in self.inner.state_positions
+        )
         return Carry(
-            z_H=torch.zeros(shape, dtype=self.config.dtype, device=device),
-            z_L=torch.zeros(shape, dtype=self.config.dtype, device=device),
+            z_H=z_H,
+            z_L=z_L,
             steps=torch.zeros(rows, dtype=torch.int32, device=device),
             halted=torch.ones(rows, dtype=torch.bool, device=device),
             current_data={name: torch.zeros_like(values) for name, values in batch.items()},

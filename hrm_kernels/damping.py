@@ -43,7 +43,8 @@ class Damping(NamedTuple):
     def with_tensors(self, tensors: Sequence[torch.Tensor]) -> "Damping":
         """The same with other tensors in place of :meth:`tensors`; with None for each where ``tensors`` is empty."""
         others = iter(tensors)
-        return Damping(*(next(others, None) if isinstance(value, torch.Tensor) else value for value in self))
+        values = (next(others, None) if isinstance(value, torch.Tensor) else value for value in self)
+        return Damping(*values)  # type: ignore[arg-type]
 
 
 def damp(z: torch.Tensor, updated: torch.Tensor, damping: Damping | None) -> torch.Tensor:

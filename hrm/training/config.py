@@ -53,7 +53,7 @@ class TrainConfig(BaseModel):
         seed: seed of the weights, the batches and the exploration.
         seeds: train this many runs, with ``seed`` and the numbers after it as seeds, in a folder of ``out`` each
             (:func:`hrm.training.seeds.train_seeds`); null trains one run in ``out``.
-        family: what to train, ``hrm``, ``trm`` or ``eqr``.
+        family: what to train, ``hrm``, ``trm``, ``eqr`` or ``urm``.
         arch: fields of the family's configuration, such as :class:`hrm.HRMConfig`, without those of the data.
             ``forward_dtype`` can also be ``auto``: bfloat16 on a GPU and on a CPU that multiplies it in hardware,
             else float32 (:func:`hrm.config.automatic_dtype`).
@@ -109,7 +109,7 @@ class TrainConfig(BaseModel):
     loss: LossType = "stablemax_cross_entropy"
     seed: int = Field(default=0, ge=0, lt=2**63)
     seeds: PositiveInt | None = None
-    family: Literal["hrm", "trm", "eqr"] = "hrm"
+    family: Literal["hrm", "trm", "eqr", "urm"] = "hrm"
     arch: dict[str, Any] = {}
     gradient_warmup: NonNegativeInt = 0
     depth: tuple[DepthStage, ...] = ()

@@ -41,9 +41,8 @@ def gradient_mode(step: int, warmup_steps: int, model: ModelConfig) -> Gradient:
     """
     if step > warmup_steps:
         return model.gradient
-    cycle = [1] * model.L_cycles + [0]
-    updates = model.H_cycles * len(cycle)
-    first, last = (gradient_steps(cycle, updates, mode) for mode in ("one_step", model.gradient))
+    updates = model.H_cycles * len(model.cycle)
+    first, last = (gradient_steps(model.cycle, updates, mode) for mode in ("one_step", model.gradient))
     return warm_up(step - 1, warmup_steps, last, first)
 
 

@@ -42,10 +42,10 @@ def load(
     """Load a model, in evaluation mode.
 
     Args:
-        path: a folder of :func:`hrm.save`, a training run (its best checkpoint, or its newest if it was not evaluated;
-            ``model.origin`` says which) or one of its checkpoints, a published checkpoint (its file,
-            or its folder with ``all_config.yaml``), a hub name such as ``sapientinc/HRM-checkpoint-sudoku-extreme``, or
-            the name of a model that comes with the package, such as ``sudoku4`` (``hrm models`` lists them).
+        path: a folder of :func:`hrm.save`, a training run or one of its checkpoints, a published checkpoint (its file,
+            or its folder with ``all_config.yaml``), a hub name such as ``sapientinc/HRM-checkpoint-sudoku-extreme`` or
+            ``locuslab/EqR-model/sudoku-extreme``, or the name of a model that comes with the package, such as
+            ``sudoku4`` (``hrm models`` lists them).
         device: of the model.
         puzzle_emb: what to do with a puzzle embedding of another number of rows than ``num_puzzle_identifiers``, or
             trained on other puzzles than ``identifiers`` (``"keep"`` then keeps the rows by their number).
@@ -53,8 +53,8 @@ def load(
         seq_len: tokens of a puzzle, for published checkpoints with RoPE of other tasks than the published ones.
         forward_dtype: another dtype to compute in; None keeps the checkpoint's, but a CPU computes in bfloat16 where it
             multiplies that in hardware, else in float32 (:func:`hrm.config.automatic_dtype`).
-        weights: ``"ema"`` loads the averaged weights of a training checkpoint, ``"model"`` the trained ones, ``"auto"``
-            the averaged ones if there are any.
+        weights: ``"ema"`` loads the averaged weights of a training checkpoint (or of EqR's published ones), ``"model"``
+            the trained ones, ``"auto"`` the averaged ones if there are any.
         identifiers: which puzzle identifiers the model is used for (:func:`hrm.data.fingerprint.names_fingerprint`);
             None: those of the checkpoint.
 
@@ -151,7 +151,7 @@ def _read(path: Path, name: str, seq_len: int | None, weights: Weights) -> Check
         path = download(name)
     if (path / CONFIG_FILE).is_file():
         return _read_saved(path, weights)
-    return read_published(path, seq_len)
+    return read_published(path, seq_len, weights)
 
 
 def _read_saved(folder: Path, weights: Weights) -> Checkpoint:

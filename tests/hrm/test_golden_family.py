@@ -18,7 +18,7 @@ from hrm_kernels.ops.stablemax_cross_entropy import stablemax_cross_entropy_with
 EQR, URM = ("eqr_rope2d", "eqr_mlp_t"), ("urm",)
 
 
-@pytest.fixture(params=[*EQR])
+@pytest.fixture(params=[*EQR, *URM])
 def golden(request):
     tensors, metadata = read(request.param)
     values = json.loads(metadata["config"])
@@ -40,7 +40,7 @@ def damping(model):
 def run(model, tensors, divisor, train):
     """Segments from the stored initial states: three without gradients, or two with; the last one's results."""
     inner, batch = model.inner, with_identifiers(part(tensors, "batch."))
-    states = [state.to(model.config.dtype) for state in part(tensors, "init.").values()]
+    states = initial_states(tensors)
     model.train(train)
     with torch.set_grad_enabled(train):
         for _ in range(2 if train else 3):
@@ -51,11 +51,22 @@ def run(model, tensors, divisor, train):
             loss = published_loss(logits, q_halt, batch["labels"])
             if train:
                 (loss / divisor).backward()
-    names = ("z_H", "z_L")
-    values = {"logits": logits, "q_halt": q_halt} | dict(zip(names, states)) if not train else {"loss": loss.view(1)}
-    if train:
-        values |= {f"grad.{name}": parameter.grad for name, parameter in model.named_parameters()}
-    return {name: value.detach() for name, value in values.items()}
+    if not train:
+        kept = {"hidden": z_H} if isinstance(model, hrm.URM) else {"z_H": z_H, "z_L": z_L}
+        return {"logits": logits, "q_halt": q_halt} | kept
+    values = {"loss": loss.detach().view(1)}
+    values |= {f"grad.{name}": parameter.grad for name, parameter in model.named_parameters()}
+    if model.puzzle_emb is not None:
+        last = model.puzzle_emb.look_ups[-1]
+        values |= {"puzzle_emb_grad": last.rows.grad, "puzzle_emb_ids": last.ids}
+        model.puzzle_emb.forget()
+    return values
+
+
+def initial_states(tensors):
+    """``z_H`` and ``z_L``; a URM has one state."""
+    states = list(part(tensors, "init.").values())
+    return states if len(states) == 2 else [states[0], states[0][:, :0]]
 
 
 def published_loss(logits, q_halt, labels):
@@ -78,6 +89,10 @@ def plain_runs(name, train):
 def run_plain(tensors, values, divisor, train, dtype=torch.float32, jitter=None):
     """The same by plain PyTorch; ``jitter`` seeds a change of the weights by up to a unit in the last place."""
     state = {name: value.to(dtype) for name, value in part(tensors, "state.").items()}
+    batch = part(tensors, "batch.")
+    if "inner.puzzle_emb.weights" in state:  # a row for each look-up, which has a gradient of its own
+        state["inner.puzzle_emb.weights"] = state["inner.puzzle_emb.weights"][batch["puzzle_identifiers"]]
+        batch["puzzle_identifiers"] = torch.arange(len(batch["inputs"]))
     if jitter is not None:
         generator = torch.Generator().manual_seed(jitter)
         state = {
@@ -85,22 +100,27 @@ def run_plain(tensors, values, divisor, train, dtype=torch.float32, jitter=None)
             for name, value in state.items()
         }
     state = {name: value.clone().requires_grad_(train) for name, value in state.items()}
-    batch = part(tensors, "batch.")
     states = [one.to(dtype) for one in part(tensors, "init.").values()]
     with torch.set_grad_enabled(train):
         for _ in range(2 if train else 3):
             for value in state.values():
                 value.grad = None
             x = plain.embed(state, values, batch)
-            states = plain.eqr_segment(state, values, *(one.detach() for one in states), x)
-            logits = torch.nn.functional.linear(states[0], state["inner.lm_head.weight"])
+            segment = plain.urm_segment if "num_layers" in values else plain.eqr_segment
+            states = segment(state, values, *(one.detach() for one in states), x)
+            cells = states[0][:, states[0].shape[1] - values["seq_len"] :]
+            logits = torch.nn.functional.linear(cells, state["inner.lm_head.weight"])
             q = torch.nn.functional.linear(states[0][:, 0], state["inner.q_head.weight"], state["inner.q_head.bias"])
             loss = plain.stablemax_loss(logits, q[:, 0], batch["labels"])
             if train:
                 (loss / divisor).backward()
-    if train:
-        return {"loss": loss.detach().view(1)} | {f"grad.{name}": value.grad for name, value in state.items()}
-    return {"logits": logits, "q_halt": q[:, 0], "z_H": states[0], "z_L": states[1]}
+    if not train:
+        names = ("z_H", "z_L") if len(states) == 2 else ("hidden",)
+        return {"logits": logits, "q_halt": q[:, 0]} | dict(zip(names, states, strict=True))
+    found = {f"grad.{name}": value.grad for name, value in state.items() if value.grad is not None}
+    if (table := found.pop("grad.inner.puzzle_emb.weights", None)) is not None:
+        found |= {"puzzle_emb_grad": table, "puzzle_emb_ids": part(tensors, "batch.")["puzzle_identifiers"]}
+    return found | {"loss": loss.detach().view(1)}
 
 
 def test_the_state_dict_has_the_published_names_and_values(golden):
@@ -124,7 +144,7 @@ def test_segments_are_as_accurate_as_the_published_numbers(golden, backend, trai
 def test_fused_segments_are_the_loops(golden):
     _, tensors, model, _ = golden
     x = model.inner.embed(with_identifiers(part(tensors, "batch.")))
-    states = list(part(tensors, "init.").values())
+    states = initial_states(tensors)
     with torch.no_grad(), hrm_kernels.use_backend("reference"):
         fused, loops = (run(*states, x, damping(model)) for run in (model.inner.segment, model.inner.loops))
         for one, other in zip(fused, loops, strict=True):

@@ -301,7 +301,7 @@ def test_a_model_of_another_familys_configuration():
         hrm.TRM(config())
     with pytest.raises(hrm.InputError, match="^HRM: config is dict, .* HRMConfig.parse reads plain values$"):
         hrm.HRM({"seq_len": 6})
-    with pytest.raises(hrm.InputError, match="^config is dict, expected one of HRMConfig, TRMConfig, EqRConfig"):
+    with pytest.raises(hrm.InputError, match="^config is dict, expected one of HRMConfig, TRMConfig, EqRCon"):
         hrm.from_published({}, {"seq_len": 6})
 
 

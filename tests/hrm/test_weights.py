@@ -328,7 +328,7 @@ def test_an_absurd_configuration_is_refused_before_the_model_is_built(model, tmp
         (lambda state: dict(enumerate(state.values())), "holds dict, expected a state"),
         (
             lambda state: state | {"inner.embed_tokens.embedding_weight": torch.zeros(())},
-            "does not hold an HRM or TRM: inner.em",
+            "does not hold a model: inner.em",
         ),
         (
             lambda state: state | {"inner.puzzle_emb.weights": torch.zeros(32)},

@@ -85,7 +85,7 @@ def eqr_segment(state: State, config: dict, z_H: Tensor, z_L: Tensor, x: Tensor)
     return z_H, z_L
 
 
-def urm_segment(state: State, config: dict, hidden: Tensor, x: Tensor) -> Tensor:
+def urm_segment(state: State, config: dict, hidden: Tensor, x: Tensor) -> tuple[Tensor]:
     for cycle in range(config["H_cycles"]):
         with torch.set_grad_enabled(torch.is_grad_enabled() and cycle == config["H_cycles"] - 1):
             for _ in range(config["L_cycles"]):
@@ -95,7 +95,7 @@ def urm_segment(state: State, config: dict, hidden: Tensor, x: Tensor) -> Tensor
                     attended = attention(state, f"{name}.self_attn", hidden, config["num_heads"], rope)
                     hidden = rms_norm(hidden + attended)
                     hidden = rms_norm(hidden + conv_swiglu(state, f"{name}.mlp", hidden))
-    return hidden
+    return (hidden,)
 
 
 def embed(state: State, config: dict, batch: State) -> Tensor:

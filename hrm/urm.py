@@ -1,0 +1,87 @@
+"""Universal reasoning model (arXiv 2512.14693): one state, blocks with a convolution in their SwiGLU, with halting."""
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+import hrm_kernels
+from hrm.config import ModelConfig, URMConfig
+from hrm.fused import States
+from hrm.model import HRM, HRMInner
+from hrm_kernels.damping import Damping
+from hrm_kernels.nn import URMBlock, truncated_normal_
+
+
+class URMInner(HRMInner):
+    """The recurrent network of a URM: its only state is z_H, and z_L has no positions.
+
+    A segment updates the state ``H_cycles * L_cycles`` times: ``z_H = blocks(z_H + x)``. The last L_cycles updates
+    carry gradients.
+    """
+
+    config: URMConfig  # type: ignore[assignment]
+
+    def _make_levels(self, config: URMConfig) -> None:  # type: ignore[override]
+        sizes = (config.hidden_size, config.num_heads, config.expansion, config.rms_norm_eps)
+        self.layers = nn.ModuleList(URMBlock(*sizes) for _ in range(config.num_layers))
+
+    def _make_initial_states(self, config: URMConfig) -> None:  # type: ignore[override]
+        vector = torch.empty(config.hidden_size, dtype=torch.float32)
+        self.register_buffer("init_hidden", truncated_normal_(vector, 1))
+
+    @property
+    def state_positions(self) -> tuple[int, int]:
+        """Positions of z_H and z_L."""
+        return self.config.positions, 0
+
+    def initial_states(self, seeds: torch.Tensor) -> States:
+        """``(z_H [B, P + seq_len, D], z_L [B, 0, D])`` of new rows: init_hidden at every position."""
+        rows, config = len(seeds), self.config
+        hidden = self.init_hidden.to(config.dtype).expand(rows, config.positions, -1)  # type: ignore[operator]
+        return hidden, hidden[:, :0]
+
+    def update_hidden(self, hidden: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """One update of the state, ``[B, P + seq_len, D]``."""
+        hidden = hidden + x
+        for layer in self.layers:
+            hidden = layer(hidden, self.cos, self.sin)
+        return hidden
+
+    def loops(self, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor, damping: Damping | None = None) -> States:
+        """One segment as in the paper; z_L is returned as it is."""
+        total, kept = self.config.H_cycles * self.config.L_cycles, self.gradient_updates()
+        for number in range(total):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and number >= total - kept):
+                z_H = self.update_hidden(z_H, x)
+        return z_H, z_L
+
+    def segment(self, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor, damping: Damping | None = None) -> States:
+        """:meth:`loops`; with ``recompute`` in less memory (:func:`hrm_kernels.fixed_point`)."""
+        config, kept = self.config, self.gradient_updates()
+        steps = config.H_cycles * config.L_cycles
+        z_H = hrm_kernels.fixed_point(
+            self.update_hidden, z_H, x, steps=steps, gradient=kept, recompute=config.recompute
+        )
+        return z_H, z_L
+
+    def q_values(self, z_H: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``(q_halt, 0)``, ``[B]`` float32 both, so that rows halt where q_halt > 0."""
+        q_halt, q_continue = super().q_values(z_H)
+        return q_halt, torch.zeros_like(q_continue)
+
+
+class URM(HRM):
+    """The universal reasoning model with adaptive computation time; used like an :class:`hrm.HRM`.
+
+    ``state_dict()`` has the names of the published checkpoints (without their wrappers' prefixes). Rows halt where
+    ``q_halt_logits`` > 0; ``q_continue_logits`` is 0.
+    """
+
+    config: URMConfig  # type: ignore[assignment]
+    inner: URMInner
+    _configured_by: ClassVar[type[ModelConfig]] = URMConfig
+    _inner_type: ClassVar[type[HRMInner]] = URMInner
+
+    def __init__(self, config: URMConfig, sharded: bool = False) -> None:
+        super().__init__(config, sharded)  # type: ignore[arg-type]
