@@ -10,6 +10,13 @@ from hrm.data.format import SetBuilder, write_dataset
 from hrm.training.config import TrainConfig
 from hrm.training.distributed import World
 
+_TINY = {"L_layers": 1, "H_cycles": 2, "puzzle_emb_len": 2}
+LAYERS = {
+    "hrm": {"H_layers": 1, "L_layers": 1},
+    "trm": _TINY,
+    "eqr": _TINY,
+    "urm": {"num_layers": 1, "H_cycles": 2},
+}
 CPU = World(0, 1, torch.device("cpu"))
 
 
@@ -39,8 +46,8 @@ def configure(data, tmp_path):
     """A function that returns the configuration of a run of a tiny model in ``tmp_path / out``."""
 
     def make(out: str = "run", arch: dict | None = None, **changes) -> TrainConfig:
-        sizes = {"hidden_size": 16, "num_heads": 2, "L_layers": 1, "L_cycles": 1, "halt_max_steps": 3}
-        sizes |= {"H_cycles": 2, "puzzle_emb_len": 2} if changes.get("family") == "trm" else {"H_layers": 1}
+        sizes = {"hidden_size": 16, "num_heads": 2, "L_cycles": 1, "halt_max_steps": 3}
+        sizes |= LAYERS[changes.get("family", "hrm")]
         values = {
             "data": data,
             "out": tmp_path / out,

@@ -65,6 +65,28 @@ def test_recipes_of_tiny_recursive_models(data):
         assert (model.hidden_size, model.num_heads, model.halt_max_steps, model.gradient) == (512, 8, 16, "last_cycle")
 
 
+def test_recipes_of_equilibrium_reasoners(data):
+    """As in config/arch/eqr.yaml and config/train of the published code."""
+    metadata = open_dataset(data, "train").metadata
+    table = {  # epochs, hidden_size, L_layers, L_cycles, mlp_t, pos_encodings
+        "eqr-sudoku-extreme-1k": (50_000, 512, 2, 6, True, "none"),
+        "eqr-maze-unique-1k": (100_000, 128, 1, 4, False, "rope"),
+    }
+    assert {name for name in recipes() if name.startswith("eqr")} == set(table)
+    for name, sizes in table.items():
+        config = load_config(name, ["data=x"])
+        assert (config.family, config.global_batch_size, config.lr, config.weight_decay) == ("eqr", 768, 1e-4, 1.0)
+        assert (config.lr_warmup_steps, config.lr_min_ratio, config.ema, config.ema_rate) == (2000, 1.0, True, 0.999)
+        assert config.loss == "stablemax_cross_entropy" and config.eval_interval == 5000
+        model = config.model(metadata, torch.device("cuda"))
+        assert isinstance(model, hrm.EqRConfig)
+        assert (config.epochs, model.hidden_size, model.L_layers, model.L_cycles) == sizes[:4]
+        assert (model.mlp_t, model.pos_encodings) == sizes[4:]
+        assert (model.H_cycles, model.num_heads, model.expansion, model.halt_max_steps) == (3, 8, 4, 16)
+        assert (model.lambda_, model.noise_scale, model.H_init_std, model.L_init_std) == (0.95, 0.01, 1.0, 1.0)
+        assert (model.halt_exploration_prob, model.puzzle_emb_ndim, model.no_ACT_continue) == (0.1, 0, True)
+
+
 def test_the_keys_of_arch_belong_to_the_family(data):
     metadata = open_dataset(data, "train").metadata
     overrides = ["data=x", "arch.gradient=3", "arch.recompute=true", "gradient_warmup=100"]

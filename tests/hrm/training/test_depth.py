@@ -19,6 +19,7 @@ FAMILIES = {
     "hrm": {},
     "trm": {"family": "trm", "ema": True},
     "mixing": {"family": "trm", "arch": {"mlp_t": True, "pos_encodings": "none", "no_ACT_continue": False}},
+    "eqr": {"family": "eqr", "arch": {"puzzle_emb_ndim": 0}},
     "full gradient": {"gradient_warmup": 4, "arch": {"gradient": "full"}},
 }
 FULL = {"H_cycles": 2, "L_cycles": 3}
