@@ -19,7 +19,8 @@ from hrm.data.fingerprint import names_fingerprint
 from hrm.data.format import open_dataset
 from hrm.errors import InputError
 from hrm.files import require_new, require_writable, write_json
-from hrm.inference.halting import CALIBRATION_FILE, calibration_folder, parse_halting
+from hrm.inference.halting import CALIBRATION_FILE, calibration_folder, needs, parse_halting
+from hrm.inference.selection import DEFAULT_ORDER
 from hrm.locate import require_known
 from hrm.progress import Progress, begun, silent
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from hrm.data.format import PuzzleDataset
     from hrm.data.task import PuzzleTask
     from hrm.inference.calibrate import Calibration
+    from hrm.inference.engine import Trajectories
     from hrm.inference.halting import Halting
     from hrm.inference.metrics import Metrics
     from hrm.inference.scaling import Scaling
@@ -164,6 +166,7 @@ def evaluate(
     max_steps: int | None = None,
     max_examples: int | None = None,
     batch_size: int | None = None,
+    trajectories: int | Trajectories = 1,
     out: Path | str | None = None,
     force: bool = False,
     puzzle_emb: PuzzleEmb = "strict",
@@ -185,8 +188,10 @@ def evaluate(
             or a callable (:mod:`hrm.inference.halting`).
         max_steps: most segments per puzzle (default: as in training).
         max_examples: use only the first examples (default: all).
-        batch_size: puzzles processed together, in all processes (default: 256, or 64 if puzzles halt early). No metric
-            depends on it.
+        batch_size: puzzles processed together, in all processes (default: 256, or 64 if puzzles halt early or have
+            several trajectories). No metric depends on it.
+        trajectories: attempts at each puzzle: a number, or :class:`hrm.inference.engine.Trajectories`. The metrics then
+            have the exact accuracy of each rule that chooses among their answers, and of a perfect choice.
         out: a folder for ``predictions.npz``, ``metrics.json`` and, for ARC, ``submission.json``.
         force: replace these files.
         puzzle_emb: what to do with a puzzle embedding trained on other puzzles (:data:`hrm.weights.PuzzleEmb`).
@@ -206,10 +211,12 @@ def evaluate(
         metrics = evaluation.evaluate(
             loaded,
             dataset,
-            batch_size=(256 if halt == "fixed" else 64) if batch_size is None else batch_size,
+            batch_size=(256 if halt == "fixed" and trajectories == 1 else 64) if batch_size is None else batch_size,
             max_steps=max_steps,
             halt=halting,
             max_examples=max_examples,
+            trajectories=trajectories,
+            task=None if trajectories == 1 and not needs(halting).check else _task_of(dataset),
             out=out,
             progress=progress,
         )
@@ -229,6 +236,8 @@ def solve(
     identifier: int = 0,
     batch_size: int = 64,
     abstain: bool = False,
+    trajectories: int | Trajectories = 1,
+    trace: bool = True,
     device: str = "auto",
     progress: Progress = silent,
 ) -> Solution: ...
@@ -245,6 +254,8 @@ def solve(
     identifier: int = 0,
     batch_size: int = 64,
     abstain: bool = False,
+    trajectories: int | Trajectories = 1,
+    trace: bool = True,
     device: str = "auto",
     progress: Progress = silent,
 ) -> list[Solution]: ...
@@ -260,6 +271,8 @@ def solve(
     identifier: int = 0,
     batch_size: int = 64,
     abstain: bool = False,
+    trajectories: int | Trajectories = 1,
+    trace: bool = True,
     device: str = "auto",
     progress: Progress = silent,
 ) -> Solution | list[Solution]:
@@ -277,8 +290,11 @@ def solve(
         halt: as for :func:`evaluate`; ``"q"`` ends a puzzle where ``q_halt > q_continue``.
         max_steps: most segments per puzzle (default: as in training).
         identifier: row of the puzzle embedding, for all puzzles.
-        batch_size: puzzles processed together.
+        batch_size: trajectories processed together.
         abstain: give no answer rather than one that the task does not verify (``solution.answered``).
+        trajectories: attempts at each puzzle: a number, or :class:`hrm.inference.engine.Trajectories`, which says how
+            they differ and which answer is taken.
+        trace: keep the answer after each segment (``solution.frames``), else only the last one.
         device: where a model given by name runs: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         progress: called with the number of solved puzzles.
 
@@ -313,6 +329,8 @@ def solve(
             puzzle_identifiers=np.full(len(tokens), identifier),
             batch_size=batch_size,
             abstain=abstain,
+            trajectories=trajectories,
+            trace=trace,
             progress=progress,
         )
     return solutions[0] if isinstance(puzzles, str) else solutions
@@ -323,9 +341,11 @@ def scale(
     data: Data,
     *,
     segments: Sequence[int] | None = None,
-    rollouts: Sequence[int] = (1,),
-    augment: bool = True,
-    noise: float = 0.0,
+    trajectories: Sequence[int] = (1,),
+    noise: float | None = None,
+    start_noise: float = 0.0,
+    augment: bool = False,
+    select: str = DEFAULT_ORDER,
     seed: int = 0,
     split: str = "test",
     halt: str | Halting = "fixed",
@@ -337,59 +357,63 @@ def scale(
     device: str = "auto",
     progress: Progress = silent,
 ) -> Scaling:
-    """Measure accuracy against compute: every combination of numbers of segments and rollouts, without retraining.
+    """Measure accuracy against compute: every combination of numbers of segments and trajectories, and every rule
+    that chooses among the answers, without retraining.
 
     ::
 
-        print(hrm.scale("sudoku6", "data/sudoku6", segments=[1, 4, 16], rollouts=[1, 4]))
+        print(hrm.scale("sudoku6", "data/sudoku6", segments=[1, 4, 16], trajectories=[1, 4]))
 
     Args:
         model: a model, or what :func:`hrm.load` takes.
         data: a data set, or a data folder.
         segments: the numbers of segments (default: 1, 2, 4, ... up to the number in training).
-        rollouts: the numbers of attempts at each puzzle; their answers vote.
-        augment: change the puzzle by a symmetry in all rollouts but the first.
-        noise: standard deviation of the noise on the initial states, in all rollouts but the first.
+        trajectories: the numbers of attempts at each puzzle.
+        noise, start_noise, augment: how they differ (:class:`hrm.inference.engine.Trajectories`); by default by noise
+            before each segment.
+        select: the rules that choose the answer, in order, such as ``"check,vote,q"``; each is also measured by itself.
         seed: seed of symmetries and noise.
         split: the split of a data folder.
-        halt: as for :func:`evaluate`; a rollout that halts uses no more segments.
+        halt: as for :func:`evaluate`; a trajectory that halts uses no more segments.
         max_examples: use only the first examples (default: all).
-        batch_size: rollouts processed together.
+        batch_size: trajectories processed together.
         out: a folder for ``scaling.json``, ``scaling.md`` and ``scaling.png``.
         force: replace these files.
         puzzle_emb: as for :func:`evaluate`.
         device: where a model given by name runs: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        progress: called with the number of finished rollouts.
+        progress: called with the number of finished puzzles.
 
     Raises:
-        InputError: as :func:`evaluate`; or the rollouts would all be the same.
+        InputError: as :func:`evaluate`; or the trajectories would all be the same.
     """
-    if noise and max(rollouts, default=1) == 1:
-        raise InputError("noise changes no answer of a single rollout; give several rollouts, such as 1,4")
+    if (noise or start_noise or augment) and max(trajectories, default=1) == 1:
+        raise InputError("noise changes no answer of a single trajectory; give several trajectories, such as 1,4")
     out = _results_folder(out, _SCALING_FILES, force)
     _require_known(model)
     halting = _halting(model, halt)
     dataset = _open(data, split)
     with _loaded(model, dataset, puzzle_emb, device, one_process="hrm scale") as (loaded, _):
         from hrm.inference import scaling
+        from hrm.inference.engine import Trajectories
 
+        how = Trajectories.differing(
+            max(trajectories, default=1), noise, start_noise, augment, seed=seed, select=select, stop=False
+        )
         result = scaling.scale(
             loaded,
             _task_of(dataset),
             dataset,
             segments=list(_powers_of_two(loaded.config.halt_max_steps) if segments is None else segments),
-            rollouts=list(rollouts),
+            trajectories=list(trajectories),
+            how=how,
             halt=halting,
-            augment=augment,
-            noise=noise,
-            seed=seed,
             max_examples=max_examples,
             slots=batch_size,
             progress=progress,
         )
     if out is not None:
         about = {"checkpoint": _name_of(model), "data": str(dataset.folder), "split": dataset.split, "halt": str(halt)}
-        result.save(out, **about, augment=augment, noise=noise, seed=seed)
+        result.save(out, **about, **scaling.described(how))
     return result
 
 

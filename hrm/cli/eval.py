@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hrm.cli.options import (
+    Augment,
     Data,
     Device,
     Force,
@@ -15,14 +16,21 @@ from hrm.cli.options import (
     MaxExamples,
     MaxSteps,
     Model,
+    Noise,
     PuzzleEmb,
     PuzzleEmbOption,
+    Seed,
+    Select,
     Split,
+    StartNoise,
+    TrajectoryCount,
 )
 from hrm.cli.processes import is_main, say_checkpoint
+from hrm.inference.selection import DEFAULT_ORDER, parse_order
 from hrm.progress import progress_bar
 
 if TYPE_CHECKING:
+    from hrm.inference.engine import Trajectories
     from hrm.inference.metrics import Metrics
 
 
@@ -33,10 +41,18 @@ def evaluate(
     halt: Halt = "fixed",
     max_steps: MaxSteps = None,
     max_examples: MaxExamples = None,
+    trajectories: TrajectoryCount = 1,
+    noise: Noise = None,
+    start_noise: StartNoise = 0.0,
+    augment: Augment = False,
+    select: Select = DEFAULT_ORDER,
+    seed: Seed = 0,
     batch_size: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Puzzles processed together (default: 256, or 64 if puzzles halt early)."
+            min=1,
+            metavar="N",
+            help="Puzzles processed together (default: 256, or 64 if they halt early or have several trajectories).",
         ),
     ] = None,
     out: Annotated[
@@ -51,8 +67,10 @@ def evaluate(
     """Measure a model on labelled puzzles, by the published protocol: all segments for every puzzle.
 
     Prints exact and token accuracy, halting accuracy, and the accuracy and segments if puzzles halted by Q. On ARC
-    data the answers to all variants of a task vote (pass@K). Several GPUs: torchrun -m hrm eval ...
+    data the answers to all variants of a task vote (pass@K). With --trajectories there is a line for each rule that
+    chooses among the answers, and one for a perfect choice. Several GPUs: torchrun -m hrm eval ...
     """
+    parse_order(select)
     from hrm import api
 
     with progress_bar(shown=is_main()) as progress:
@@ -64,6 +82,7 @@ def evaluate(
             max_steps=max_steps,
             max_examples=max_examples,
             batch_size=batch_size,
+            trajectories=_several(trajectories, noise, start_noise, augment, seed=seed, select=select),
             out=out,
             force=force,
             puzzle_emb=puzzle_emb.value,
@@ -77,6 +96,15 @@ def evaluate(
         print(json.dumps(metrics.json_values()))
     else:
         _print_table(f"{model} on {data.expanduser()} ({split})", metrics)
+
+
+def _several(count: int, *how: Any, **more: Any) -> "int | Trajectories":
+    """The settings of several trajectories; for one the number, which needs no torch."""
+    if count == 1:
+        return count
+    from hrm.inference.engine import Trajectories
+
+    return Trajectories.differing(count, *how, **more)
 
 
 def _print_table(title: str, metrics: "Metrics") -> None:

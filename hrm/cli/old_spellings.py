@@ -10,9 +10,10 @@ _OPTIONS = {
         "data": "--data",
         "halt": "--halt",
         "scale": "--segments",
-        "rollouts": "--rollouts",
-        "augment": "--no-augment",
-        "noise": "--noise",
+        "rollouts": "--trajectories",
+        "--rollouts": "--trajectories",
+        "augment": "--augment",
+        "noise": "--start-noise",
         "seed": "--seed",
     },
     "adapt": {
@@ -63,5 +64,5 @@ def _translate(argument: str, options: dict[str, str]) -> list[str]:
     if key not in options or (not equals and not key.startswith("--")):
         return [argument]
     if key == "augment":
-        return ["--no-augment"] if value.lower() == "false" else []
+        return [] if value.lower() == "false" else ["--augment"]
     return [options[key], value.removeprefix("segments:")] if equals else [options[key]]

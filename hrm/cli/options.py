@@ -46,11 +46,51 @@ Halt = Annotated[
         "--halt",
         metavar="RULE",
         help="When a puzzle halts: fixed (after all segments), q (when q_halt > q_continue), margin:X (when "
-        "q_halt - q_continue > X), stable:K (when K segments have not changed the answer), or calibrated (by the "
-        "margin that hrm calibrate stored).",
+        "q_halt - q_continue > X), stable:K (when K segments have not changed the answer), residual:EPS (when two "
+        "segments have changed the states by less than EPS; residual:EPS:K for K segments), check (when the task "
+        "accepts the answer), several with | (or) and &, such as q|residual:0.01; or calibrated (by the threshold "
+        "that hrm calibrate stored).",
     ),
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, metavar="N", help="Puzzles processed together.")]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", min=1, metavar="N", help="Puzzles (or trajectories) processed together.")
+]
+TrajectoryCount = Annotated[
+    int,
+    typer.Option("--trajectories", min=1, metavar="K", help="Attempts at each puzzle; --select chooses the answer."),
+]
+Noise = Annotated[
+    float | None,
+    typer.Option(
+        "--noise",
+        min=0,
+        metavar="X",
+        help="Standard deviation of noise on the states before each segment, in all trajectories but the first "
+        "(default: 0.1, or 0 with --start-noise or --augment).",
+    ),
+]
+StartNoise = Annotated[
+    float,
+    typer.Option(
+        "--start-noise",
+        min=0,
+        metavar="X",
+        help="Standard deviation of noise on the initial states, in all trajectories but the first.",
+    ),
+]
+Augment = Annotated[
+    bool,
+    typer.Option("--augment", help="Change the puzzle by a symmetry in all trajectories but the first (Sudoku, maze)."),
+]
+Select = Annotated[
+    str,
+    typer.Option(
+        "--select",
+        metavar="RULES",
+        help="Which answer of several trajectories is taken: check (the task accepts it), vote (most trajectories have "
+        "it), q (highest q_halt), residual (the states change least), or several in order.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of all random choices.")]
 PuzzleEmbOption = Annotated[
     PuzzleEmb,

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from hrm.cli.options import (
+    Augment,
     BatchSize,
     Data,
     Device,
@@ -15,13 +16,17 @@ from hrm.cli.options import (
     Json,
     MaxExamples,
     Model,
+    Noise,
     PuzzleEmb,
     PuzzleEmbOption,
     Seed,
+    Select,
     Split,
+    StartNoise,
 )
 from hrm.cli.processes import say_checkpoint
 from hrm.errors import InputError
+from hrm.inference.selection import DEFAULT_ORDER, parse_order
 from hrm.progress import progress_bar
 
 
@@ -35,19 +40,11 @@ def scale(
             help="Numbers of segments (default: 1, 2, 4, ... up to the number in training).",
         ),
     ] = None,
-    rollouts: Annotated[str, typer.Option(metavar="N,N,...", help="Numbers of attempts at each puzzle.")] = "1",
-    no_augment: Annotated[
-        bool,
-        typer.Option("--no-augment", help="Do not change the puzzle by symmetries in the rollouts after the first."),
-    ] = False,
-    noise: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            metavar="X",
-            help="Standard deviation of noise on the initial states in the rollouts after the first.",
-        ),
-    ] = 0.0,
+    trajectories: Annotated[str, typer.Option(metavar="K,K,...", help="Numbers of attempts at each puzzle.")] = "1",
+    noise: Noise = None,
+    start_noise: StartNoise = 0.0,
+    augment: Augment = False,
+    select: Select = DEFAULT_ORDER,
     seed: Seed = 0,
     split: Split = "test",
     halt: Halt = "fixed",
@@ -63,9 +60,10 @@ def scale(
 ) -> None:
     """Measure accuracy against compute: more segments, or several attempts at each puzzle, without retraining.
 
-    Every combination of segments and rollouts is measured. The answers of the rollouts of a puzzle vote; answers that
-    are seen to solve the puzzle come first.
+    Every combination of segments and trajectories is measured, with every rule that chooses among the answers of a
+    puzzle, and with a perfect choice.
     """
+    parse_order(select)
     from hrm import api
 
     with progress_bar() as progress:
@@ -73,9 +71,11 @@ def scale(
             model,
             data,
             segments=None if segments is None else _numbers("--segments", segments),
-            rollouts=_numbers("--rollouts", rollouts),
-            augment=not no_augment,
+            trajectories=_numbers("--trajectories", trajectories),
             noise=noise,
+            start_noise=start_noise,
+            augment=augment,
+            select=select,
             seed=seed,
             split=split,
             halt=halt,
@@ -90,7 +90,7 @@ def scale(
     say_checkpoint(model)
     if as_json:
         about = {"checkpoint": model, "data": str(data), "split": split, "halt": halt}
-        print(json.dumps(scaling.as_dict(**about, augment=not no_augment, noise=noise, seed=seed)))
+        print(json.dumps(scaling.as_dict(**about)))
     else:
         print(scaling)
 

@@ -8,12 +8,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hrm.cli.options import BatchSize, Device, Halt, MaxSteps, Model
+from hrm.cli.options import (
+    Augment,
+    BatchSize,
+    Device,
+    Halt,
+    MaxSteps,
+    Model,
+    Noise,
+    Seed,
+    Select,
+    StartNoise,
+    TrajectoryCount,
+)
 from hrm.cli.processes import say_checkpoint
 from hrm.cli.puzzle_input import read_puzzles, read_source
 from hrm.cli.solve_output import Answers
 from hrm.errors import InputError
 from hrm.files import read_json, require_file
+from hrm.inference.selection import DEFAULT_ORDER, parse_order
 from hrm.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -32,6 +45,12 @@ def solve(
     ],
     halt: Halt = "q",
     max_steps: MaxSteps = None,
+    trajectories: TrajectoryCount = 1,
+    noise: Noise = None,
+    start_noise: StartNoise = 0.0,
+    augment: Augment = False,
+    select: Select = DEFAULT_ORDER,
+    seed: Seed = 0,
     abstain: Annotated[
         bool, typer.Option("--abstain", help="Give no answer rather than one that the task's check does not verify.")
     ] = False,
@@ -65,6 +84,7 @@ def solve(
     _check_output("--out", out, puzzle, ".csv", ".jsonl")
     require_known(model)
     halting = parse_halting(halt, model)
+    parse_order(select)
     source, one_only = read_source(puzzle), bool(gif or png)
     task = _known_task(model)
     puzzles = None if task is None else read_puzzles(task, source, one_only)
@@ -72,6 +92,7 @@ def solve(
     import numpy as np
 
     from hrm import api
+    from hrm.inference.engine import Trajectories
     from hrm.training.distributed import joined
     from hrm.weights import load
 
@@ -91,6 +112,10 @@ def solve(
                 identifier=identifier,
                 batch_size=batch_size,
                 abstain=abstain,
+                trajectories=Trajectories.differing(
+                    trajectories, noise, start_noise, augment, seed=seed, select=select
+                ),
+                trace=trace or gif is not None,
                 progress=progress,
             )
     answers = Answers(task, puzzles, solutions, loaded.config.learns_to_continue, trace)

@@ -50,13 +50,13 @@ class Answers:
         return [self._record(puzzle, solution) for puzzle, solution in self._pairs()]
 
     def save(self, path: Path) -> None:
-        """Write the records as CSV (without traces) or as one JSON object per line, as the file's name says."""
+        """Write the records, as the file's name says: as JSON lines, or as CSV without traces and trajectories."""
         records = self.records()
         with written_beside(path) as part, part.open("w", newline="", encoding="utf-8") as file:
             if path.suffix.lower() == ".jsonl":
                 file.writelines(json.dumps(record) + "\n" for record in records)
             else:
-                columns = [name for name in records[0] if name != "trace"]
+                columns = [name for name in records[0] if name not in ("trace", "trajectories", "chosen")]
                 writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(records)
@@ -95,6 +95,19 @@ class Answers:
             "confidence": solution and solution.confidence,
             "error": puzzle.error,
         }
+        if solution is not None and solution.trajectories:
+            record["trajectories"] = [
+                {
+                    "number": one.number,
+                    "answer": task.format(one.tokens),
+                    "verified": one.verified,
+                    "segments": one.steps,
+                    "confidence": one.confidence,
+                    "residual": one.residual,
+                }
+                for one in solution.trajectories
+            ]
+            record["chosen"] = dict(solution.chosen)
         if self.trace and solution is not None:
             record["trace"] = [
                 {
@@ -124,4 +137,13 @@ class Answers:
         verdict = "valid" if solution.valid else f"not valid: {solution.reason}"
         if not solution.answered:
             verdict = f"no answer: {solution.reason}"
-        return "\n".join([*parts, f"{verdict}; {segments}, confidence {solution.confidence:.2f}"])
+        parts.append(f"{verdict}; {segments}, confidence {solution.confidence:.2f}")
+        if len(solution.trajectories) > 1:
+            parts.append(self._choices(solution))
+        return "\n".join(parts)
+
+    def _choices(self, solution: "Solution") -> str:
+        """What each rule of selection chooses, in one line."""
+        valid = {one.number: "valid" if one.reason is None else "not valid" for one in solution.trajectories}
+        chosen = (f"{rule} takes {number} ({valid[number]})" for rule, number in solution.chosen.items())
+        return f"of {len(solution.trajectories)} trajectories: {'; '.join(chosen)}"

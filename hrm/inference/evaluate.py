@@ -2,6 +2,7 @@
 
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed as dist
@@ -9,12 +10,14 @@ import torch.distributed as dist
 from hrm.compatibility import check_fits
 from hrm.data.batches import evaluation_batches
 from hrm.data.format import PuzzleDataset
+from hrm.data.task import PuzzleTask
 from hrm.files import write_json
 from hrm.inference.arc_voting import count_votes, votes_on
+from hrm.inference.engine import Trajectories
 from hrm.inference.halting import Halting, halts_at_the_end, parse_halting
-from hrm.inference.metrics import EARLY, PUBLISHED, Metrics, MetricSums
+from hrm.inference.metrics import EARLY, PUBLISHED, Metrics, MetricSums, selection_names
 from hrm.inference.predictions import Predictions, save_predictions
-from hrm.inference.protocols import run_all_segments, run_until_halted
+from hrm.inference.protocols import run_all_segments, run_trajectories, run_until_halted
 from hrm.inference.segments import require_positive
 from hrm.losses import LossType
 from hrm.model import HRM
@@ -29,6 +32,8 @@ def evaluate(
     max_steps: int | None = None,
     halt: str | Halting = "fixed",
     max_examples: int | None = None,
+    trajectories: int | Trajectories = 1,
+    task: PuzzleTask | None = None,
     out: Path | str | None = None,
     loss_type: LossType = "stablemax_cross_entropy",
     progress: Progress = silent,
@@ -43,6 +48,8 @@ def evaluate(
         halt: ``"fixed"`` is the published protocol, all segments for every row. With any other rule of
             :class:`hrm.Engine` a row that halts frees its slot for the next row.
         max_examples: evaluate only the first ones.
+        trajectories: attempts at each example; ``steps`` then counts the segments of all of them.
+        task: checks the answers, for the rule ``check``; it may be None without such a rule.
         out: a folder for ``predictions.npz``: ``inputs``, ``labels`` (both as in the data folder) and ``predictions``
             ``[n, seq_len]``; ``puzzle_identifiers``, ``q_halt`` (last logits) and ``early_steps`` ``[n]``.
             For ARC also for ``submission.json``, the answers in Kaggle's format.
@@ -57,7 +64,7 @@ def evaluate(
     """
     max_steps = model.config.halt_max_steps if max_steps is None else max_steps
     require_positive(batch_size=batch_size, max_steps=max_steps, max_examples=max_examples)
-    halting = parse_halting(halt)
+    halting, settings = parse_halting(halt), replace(Trajectories.of(trajectories), stop=False)
     check_fits(model, dataset)
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)  # if this fails, it fails before the work
@@ -78,10 +85,14 @@ def evaluate(
     start = time.perf_counter()
     report(0)
     batches = evaluation_batches(dataset, batch_size, rank, world, max_examples)
-    if halting is halts_at_the_end:
+    each = batch_size // world
+    if settings.count > 1:
+        sums = MetricSums((*EARLY, *selection_names(task)))
+        evaluated = run_trajectories(model, batches, each, max_steps, halting, settings, task)
+    elif halting is halts_at_the_end:
         sums, evaluated = MetricSums(PUBLISHED), run_all_segments(model, batches, max_steps, loss_type, report)
     else:
-        sums, evaluated = MetricSums(EARLY), run_until_halted(model, batches, batch_size // world, max_steps, halting)
+        sums, evaluated = MetricSums(EARLY), run_until_halted(model, batches, each, max_steps, halting, task)
     with closing(evaluated):
         for done, batch in enumerate(evaluated, 1):
             sums.add(batch.sums)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +25,10 @@ class Moment:
         tokens: ``[slots, seq_len]`` integers, the most likely answer.
         unchanged: ``[slots]`` int, number of last segments that did not change the answer.
         q_halt, q_continue: ``[slots]`` float32 logits; q_continue is 0 for models without that head.
+        residuals: ``[slots, window]`` float32, how much each of the last segments changed the states
+            (:func:`hrm.inference.engine.segment.residual`), the newest last; inf before the first segment. They are
+            measured for rules with an attribute ``residuals``, the window.
+        verified: ``[slots]`` bool, whether the task's check accepts the answer; all False without a rule that asks.
     """
 
     steps: np.ndarray
@@ -31,6 +36,8 @@ class Moment:
     unchanged: np.ndarray
     q_halt: np.ndarray
     q_continue: np.ndarray
+    residuals: np.ndarray
+    verified: np.ndarray
 
     @property
     def margin(self) -> np.ndarray:
@@ -54,6 +61,11 @@ def halts_at_the_end(moment: Moment) -> np.ndarray:
     return np.zeros(len(moment.steps), bool)
 
 
+def halts_when_verified(moment: Moment) -> np.ndarray:
+    """Halt where the task's check accepts the answer."""
+    return moment.verified
+
+
 @dataclass(frozen=True)
 class Stable:
     """Halt where the answer has not changed for ``segments`` segments."""
@@ -74,16 +86,84 @@ class Margin:
         return moment.margin > self.threshold
 
 
-def ignores_answers(rule: Halting) -> bool:
-    """Whether ``rule`` is known not to look at tokens: its :class:`Moment` may have any tokens and counts."""
-    return rule in (halts_by_q, halts_at_the_end) or isinstance(rule, Margin)
+@dataclass(frozen=True)
+class FixedPoint:
+    """Halt where each of the last ``patience`` segments changed the states by less than ``threshold``.
+
+    Source: FPRM (arXiv 2606.18206).
+    """
+
+    threshold: float
+    patience: int = 2
+
+    @property
+    def residuals(self) -> int:
+        """The number of last residuals that the rule looks at."""
+        return self.patience
+
+    def __call__(self, moment: Moment) -> np.ndarray:
+        return np.all(moment.residuals[:, -self.patience :] < self.threshold, 1)
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """Halt where one of the rules does."""
+
+    rules: tuple[Halting, ...]
+
+    def __call__(self, moment: Moment) -> np.ndarray:
+        return np.any([rule(moment) for rule in self.rules], 0)
+
+
+@dataclass(frozen=True)
+class AllOf:
+    """Halt where all rules do."""
+
+    rules: tuple[Halting, ...]
+
+    def __call__(self, moment: Moment) -> np.ndarray:
+        return np.all([rule(moment) for rule in self.rules], 0)
+
+
+WINDOW = 3
+"""Segments over which the residual of an answer is a mean, as in EqR."""
+
+
+class Needs(NamedTuple):
+    """What a rule looks at; what no rule needs is not computed.
+
+    Attributes:
+        answers: ``tokens`` and ``unchanged``.
+        residuals: number of last residuals; 0 for none.
+        check: ``verified``.
+    """
+
+    answers: bool
+    residuals: int
+    check: bool
+
+
+def needs(rule: Halting) -> Needs:
+    """What ``rule`` looks at. An unknown one gets answers, and residuals if it has an attribute ``residuals``."""
+    if rule in (halts_by_q, halts_at_the_end) or isinstance(rule, Margin):
+        return Needs(False, 0, False)
+    if rule is halts_when_verified:
+        return Needs(True, 0, True)
+    if isinstance(rule, FixedPoint):
+        return Needs(False, rule.residuals, False)
+    if isinstance(rule, AnyOf | AllOf):
+        answers, residuals, checks = zip(*map(needs, rule.rules))
+        return Needs(any(answers), max(residuals), any(checks))
+    return Needs(True, getattr(rule, "residuals", 0), False)
 
 
 def parse_halting(halt: str | Halting, checkpoint: Path | str | None = None) -> Halting:
     """The rule that ``halt`` names; torch is not imported.
 
     Args:
-        halt: ``"q"``, ``"fixed"``, ``"stable:K"``, ``"margin:X"`` or ``"calibrated"``; a callable is returned as it is.
+        halt: ``"q"``, ``"fixed"``, ``"check"``, ``"stable:K"``, ``"margin:X"``, ``"residual:EPS"``,
+            ``"residual:EPS:PATIENCE"`` or ``"calibrated"``; several with ``|`` (one is enough) or ``&`` (all must
+            hold; it binds more closely), such as ``"q|residual:0.01"``; a callable is returned as it is.
         checkpoint: the model for ``"calibrated"``, as :func:`hrm.load` takes it; None for a model without a file.
 
     Raises:
@@ -91,11 +171,12 @@ def parse_halting(halt: str | Halting, checkpoint: Path | str | None = None) -> 
     """
     if callable(halt):
         return halt
+    for sign, combination in (("|", AnyOf), ("&", AllOf)):
+        if sign in str(halt):
+            return combination(tuple(parse_halting(part.strip(), checkpoint) for part in str(halt).split(sign)))
+    if halt in _NAMED:
+        return _NAMED[halt]
     name, colon, value = str(halt).partition(":")
-    if halt == "q":
-        return halts_by_q
-    if halt == "fixed":
-        return halts_at_the_end
     if halt == "calibrated":
         if checkpoint is None:
             raise InputError("halt is 'calibrated', and the model is an object; give its name, or halt='margin:X'")
@@ -105,12 +186,20 @@ def parse_halting(halt: str | Halting, checkpoint: Path | str | None = None) -> 
             return Stable(int(value))
         if name == "margin" and colon and not math.isnan(float(value)):
             return Margin(float(value))
+        threshold, _, patience = value.partition(":")
+        if name == "residual" and float(threshold) > 0 and int(patience or 2) >= 1:
+            return FixedPoint(float(threshold), int(patience or 2))
     except ValueError:
         pass
     raise InputError(
         f"halt is {halt!r}, expected 'q', 'fixed', 'stable:K' (the answer unchanged for K segments, K at least 1), "
-        "'margin:X' (q_halt above q_continue by more than X) or, for a model given by name, 'calibrated'"
+        "'margin:X' (q_halt above q_continue by more than X), 'residual:EPS' or 'residual:EPS:PATIENCE' (the states "
+        "change by less than EPS), 'check' (the task accepts the answer), several of them with | or &, "
+        "or, for a model given by name, 'calibrated'"
     )
+
+
+_NAMED: dict[str, Halting] = {"q": halts_by_q, "fixed": halts_at_the_end, "check": halts_when_verified}
 
 
 def calibration_folder(checkpoint: Path | str) -> Path:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 import torch
 import torch.distributed as dist
 
+from hrm.data.task import PuzzleTask
+from hrm.inference.selection import rules_for
 from hrm.inference.tables import html_table
 
 
@@ -30,6 +32,8 @@ class Metrics:
         puzzles_per_second: over all examples, with or without labels, and all processes.
         arc_pass: for each K the share of ARC test inputs whose output is among the K answers with the most votes, a
             mean over tasks; None unless a whole ARC test split was evaluated.
+        selected: with several trajectories, ``exact_accuracy`` by the rule that chooses among their answers, and
+            ``any`` for the share of examples where any of them is right; ``steps`` then counts all trajectories.
     """
 
     exact_accuracy: float
@@ -42,11 +46,14 @@ class Metrics:
     count: int
     puzzles_per_second: float
     arc_pass: dict[int, float] | None = None
+    selected: dict[str, float] | None = None
 
     def as_dict(self) -> dict[str, float]:
         """The measured metrics by name, as they stand in ``metrics.json`` and logs: ``ARC/pass@K`` for ``arc_pass``."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "arc_pass"}
+        several = ("arc_pass", "selected")
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in several}
         measured = {name: float(value) for name, value in values.items() if value is not None}
+        measured |= {metric_of(rule): share for rule, share in (self.selected or {}).items()}
         return measured | {f"ARC/pass@{k}": share for k, share in (self.arc_pass or {}).items()}
 
     def json_values(self) -> dict[str, float | None]:
@@ -57,7 +64,7 @@ class Metrics:
         """Rows (description, name, formatted value) for a reader; ``-`` stands for NaN."""
         rows = []
         for name, value in self.as_dict().items():
-            description, style = _SHOWN.get(name, (name, "{:.2%}"))
+            description, style = _SHOWN.get(name, (_described(name), "{:.2%}"))
             rows.append((description, name, "-" if math.isnan(value) else style.format(value)))
         return rows
 
@@ -84,7 +91,7 @@ _SHOWN = {
     "count": ("puzzles with labels", "{:.0f}"),
     "puzzles_per_second": ("puzzles per second", "{:.1f}"),
 }
-"""For each metric its description and format; ``ARC/pass@K`` describes itself."""
+"""For each metric its description and format; others are described by :func:`_described`."""
 
 EARLY = ("exact_accuracy", "accuracy", "q_halt_accuracy", "steps")
 """The means of an evaluation where examples halt early."""
@@ -92,11 +99,37 @@ PUBLISHED = (*EARLY, "lm_loss", "early_exact_accuracy", "early_steps")
 """The means of the published evaluation."""
 
 
+_BY_RULE = "exact_accuracy/"
+
+
+def metric_of(rule: str) -> str:
+    """The metric of a rule of selection, or of several in order: the exact accuracy of the answers that it chooses."""
+    return _BY_RULE + rule
+
+
+ANY_RIGHT = metric_of("any")
+"""The share of examples where any trajectory is right: what a perfect choice would reach."""
+
+
+def selection_names(task: PuzzleTask | None) -> tuple[str, ...]:
+    """The metrics of an evaluation with several trajectories: of each rule of selection, and of a perfect choice."""
+    return (*map(metric_of, rules_for(task)), ANY_RIGHT)
+
+
+def _described(name: str) -> str:
+    """The description of a metric of a rule of selection, or of ``ARC/pass@K``, which describes itself."""
+    if name == ANY_RIGHT:
+        return "exact accuracy, any of the answers"
+    rule = name.removeprefix(_BY_RULE)
+    return f"exact accuracy, chosen by {rule}" if rule != name else name
+
+
 class MetricSums:
     """Sums over labelled examples, from which the means are computed.
 
     Args:
-        names: the metrics that are measured: :data:`PUBLISHED` or :data:`EARLY`, the same in all processes.
+        names: the metrics that are measured: :data:`PUBLISHED`, or :data:`EARLY` and with several trajectories
+            :func:`selection_names`; the same in all processes.
     """
 
     def __init__(self, names: tuple[str, ...]) -> None:
@@ -119,4 +152,11 @@ class MetricSums:
         """The means."""
         count = self._sums["count"]
         means = {name: self._sums[name] / count if count else math.nan for name in self._names}
-        return Metrics(**means, count=int(count), puzzles_per_second=puzzles_per_second, arc_pass=arc_pass)
+        selected = {name.removeprefix(_BY_RULE): means.pop(name) for name in self._names if name.startswith(_BY_RULE)}
+        return Metrics(
+            **means,
+            selected=selected or None,
+            count=int(count),
+            puzzles_per_second=puzzles_per_second,
+            arc_pass=arc_pass,
+        )

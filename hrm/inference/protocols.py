@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from hrm.data.format import IGNORE_LABEL
-from hrm.inference.engine import Engine, Puzzle
+from hrm.data.task import PuzzleTask
+from hrm.inference.engine import Engine, Puzzle, Result, Trajectories
 from hrm.inference.halting import Halting
+from hrm.inference.metrics import ANY_RIGHT, metric_of, selection_names
 from hrm.inference.segments import evaluating, segments
 from hrm.losses import LossType, act_loss
 from hrm.model import HRM, Batch
@@ -72,12 +74,61 @@ def run_all_segments(
 
 
 def run_until_halted(
-    model: HRM, batches: Batches, slots: int, max_steps: int, halting: Halting
+    model: HRM, batches: Batches, slots: int, max_steps: int, halting: Halting, task: PuzzleTask | None = None
 ) -> Generator[EvaluatedBatch, None, None]:
     """Each row until it halts, at most ``max_steps`` segments; another row then takes its slot.
 
-    The sums are those of :data:`hrm.inference.metrics.EARLY`.
+    The sums are those of :data:`hrm.inference.metrics.EARLY`. A rule that checks answers needs the task.
     """
+    with Engine(model, slots, max_steps, halt=halting, task=task) as engine:
+        for numbers, labels, results in _solved(engine, batches):
+            yield _evaluated(numbers, labels, results, np.array([result.steps for result in results]))
+
+
+def run_trajectories(
+    model: HRM,
+    batches: Batches,
+    slots: int,
+    max_steps: int,
+    halting: Halting,
+    trajectories: Trajectories,
+    task: PuzzleTask | None,
+) -> Generator[EvaluatedBatch, None, None]:
+    """Several trajectories of each row, each until it halts.
+
+    The sums are those of :data:`hrm.inference.metrics.EARLY`, with the segments of all trajectories, and of
+    :func:`hrm.inference.metrics.selection_names`.
+    """
+    names = selection_names(task)
+    with Engine(model, slots, max_steps, halt=halting, task=task, trajectories=trajectories) as engine:
+        for numbers, labels, results in _solved(engine, batches):
+            segments = [sum(one.steps for one in result.trajectories) or result.steps for result in results]
+            batch = _evaluated(numbers, labels, results, np.array(segments))
+            batch.sums.update(dict.fromkeys(names, 0.0))
+            for answer, result in zip(labels, results):
+                if (answer != IGNORE_LABEL).any():
+                    for name, right in _right_by_rule(answer, result, names).items():
+                        batch.sums[name] += right
+            yield batch
+
+
+def _right_by_rule(labels: np.ndarray, result: Result, names: tuple[str, ...]) -> dict[str, bool]:
+    """Whether the answer is right that each rule chooses, and whether any is: by the name of the metric."""
+
+    def is_right(tokens: np.ndarray) -> bool:
+        return bool(((tokens == labels) | (labels == IGNORE_LABEL)).all())
+
+    if not result.trajectories:  # it was its own answer
+        return dict.fromkeys(names, is_right(result.tokens))
+    right = {one.number: is_right(one.tokens) for one in result.trajectories}
+    by_rule = {metric_of(rule): right[number] for rule, number in result.chosen.items()} | {
+        ANY_RIGHT: any(right.values())
+    }
+    return {name: by_rule[name] for name in names}
+
+
+def _solved(engine: Engine, batches: Batches) -> Generator[tuple[np.ndarray, np.ndarray, list[Result]], None, None]:
+    """For each batch the numbers of its examples, their labels and results."""
     running: deque[tuple[np.ndarray, np.ndarray]] = deque()  # numbers and labels of batches in the engine
 
     def puzzles() -> Iterator[Puzzle]:
@@ -87,20 +138,25 @@ def run_until_halted(
                     batch[name][: len(numbers)].numpy() for name in ("inputs", "labels", "puzzle_identifiers")
                 )
                 running.append((numbers, labels))
-                yield from map(Puzzle, inputs, identifiers.tolist())
+                seeds = numbers.tolist()
+                yield from map(Puzzle, inputs, identifiers.tolist(), seeds)
 
-    with Engine(model, slots, max_steps, halt=halting) as engine:
-        solved = engine.solve(puzzles())
-        for first in solved:
-            numbers, labels = running.popleft()
-            results = [first, *islice(solved, len(numbers) - 1)]
-            for result in results:
-                if result.error is not None:
-                    raise result.error
-            tokens = np.stack([result.tokens for result in results])
-            q_halt, steps = np.array([(result.q_halt, result.steps) for result in results]).T
-            sums = _sums(tokens, labels, q_halt, steps)
-            yield EvaluatedBatch(numbers, sums, *map(torch.from_numpy, (tokens, q_halt, steps)))
+    solved = engine.solve(puzzles())
+    for first in solved:
+        numbers, labels = running.popleft()
+        results = [first, *islice(solved, len(numbers) - 1)]
+        for result in results:
+            if result.error is not None:
+                raise result.error
+        yield numbers, labels, results
+
+
+def _evaluated(numbers: np.ndarray, labels: np.ndarray, results: list[Result], segments: np.ndarray) -> EvaluatedBatch:
+    """A batch of results; ``segments``: ``[n]``, what is counted as ``steps``."""
+    tokens = np.stack([result.tokens for result in results])
+    q_halt, steps = np.array([(result.q_halt, result.steps) for result in results]).T
+    sums = _sums(tokens, labels, q_halt, segments)
+    return EvaluatedBatch(numbers, sums, *map(torch.from_numpy, (tokens, q_halt, steps)))
 
 
 def _sums(tokens: np.ndarray, labels: np.ndarray, q_halt: np.ndarray, steps: np.ndarray) -> dict[str, float]:

@@ -1,7 +1,7 @@
-"""Accuracy against compute: more segments, or several rollouts per puzzle, without retraining."""
+"""Accuracy against compute: more segments, or several trajectories per puzzle, without retraining."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,11 @@ from hrm.data.format import PuzzleDataset
 from hrm.data.task import PuzzleTask
 from hrm.errors import InputError
 from hrm.files import write_json, written_beside
-from hrm.inference.engine import Engine
+from hrm.inference.engine import Engine, Frame, Result, Trajectories
 from hrm.inference.examples import LabelledPuzzles
 from hrm.inference.halting import Halting
-from hrm.inference.rollouts import ranked, roll_out
 from hrm.inference.segments import require_positive
+from hrm.inference.selection import Candidate, choices, rules_for
 from hrm.inference.tables import html_table, markdown_table
 from hrm.model import HRM
 from hrm.progress import Progress, silent
@@ -24,24 +24,23 @@ from hrm.progress import Progress, silent
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_HEADER = ("rollouts", "segments", "exact accuracy", "one of the answers right", "segments per puzzle")
-
 
 @dataclass(frozen=True)
 class ScalingCell:
-    """One combination and its result.
+    """One combination of segments and trajectories, and its result.
 
     Attributes:
-        segments: most segments of a rollout.
-        rollouts: attempts at a puzzle.
-        exact_accuracy: share of puzzles whose first answer is all right, 0 to 1.
-        any_right: share of puzzles where at least one rollout is right: what a perfect vote would reach, 0 to 1.
-        compute: mean segments per puzzle, all rollouts together.
+        segments: most segments of a trajectory.
+        trajectories: attempts at a puzzle.
+        exact_accuracy: for each rule that chooses among the answers, the share of puzzles whose chosen answer is all
+            right, 0 to 1.
+        any_right: share of puzzles where at least one trajectory is right: what a perfect choice would reach, 0 to 1.
+        compute: mean segments per puzzle, all trajectories together.
     """
 
     segments: int
-    rollouts: int
-    exact_accuracy: float
+    trajectories: int
+    exact_accuracy: dict[str, float]
     any_right: float
     compute: float
 
@@ -51,7 +50,7 @@ class Scaling:
     """Accuracy against compute.
 
     Attributes:
-        cells: one for each combination, by rollouts and then by segments, ascending.
+        cells: one for each combination, by trajectories and then by segments, ascending.
     """
 
     cells: tuple[ScalingCell, ...]
@@ -64,10 +63,10 @@ class Scaling:
 
     def markdown(self) -> str:
         """The cells as a table."""
-        return markdown_table(_HEADER, self._rows())
+        return markdown_table(self._header, self._rows())
 
     def _repr_html_(self) -> str:
-        return html_table(self._rows(), _HEADER)
+        return html_table(self._rows(), self._header)
 
     def as_dict(self, **about: Any) -> dict[str, Any]:
         """``about``, then the cells, as ``scaling.json`` stores them."""
@@ -82,28 +81,46 @@ class Scaling:
         with written_beside(folder / "scaling.png") as part:
             figure.savefig(part, format="png", dpi=figure.dpi)
 
+    @property
+    def rules(self) -> list[str]:
+        """The rules of selection."""
+        return list(self.cells[0].exact_accuracy)
+
     def figure(self) -> "Figure":
-        """A curve for each number of rollouts."""
+        """A panel for each rule, with a curve for each number of trajectories."""
         from hrm.inference.scaling_figure import CurvePoint, scaling_figure  # imports matplotlib
 
-        return scaling_figure(
-            {
-                rollouts: [CurvePoint(cell.segments, cell.compute, cell.exact_accuracy) for cell in cells]
-                for rollouts, cells in groupby(self.cells, key=lambda cell: cell.rollouts)
+        curves = {count: list(cells) for count, cells in groupby(self.cells, key=lambda cell: cell.trajectories)}
+        rules = self.rules if max(curves) > 1 else self.rules[-1:]  # of one answer all rules choose the same
+        panels = {
+            rule: {
+                count: [CurvePoint(one.segments, one.compute, one.exact_accuracy[rule], one.any_right) for one in cells]
+                for count, cells in curves.items()
             }
-        )
+            for rule in rules
+        }
+        return scaling_figure(panels)
+
+    @property
+    def _header(self) -> list[str]:
+        return ["trajectories", "segments", *(f"by {rule}" for rule in self.rules), "any right", "segments per puzzle"]
 
     def _rows(self) -> list[list[str]]:
         return [
             [
-                str(cell.rollouts),
+                str(cell.trajectories),
                 str(cell.segments),
-                f"{cell.exact_accuracy:.2%}",
+                *(f"{share:.2%}" for share in cell.exact_accuracy.values()),
                 f"{cell.any_right:.2%}",
                 f"{cell.compute:.1f}",
             ]
             for cell in self.cells
         ]
+
+
+def described(how: Trajectories) -> dict[str, Any]:
+    """How the trajectories differ and are chosen, as ``scaling.json`` stores it."""
+    return {name: getattr(how, name) for name in ("noise", "start_noise", "augment", "select", "seed")}
 
 
 def scale(
@@ -112,72 +129,116 @@ def scale(
     dataset: PuzzleDataset,
     *,
     segments: Sequence[int],
-    rollouts: Sequence[int] = (1,),
+    trajectories: Sequence[int] = (1,),
+    how: Trajectories,
     halt: str | Halting = "fixed",
-    augment: bool = True,
-    noise: float = 0.0,
-    seed: int = 0,
     max_examples: int | None = None,
     slots: int = 64,
     progress: Progress = silent,
 ) -> Scaling:
-    """Measure every combination of ``segments`` and ``rollouts`` in one pass with the most of both.
+    """Measure every combination of ``segments`` and ``trajectories`` in one pass with the most of both.
 
-    The trace of a rollout has its answers after fewer segments, and the first rollouts of a puzzle are those of a run
-    with fewer rollouts, so the cells are those of separate runs.
+    The trace of a trajectory has its answers after fewer segments, and the first trajectories of a puzzle are those of
+    a run with fewer trajectories, so the cells are those of separate runs.
 
     Args:
         model: its mode is restored.
         task: its symmetries change the puzzles, and it verifies answers if it can.
         dataset: labelled puzzles.
-        segments: the numbers of segments; each is the most for a rollout.
-        rollouts: the numbers of attempts at each puzzle.
-        halt: as for :class:`hrm.Engine`; a rollout that halts uses no more segments.
-        augment, noise, seed: as for :func:`hrm.inference.rollouts.roll_out`.
+        segments: the numbers of segments; each is the most for a trajectory.
+        trajectories: the numbers of attempts at each puzzle.
+        how: how they differ, and which answer is chosen; its ``count`` and ``stop`` are ignored.
+        halt: as for :class:`hrm.Engine`; a trajectory that halts uses no more segments.
         max_examples: look only at the first examples.
-        slots: number of rollouts side by side.
-        progress: called with the number of finished rollouts.
+        slots: number of trajectories side by side.
+        progress: called with the number of finished puzzles.
 
     Raises:
         InputError: data set, task and model don't fit, no puzzle has labels, or a number is invalid.
     """
-    for name, values in (("segments", segments), ("rollouts", rollouts)):
+    for name, values in (("segments", segments), ("trajectories", trajectories)):
         if len(values) == 0:
             raise InputError(f"{name} is empty, expected one number or more")
         for value in values:
             require_positive(**{name: value})
     require_positive(max_examples=max_examples, slots=slots)
     puzzles = LabelledPuzzles(model, dataset, max_examples)
-    combinations = [(steps, tries) for tries in sorted(set(rollouts)) for steps in sorted(set(segments))]
-    right, any_right, compute = (dict.fromkeys(combinations, 0) for _ in range(3))
-    most = max(rollouts)
-    total = puzzles.count * most
-    # For each number of segments: the answers of the puzzle's rollouts so far, and the segments they took.
-    answers: dict[int, list[tuple[np.ndarray, float]]] = {steps: [] for steps in segments}
-    used = dict.fromkeys(segments, 0)
-    progress("rollouts", 0, total)
-    with Engine(model, min(slots, total), max(segments), halt=halt) as engine:
-        finished = roll_out(engine, task, puzzles.puzzles, most, augment=augment, noise=noise, seed=seed, trace=True)
-        for done, rollout in enumerate(finished, 1):
-            trace = rollout.result.trace
-            for steps in answers:
-                frame = trace[min(steps, len(trace)) - 1]
-                answers[steps].append((rollout.symmetry.undo(frame.tokens), frame.q_halt))
-                used[steps] += frame.step
-            for combination in combinations:
-                steps, tries = combination
-                if tries == rollout.number + 1:
-                    candidates = ranked(task, np.asarray(puzzles.puzzles[rollout.puzzle].inputs), answers[steps])
-                    are_right = [puzzles.is_right(rollout.puzzle, candidate.tokens) for candidate in candidates]
-                    right[combination] += are_right[0]
-                    any_right[combination] += any(are_right)
-                    compute[combination] += used[steps]
-            if rollout.number == most - 1:  # the puzzle's last one
-                answers, used = {steps: [] for steps in segments}, dict.fromkeys(segments, 0)
-            progress("rollouts", done, total)
-    count = puzzles.count
-    return Scaling(
-        tuple(
-            ScalingCell(*one, right[one] / count, any_right[one] / count, compute[one] / count) for one in combinations
-        )
-    )
+    how = replace(how, count=max(trajectories), stop=False)
+    rules = list(dict.fromkeys([*rules_for(task), how.select]))
+    tallies = {
+        (steps, count): Tally(steps, count, dict.fromkeys(rules, 0))
+        for count in sorted(set(trajectories))
+        for steps in sorted(set(segments))
+    }
+    numbered = [puzzle._replace(seed=index) for index, puzzle in enumerate(puzzles.puzzles)]
+    slots = min(slots, puzzles.count * how.count)
+    progress("trajectories", 0, puzzles.count)
+    with Engine(model, slots, max(segments), halt=halt, task=task, trajectories=how) as engine:
+        for done, result in enumerate(engine.solve(numbered, trace=True), 1):
+            if result.error is not None:
+                raise result.error
+            attempts = Attempts(task, numbered[result.index].inputs, result)
+            for tally in tallies.values():
+                tally.add(attempts, how.order, lambda tokens: puzzles.is_right(result.index, tokens))
+            progress("trajectories", done, puzzles.count)
+    return Scaling(tuple(tally.cell(puzzles.count) for tally in tallies.values()))
+
+
+class Attempts:
+    """The trajectories of one puzzle, as they were after any number of segments.
+
+    Args:
+        task: verifies answers, each once.
+        inputs: ``[seq_len]``, the puzzle.
+        result: with traces.
+    """
+
+    def __init__(self, task: PuzzleTask, inputs: np.ndarray, result: Result) -> None:
+        self._task, self._inputs = task, inputs
+        # a puzzle that is its own answer has no trace
+        alone = result.trace or (Frame(0, result.tokens, result.q_halt, result.q_continue),)
+        self._traces = [one.trace for one in result.trajectories] or [alone]
+        self._verified: dict[bytes, bool | None] = {}
+
+    def frames(self, segments: int, count: int) -> list[Frame]:
+        """The first ``count`` trajectories after at most ``segments`` segments."""
+        traces = (self._traces * count)[:count] if len(self._traces) == 1 else self._traces[:count]
+        return [trace[min(segments, len(trace)) - 1] for trace in traces]
+
+    def candidates(self, frames: Sequence[Frame]) -> list[Candidate]:
+        """The answers of ``frames``, to choose from."""
+        return [Candidate(one.tokens, one.q_halt, one.residual, self._is_verified(one.tokens)) for one in frames]
+
+    def _is_verified(self, tokens: np.ndarray) -> bool | None:
+        if not self._task.verifies:
+            return None
+        key = tokens.tobytes()
+        if key not in self._verified:
+            self._verified[key] = self._task.check(self._inputs, tokens) is None
+        return self._verified[key]
+
+
+@dataclass
+class Tally:
+    """Counts for one :class:`ScalingCell`."""
+
+    segments: int
+    count: int
+    right: dict[str, int]
+    any_right: int = 0
+    compute: int = 0
+
+    def add(self, attempts: Attempts, order: Sequence[str], is_right: Callable[[np.ndarray], bool]) -> None:
+        """Count a puzzle."""
+        frames = attempts.frames(self.segments, self.count)
+        right = [is_right(frame.tokens) for frame in frames]
+        chosen = choices(order, attempts.candidates(frames))
+        for rule in self.right:
+            self.right[rule] += right[chosen[rule]]
+        self.any_right += any(right)
+        self.compute += sum(frame.step for frame in frames)
+
+    def cell(self, puzzles: int) -> ScalingCell:
+        """The shares of ``puzzles``."""
+        accuracy = {rule: right / puzzles for rule, right in self.right.items()}
+        return ScalingCell(self.segments, self.count, accuracy, self.any_right / puzzles, self.compute / puzzles)

@@ -17,37 +17,63 @@ class CurvePoint(NamedTuple):
     """One measurement.
 
     Attributes:
-        segments: the most of a rollout: the label of the point.
-        compute: segments per puzzle, all rollouts together.
-        accuracy: exact accuracy, 0 to 1.
+        segments: the most of a trajectory: the label of the point.
+        compute: segments per puzzle, all trajectories together.
+        accuracy: exact accuracy of the chosen answers, 0 to 1.
+        ceiling: the same for a perfect choice.
     """
 
     segments: int
     compute: float
     accuracy: float
+    ceiling: float
 
 
-def scaling_figure(curves: Mapping[int, Sequence[CurvePoint]]) -> Figure:
-    """Accuracy against compute, one curve for each number of rollouts."""
-    figure = Figure(figsize=(6.5, 4.2), dpi=_DPI, layout="constrained")
+def scaling_figure(panels: Mapping[str, Mapping[int, Sequence[CurvePoint]]]) -> Figure:
+    """Accuracy against compute: a panel for each rule of selection, a curve for each number of trajectories.
+
+    Dotted lines are the ceilings: a perfect choice among the answers.
+    """
+    columns = 1 if len(panels) == 1 else 2
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(6.5, 4.2) if columns == 1 else (10.5, 1 + 3.4 * rows), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set(xlabel="segments per puzzle, all rollouts together", ylabel="exact accuracy, %")
-    axes.set_title("numbers at the points: most segments of a rollout", fontsize=9)
-    axes.margins(x=0.08, y=0.15)
-    axes.grid(alpha=0.3)
+    every = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes in every[len(panels) :]:
+        axes.set_axis_off()
     drawn = []
-    for rollouts, curve in sorted(curves.items()):
-        name = "1 rollout" if rollouts == 1 else f"{rollouts} rollouts"
+    for axes, (rule, curves) in zip(every, panels.items()):
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_tick_params(labelbottom=True)
+        axes.margins(x=0.08, y=0.15)
+        axes.grid(alpha=0.3)
+        if len(panels) > 1:
+            axes.set_title(f"chosen by {rule.replace(',', ', then ')}", fontsize=10)
+        drawn.append(_draw(axes, curves))
+    figure.supxlabel("segments per puzzle, all trajectories together", fontsize=10)
+    figure.supylabel("exact accuracy, %", fontsize=10)
+    figure.suptitle("numbers at the points: most segments of a trajectory", fontsize=9)
+    figure.legend(*every[0].get_legend_handles_labels(), loc="outside right upper", fontsize=9)
+    figure.draw_without_rendering()  # sets the layout, so that the points have pixel positions
+    for axes, curves_of_panel in zip(every, drawn):
+        _label(axes, curves_of_panel)
+    return figure
+
+
+def _draw(axes: Axes, curves: Mapping[int, Sequence[CurvePoint]]) -> list[tuple[np.ndarray, list[int], Any]]:
+    """Draw the curves of a panel. Returns the points, segments and colour of each."""
+    drawn = []
+    for count, curve in sorted(curves.items()):
+        name = "1 trajectory" if count == 1 else f"{count} trajectories"
         points = np.array([(point.compute, 100 * point.accuracy) for point in curve])
         (line,) = axes.plot(*points.T, "o-", label=name, markersize=_MARKER)
+        if count > 1:
+            ceilings = [100 * point.ceiling for point in curve]
+            label = f"{count}: any of them right"
+            axes.plot(points[:, 0], ceilings, ":", color=line.get_color(), alpha=0.8, label=label)
         drawn.append((points, [point.segments for point in curve], line.get_color()))
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=9)
-    figure.draw_without_rendering()  # sets the layout, so that the points have pixel positions
-    _label(axes, drawn)
-    return figure
+    return drawn
 
 
 def _label(axes: Axes, curves: list[tuple[np.ndarray, list[int], Any]]) -> None:

@@ -2,7 +2,8 @@
 
 import html
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from hrm.compatibility import check_puzzles_fit
 from hrm.data.task import PuzzleTask
 from hrm.errors import InputError
 from hrm.inference.board import board_html
-from hrm.inference.engine import Engine, Frame, ImpossiblePuzzle, Puzzle, Result
+from hrm.inference.engine import Engine, Frame, ImpossiblePuzzle, Puzzle, Result, Trajectories, Trajectory
 from hrm.inference.halting import Halting, parse_halting
 from hrm.inference.segments import require_positive
 from hrm.model import HRM
@@ -24,13 +25,14 @@ class Solution:
 
     Attributes:
         inputs: ``[seq_len]`` uint8, the puzzle.
-        frames: the answer after each segment up to the one where the puzzle halts. A puzzle that is its own answer, or
-            has no solution, has one frame, of segment 0, with the puzzle.
+        frames: the answer after each segment up to the one where the puzzle halts; without a trace only the last one. A
+            puzzle that is its own answer, or has no solution, has one frame, of segment 0, with the puzzle.
         reason: why the answer is not valid, None if it is.
         task: how boards look when the solution is printed; None prints no board.
         verified: whether the answer is right, by the task's check; None if the task cannot tell (ARC).
         answered: whether there is an answer. False if the puzzle has no solution, or if the answer is not verified and
             ``abstain`` was set.
+        trajectories, chosen: as in :class:`hrm.inference.engine.Result`, if there were several trajectories.
     """
 
     inputs: np.ndarray
@@ -39,6 +41,8 @@ class Solution:
     task: PuzzleTask | None = None
     verified: bool | None = None
     answered: bool = True
+    trajectories: tuple[Trajectory, ...] = ()
+    chosen: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, inputs: np.ndarray, result: Result, task: PuzzleTask) -> "Solution":
@@ -51,9 +55,11 @@ class Solution:
             raise result.error
         reason = result.reason if result.error is None else str(result.error)
         answered, frames = len(result.tokens) > 0, result.trace
+        if not frames:
+            frames = (Frame(result.steps, result.tokens, result.q_halt, result.q_continue),)
         if result.steps == 0:  # no segment was needed
             frames = (Frame(0, inputs, math.inf if answered else -math.inf, 0.0),)
-        return cls(inputs, frames, reason, task, result.verified, answered)
+        return cls(inputs, frames, reason, task, result.verified, answered, result.trajectories, result.chosen)
 
     @property
     def answer(self) -> np.ndarray:
@@ -123,6 +129,8 @@ def solve(
     puzzle_identifiers: np.ndarray | None = None,
     batch_size: int = 64,
     abstain: bool = False,
+    trajectories: int | Trajectories = 1,
+    trace: bool = True,
     progress: Progress = silent,
 ) -> list[Solution]:
     """Solve puzzles with a trained model, on the device the model is on.
@@ -135,8 +143,10 @@ def solve(
         halt: as for :class:`hrm.Engine`: ``"q"`` ends a puzzle where q_halt > q_continue, ``"fixed"`` after
             ``max_steps`` segments.
         puzzle_identifiers: ``[n]`` rows of the puzzle embedding; None is 0, the blank one, for all.
-        batch_size: number of puzzles side by side.
+        batch_size: number of trajectories side by side.
         abstain: give no answer rather than one that the task does not verify.
+        trajectories: attempts at each puzzle, as for :class:`hrm.Engine`.
+        trace: keep the answer after each segment, else only the last one.
         progress: called with the number of solved puzzles.
 
     Returns:
@@ -159,9 +169,10 @@ def solve(
     rows = [Puzzle(inputs, int(identifier)) for inputs, identifier in zip(puzzles, identifiers)]
     solutions: list[Solution] = []
     progress("solving", 0, len(rows))
-    slots = min(batch_size, len(puzzles))
-    with Engine(model, slots, max_steps, halt=halting, task=task, abstain=abstain) as engine:
-        for inputs, result in zip(puzzles.astype(np.uint8), engine.solve(rows, trace=True)):
+    settings = Trajectories.of(trajectories)
+    slots = min(batch_size, len(puzzles) * settings.count)
+    with Engine(model, slots, max_steps, halt=halting, task=task, abstain=abstain, trajectories=settings) as engine:
+        for inputs, result in zip(puzzles.astype(np.uint8), engine.solve(rows, trace=trace)):
             solutions.append(Solution.of(inputs, result, task))
             progress("solving", len(solutions), len(rows))
     return solutions

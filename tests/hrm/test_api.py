@@ -130,15 +130,16 @@ def test_evaluate_takes_names_and_objects(data, tmp_path):
 
 
 def test_scale_returns_what_it_writes(data, tmp_path):
-    scaling = hrm.scale(hrm.load("sudoku4"), data, rollouts=[1, 2], halt="q", out=tmp_path)
-    assert [(cell.rollouts, cell.segments) for cell in scaling] == [
-        (rollouts, segments) for rollouts in (1, 2) for segments in (1, 2, 4, 8, 16)
+    scaling = hrm.scale(hrm.load("sudoku4"), data, trajectories=[1, 2], halt="q", out=tmp_path)
+    assert [(cell.trajectories, cell.segments) for cell in scaling] == [
+        (count, segments) for count in (1, 2) for segments in (1, 2, 4, 8, 16)
     ]
     stored = json.loads((tmp_path / "scaling.json").read_text())
     about = {"checkpoint": "HRM", "data": str(data), "split": "test", "halt": "q"}
-    assert stored == scaling.as_dict(**about, augment=True, noise=0.0, seed=0)
+    how = {"noise": 0.1, "start_noise": 0.0, "augment": False, "select": "check,vote,q", "seed": 0}
+    assert stored == scaling.as_dict(**about, **how)
     assert str(scaling) == (tmp_path / "scaling.md").read_text().rstrip()
-    for empty in ({"segments": []}, {"rollouts": []}):
+    for empty in ({"segments": []}, {"trajectories": []}):
         with pytest.raises(hrm.InputError, match=f"{next(iter(empty))} is empty, expected one number or more"):
             hrm.scale("sudoku4", data, **empty)
 

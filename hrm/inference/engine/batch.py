@@ -1,4 +1,4 @@
-"""The batch: a fixed number of slots that puzzles take, and free when they halt."""
+"""The batch: a fixed number of slots that trajectories take, and free when they halt."""
 
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
@@ -7,23 +7,26 @@ import numpy as np
 
 from hrm.inference.engine.delivery import deliver
 from hrm.inference.engine.jobs import Job
-from hrm.inference.engine.results import Frame, Result, answer_dtype
+from hrm.inference.engine.outcomes import Outcome, Outcomes
+from hrm.inference.engine.results import Frame, answer_dtype
 from hrm.inference.engine.segment import Answers, SegmentRunner
+from hrm.inference.engine.trajectories import RunningTrajectory, Trajectories
 from hrm.inference.engine.verification import Verifier
-from hrm.inference.halting import Halting, Moment, halts_at_the_end, ignores_answers
+from hrm.inference.halting import WINDOW, Halting, Moment, halts_at_the_end, needs
 from hrm.model import HRM
 
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """The model of a batch, its size, and when a puzzle halts.
+    """The model of a batch, its size, when a puzzle halts, and which answer it gets.
 
     Attributes:
         model: in evaluation mode.
-        slots: number of puzzles side by side.
-        min_steps, max_steps: least and most segments of a puzzle.
+        slots: number of trajectories side by side.
+        min_steps, max_steps: least and most segments of a trajectory.
         halting: the rule in between.
         verifier: checks the answers; None leaves them unchecked.
+        trajectories: of each puzzle.
     """
 
     model: HRM
@@ -32,10 +35,11 @@ class BatchSettings:
     max_steps: int
     halting: Halting
     verifier: Verifier | None = None
+    trajectories: Trajectories = Trajectories()
 
 
 class SlotBatch:
-    """The jobs in the slots, one row each, and their progress.
+    """The trajectories in the slots, one row each, and their progress.
 
     Between two segments only what is needed is computed: the kernels have replaced the code of numpy and torch in the
     caches, so a first call of a function takes some 30 us, half a percent of a small model's segment.
@@ -44,82 +48,130 @@ class SlotBatch:
     def __init__(self, settings: BatchSettings) -> None:
         self.size = settings.slots
         self._settings = settings
-        self._runner = SegmentRunner(settings.model, settings.slots)
-        self._jobs: list[Job | None] = [None] * self.size
+        self._needs = needs(settings.halting)
+        window = max(self._needs.residuals, WINDOW if settings.trajectories.count > 1 else 0)
+        self._runner = SegmentRunner(settings.model, settings.slots, settings.trajectories.noise > 0, window > 0)
+        self._outcomes = Outcomes(settings.verifier, settings.trajectories)
+        self._rows: list[RunningTrajectory | None] = [None] * self.size
         config = settings.model.config
         self._dtype = answer_dtype(config)
         self._steps = [0] * self.size
         # for rules that compare answers:
         self._unchanged = np.zeros(self.size, np.int64)
         self._tokens = np.zeros((self.size, config.seq_len), np.int32)  # of the segment before
+        self._verified = np.zeros(self.size, bool)
+        # for rules that look at residuals, and for the choice among trajectories:
+        self._residuals = np.full((self.size, window), np.inf, np.float32)
 
     @property
     def free(self) -> list[int]:
-        """Rows without a job."""
-        return [row for row, job in enumerate(self._jobs) if job is None]
+        """Rows without a trajectory."""
+        return [row for row, running in enumerate(self._rows) if running is None]
 
     @property
     def running(self) -> list[Job]:
-        """Jobs in slots."""
-        return [job for job in self._jobs if job is not None]
+        """Jobs with a trajectory in a slot."""
+        return list(dict.fromkeys(running.job for running in self._rows if running is not None))
 
     def start(self, row: int, job: Job) -> None:
-        """Start ``job`` in a free row with the next segment."""
-        self._jobs[row] = job
-        self._runner.start(row, job.puzzle)
+        """Start the next trajectory of ``job`` in a free row with the next segment."""
+        settings = self._settings
+        task = None if settings.verifier is None else settings.verifier.task
+        running = RunningTrajectory(job, job.started, settings.trajectories, task)
+        job.started += 1
+        job.needs_slot = job.started < settings.trajectories.count
+        self._rows[row] = running
+        self._runner.start(row, running)
         self._steps[row], self._unchanged[row] = 0, -1  # the first answer follows no other
+        self._residuals[row] = np.inf
 
     def run_segment(self) -> None:
-        """Run one segment for every row; free finished and cancelled rows, and deliver their results."""
+        """Run one segment for every row; free finished and cancelled rows, and deliver results."""
         answers = self._runner.run()
         self._steps = steps = [step + 1 for step in self._steps]
+        if answers.residual is not None:
+            self._residuals = np.append(self._residuals[:, 1:], answers.residual.numpy()[:, None], 1)
         halts = self._halts(answers)
         rows = [
             row
-            for row, job in enumerate(self._jobs)
-            if job is not None and (halts[row] or job.wants_trace or job.is_cancelled())
+            for row, running in enumerate(self._rows)
+            if running is not None and (halts[row] or running.job.wants_trace or running.job.is_cancelled())
         ]
         if not rows:
             return
-        outcomes: list[tuple[Job, Result | BaseException]] = []
+        outcomes: list[tuple[Job, Outcome]] = []
         q_halts, q_continues = answers.q_halt.tolist(), answers.q_continue.tolist()
         for row, tokens in zip(rows, answers.tokens(rows).astype(self._dtype)):
-            q_halt, q_continue = q_halts[row], q_continues[row]
-            job = self._jobs[row]
-            assert job is not None
-            if job.wants_trace:
-                job.frames.append(Frame(steps[row], tokens, q_halt, q_continue))
-            if job.is_cancelled():
-                outcomes.append((job, CancelledError()))
-            elif halts[row]:
-                result = Result(job.index, tokens, steps[row], q_halt, q_continue, tuple(job.frames))
-                outcomes.append((job, self._judged(job, result)))
-            else:
+            running = self._rows[row]
+            assert running is not None
+            job = running.job
+            outcome: Outcome | None = None
+            if job.is_decided:  # by another trajectory, in this loop
                 continue
-            self._jobs[row] = None
-        deliver(outcomes)
+            residual = self._mean_residual(row) if answers.residual is not None else np.nan
+            frame = Frame(steps[row], running.answer(tokens), q_halts[row], q_continues[row], residual)
+            if job.wants_trace:
+                running.frames.append(frame)
+            if job.is_cancelled():
+                outcome = CancelledError()
+            elif halts[row]:
+                outcome = self._outcomes.finished(running, frame)
+                self._rows[row] = None
+            if outcome is not None:
+                job.decide()
+                outcomes.append((job, outcome))
+        if self._settings.trajectories.count > 1:
+            outcomes += self._end_hopeless()
+        if outcomes:
+            self._rows = [None if running is None or running.job.is_decided else running for running in self._rows]
+            deliver(outcomes)
 
-    def _judged(self, job: Job, result: Result) -> Result | BaseException:
-        """``result``, checked if the engine has a task; the error if the puzzle is impossible, or the check fails."""
-        verifier = self._settings.verifier
-        try:
-            return result if verifier is None else verifier.judged(job.puzzle, result)
-        except Exception as error:  # it is the error of one puzzle, not of the engine
-            return error
+    def _end_hopeless(self) -> list[tuple[Job, Outcome]]:
+        """Free the rows of trajectories that are worse than a verified one, whatever they answer.
+
+        Returns the jobs for which no other trajectory was left, with their results.
+        """
+        outcomes: list[tuple[Job, Outcome]] = []
+        for row, running in enumerate(self._rows):
+            if running is None or running.job.is_decided or running.job.best is None:
+                continue
+            if (self._steps[row] + 1, running.number) > running.job.best:
+                self._rows[row] = None
+                if (result := self._outcomes.ended(running.job)) is not None:
+                    running.job.decide()
+                    outcomes.append((running.job, result))
+        return outcomes
+
+    def _mean_residual(self, row: int) -> float:
+        """The mean residual of the last segments, of fewer at the start of a trajectory."""
+        last = self._residuals[row, -min(WINDOW, self._steps[row]) :]
+        return float(last.mean())
 
     def _halts(self, answers: Answers) -> list[bool]:
         """Whether each row halts, by the rule and within the limits."""
         rule, least, most = self._settings.halting, self._settings.min_steps, self._settings.max_steps
         if rule is halts_at_the_end:
             return [step >= most for step in self._steps]
-        if not ignores_answers(rule):
+        if self._needs.answers:
             tokens = answers.tokens(slice(None))
-            self._unchanged = (self._unchanged + 1) * (tokens == self._tokens).all(1)
+            same = (tokens == self._tokens).all(1)
+            self._unchanged = (self._unchanged + 1) * same
             self._tokens = tokens
+            if self._needs.check:
+                self._check_answers(same)
         q_halt, q_continue = answers.q_halt.numpy(), answers.q_continue.numpy()
-        halts = np.asarray(rule(Moment(np.array(self._steps), self._tokens, self._unchanged, q_halt, q_continue)))
+        moment = Moment(
+            np.array(self._steps), self._tokens, self._unchanged, q_halt, q_continue, self._residuals, self._verified
+        )
+        halts = np.asarray(rule(moment))
         if halts.dtype != np.bool_ or halts.shape != (self.size,):
             raise TypeError(
                 f"halt returned {halts.dtype} of shape {list(halts.shape)}, expected bool [slots] = [{self.size}]"
             )
         return [halt and step >= least or step >= most for halt, step in zip(halts.tolist(), self._steps)]
+
+    def _check_answers(self, same: np.ndarray) -> None:
+        """Check the rows whose answer is new; ``same``: ``[slots]`` bool, rows where it is not."""
+        for row, running in enumerate(self._rows):
+            if running is not None and not (same[row] and self._steps[row] > 1):
+                self._verified[row] = self._outcomes.halts_by_check(running, self._tokens[row])

@@ -22,7 +22,7 @@ class StreamJob(Job):
     def is_cancelled(self) -> bool:
         return self.stream.closed
 
-    def settle(self, outcome: Result | BaseException) -> None:
+    def _set(self, outcome: Result | BaseException) -> None:
         self.outcome = Result.refused(self.index, outcome) if isinstance(outcome, InputError) else outcome
 
 

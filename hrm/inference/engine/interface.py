@@ -18,8 +18,9 @@ from hrm.inference.engine.results import Result
 from hrm.inference.engine.scheduler import Scheduler
 from hrm.inference.engine.segment import require_memory_for
 from hrm.inference.engine.streaming import Streaming
+from hrm.inference.engine.trajectories import Trajectories
 from hrm.inference.engine.verification import Verifier
-from hrm.inference.halting import Halting, parse_halting
+from hrm.inference.halting import Halting, needs, parse_halting
 from hrm.inference.segments import require_positive
 from hrm.model import HRM
 
@@ -52,12 +53,14 @@ class Engine:
 
     Args:
         model: an :class:`hrm.HRM` or :class:`hrm.TRM`, on any device.
-        slots: number of puzzles side by side.
+        slots: number of trajectories side by side; without ``trajectories`` each puzzle has one.
         max_steps: most segments for a puzzle, below 2**31; it may exceed the model's ``halt_max_steps``.
         min_steps: least segments for a puzzle.
         halt: when a puzzle halts: ``"q"`` as soon as q_halt > q_continue (q_halt > 0 for a TRM, whose q_continue is 0),
             ``"fixed"`` after ``max_steps`` as published, ``"stable:K"`` when the answer has not changed for K segments,
-            ``"margin:X"`` when q_halt - q_continue > X, or a function of a :class:`hrm.inference.halting.Moment`.
+            ``"margin:X"`` when q_halt - q_continue > X, ``"residual:EPS"`` when two segments have changed the states by
+            less than EPS, ``"check"`` when the task accepts the answer, several of them such as ``"q|residual:0.01"``,
+            or a function of a :class:`hrm.inference.halting.Moment`.
         backend: backend of this engine's ops, as for :func:`hrm_kernels.use_backend`; None is the choice of the thread
             that makes the engine. Engines with different backends may run side by side.
         queue_size: puzzles that may wait for a slot; None is four per slot. :meth:`submit` blocks while the queue is
@@ -65,6 +68,9 @@ class Engine:
         task: checks the answers: ``Result.verified`` and ``Result.reason``. A puzzle that is its own answer is then
             returned at once, and one whose answer is wrong because it has no solution has a result with ``error`` set.
         abstain: return no answer (empty ``tokens``) rather than one that the task does not verify.
+        trajectories: attempts at each puzzle; each takes a slot. A number makes them differ by noise before each
+            segment; :class:`Trajectories` has all settings. The result has the answer that the rules of ``select``
+            choose, and what each rule would choose.
 
     Raises:
         InputError: a number or ``halt`` is invalid, memory cannot hold so many slots, the task does not fit the model,
@@ -84,6 +90,7 @@ class Engine:
         queue_size: int | None = None,
         task: PuzzleTask | None = None,
         abstain: bool = False,
+        trajectories: int | Trajectories = 1,
     ) -> None:
         require_positive(slots=slots, max_steps=max_steps, min_steps=min_steps, queue_size=queue_size)
         if min_steps > max_steps:
@@ -100,7 +107,13 @@ class Engine:
         verifier = None if task is None else Verifier(task, abstain)
         if verifier is not None:
             verifier.require_fit(model.config)
-        settings = BatchSettings(model, self.slots, self.min_steps, self.max_steps, self.halting, verifier)
+        if needs(self.halting).check and (task is None or not task.verifies):
+            raise InputError("halt 'check' needs a task that verifies answers; give task=..., or another rule")
+        self.trajectories = Trajectories.of(trajectories)
+        self.trajectories.require_different(task)
+        settings = BatchSettings(
+            model, self.slots, self.min_steps, self.max_steps, self.halting, verifier, self.trajectories
+        )
         self._scheduler = Scheduler(settings, backend, self.queue_size)
         self._reader = PuzzleReader(model.config, None if task is None else task.is_solved)
         self._streaming = Streaming(self._reader, self._scheduler.queue, self.slots)
@@ -126,13 +139,13 @@ class Engine:
             EngineError: the engine is closed or has failed, or this process was forked from the one it runs in.
         """
         job = self._job(puzzle, identifier, trace)
-        self._scheduler.queue.put([] if job.future.done() else [job])
+        self._scheduler.queue.put([] if job.is_settled else [job])
         return job.future
 
     async def asubmit(self, puzzle: Any, identifier: int = 0, *, trace: bool = False) -> Result:
         """The result of :meth:`submit`; cancelling the task that awaits it cancels the puzzle."""
         job = self._job(puzzle, identifier, trace)
-        if not job.future.done():
+        if not job.is_settled:
             await self._scheduler.queue.aput(job)
         return await asyncio.wrap_future(job.future)
 

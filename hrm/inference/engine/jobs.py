@@ -8,7 +8,7 @@ from typing import Any
 from hrm.errors import InputError
 from hrm.inference.engine.callbacks import JobFuture
 from hrm.inference.engine.puzzles import Puzzle, PuzzleReader
-from hrm.inference.engine.results import Frame, Result
+from hrm.inference.engine.results import Result, Trajectory
 
 
 class Job(ABC):
@@ -18,14 +18,23 @@ class Job(ABC):
         index: the result's.
         wants_trace: whether to keep the answer after each segment.
         puzzle: what to solve; unset if it was refused.
-        frames: the trace so far.
+        started: number of its trajectories that have taken a slot.
+        needs_slot: whether another trajectory is to start.
+        ended: number of trajectories that have halted, or cannot be the answer any more.
+        halted: those that have halted.
+        best: (segments, number) of the trajectory with a verified answer that needed the fewest segments.
+        is_decided: it has its outcome; its other trajectories end.
+        is_settled: the outcome has been set.
     """
 
     puzzle: Puzzle
 
     def __init__(self, index: int, wants_trace: bool) -> None:
         self.index, self.wants_trace = index, bool(wants_trace)
-        self.frames: list[Frame] = []
+        self.started, self.ended, self.halted = 0, 0, list[Trajectory]()
+        self.best: tuple[int, int] | None = None
+        self.needs_slot = True
+        self.is_decided = self.is_settled = False
 
     def read(self, reader: PuzzleReader, puzzle: Any, identifier: int = 0) -> None:
         """Set the puzzle; settle the job if it cannot be read, does not fit, or is its own answer."""
@@ -44,9 +53,20 @@ class Job(ABC):
     def is_cancelled(self) -> bool:
         """Whether nobody waits for the result any more."""
 
-    @abstractmethod
     def settle(self, outcome: Result | BaseException) -> None:
-        """Set the result, or the error, which is a CancelledError if the job ends without a result."""
+        """Set the result, or the error, which is a CancelledError if the job ends without a result; only once."""
+        if not self.is_settled:
+            self.is_settled = True
+            self.decide()
+            self._set(outcome)
+
+    def decide(self) -> None:
+        """No other trajectory is needed."""
+        self.is_decided, self.needs_slot = True, False
+
+    @abstractmethod
+    def _set(self, outcome: Result | BaseException) -> None:
+        """Hand over the outcome."""
 
 
 class FutureJob(Job):
@@ -59,7 +79,7 @@ class FutureJob(Job):
     def is_cancelled(self) -> bool:
         return self.future.cancelled()
 
-    def settle(self, outcome: Result | BaseException) -> None:
+    def _set(self, outcome: Result | BaseException) -> None:
         if isinstance(outcome, CancelledError):
             self.future.cancel()
         if not self.future.set_running_or_notify_cancel():  # it notifies concurrent.futures.wait

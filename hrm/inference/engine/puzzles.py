@@ -1,9 +1,8 @@
 """Reading puzzles: any object that callers submit becomes a checked :class:`Puzzle`."""
 
-import math
 import traceback
 from collections.abc import Callable, Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,13 +19,11 @@ class Puzzle(NamedTuple):
     Attributes:
         inputs: ``[seq_len]`` integers.
         identifier: row of the puzzle embedding; 0 is the blank one.
-        noise: standard deviation of noise that is added to the initial states; 0 starts as in training.
-        seed: seed of the noise.
+        seed: of its trajectories, with the engine's.
     """
 
     inputs: np.ndarray
     identifier: int = 0
-    noise: float = 0.0
     seed: int = 0
 
 
@@ -102,11 +99,9 @@ class PuzzleReader:
             raise InputError(
                 f"puzzle identifier {identifier!r} is not among the model's {rows}; expected 0 to {rows - 1}"
             )
-        if not isinstance(puzzle.noise, Real) or not 0 <= puzzle.noise < math.inf:
-            raise InputError(f"noise is {puzzle.noise!r}, expected a number, 0 or more")
         if not isinstance(puzzle.seed, Integral) or not 0 <= puzzle.seed < 2**63:
             raise InputError(f"seed is {puzzle.seed!r}, expected an integer from 0 to 2**63 - 1")
-        return Puzzle(tokens, int(identifier), float(puzzle.noise), int(puzzle.seed))
+        return Puzzle(tokens, int(identifier), int(puzzle.seed))
 
 
 def require_several(puzzles: object) -> None:

@@ -120,19 +120,24 @@ class JobQueue:
     # The worker
 
     def fill(self, slots: FreeSlots) -> bool:
-        """Start waiting jobs in free slots; block while all slots are free. Returns False if no job will come."""
+        """Start waiting jobs in free slots; block while all slots are free. Returns False if no job will come.
+
+        A job with several trajectories takes a slot for each, and waits while there are none.
+        """
         while True:
             with self.lock:
                 if self.closing and self.cancelling:
                     return False
                 free = slots.free
                 while free and self.waiting:
-                    job = self.waiting.popleft()
-                    self._admit_blocked()
+                    job = self.waiting[0]
                     if job.is_cancelled():
                         job.settle(CancelledError())
-                    else:
+                    if job.needs_slot:
                         slots.start(free.pop(), job)
+                    if not job.needs_slot:
+                        self.waiting.popleft()
+                        self._admit_blocked()
                 if len(free) < slots.size:
                     return True
                 if self.closing:

@@ -1,7 +1,8 @@
 """The answer to a puzzle: after each segment, and at halting."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -34,12 +35,15 @@ class Frame:
         step: number of segments so far, from 1.
         tokens: ``[seq_len]`` uint8 (int32 for larger vocabularies).
         q_halt, q_continue: logits; q_continue is 0 for models without that head.
+        residual: how much the last segments (at most three) changed the states on average, if the rule of halting or
+            the choice among trajectories looks at it; else NaN (:func:`hrm.inference.engine.segment.residual`).
     """
 
     step: int
     tokens: np.ndarray
     q_halt: float
     q_continue: float
+    residual: float = math.nan
 
     @property
     def confidence(self) -> float:
@@ -56,6 +60,48 @@ class Frame:
 
 
 @dataclass(frozen=True, repr=False)
+class Trajectory:
+    """One of several attempts at a puzzle, at halting.
+
+    Attributes:
+        number: from 0; trajectory 0 is the plain one.
+        tokens: ``[seq_len]``, its answer, to the puzzle as it was given.
+        steps: number of segments.
+        q_halt, q_continue, residual: as in :class:`Frame`.
+        verified, reason, trace: as in :class:`Result`.
+    """
+
+    number: int
+    tokens: np.ndarray
+    steps: int
+    q_halt: float
+    q_continue: float
+    residual: float
+    verified: bool | None
+    reason: str | None
+    trace: tuple[Frame, ...]
+
+    @classmethod
+    def of(
+        cls, number: int, last: Frame, trace: tuple[Frame, ...], verified: bool | None, reason: str | None
+    ) -> "Trajectory":
+        """The trajectory whose last segment gave ``last``."""
+        return cls(number, last.tokens, last.step, last.q_halt, last.q_continue, last.residual, verified, reason, trace)
+
+    @property
+    def confidence(self) -> float:
+        """The model's estimate of the probability that the answer is right."""
+        return sigmoid(self.q_halt)
+
+    def __repr__(self) -> str:
+        verdict = "" if self.verified is None else f", verified={self.verified}"
+        return (
+            f"Trajectory(number={self.number}, steps={self.steps}, confidence={self.confidence:.1%}, "
+            f"residual={self.residual:.3g}{verdict}, tokens={_shortened(self.tokens)})"
+        )
+
+
+@dataclass(frozen=True, repr=False)
 class Result:
     """The answer to a puzzle, or the reason why there is none.
 
@@ -69,6 +115,10 @@ class Result:
         error: why the puzzle was refused, or has no solution; None if it was solved.
         verified: whether the answer is right, by the check of the engine's task; None without a task that can tell.
         reason: why the check refuses the answer; None if it accepts it, or the engine has no task.
+        trajectories: of an engine with several per puzzle, those that halted; the answer is that of one of them. Others
+            ended when an answer was verified.
+        chosen: for each rule of selection, and for the engine's order of rules, the number of the trajectory that it
+            chooses among them.
     """
 
     index: int
@@ -80,6 +130,8 @@ class Result:
     error: InputError | None = None
     verified: bool | None = None
     reason: str | None = None
+    trajectories: tuple[Trajectory, ...] = ()
+    chosen: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def solved(cls, index: int, tokens: np.ndarray) -> "Result":

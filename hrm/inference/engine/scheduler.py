@@ -99,7 +99,7 @@ class Scheduler:
                     batch.run_segment()
         except BaseException as error:  # callers must learn of any error
             failure = error
-        left = [*(batch.running if batch else []), *self.queue.end(failure)]
+        left = dict.fromkeys([*(batch.running if batch else []), *self.queue.end(failure)])
         try:
             running_engines.leave(self)
         finally:

@@ -2,18 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from hrm.errors import InputError
-from hrm.inference.engine.puzzles import Puzzle
+from hrm.inference.engine.trajectories import RunningTrajectory
 from hrm.model import HRM, Carry
 from hrm.sizes import host_memory
 from hrm.step_graph import CudaCapture, StepGraph
 from hrm_kernels.casts import FrozenWeights, refresh
 from hrm_kernels.graphs import capturable
+from hrm_kernels.noise import INITIAL_H, INITIAL_L, TRAJECTORY, noise
+
+_BATCH = ("inputs", "puzzle_identifiers")
 
 
 class Answers(NamedTuple):
@@ -22,11 +25,37 @@ class Answers(NamedTuple):
     Attributes:
         tokens: a function: for the requested rows ``[rows, seq_len]`` integers, the most likely ones.
         q_halt, q_continue: ``[slots]`` float32.
+        residual: ``[slots]`` float32 (:func:`residual`); None if it is not measured.
     """
 
     tokens: Callable[[list[int] | slice], np.ndarray]
     q_halt: torch.Tensor
     q_continue: torch.Tensor
+    residual: torch.Tensor | None
+
+
+def residual(before: Carry, after: Carry) -> torch.Tensor:
+    """How much a segment has changed the states of each row, ``[B]`` float32.
+
+    The root mean square of the change, over both states, all positions and features. The states are normalised to a
+    root mean square of 1, so it is also the relative change.
+    """
+    changes = [(getattr(after, name) - getattr(before, name)).float() for name in ("z_H", "z_L")]
+    return torch.stack([change.square().mean((1, 2)) for change in changes]).mean(0).sqrt()
+
+
+def disturbed(carry: Carry, scales: torch.Tensor, seeds: torch.Tensor) -> Carry:
+    """The carry with normal noise added to both states, other numbers for each row and segment.
+
+    Args:
+        carry: its ``steps`` number the segments.
+        scales: ``[B]`` float32 standard deviations; a row with 0 keeps its states.
+        seeds: ``[B]`` int64.
+    """
+    _, positions, features = carry.z_H.shape
+    numbers = noise(seeds, carry.steps, positions, 2 * features, TRAJECTORY) * scales.view(-1, 1, 1)
+    for_H, for_L = numbers.split(features, 2)
+    return replace(carry, z_H=(carry.z_H + for_H).to(carry.z_H), z_L=(carry.z_L + for_L).to(carry.z_L))
 
 
 class SegmentRunner:
@@ -37,10 +66,12 @@ class SegmentRunner:
     Args:
         model: in evaluation mode; its weights do not change while puzzles run.
         slots: rows of the batch.
+        has_noise: whether trajectories may have noise before each segment.
+        measures_residual: whether answers have residuals.
     """
 
-    def __init__(self, model: HRM, slots: int) -> None:
-        self._model = model
+    def __init__(self, model: HRM, slots: int, has_noise: bool, measures_residual: bool) -> None:
+        self._model, self._has_noise, self._measures_residual = model, has_noise, measures_residual
         config = model.config
         self._device = next(model.parameters()).device
         on_gpu = self._device.type == "cuda"
@@ -50,21 +81,28 @@ class SegmentRunner:
             # rows that start; the limit of segments is the engine's, not the model's
             "halted": torch.zeros(slots, dtype=torch.bool, device="cpu", pin_memory=on_gpu),
         }
-        self._inputs, self._identifiers, self._starts = (values.numpy() for values in self._host.values())  # views
-        self._new: list[tuple[int, Puzzle]] = []
+        if has_noise:
+            self._host["scales"] = torch.zeros(slots, dtype=torch.float32, device="cpu", pin_memory=on_gpu)
+            self._host["seeds"] = torch.zeros(slots, dtype=torch.int64, device="cpu", pin_memory=on_gpu)
+        self._views = {name: values.numpy() for name, values in self._host.items()}
+        self._inputs, self._identifiers, self._starts = (self._views[name] for name in (*_BATCH, "halted"))
+        self._new: list[tuple[int, RunningTrajectory]] = []
         self._any_starts = False
         self._carry = model.initial_carry(
-            {name: values.to(self._device) for name, values in self._host.items() if name != "halted"}
+            {name: values.to(self._device) for name, values in self._host.items() if name in _BATCH}
         )
-        self._answers = torch.zeros(slots, config.seq_len + 2, dtype=torch.int32, device=self._device)
+        # tokens, and as bits q_halt, q_continue and the residual
+        self._answers = torch.zeros(slots, config.seq_len + 3, dtype=torch.int32, device=self._device)
         self._graph = segment_graph(self._answers, self._run_in_place)
         self._weights = FrozenWeights()
 
-    def start(self, row: int, puzzle: Puzzle) -> None:
-        """Start ``puzzle`` in ``row`` with the next segment."""
-        self._inputs[row] = puzzle.inputs
-        self._identifiers[row] = puzzle.identifier
-        self._new.append((row, puzzle))
+    def start(self, row: int, running: RunningTrajectory) -> None:
+        """Start a trajectory in ``row`` with the next segment."""
+        self._inputs[row] = running.inputs
+        self._identifiers[row] = running.job.puzzle.identifier
+        if self._has_noise:
+            self._views["scales"][row], self._views["seeds"][row] = running.noise, running.seed
+        self._new.append((row, running))
 
     def run(self) -> Answers:
         """Run one segment."""
@@ -72,33 +110,47 @@ class SegmentRunner:
         if self._graph is not None:
             self._graph(self._host)
         elif self._device.type == "cpu":
-            self._carry, outputs = self._call(self._carry, self._host)
+            before = self._carry
+            self._carry, outputs = self._call(before, self._host)
             logits = outputs["logits"]
             return Answers(
-                lambda rows: logits[rows].argmax(-1).numpy(), outputs["q_halt_logits"], outputs["q_continue_logits"]
+                lambda rows: logits[rows].argmax(-1).numpy(),
+                outputs["q_halt_logits"],
+                outputs["q_continue_logits"],
+                self._residual(before, self._carry),
             )
         else:
             self._run_in_place(
                 {name: values.to(self._device, non_blocking=True) for name, values in self._host.items()}
             )
         host = self._answers.to("cpu", copy=True)  # one copy and one wait, also for the copies to the device
-        q_halt, q_continue = host[:, -2:].view(torch.float32).unbind(1)
-        return Answers(lambda rows: host[rows, :-2].numpy(), q_halt, q_continue)
+        q_halt, q_continue, change = host[:, -3:].view(torch.float32).unbind(1)
+        return Answers(
+            lambda rows: host[rows, :-3].numpy(), q_halt, q_continue, change if self._measures_residual else None
+        )
 
     def _run_in_place(self, inputs: dict[str, torch.Tensor]) -> None:
         """One segment on the device, for a graph: its results overwrite those of the segment before."""
         new, outputs = self._call(self._carry, inputs)
+        change = self._residual(self._carry, new)
         for name in ("z_H", "z_L", "steps"):
             getattr(self._carry, name).copy_(getattr(new, name))
         for name, values in new.current_data.items():
             self._carry.current_data[name].copy_(values)
-        q = [outputs[name].view(torch.int32).unsqueeze(1) for name in ("q_halt_logits", "q_continue_logits")]
-        self._answers.copy_(torch.cat([outputs["logits"].argmax(-1).int(), *q], 1))
+        numbers = [outputs[name] for name in ("q_halt_logits", "q_continue_logits")]
+        numbers.append(torch.zeros_like(numbers[0]) if change is None else change)
+        bits = [one.view(torch.int32).unsqueeze(1) for one in numbers]
+        self._answers.copy_(torch.cat([outputs["logits"].argmax(-1).int(), *bits], 1))
 
     def _call(self, carry: Carry, inputs: dict[str, torch.Tensor]) -> tuple[Carry, dict[str, torch.Tensor]]:
-        batch = {name: values for name, values in inputs.items() if name != "halted"}
+        batch = {name: inputs[name] for name in _BATCH}
+        if self._has_noise:
+            carry = disturbed(carry, inputs["scales"], inputs["seeds"])
         with self._weights:
             return self._model(replace(carry, halted=inputs["halted"]), batch)
+
+    def _residual(self, before: Carry, after: Carry) -> torch.Tensor | None:
+        return residual(before, after) if self._measures_residual else None
 
     def _mark_new_rows(self) -> None:
         if self._any_starts:
@@ -106,9 +158,9 @@ class SegmentRunner:
             self._any_starts = False
         if self._new:
             self._any_starts = True
-            for row, puzzle in self._new:
-                if puzzle.noise:
-                    self._start_with_noise(row, puzzle)
+            for row, running in self._new:
+                if self._measures_residual or running.noise or running.start_noise:
+                    self._start_from(row, running)
                 else:
                     self._starts[row] = True
             self._new = []
@@ -116,13 +168,15 @@ class SegmentRunner:
                 self._weights.refresh()
                 refresh(self._model.parameters())
 
-    def _start_with_noise(self, row: int, puzzle: Puzzle) -> None:
-        """Start a row as the model does, but from noisy states."""
-        inner = self._model.inner
-        options: Any = {"generator": torch.Generator("cpu").manual_seed(puzzle.seed), "device": "cpu"}
-        for state, start in ((self._carry.z_H, inner.H_init), (self._carry.z_L, inner.L_init)):
-            noise = torch.randn(state.shape[1:], dtype=torch.float32, **options) * puzzle.noise
-            state[row] = start + noise.to(start)
+    def _start_from(self, row: int, running: RunningTrajectory) -> None:
+        """Start a row as the model does, but before the segment: its states are needed there, or have noise."""
+        seeds = torch.tensor([running.seed], device=self._device)
+        states = self._model.inner.initial_states(seeds)
+        for state, initial, stream in zip((self._carry.z_H, self._carry.z_L), states, (INITIAL_H, INITIAL_L)):
+            if running.start_noise:
+                _, positions, features = state.shape
+                initial = initial + running.start_noise * noise(seeds, 0, positions, features, stream)
+            state[row] = initial[0].to(state)
         self._carry.steps[row] = 0
         for name, values in self._carry.current_data.items():
             values[row] = self._host[name][row]

@@ -57,9 +57,9 @@ class Streaming:
                 jobs = [StreamJob(number, stream, trace) for number in range(index, index + len(chunk))]
                 index += len(chunk)
                 self._read(jobs, chunk)
-                settled = [job for job in jobs if job.outcome is not None]
+                settled = [job for job in jobs if job.is_settled]
                 try:
-                    self.queue.put([job for job in jobs if job.outcome is None])
+                    self.queue.put([job for job in jobs if not job.is_settled])
                 except EngineError as error:
                     failure = error
                     break
@@ -96,7 +96,7 @@ class Streaming:
                 return None
             job = FutureJob(index, trace)
             job.read(self.reader, puzzle)
-            if not job.future.done():
+            if not job.is_settled:
                 await self.queue.aput(job)
             return asyncio.ensure_future(job.result())
 

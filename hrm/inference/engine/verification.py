@@ -1,12 +1,13 @@
 """Checking answers by their task, so that a caller can rely on them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import numpy as np
 
 from hrm.config import ModelConfig
 from hrm.data.task import PuzzleTask
 from hrm.errors import InputError
-from hrm.inference.engine.puzzles import Puzzle
-from hrm.inference.engine.results import ImpossiblePuzzle, Result
+from hrm.inference.engine.results import ImpossiblePuzzle
 
 
 @dataclass(frozen=True)
@@ -43,17 +44,19 @@ class Verifier:
                 f"{config.vocab_size} and {config.seq_len}; take a model trained on this task"
             )
 
-    def judged(self, puzzle: Puzzle, result: Result) -> Result:
-        """``result`` with ``verified`` and ``reason``; without its answer if it is wrong and the engine abstains.
+    def reason(self, inputs: np.ndarray, tokens: np.ndarray) -> str | None:
+        """Why ``tokens`` do not answer ``inputs``, ``[seq_len]`` each; None if they do."""
+        return self.task.check(inputs, tokens)
+
+    def verdict(self, reason: str | None) -> bool | None:
+        """Whether an answer with this :meth:`reason` is right; None if the task cannot tell."""
+        return False if reason is not None else True if self.task.verifies else None
+
+    def require_possible(self, inputs: np.ndarray) -> None:
+        """Takes longer than a check, so call it after a wrong answer: a puzzle with a right one is possible.
 
         Raises:
-            ImpossiblePuzzle: the answer is wrong, and the puzzle has no solution.
+            ImpossiblePuzzle: ``inputs``, ``[seq_len]``, have no solution, and the task can see that.
         """
-        reason = self.task.check(puzzle.inputs, result.tokens)
-        if reason is None:
-            return replace(result, verified=True if self.task.verifies else None)
-        # only now: it takes longer than a check, and a puzzle with a right answer is possible
-        if impossible := self.task.impossible(puzzle.inputs):
+        if impossible := self.task.impossible(inputs):
             raise ImpossiblePuzzle(impossible)
-        tokens = result.tokens[:0] if self.abstain else result.tokens
-        return replace(result, tokens=tokens, reason=reason, verified=False)

@@ -111,11 +111,23 @@ def test_a_path_that_looks_like_markup_of_rich(folder, call, tmp_path):
     assert (code, err) == (0, "") and "/[/b]x:x:(test)" in "".join(out.split())
 
 
-def test_segments_of_rollouts(folder, call):
+def test_default_segments_of_scale(folder, call):
     arguments = ("scale", folder / "model", "--data", folder / "data", "--json")
     for options, segments in ((["--segments", 2], [2]), ([], [1, 2, 3])):
         code, out, err = call(*arguments, *options)
         assert code == 0 and [one["segments"] for one in json.loads(out)["cells"]] == segments, err
+
+
+def test_a_line_for_each_rule_of_selection(folder, call):
+    arguments = ("eval", folder / "model", "--data", folder / "data", "--trajectories", 3, "--halt", "q")
+    code, out, err = call(*arguments, "--json")
+    metrics = json.loads(out)
+    names = {f"exact_accuracy/{rule}" for rule in ("check", "vote", "q", "residual", "any")}
+    assert (code, err) == (0, "") and names < set(metrics) and metrics["steps"] >= 3
+    assert max(metrics[name] for name in names) == metrics["exact_accuracy/any"]
+    plain = json.loads(call(*arguments[:4], "--halt", "q", "--json")[1])
+    assert names.isdisjoint(plain)
+    assert "exact accuracy, chosen by residual" in call(*arguments)[1]
 
 
 def test_processes_share_the_work(folder, tmp_path):
@@ -154,10 +166,15 @@ def test_processes_share_the_work(folder, tmp_path):
         ),
         ("eval --data {}/data --batch-size 0", "Invalid value for '--batch-size'"),
         ("eval --data {}/data --device abacus", "abacus"),
-        ("scale --data {}/data --rollouts 2 --seed -1", "Invalid value for '--seed'"),
-        ("scale --data {}/none --rollouts 2 --out " + __file__, f"{__file__}: a file, where a folder is needed"),
-        ("scale --data {}/data --rollouts 2 --segments 0", "--segments: got 0, expected 1 or more"),
+        ("scale --data {}/data --trajectories 2 --seed -1", "Invalid value for '--seed'"),
+        ("scale --data {}/none --trajectories 2 --out " + __file__, f"{__file__}: a file, where a folder is needed"),
+        ("scale --data {}/data --trajectories 2 --segments 0", "--segments: got 0, expected 1 or more"),
         ("scale --data {}/none --segments 1 --max-steps 2", "No such option: --max-steps"),
+        (
+            "eval --data {}/none --select q,luck",
+            "select is 'q,luck' with the unknown rule 'luck'; expected",
+        ),
+        ("scale --data {}/none --select q,q", "a rule in it occurs twice"),
     ],
 )
 def test_bad_input(folder, call, arguments, message):

@@ -17,14 +17,15 @@ from hrm.cli.old_spellings import new_spelling
         ("hrm eval m 'data=my data'", "hrm eval m --data 'my data'"),
         (
             "hrm eval m data=d scale=segments:8,16 rollouts=1,4 --out o",
-            "hrm scale m --data d --segments 8,16 --rollouts 1,4 --out o",
+            "hrm scale m --data d --segments 8,16 --trajectories 1,4 --out o",
         ),
-        ("hrm eval m data=d rollouts=4 --max-steps 2", "hrm scale m --data d --rollouts 4 --segments 2"),
+        ("hrm eval m data=d rollouts=4 --max-steps 2", "hrm scale m --data d --trajectories 4 --segments 2"),
         (
             "hrm eval m data=d rollouts=4 augment=false noise=0.5 seed=1",
-            "hrm scale m --data d --rollouts 4 --no-augment --noise 0.5 --seed 1",
+            "hrm scale m --data d --trajectories 4 --start-noise 0.5 --seed 1",
         ),
-        ("hrm eval m data=d rollouts=4 augment=true", "hrm scale m --data d --rollouts 4"),
+        ("hrm eval m data=d rollouts=4 augment=true", "hrm scale m --data d --trajectories 4 --augment"),
+        ("hrm scale m --data d --rollouts 4", "hrm scale m --data d --trajectories 4"),
         (
             "hrm adapt m data=d out=o steps=9 batch_size=4 lr=0.1 weight_decay=0 init=zero seed=1",
             "hrm adapt m --data d --out o --steps 9 --batch-size 4 --lr 0.1 --weight-decay 0 --init zero --seed 1",

@@ -118,33 +118,17 @@ def test_the_trace_has_every_segment(puzzles):
         assert result.confidence == pytest.approx(1 / (1 + np.exp(-result.q_halt)))
 
 
-@pytest.mark.usefixtures("exact_rows")
-def test_noise_depends_only_on_the_seed(puzzles):
-    model = tiny()
-    rows = [Puzzle(puzzles[0].inputs, 0, noise, seed) for noise, seed in [(0.0, 1), (0.5, 1), (0.5, 2), (0.5, 1)]]
-    q_halts = {}
-    for slots, order in ((3, rows), (3, [*puzzles[4:11], *reversed(rows)])):
-        with Engine(model, slots=slots, max_steps=3, halt="fixed") as engine:
-            results = list(engine.solve(order))
-        of_rows = results[-4:][::-1] if len(order) > 4 else results
-        q_halts[len(order)] = [result.q_halt for result in of_rows]
-    assert q_halts[4] == q_halts[11]
-    assert q_halts[4][1] == q_halts[4][3] and len(set(q_halts[4])) == 3
-    assert q_halts[4][0] == run_alone(model, puzzles[0], 3, 3)[-1][1]
-
-
 @pytest.mark.parametrize("family", [HRM, TRM])
 def test_segments_replayed_as_a_graph(puzzles, family, recorded_capture, monkeypatch):
-    """Refill, noise and reading back go through the graph, in operations without synchronization."""
+    """Refill and reading back go through the graph, in operations without synchronization."""
     model, halt = tiny(family), lambda moment: moment.tokens[:, 0] % 2 == moment.steps % 2
-    noisy = [one._replace(noise=0.5 * (index % 2), seed=index) for index, one in enumerate(puzzles)]
     with Engine(model, 5, STEPS, halt=halt, backend="reference") as engine:
-        direct = list(engine.solve(noisy, trace=True))
+        direct = list(engine.solve(puzzles, trace=True))
     monkeypatch.setattr(
         segment_module, "segment_graph", lambda answers, step: StepGraph(step, recorded_capture, torch.device("cpu"))
     )
     with Engine(model, 5, STEPS, halt=halt, backend="reference") as engine:
-        replayed = list(engine.solve(noisy, trace=True))
+        replayed = list(engine.solve(puzzles, trace=True))
     assert len(recorded_capture.recorders) == 1 and recorded_capture.replays >= 5
     assert len({result.steps for result in direct}) > 2
     for one, other in zip(direct, replayed, strict=True):

@@ -64,15 +64,16 @@ def test_a_board_has_the_colours_and_boxes_of_its_task():
 
 
 def test_scaling():
-    found = Scaling((ScalingCell(1, 1, 0.5, 0.5, 1.0), ScalingCell(4, 2, 0.75, 1.0, 7.25)))
+    one = ScalingCell(1, 1, {"q": 0.5, "vote,q": 0.5}, 0.5, 1.0)
+    found = Scaling((one, ScalingCell(4, 2, {"q": 0.625, "vote,q": 0.75}, 1.0, 7.25)))
     assert str(found).splitlines() == [
-        "| rollouts | segments | exact accuracy | one of the answers right | segments per puzzle |",
-        "| --- | --- | --- | --- | --- |",
-        "| 1 | 1 | 50.00% | 50.00% | 1.0 |",
-        "| 2 | 4 | 75.00% | 100.00% | 7.2 |",
+        "| trajectories | segments | by q | by vote,q | any right | segments per puzzle |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| 1 | 1 | 50.00% | 50.00% | 50.00% | 1.0 |",
+        "| 2 | 4 | 62.50% | 75.00% | 100.00% | 7.2 |",
     ]
     rows = cells_of(ElementTree.fromstring(found._repr_html_()))
-    assert rows[0][0] == "rollouts" and rows[2] == ["2", "4", "75.00%", "100.00%", "7.2"]
+    assert rows[0][0] == "trajectories" and rows[2] == ["2", "4", "62.50%", "75.00%", "100.00%", "7.2"]
     assert found.as_dict(seed=0)["cells"][1]["compute"] == 7.25 and list(found.as_dict(seed=0)) == ["seed", "cells"]
     assert list(found) == list(found.cells)
 
