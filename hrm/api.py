@@ -396,9 +396,9 @@ def scale(
         from hrm.inference import scaling
         from hrm.inference.engine import Trajectories
 
-        how = Trajectories.differing(
+        how = Trajectories(
             max(trajectories, default=1), noise, start_noise, augment, seed=seed, select=select, stop=False
-        )
+        ).for_model(loaded.config, _task_of(dataset))
         result = scaling.scale(
             loaded,
             _task_of(dataset),

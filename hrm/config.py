@@ -45,6 +45,8 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     family: ClassVar[str]
+    has_random_starts: ClassVar[bool] = False
+    """Whether rows with different seeds start from different states."""
 
     seq_len: Length
     vocab_size: Vocabulary
@@ -287,6 +289,7 @@ class EqRConfig(TRMConfig):
     """
 
     family = "eqr"
+    has_random_starts = True
 
     lambda_: float = Field(default=0.95, ge=0, le=1)
     noise_scale: float = Field(default=0.01, ge=0)

@@ -104,7 +104,7 @@ def _several(count: int, *how: Any, **more: Any) -> "int | Trajectories":
         return count
     from hrm.inference.engine import Trajectories
 
-    return Trajectories.differing(count, *how, **more)
+    return Trajectories(count, *how, **more)
 
 
 def _print_table(title: str, metrics: "Metrics") -> None:

@@ -66,7 +66,7 @@ Noise = Annotated[
         min=0,
         metavar="X",
         help="Standard deviation of noise on the states before each segment, in all trajectories but the first "
-        "(default: 0.1, or 0 with --start-noise or --augment).",
+        "(default: 0.1, or 0 if something else makes them differ).",
     ),
 ]
 StartNoise = Annotated[

@@ -112,9 +112,7 @@ def solve(
                 identifier=identifier,
                 batch_size=batch_size,
                 abstain=abstain,
-                trajectories=Trajectories.differing(
-                    trajectories, noise, start_noise, augment, seed=seed, select=select
-                ),
+                trajectories=Trajectories(trajectories, noise, start_noise, augment, seed=seed, select=select),
                 trace=trace or gif is not None,
                 progress=progress,
             )

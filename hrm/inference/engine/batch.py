@@ -50,7 +50,7 @@ class SlotBatch:
         self._settings = settings
         self._needs = needs(settings.halting)
         window = max(self._needs.residuals, WINDOW if settings.trajectories.count > 1 else 0)
-        self._runner = SegmentRunner(settings.model, settings.slots, settings.trajectories.noise > 0, window > 0)
+        self._runner = SegmentRunner(settings.model, settings.slots, bool(settings.trajectories.noise), window > 0)
         self._outcomes = Outcomes(settings.verifier, settings.trajectories)
         self._rows: list[RunningTrajectory | None] = [None] * self.size
         config = settings.model.config

@@ -69,8 +69,8 @@ class Engine:
             returned at once, and one whose answer is wrong because it has no solution has a result with ``error`` set.
         abstain: return no answer (empty ``tokens``) rather than one that the task does not verify.
         trajectories: attempts at each puzzle; each takes a slot. A number makes them differ by noise before each
-            segment; :class:`Trajectories` has all settings. The result has the answer that the rules of ``select``
-            choose, and what each rule would choose.
+            segment, or by the random states of models that start from such; :class:`Trajectories` has all settings. The
+            result has the answer that the rules of ``select`` choose, and what each rule would choose.
 
     Raises:
         InputError: a number or ``halt`` is invalid, memory cannot hold so many slots, the task does not fit the model,
@@ -109,8 +109,7 @@ class Engine:
             verifier.require_fit(model.config)
         if needs(self.halting).check and (task is None or not task.verifies):
             raise InputError("halt 'check' needs a task that verifies answers; give task=..., or another rule")
-        self.trajectories = Trajectories.of(trajectories)
-        self.trajectories.require_different(task)
+        self.trajectories = Trajectories.of(trajectories).for_model(model.config, task)
         settings = BatchSettings(
             model, self.slots, self.min_steps, self.max_steps, self.halting, verifier, self.trajectories
         )

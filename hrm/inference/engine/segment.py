@@ -102,6 +102,8 @@ class SegmentRunner:
         self._identifiers[row] = running.job.puzzle.identifier
         if self._has_noise:
             self._views["scales"][row], self._views["seeds"][row] = running.noise, running.seed
+        if self._carry.seeds is not None:
+            self._carry.seeds[row] = running.seed
         self._new.append((row, running))
 
     def run(self) -> Answers:

@@ -1,14 +1,16 @@
 """Several trajectories per puzzle: what makes them differ, and the state of one that runs.
 
 A trajectory starts from other states, is disturbed by noise before each segment, or solves a variant of the puzzle; the
-change of the puzzle is undone in its answer. Trajectory 0 is the plain one.
+change of the puzzle is undone in its answer. A model with random starts has other states for each seed. Trajectory 0 is
+the plain one.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hrm.config import ModelConfig
 from hrm.data.maze import Maze
 from hrm.data.task import PuzzleTask
 from hrm.errors import InputError
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 
 NOISE = 0.1
-"""The noise of trajectories that are given as a number."""
+"""The noise of trajectories that nothing else makes differ."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Trajectories:
     Attributes:
         count: trajectories per puzzle.
         noise: standard deviation of normal noise that is added to both states before each segment (PTRM, arXiv
-            2605.19943), in all trajectories but the first. The states have a root mean square of 1.
+            2605.19943), in all trajectories but the first. The states have a root mean square of 1. None is 0.1, or 0
+            if something else makes the trajectories differ.
         start_noise: standard deviation of noise that is added to the initial states, in all but the first.
         augment: all but the first solve a variant of the puzzle (Sudoku, maze).
         seed: seed of all of it. A trajectory depends on this seed, the puzzle's and its own number only.
@@ -46,7 +49,7 @@ class Trajectories:
     """
 
     count: int = 1
-    noise: float = 0.0
+    noise: float | None = None
     start_noise: float = 0.0
     augment: bool = False
     seed: int = 0
@@ -56,7 +59,7 @@ class Trajectories:
     def __post_init__(self) -> None:
         require_positive(trajectories=self.count)
         for name in ("noise", "start_noise"):
-            if not 0 <= getattr(self, name) < np.inf:
+            if not 0 <= (getattr(self, name) or 0.0) < np.inf:
                 raise InputError(f"{name} is {getattr(self, name)!r}, expected a number, 0 or more")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed is {self.seed!r}, expected an integer from 0 to 2**63 - 1")
@@ -64,17 +67,21 @@ class Trajectories:
 
     @classmethod
     def of(cls, trajectories: "int | Trajectories") -> "Trajectories":
-        """``trajectories`` itself, or that number of them, which differ by noise before each segment."""
-        return trajectories if isinstance(trajectories, Trajectories) else cls.differing(trajectories)
+        """``trajectories`` itself, or that number of them."""
+        return trajectories if isinstance(trajectories, Trajectories) else cls(trajectories)
 
-    @classmethod
-    def differing(
-        cls, count: int, noise: float | None = None, start_noise: float = 0.0, augment: bool = False, **more: Any
-    ) -> "Trajectories":
-        """``count`` trajectories; ``noise`` None is :data:`NOISE`, or 0 if something else makes them differ."""
-        if noise is None:
-            noise = NOISE if count != 1 and not start_noise and not augment else 0.0
-        return cls(count, noise, start_noise, augment, **more)
+    def for_model(self, config: ModelConfig, task: PuzzleTask | None) -> "Trajectories":
+        """The settings with ``noise`` as a number.
+
+        Raises:
+            InputError: some of the trajectories would be the same.
+        """
+        differ = config.has_random_starts or self.start_noise > 0 or self.augment
+        if self.noise is None:
+            return replace(self, noise=0.0 if differ or self.count == 1 else NOISE).for_model(config, task)
+        if not config.has_random_starts:
+            self._require_different(task)
+        return self
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -86,7 +93,7 @@ class Trajectories:
         """Whether a verified answer ends the other trajectories."""
         return self.stop and self.count > 1 and self.order[0] == "check"
 
-    def require_different(self, task: PuzzleTask | None) -> None:
+    def _require_different(self, task: PuzzleTask | None) -> None:
         """
         Raises:
             InputError: some of the trajectories would be the same.
@@ -126,10 +133,12 @@ class RunningTrajectory:
         self.job, self.number = job, number
         self.inputs: np.ndarray = job.puzzle.inputs
         self.frames: list[Frame] = []
-        self.seed, self.noise, self.start_noise = 0, 0.0, 0.0
+        # a family with random starts needs a seed for the first trajectory, too: as in evaluation it is 0
+        self.seed = job.puzzle.seed if settings.count == 1 else 0
+        self.noise, self.start_noise = 0.0, 0.0
         self._change: Symmetry | None = None
         if number:
-            self.noise, self.start_noise = settings.noise, settings.start_noise
+            self.noise, self.start_noise = settings.noise or 0.0, settings.start_noise
             rng = np.random.default_rng((settings.seed, job.puzzle.seed, number))
             if settings.augment and task is not None:
                 self._change = symmetry(task, number, rng)

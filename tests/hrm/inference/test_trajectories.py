@@ -9,15 +9,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from engine_rows import STEPS, assert_bits, run_alone, tiny, until_halting
+from engine_rows import SIZES, STEPS, assert_bits, run_alone, tiny, until_halting
 
 import hrm
 import hrm.inference.engine.segment as segment_module
-from hrm import HRM, TRM, Engine, InputError
+from hrm import HRM, TRM, Engine, EqR, EqRConfig, HRMConfig, InputError
 from hrm.data.maze import Maze
 from hrm.data.sudoku import Sudoku, generate
 from hrm.inference.engine import Puzzle, Trajectories
 from hrm.inference.engine.segment import disturbed, residual
+from hrm.inference.segments import segments
 from hrm.step_graph import StepGraph
 
 TASK = Sudoku(4)
@@ -32,6 +33,15 @@ class Right(Sudoku):
 
     def check(self, inputs, answer):
         return None
+
+
+def tiny_eqr():
+    """A model that starts from random states."""
+    torch.manual_seed(0)
+    model = EqR(EqRConfig(**SIZES, L_layers=1, H_cycles=1, L_cycles=2, pos_encodings="rope"))
+    with torch.no_grad():
+        model.inner.q_head.weight.normal_()
+    return model.eval()
 
 
 def facts(result):
@@ -71,6 +81,31 @@ def test_the_first_trajectory_is_the_plain_one_and_seeds_change_the_others(puzzl
 
 
 @pytest.mark.usefixtures("exact_rows")
+def test_a_model_with_random_starts_draws_them_by_the_seed(puzzles):
+    model, seen = tiny_eqr(), {}
+    for slots in (1, 5):
+        for settings, seed in (
+            (Trajectories(3), 4),
+            (Trajectories(3, seed=1), 4),
+            (Trajectories(), 0),
+            (Trajectories(), 7),
+        ):
+            with Engine(model, slots, 3, halt="fixed", trajectories=settings) as engine:
+                for result in engine.solve([puzzles[0]._replace(seed=seed), puzzles[1]]):
+                    key = (settings, seed, result.index)
+                    assert seen.setdefault(key, facts(result)) == facts(result)
+    q_halts = [one[3] for key in seen for one in seen[key][5] if key[2] == 0]
+    plain, other = (seen[Trajectories(), seed, 0][2] for seed in (0, 7))
+    assert [q_halts[0], q_halts[3]] == [plain] * 2 and len(
+        {*q_halts, other}
+    ) == 6  # the first has the seed of evaluation
+    batch = {"inputs": torch.from_numpy(puzzles[0].inputs)[None].int(), "puzzle_identifiers": torch.zeros(1).int()}
+    with torch.no_grad():
+        *_, last = segments(model, batch, 3)
+    assert plain == last.outputs["q_halt_logits"].item()
+
+
+@pytest.mark.usefixtures("exact_rows")
 def test_threads_do_not_change_trajectories():
     model, threads, seen = hrm.load("sudoku4"), torch.get_num_threads(), []
     inputs = generate(2, 4, np.random.default_rng(0)).inputs
@@ -84,6 +119,7 @@ def test_threads_do_not_change_trajectories():
     assert seen[0] == seen[1]
 
 
+@pytest.mark.usefixtures("exact_rows")
 def test_a_verified_answer_ends_the_other_trajectories():
     """Of two verified ones, that with fewer segments is taken, whatever the slots; worse ones are not reported."""
 
@@ -249,7 +285,7 @@ def test_memory_is_flat_over_10_000_segments(puzzles):
 @pytest.mark.parametrize(
     ("settings", "task", "message"),
     [
-        (Trajectories(2), None, r"2 trajectories would all be the same; give noise \(such as noise=0.1\)"),
+        (Trajectories(2, noise=0), None, r"2 trajectories would all be the same; give noise \(such as noise=0.1\)"),
         (Trajectories(2, augment=True), None, "2 trajectories would all be the same: no task is given"),
         (Trajectories(9, augment=True), Maze(5), "its 8 turns and reflections again.*at most 8 trajectories"),
         ({"count": 0}, None, "trajectories is 0, expected 1 or more"),
@@ -262,11 +298,14 @@ def test_memory_is_flat_over_10_000_segments(puzzles):
 def test_settings_that_are_refused(settings, task, message):
     with pytest.raises(InputError, match=message):
         settings = settings if isinstance(settings, Trajectories) else Trajectories(**settings)
-        settings.require_different(task)
+        settings.for_model(tiny().config, task)
 
 
-def test_a_number_of_trajectories_differ_by_noise():
-    assert Trajectories.of(4) == Trajectories(4, noise=0.1) and Trajectories.of(1) == Trajectories()
-    assert Trajectories.differing(4, start_noise=0.2).noise == 0 == Trajectories.differing(4, augment=True).noise
+def test_without_other_settings_trajectories_differ_by_noise():
+    config, random = HRMConfig(**SIZES), EqRConfig(**SIZES)
+    assert Trajectories.of(4).for_model(config, None) == Trajectories(4, noise=0.1)
+    for settings, of in ((Trajectories(4), random), (Trajectories(1), config), (Trajectories(4, None, 0.2), config)):
+        assert settings.for_model(of, None).noise == 0
+    assert Trajectories(4, augment=True).for_model(config, TASK).noise == 0
     with pytest.raises(InputError, match="seed is -1, expected an integer"), Engine(tiny(), trajectories=2) as engine:
         engine.submit(Puzzle(np.ones(16, int), seed=-1)).result(timeout=60)
