@@ -249,15 +249,15 @@ class Op:
         names = [name for name in _preference(arguments) if name in self.backends]
         if "cpu" in names and _choice.by_size and self._pytorch_is_faster(arguments):
             return ["reference", *(name for name in names if name != "reference")]
-        later = [name for name in names if self._is_passed_over(name, arguments)]
+        later = [
+            name
+            for name in names
+            if (passed_over := self.backends[name].passed_over) is not None and passed_over(*arguments) is not None
+        ]
         if not later:
             return names
         kernels = [name for name in names if name not in later and name != "reference"]
         return [*kernels, *later, *(name for name in names if name == "reference")]
-
-    def _is_passed_over(self, name: str, arguments: tuple[Any, ...]) -> bool:
-        passed_over = self.backends[name].passed_over
-        return passed_over is not None and passed_over(*arguments) is not None
 
     def _pytorch_is_faster(self, arguments: tuple[Any, ...]) -> bool:
         """Whether the reference runs this call on a CPU faster than the ``cpu`` backend does."""
@@ -303,7 +303,9 @@ def _is_cast(tensor: torch.Tensor) -> bool:
 def _first(arguments: Sequence[Any]) -> torch.Tensor:
     """The first tensor of the op's first argument, which may be a list of tensors, or of such lists."""
     value = arguments[0]
-    return value if isinstance(value, torch.Tensor) else _first(value)
+    while not isinstance(value, torch.Tensor):
+        value = value[0]
+    return value
 
 
 def _wants_gradient(argument: Any) -> bool:
@@ -374,6 +376,12 @@ def launcher(
 def is_traced() -> bool:
     """Whether kernels are launched as registered ops: torch.compile traces, or a dispatch mode is active."""
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def rows(tensor: torch.Tensor) -> torch.Tensor:
+    """``[..., columns]`` as a contiguous matrix without a gradient, as libraries take it; columns are not 0."""
+    plain = tensor.detach().contiguous()
+    return plain if plain.ndim == 2 else plain.view(-1, plain.shape[-1])
 
 
 _TRITON_INSTALLED = find_spec("triton") is not None

@@ -5,18 +5,18 @@ from torch import Tensor
 
 from hrm_kernels import native
 from hrm_kernels.autodiff import first_order
-from hrm_kernels.backends import launcher
+from hrm_kernels.backends import launcher, rows
 from hrm_kernels.ops.swiglu import reference
 
 
 @launcher(
     "cpu_swiglu_forward(Tensor gate_up) -> Tensor",
-    lambda gate_up: gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2),
+    lambda gate_up: gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2),
 )
 def forward(gate_up: Tensor) -> Tensor:
-    """``[M, 2 I] -> [M, I]``"""
-    out = gate_up.new_empty(gate_up.shape[0], gate_up.shape[1] // 2)
-    native.load("cpu").module.swiglu_forward(gate_up.detach(), out, torch.get_num_threads())
+    """``[..., 2 I] -> [..., I]``, contiguous."""
+    out = gate_up.new_empty(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
+    native.load("cpu").module.swiglu_forward(rows(gate_up), rows(out), torch.get_num_threads())
     return out
 
 
@@ -25,8 +25,8 @@ def forward(gate_up: Tensor) -> Tensor:
     lambda dout, gate_up: gate_up.new_empty(gate_up.shape),
 )
 def backward(dout: Tensor, gate_up: Tensor) -> Tensor:
-    dgate_up = torch.empty_like(gate_up)
-    native.load("cpu").module.swiglu_backward(dout.detach(), gate_up.detach(), dgate_up, torch.get_num_threads())
+    dgate_up = gate_up.new_empty(gate_up.shape)
+    native.load("cpu").module.swiglu_backward(rows(dout), rows(gate_up), rows(dgate_up), torch.get_num_threads())
     return dgate_up
 
 
@@ -39,9 +39,10 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     @first_order(lambda ctx: (reference.swiglu, ctx.saved_tensors))
     def backward(ctx: Any, dout: Tensor) -> Tensor:  # type: ignore[override]
-        return backward(dout.contiguous(), *ctx.saved_tensors)
+        return backward(dout, *ctx.saved_tensors)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    out = _SwiGLU.apply(gate_up.contiguous().view(-1, gate_up.shape[-1]))
-    return out.view(*gate_up.shape[:-1], gate_up.shape[-1] // 2)
+    if torch.is_grad_enabled() and gate_up.requires_grad:
+        return _SwiGLU.apply(gate_up)
+    return forward(gate_up)
