@@ -11,7 +11,7 @@ from bench.sizes import LONG, SHORT, Size
 from bench.workload import Workload
 from bench.workloads import adam_atan2, op_workload, sparse_sign_sgd
 
-BLOCKS = ("transformer_block", "reasoning_module", "recurrent_cycles")
+BLOCKS = ("transformer_block", "reasoning_module", "recurrent_cycles", "conv_cycles")
 
 
 def workloads(setup: Setup) -> Iterator[Workload]:

@@ -10,6 +10,7 @@ from hrm_kernels.fixed_point import fixed_point
 from hrm_kernels.noise import noise
 from hrm_kernels.ops import specs
 from hrm_kernels.ops.add_rms_norm import add_rms_norm
+from hrm_kernels.ops.conv_cycles import ConvBlockWeights, conv_cycles
 from hrm_kernels.ops.conv_swiglu import conv_swiglu
 from hrm_kernels.ops.linear import linear
 from hrm_kernels.ops.reasoning_module import reasoning_module
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
 __all__ = [
     "BackendUnavailable",
     "BlockWeights",
+    "ConvBlockWeights",
     "Damping",
     "MixingBlockWeights",
     "PatchReport",
     "__version__",
     "add_rms_norm",
     "available_backends",
+    "conv_cycles",
     "conv_swiglu",
     "explain",
     "fixed_point",

@@ -16,6 +16,7 @@ from hrm_kernels.casts import cast
 from hrm_kernels.checks import check_count
 from hrm_kernels.noise import STD_OF_TRUNCATED_NORMAL
 from hrm_kernels.ops.add_rms_norm import add_rms_norm
+from hrm_kernels.ops.conv_cycles import ConvBlockWeights
 from hrm_kernels.ops.conv_swiglu import conv_swiglu
 from hrm_kernels.ops.linear import linear
 from hrm_kernels.ops.reasoning_module import reasoning_module
@@ -231,10 +232,13 @@ class ConvSwiGLU(nn.Module):
         self.down_proj = Linear(inner, hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate_up, conv = self.gate_up_proj(x), self.dwconv
-        assert conv.bias is not None
-        weight, bias = (cast(one, gate_up.dtype) for one in (conv.weight, conv.bias))
-        return self.down_proj(conv_swiglu(gate_up, weight.squeeze(1), bias))
+        gate_up = self.gate_up_proj(x)
+        return self.down_proj(conv_swiglu(gate_up, *self.convolution(gate_up.dtype)))
+
+    def convolution(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """The convolution's weight ``[I, 2]`` and bias ``[I]`` in ``dtype``, differentiable."""
+        assert self.dwconv.bias is not None
+        return cast(self.dwconv.weight, dtype).squeeze(1), cast(self.dwconv.bias, dtype)
 
 
 class PostNormBlock(nn.Module):
@@ -267,7 +271,8 @@ class PostNormBlock(nn.Module):
 class URMBlock(nn.Module):
     """Attention and :class:`ConvSwiGLU`, each followed by ``add_rms_norm`` with its input: one block of a URM.
 
-    ``forward(x [B, S, D], cos, sin) -> [B, S, D]``; tables from :func:`rope_tables`, or None for both.
+    ``forward(x [B, S, D], cos, sin) -> [B, S, D]``; tables from :func:`rope_tables`, or None for both. Updates without
+    gradients are faster as one call of :func:`hrm_kernels.conv_cycles`, on the :meth:`weights` of all blocks.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, expansion: float = 4.0, eps: float = 1e-5) -> None:
@@ -275,6 +280,12 @@ class URMBlock(nn.Module):
         self.eps = eps
         self.self_attn = RoPEAttention(hidden_size, num_heads)
         self.mlp = ConvSwiGLU(hidden_size, expansion)
+
+    def weights(self, dtype: torch.dtype) -> ConvBlockWeights:
+        """The block's weights in ``dtype``, for :func:`hrm_kernels.conv_cycles`."""
+        attention, mlp = self.self_attn, self.mlp
+        linears = (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj)
+        return ConvBlockWeights(*(cast(linear.weight, dtype) for linear in linears), *mlp.convolution(dtype))
 
     def forward(
         self, x: torch.Tensor, cos: torch.Tensor | None = None, sin: torch.Tensor | None = None

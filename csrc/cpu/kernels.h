@@ -31,6 +31,11 @@ struct hrm_weight_gradients {
   void *qkv, *o, *gate_up, *down;
 };
 
+// The weights of a block with ConvSwiGLU: besides, conv [inner, 2] and conv_bias [inner] of its convolution.
+struct hrm_conv_weights {
+  const void *qkv, *o, *gate_up, *down, *conv, *conv_bias;
+};
+
 // One update of a recurrent module: state += injection (+ injection2), then its blocks.
 struct hrm_update {
   int state, injection, injection2;  // indices of states; -1: no injection
@@ -72,6 +77,13 @@ struct hrm_cpu_kernels {
   void (*blocks_backward)(hrm_shape shape, const float* packed, const float* packed_backward, int64_t layers,
                           const void* dout, void* dx, const hrm_weight_gradients* dweights, int dtype, const float* cos,
                           const float* sin, int recompute, const float* saved, int threads);
+
+  // Packs blocks with ConvSwiGLU, and runs them on x + injection, then `cycles` - 1 times on the result + injection.
+  int64_t (*conv_packed_size)(hrm_shape shape);
+  void (*pack_conv_blocks)(hrm_shape shape, const hrm_conv_weights* weights, int64_t layers, int dtype, float* packed,
+                           int threads);
+  void (*conv_cycles)(hrm_shape shape, const float* packed, int64_t layers, const void* x, const void* injection,
+                      void* out, int64_t cycles, int dtype, const float* cos, const float* sin, int threads);
 
   // [B, S, 3 H d] -> [B, S, H d], and the log-sum-exp of the scores, [B, H, S], for the backward.
   void (*rope_attention_forward)(hrm_shape shape, const void* qkv, void* out, float* lse, int dtype, const float* cos,

@@ -10,6 +10,7 @@
 #include "cpu/cache.h"
 #include "cpu/kernels.h"
 #include "cpu/mixing.h"
+#include "cpu/norm.h"
 #include "cpu/rows.h"
 #include "cpu/tables.h"
 
@@ -96,22 +97,6 @@ struct Layer {
   float *rstd1, *rstd2, *lse;
   Panels injection, injection2;  // added to `in` first; data is nullptr for none
 };
-
-HRM_INLINE float norm_row(Panels x, int64_t panels, int64_t row, int64_t columns, float eps) {
-  Vec squares{}, more{};
-  for (int64_t p = 0; p < panels; ++p) {
-    const Vec a = load(x.at(p, row)), b = load(x.at(p, row) + kLanes);
-    squares += a * a;
-    more += b * b;
-  }
-  const float rstd = 1.0f / std::sqrt(sum(squares + more) / static_cast<float>(columns) + eps);
-  for (int64_t p = 0; p < panels; ++p) {
-    Element* at = x.at(p, row);
-    store(at, load(at) * rstd);
-    store(at + kLanes, load(at + kLanes) * rstd);
-  }
-  return rstd;
-}
 
 // dy -> du in place, with y = u * rstd: du = rstd * (dy - y * mean(dy * y))
 HRM_INLINE void norm_row_backward(Panels dy, Panels y, int64_t panels, int64_t row, int64_t columns, float rstd) {

@@ -350,6 +350,64 @@ void blocks_backward(TensorView dout, TensorView packed, TensorView packed_backw
                        tables.sin, recompute, kept, blocks.threads);
 }
 
+// The number of floats of a packed block with ConvSwiGLU.
+int64_t conv_packed_size(int64_t dim, int64_t heads, int64_t head_dim, int64_t inner, bool bfloat16) {
+  check_range("conv_packed_size", "num_heads", heads);
+  return kernels(bfloat16).conv_packed_size(block_shape("conv_packed_size", 1, 1, dim, heads, head_dim, inner, 1));
+}
+
+float* packed_conv_blocks(const char* op, TensorView packed, int64_t layers, const hrm_shape& shape, int code) {
+  check_range(op, "layers", layers, 1024);
+  const int64_t size = layers * kernels(code).conv_packed_size(shape);
+  return static_cast<float*>(aligned(op, "packed", cpu_tensor(op, "packed", packed, kFloat32, {size}), 64));
+}
+
+// weights: qkv, o, gate_up, down, conv and conv_bias of each block.
+void pack_conv_blocks(Array<Tensor> weights, int64_t heads, TensorView packed, int64_t threads) {
+  const char* op = "pack_conv_blocks";
+  if (weights.size() == 0 || weights.size() % 6) {
+    TVM_FFI_THROW(ValueError) << op << ": weights has " << weights.size() << " tensors; pass six for each block";
+  }
+  check_defined(op, "weights", weights);
+  check_range(op, "num_heads", heads);
+  const int team = positive_threads(op, threads);
+  const Tensor &qkv = weights[0], &down = weights[3];
+  if (qkv.ndim() != 2 || down.ndim() != 2 || qkv.size(0) % (3 * heads)) {
+    TVM_FFI_THROW(ValueError) << op << ": weights[0] has shape " << to_string(qkv.shape()) << ", weights[3] "
+                              << to_string(down.shape()) << "; pass [3 H d, D] and [D, I]";
+  }
+  const int code = dtype_code(op, "weights[0]", qkv);
+  const int64_t wide = qkv.size(0) / 3, dim = down.size(0), inner = down.size(1);
+  const hrm_shape shape = block_shape(op, 1, 1, dim, heads, wide / heads, inner, 1);
+  std::vector<hrm_conv_weights> blocks;
+  for (size_t i = 0; i < weights.size(); i += 6) {
+    const auto weight = [&](size_t which, std::vector<int64_t> sizes) {
+      return cpu_tensor(op, "a weight", weights[i + which], qkv.dtype(), std::move(sizes));
+    };
+    blocks.push_back({weight(0, {3 * wide, dim}), weight(1, {dim, wide}), weight(2, {2 * inner, dim}),
+                      weight(3, {dim, inner}), weight(4, {inner, 2}), weight(5, {inner})});
+  }
+  const int64_t layers = static_cast<int64_t>(blocks.size());
+  float* to = packed_conv_blocks(op, packed, layers, shape, code);
+  kernels(code).pack_conv_blocks(shape, blocks.data(), layers, code, to, team);
+}
+
+void conv_cycles(TensorView x, TensorView injection, TensorView packed, int64_t layers, Optional<TensorView> cos,
+                 Optional<TensorView> sin, TensorView out, int64_t heads, int64_t width, int64_t inner, int64_t cycles,
+                 double eps, int64_t threads) {
+  check_range("conv_cycles", "num_heads", heads);
+  check_range("conv_cycles", "cycles", cycles);
+  const Blocks blocks("conv_cycles", "x", x, heads, width, inner, eps, threads);
+  const Tables tables(blocks, cos, sin);
+  const void *from = blocks.state("x", x), *add = blocks.state("injection", injection);
+  void* to = blocks.state("out", out);
+  const float* weights = packed_conv_blocks(blocks.op, packed, layers, blocks.shape, blocks.code);
+  if (blocks.empty()) return;
+  kernels(blocks.code)
+      .conv_cycles(blocks.shape, weights, layers, from, add, to, cycles, blocks.code, tables.cos, tables.sin,
+                   blocks.threads);
+}
+
 Blocks attention_sizes(const char* op, TensorView qkv, int64_t heads, int64_t threads) {
   check_range(op, "num_heads", heads);
   if (qkv.ndim() != 3 || qkv.size(2) < 1 || qkv.size(2) % (3 * heads)) {
@@ -668,6 +726,9 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(tile_rows, hrm::tile_rows)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(element_bytes, hrm::element_bytes)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(blocks_forward, hrm::blocks_forward)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(blocks_backward, hrm::blocks_backward)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(conv_packed_size, hrm::conv_packed_size)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(pack_conv_blocks, hrm::pack_conv_blocks)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(conv_cycles, hrm::conv_cycles)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(rope_attention_forward, hrm::rope_attention_forward)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(rope_attention_backward, hrm::rope_attention_backward)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(add_rms_norm_forward, hrm::add_rms_norm_forward)

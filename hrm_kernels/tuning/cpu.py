@@ -44,6 +44,7 @@ SAME_KERNELS = {
 MEASURED = (
     "adam_atan2",
     "add_rms_norm",
+    "conv_cycles",
     "conv_swiglu",
     "linear",
     "recurrent_cycles",

@@ -42,6 +42,7 @@ _POINTWISE += [replace(sizes, B=B) for sizes in (_MIDDLE, _LARGE) for B in (1, 8
 SIZES: dict[str, Sequence[Sizes]] = {
     "adam_atan2": [Sizes(D=64, I=64, layers=8), Sizes(D=512, I=1536, layers=8)],
     "add_rms_norm": _POINTWISE,
+    "conv_cycles": [replace(one, H_cycles=1) for one in _BLOCKS],
     "conv_swiglu": _POINTWISE,
     "linear": [
         Sizes(rows, None, D=columns, I=outputs, bias=False)
@@ -133,8 +134,7 @@ def problems(ops: Sequence[str] = MEASURED) -> Iterator[Problem]:
         spec = all_specs[op]
         for dtype in DTYPES:
             for sizes in SIZES[op]:
-                # the cycles have no gradient
-                for gradients in (False, True) if spec.differentiates and op != "recurrent_cycles" else (False,):
+                for gradients in (False, True) if spec.differentiates else (False,):
                     problem = Problem(op, dtype, gradients, sizes)
                     if _ops[op].reason("cpu", *_ops[op].unflatten(*problem.arguments())) is None:
                         yield problem

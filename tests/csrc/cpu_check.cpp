@@ -434,17 +434,30 @@ void check_swiglu(const hrm_cpu_kernels& kernels, int dtype, int64_t rows, int64
   }
 }
 
+// The inside of ConvSwiGLU from y = swiglu(gate_up): silu of the convolution over positions.
+Matrix convolved(const Matrix& y, const Elements& weight, const Elements& bias, int64_t positions) {
+  Matrix result(y.rows, y.columns);
+  for (int64_t row = 0; row < y.rows; ++row) {
+    for (int64_t i = 0; i < y.columns; ++i) {
+      const double before = row % positions ? y(row - 1, i) : 0;
+      const double c = weight[2 * i] * before + weight[2 * i + 1] * y(row, i) + bias[i];
+      result(row, i) = c * sigmoid(c);
+    }
+  }
+  return result;
+}
+
 void check_conv_swiglu(const hrm_cpu_kernels& kernels, int dtype, int64_t batch, int64_t positions, int64_t inner) {
   const int64_t rows = batch * positions;
   const Elements gate_up(dtype, random(rows, 2 * inner)), dout(dtype, random(rows, inner));
   const Elements weight(dtype, random(inner, 2)), bias(dtype, random(1, inner));
   const Matrix y = swiglu(gate_up.matrix(rows, 2 * inner));
-  Matrix want(rows, inner), dc(rows, inner), dy(rows, inner), dweight(inner, 2), dbias(1, inner);
+  const Matrix want = convolved(y, weight, bias, positions);
+  Matrix dc(rows, inner), dy(rows, inner), dweight(inner, 2), dbias(1, inner);
   for (int64_t row = rows; row-- > 0;) {  // dy of a row needs dc of the next one
     for (int64_t i = 0; i < inner; ++i) {
       const double y_before = row % positions ? y(row - 1, i) : 0;
       const double c = weight[2 * i] * y_before + weight[2 * i + 1] * y(row, i) + bias[i], s = sigmoid(c);
-      want(row, i) = c * s;
       dc(row, i) = dout[row * inner + i] * (s + c * s * (1 - s));
       dy(row, i) = weight[2 * i + 1] * dc(row, i) + ((row + 1) % positions ? weight[2 * i] * dc(row + 1, i) : 0);
       dweight(i, 0) += dc(row, i) * y_before;
@@ -720,6 +733,41 @@ void check_updates(const hrm_cpu_kernels& kernels, int dtype, const hrm_shape& s
   }
 }
 
+// Two updates of a module of two blocks.
+void check_conv_cycles(const hrm_cpu_kernels& kernels, int dtype, const hrm_shape& s) {
+  const int64_t rows = s.batch * s.positions;
+  const Layers layers(kernels, s, dtype, 2);
+  const Elements z(dtype, random(rows, s.dim)), injection(dtype, random(rows, s.dim));
+  const Elements conv[2] = {{dtype, random(s.inner, 2)}, {dtype, random(s.inner, 2)}};
+  const Elements bias[2] = {{dtype, random(1, s.inner)}, {dtype, random(1, s.inner)}};
+  const Angles angles = some_angles(s, s.head_dim % 2 == 0);
+  const Elements cos(HRM_FLOAT32, angles.cos), sin(HRM_FLOAT32, angles.sin);
+
+  Matrix want = z.matrix(rows, s.dim);
+  for (int update = 0; update < 2; ++update) {
+    want = want + injection.matrix(rows, s.dim);
+    for (int layer = 0; layer < 2; ++layer) {
+      const Block plain(layers.matrices[layer], s, angles, want);
+      const Matrix inside = convolved(plain.inner, conv[layer], bias[layer], s.positions);
+      want = norm(plain.middle + times_transposed(inside, plain.weights.down), s.eps);
+    }
+  }
+  for (int threads : kThreads) {
+    const Elements packed(HRM_FLOAT32, 2 * kernels.conv_packed_size(s), 64), out(dtype, rows * s.dim);
+    hrm_conv_weights weights[2];
+    for (int layer = 0; layer < 2; ++layer) {
+      const hrm_weights& w = layers.pointers[layer];
+      weights[layer] = {w.qkv, w.o, w.gate_up, w.down, conv[layer].data(), bias[layer].data()};
+    }
+    kernels.pack_conv_blocks(s, weights, 2, dtype, packed.floats(), threads);
+    poison_workspace();
+    kernels.conv_cycles(s, packed.floats(), 2, z.data(), injection.data(), out.data(), 2, dtype,
+                        angles.there ? cos.floats() : nullptr, angles.there ? sin.floats() : nullptr, threads);
+    check.about = described("conv_cycles", dtype, {s.batch, s.positions, s.dim, s.heads, s.head_dim, s.inner});
+    check("out", out, want, pass_tolerance(kernels));
+  }
+}
+
 void check_stablemax(const hrm_cpu_kernels& kernels, int dtype, int64_t rows, int64_t vocabulary) {
   const int64_t ignored = -100;
   const Elements logits(dtype, random(rows, vocabulary, 20)), dloss(HRM_FLOAT32, random(rows, 1));
@@ -936,6 +984,7 @@ int main(int count, char** arguments) {
         check_blocks(kernels, dtype, shape, with_angles);
       }
       check_updates(kernels, dtype, shape);
+      check_conv_cycles(kernels, dtype, shape);
     }
   }
   for (int dtype : kDtypes) {

@@ -25,12 +25,19 @@ WITHOUT_TENSORS = [
 ]  # fmt: skip
 FUNCTIONS = [function for function in EXPORTED if function not in WITHOUT_TENSORS]
 COUNTS = (HEADS, HEAD_DIM, INNER)
+BLOCKS = ("infer_blocks", "recurrent_cycles", "conv_cycles")
 
 
 def block_weights(dtype):
     generator, wide = torch.Generator().manual_seed(7), HEADS * HEAD_DIM
     shapes = [(3 * wide, DIM), (DIM, wide), (2 * INNER, DIM), (DIM, INNER)]
     return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def conv_weights(dtype):
+    generator = torch.Generator().manual_seed(8)
+    conv, bias = (torch.randn(shape, generator=generator).to(dtype) for shape in [(INNER, 2), (INNER,)])
+    return [*block_weights(dtype), conv, bias]
 
 
 def arguments(function, batch=BATCH, positions=POSITIONS, dtype=torch.float32, recompute=False):
@@ -91,6 +98,8 @@ def arguments(function, batch=BATCH, positions=POSITIONS, dtype=torch.float32, r
         return [random(*out.shape), qkv, out, random(*lse, dtype=float32), *tables, unwritten(*qkv.shape), HEADS, 2]
     if function == "packed_size":
         return [DIM, *COUNTS, dtype is torch.bfloat16]
+    if function == "conv_packed_size":
+        return [DIM, *COUNTS, dtype is torch.bfloat16]
     if function == "mixing_packed_size":
         return [positions, DIM, HEAD_DIM, INNER, dtype is torch.bfloat16]
     weights = block_weights(dtype)
@@ -105,6 +114,14 @@ def arguments(function, batch=BATCH, positions=POSITIONS, dtype=torch.float32, r
             return [weight, packed, 2]
         library.module.pack_linear(weight, packed, 1)
         return [random(rows, DIM), packed, random(2 * INNER), unwritten(rows, 2 * INNER), 2]
+    if function in ("pack_conv_blocks", "conv_cycles"):
+        size = library.module.conv_packed_size(DIM, *COUNTS, dtype is torch.bfloat16)
+        packed = empty(size).fill_(float("nan"))
+        if function == "pack_conv_blocks":
+            return [conv_weights(dtype), HEADS, packed, 2]
+        library.module.pack_conv_blocks(conv_weights(dtype), HEADS, packed, 1)
+        x, y, out = random(batch, positions, DIM), random(batch, positions, DIM), unwritten(batch, positions, DIM)
+        return [x, y, packed, 1, *tables, out, *COUNTS, 2, 1e-5, 2]
     size = library.module.packed_size(DIM, *COUNTS, dtype is torch.bfloat16)
     packed = [empty(size).fill_(float("nan")) for _ in range(2)]
     if function == "pack_blocks":
@@ -191,10 +208,10 @@ def attention_gradient(dout, qkv, out, lse, cos, sin, heads):
     return gradients(function, [qkv], torch.ones((), dtype=torch.float64))[0]
 
 
-def block(x, weights, cos, sin, eps):
+def block(x, weights, cos, sin, eps, inside=swiglu):
     qkv, o, gate_up, down = weights
     x = norm(x + attention(x @ qkv.T, cos, sin, HEADS)[0] @ o.T, eps)
-    return norm(x + swiglu(x @ gate_up.T) @ down.T, eps)
+    return norm(x + inside(x @ gate_up.T) @ down.T, eps)
 
 
 def mixed(x, gate_up, down, eps):
@@ -276,6 +293,11 @@ def answers(function, call):
                     L = block(L + injection, packed(), cos, sin, eps)
                 H = H if last else block(H + L, packed(), cos, sin, eps)
             return {9: H, 10: L}
+        case "conv_cycles", [z, x, _, _, cos, sin, _, _, _, _, cycles, eps, _]:
+            *matrices, conv, bias = wide(conv_weights(call[0].dtype))
+            for _ in range(cycles):
+                z = block(z + x, matrices, cos, sin, eps, lambda gate_up: conv_swiglu(gate_up, conv, bias))
+            return {6: z}
         case "blocks_backward", [dout, _, _, _, cos, sin, _, _, _, wanted, _, _, _, eps, _]:
             forward = arguments("blocks_forward", *dout.shape[:2], call[0].dtype)
             x = wide(forward[0]) + wide(forward[1])
@@ -297,7 +319,7 @@ def check_values(function, call, before, result):
     if any(isinstance(number, float) and not least <= number < 1 for number in call):
         return  # not a rate, decay or eps of any model
     counts = [number for number in call if type(number) is int]
-    if function == "packed_size":
+    if function in ("packed_size", "conv_packed_size"):
         dim, heads, head_dim, inner, bfloat16 = call
         count = 4 * dim * heads * head_dim + 3 * dim * inner
         assert result * 4 >= count * library.module.element_bytes(bfloat16)
@@ -319,13 +341,18 @@ def check_values(function, call, before, result):
         assert torch.equal(packed[packed != 0].sort()[0], values[values != 0].sort()[0])
     elif function == "linear" and (call[0].shape[1], call[3].shape[1]) != (DIM, 2 * INNER):
         return  # the weight was packed for other sizes
+    elif function == "pack_conv_blocks":
+        (*_, conv, bias), packed = call[0], call[2]
+        width = library.module.panel_width(bias.dtype is torch.bfloat16)
+        taps = packed[: 3 * -(-len(bias) // width) * width].view(-1, 3, width).transpose(0, 1).flatten(1)
+        # first the convolution, in float32 whatever the dtype
+        assert torch.equal(taps[:, : len(bias)], torch.stack((conv[:, 0], conv[:, 1], bias)).float())
+        assert not taps[:, len(bias) :].any()
     elif function == "pack_blocks":
         packed = elements(call[3], call[0][0])
         values = torch.cat([weight.float().flatten() for weight in call[0]])  # zeros fill panels
         assert torch.equal(packed[packed != 0].sort()[0], values[values != 0].sort()[0])
-    elif function in ("infer_blocks", "blocks_forward", "blocks_backward", "recurrent_cycles") and not all(
-        count in counts for count in COUNTS
-    ):
+    elif function in (*BLOCKS, "blocks_forward", "blocks_backward") and not all(count in counts for count in COUNTS):
         return  # the weights were packed for other sizes
     else:
         if function == "blocks_backward":  # with the saved values of a forward with the same arguments
@@ -405,6 +432,7 @@ def test_misaligned_tensors_are_refused(function, dtype):
         # more than memory or time allows
         ("recurrent_cycles", 14, 2**40, "H_cycles is 1099511627776; pass 1 to 1048576"),
         ("recurrent_cycles", 15, 2**20, r"H_cycles \* L_cycles is 2097152; pass 1 to 1048576"),
+        ("conv_cycles", 10, 2**40, "cycles is 1099511627776; pass 1 to 1048576"),
         ("pack_blocks", 4, 2**31 - 1, "threads is 2147483647; pass 1 to 4096"),
         ("infer_blocks", 11, 2**32 + 1, "threads is 4294967297; pass 1 to 4096"),
     ],

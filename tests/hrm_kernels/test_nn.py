@@ -82,6 +82,9 @@ def test_urm_block_has_published_names_and_convolves_over_positions(dtype):
         got = block(x, *tables)
     tolerance = 4 * torch.finfo(dtype).eps
     torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+    with k.use_backend("reference"):  # one update of a state of 0
+        cycle = k.conv_cycles(torch.zeros_like(x), x, [block.weights(dtype)], *tables, 2, cycles=1)
+    assert torch.equal(cycle, got) and not cycle.requires_grad
     got.sum().backward()
     assert all(one.grad.dtype == torch.float32 and one.grad.abs().sum() > 0 for one in block.parameters())
 

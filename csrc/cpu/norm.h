@@ -1,0 +1,27 @@
+// The norm of a row in panels.
+#pragma once
+
+#include <cmath>
+
+#include "cpu/panels.h"
+
+namespace hrm::HRM_ISA {
+
+// x -> x / rms(x) in place; returns 1 / rms(x).
+HRM_INLINE float norm_row(Panels x, int64_t panels, int64_t row, int64_t columns, float eps) {
+  Vec squares{}, more{};
+  for (int64_t p = 0; p < panels; ++p) {
+    const Vec a = load(x.at(p, row)), b = load(x.at(p, row) + kLanes);
+    squares += a * a;
+    more += b * b;
+  }
+  const float rstd = 1.0f / std::sqrt(sum(squares + more) / static_cast<float>(columns) + eps);
+  for (int64_t p = 0; p < panels; ++p) {
+    Element* at = x.at(p, row);
+    store(at, load(at) * rstd);
+    store(at + kLanes, load(at + kLanes) * rstd);
+  }
+  return rstd;
+}
+
+}  // namespace hrm::HRM_ISA
