@@ -71,8 +71,8 @@ class TrainConfig(BaseModel):
         checkpoint_every: steps from one checkpoint to the next; None saves only at the end.
         keep: number of checkpoints to keep; older ones are removed, except the best.
         keep_best: the metric of the evaluations whose best checkpoint is kept beside the last ones, and is what
-            :func:`hrm.load`, ``hrm eval`` and ``hrm solve`` take for the run (:data:`hrm.training.best.METRICS`); null
-            keeps only the last ones.
+            :func:`hrm.load`, ``hrm eval`` and ``hrm solve`` take for the run (one of
+            :data:`hrm.training.best.BestMetric`); null keeps only the last ones.
         log_every: steps from one row of the log to the next. Only these steps wait for the device.
         logger: an additional log: ``tensorboard`` or ``wandb``; ``csv`` adds none to ``metrics.csv``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
