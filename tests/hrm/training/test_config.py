@@ -87,6 +87,30 @@ def test_recipes_of_equilibrium_reasoners(data):
         assert (model.halt_exploration_prob, model.puzzle_emb_ndim, model.no_ACT_continue) == (0.1, 0, True)
 
 
+def test_recipes_of_universal_reasoning_models(data):
+    """As in scripts/ and config/ of the published code."""
+    metadata = open_dataset(data, "train").metadata
+    table = {  # epochs, global_batch_size, puzzle_emb_lr, both weight decays
+        "urm-arc-1": (200_000, 768, 1e-2, 0.1, 0.1),
+        "urm-arc-2": (200_000, 768, 1e-2, 0.1, 0.1),
+        "urm-sudoku-extreme-1k": (50_000, 128, 1e-4, 1.0, 1.0),
+    }
+    assert {name for name in recipes() if name.startswith("urm")} == set(table)
+    names = ("epochs", "global_batch_size", "puzzle_emb_lr", "weight_decay", "puzzle_emb_weight_decay")
+    for name, values in table.items():
+        config = load_config(name, ["data=x"])
+        assert tuple(getattr(config, key) for key in names) == values
+        assert (config.family, config.lr, config.eval_interval, config.ema, config.ema_rate) == (
+            "urm", 1e-4, 2000, True, 0.999,
+        )  # fmt: skip
+        assert (config.lr_warmup_steps, config.beta1, config.beta2, config.lr_min_ratio) == (2000, 0.9, 0.95, 1.0)
+        model = config.model(metadata, torch.device("cuda"))
+        assert isinstance(model, hrm.URMConfig)
+        assert (model.num_layers, model.H_cycles, model.L_cycles, model.halt_max_steps) == (4, 2, 6, 16)
+        assert (model.hidden_size, model.num_heads, model.expansion, model.puzzle_emb_ndim) == (512, 8, 4, 512)
+        assert (model.halt_exploration_prob, model.gradient, model.pos_encodings) == (0.1, "last_cycle", "rope")
+
+
 def test_the_keys_of_arch_belong_to_the_family(data):
     metadata = open_dataset(data, "train").metadata
     overrides = ["data=x", "arch.gradient=3", "arch.recompute=true", "gradient_warmup=100"]

@@ -20,6 +20,7 @@ FAMILIES = {
     "trm": {"family": "trm", "ema": True},
     "mixing": {"family": "trm", "arch": {"mlp_t": True, "pos_encodings": "none", "no_ACT_continue": False}},
     "eqr": {"family": "eqr", "arch": {"puzzle_emb_ndim": 0}},
+    "urm": {"family": "urm"},
     "full gradient": {"gradient_warmup": 4, "arch": {"gradient": "full"}},
 }
 FULL = {"H_cycles": 2, "L_cycles": 3}
