@@ -1,5 +1,6 @@
 """The optimisers of recursive reasoning models: AdamATan2 for the weights, SparseSignSGD for puzzle embeddings."""
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -26,7 +27,24 @@ def _check_lr_and_decay(optimizer: str, lr: float | torch.Tensor, weight_decay: 
     _check(optimizer, "weight_decay", weight_decay, weight_decay >= 0, "a number >= 0")
 
 
-class AdamATan2(Optimizer):
+class _LightOptimizer(Optimizer):
+    """An optimiser that does not import torch's compiler, which takes 1.7 s of every training's start.
+
+    torch wraps these methods so that its compiler leaves them out, and the wrapper imports it. The methods themselves
+    do not need it.
+    """
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        inspect.unwrap(Optimizer.add_param_group)(self, param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        return inspect.unwrap(Optimizer.state_dict)(self)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        inspect.unwrap(Optimizer.load_state_dict)(self, state_dict)
+
+
+class AdamATan2(_LightOptimizer):
     """Adam with the step ``lr * atan2(m, sqrt(v))``: bounded, independent of scale, without an epsilon.
 
     With t counted from 1: ``p *= 1 - lr * weight_decay``; ``m += (1 - b1) (g - m)``; ``v += (1 - b2) (g² - v)``;
@@ -152,7 +170,7 @@ def _joined(parts: Sequence[Any]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-class SparseSignSGD(Optimizer):
+class SparseSignSGD(_LightOptimizer):
     """Sign SGD on the rows that a training step looked up in a :class:`hrm_kernels.nn.SparseEmbedding`.
 
     A step uses the gradients of all look-ups since the last step or ``zero_grad``, so that gradients can be accumulated

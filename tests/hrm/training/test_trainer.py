@@ -1,5 +1,6 @@
 """The training loop: what it computes, and why it stops."""
 
+import inspect
 import os
 import shutil
 import signal
@@ -245,6 +246,19 @@ def test_max_minutes_leave_time_for_the_last_evaluation(configure, cpu, monkeypa
     assert result.reason == "limit" and clock[0] / 60 <= 31
     # after 4 + 10 (an epoch) and 4 + 10 minutes, another step and the last evaluation would take too long
     assert [row["step"] for row in rows(config.out / "evaluation.csv")] == ["4", "8"] and result.step == 8
+
+
+def test_training_does_not_import_torchs_compiler(configure, cpu, monkeypatch):
+    """The import would take half of the start of a run."""
+    for method in ("add_param_group", "state_dict", "load_state_dict"):  # what an earlier call may have imported
+        plain = inspect.unwrap(getattr(torch.optim.Optimizer, method))
+        monkeypatch.delattr(plain, "__dynamo_disable", raising=False)
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)
+    changes = {"ema": True, "eval_interval": 1, "eval_max_examples": 2}
+    train(configure(max_steps=2, **changes), cpu)
+    assert train(configure(max_steps=3, resume=True, **changes), cpu).step == 3
+    with pytest.raises(ModuleNotFoundError):  # so nothing above came that way
+        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
 
 
 def test_a_slow_first_step_is_reported(configure, cpu, monkeypatch, capsys):
