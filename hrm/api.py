@@ -421,6 +421,7 @@ def calibrate(
     model: Model,
     data: Data,
     *,
+    rule: str = "margin",
     loss: float = 0.0,
     split: str = "test",
     max_steps: int | None = None,
@@ -431,13 +432,15 @@ def calibrate(
     device: str = "auto",
     progress: Progress = silent,
 ) -> Calibration:
-    """Find the threshold on ``q_halt - q_continue`` with the fewest segments for an allowed loss of exact accuracy.
+    """Find the halting threshold with the fewest segments for an allowed loss of exact accuracy.
 
     The threshold is stored in ``out``; ``halt="calibrated"`` uses a threshold that is stored beside the checkpoint.
 
     Args:
         model: a model, or what :func:`hrm.load` takes.
         data: a data set, or a data folder; not the puzzles of the training.
+        rule: what has the threshold: ``"margin"`` (q_halt - q_continue), ``"residual"`` (the change of the states), or
+            ``"q|residual"`` (the same, beside halting by Q).
         loss: exact accuracy that may be lost, 0 to 1.
         split: the split of a data folder.
         max_steps: most segments per puzzle (default: as in training).
@@ -461,6 +464,7 @@ def calibrate(
         result = calibration.calibrate(
             loaded,
             dataset,
+            rule=rule,
             loss=loss,
             max_steps=max_steps,
             max_examples=max_examples,

@@ -1,5 +1,6 @@
 """``hrm calibrate``: find the threshold at which a model halts."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,14 @@ from hrm.progress import progress_bar
 def calibrate(
     model: Model,
     data: Data,
+    rule: Annotated[
+        str,
+        typer.Option(
+            metavar="RULE",
+            help="What has the threshold: margin (q_halt - q_continue), residual (the change of the states), or "
+            "'q|residual' (the same, beside halting by Q).",
+        ),
+    ] = "margin",
     loss: Annotated[
         float, typer.Option(metavar="X", help="Exact accuracy that may be lost, such as 0.01 for one puzzle in 100.")
     ] = 0.0,
@@ -33,8 +42,8 @@ def calibrate(
 ) -> None:
     """Find the halting threshold with the fewest segments that loses no accuracy.
 
-    The threshold applies to q_halt - q_continue. It is stored beside the checkpoint (halting.json, halting.md,
-    halting.png), where --halt calibrated finds it. Use puzzles that the model was not trained on.
+    It is stored beside the checkpoint (halting.json, halting.md, halting.png), where --halt calibrated finds it. Use
+    puzzles that the model was not trained on.
     """
     from hrm import api
     from hrm.inference.halting import CALIBRATION_FILE, calibration_folder
@@ -43,6 +52,7 @@ def calibrate(
         calibration = api.calibrate(
             model,
             data,
+            rule=rule,
             loss=loss,
             split=split,
             max_steps=max_steps,
@@ -57,5 +67,5 @@ def calibrate(
     print(calibration.markdown())
     beside, threshold = calibration_folder(model), calibration.chosen.threshold
     folder = beside if out is None else out.expanduser()
-    halt = "calibrated" if folder.resolve() == beside.resolve() else f"margin:{threshold}"
+    halt = "calibrated" if folder.resolve() == beside.resolve() else shlex.quote(calibration.halt)
     print(f"threshold {threshold:.6g} in {folder / CALIBRATION_FILE}; use it with --halt {halt}")

@@ -125,10 +125,6 @@ class AllOf:
         return np.all([rule(moment) for rule in self.rules], 0)
 
 
-WINDOW = 3
-"""Segments over which the residual of an answer is a mean, as in EqR."""
-
-
 class Needs(NamedTuple):
     """What a rule looks at; what no rule needs is not computed.
 
@@ -208,7 +204,7 @@ def calibration_folder(checkpoint: Path | str) -> Path:
     return path if path.is_dir() or not path.exists() else path.parent
 
 
-def _calibrated(checkpoint: Path | str) -> Margin:
+def _calibrated(checkpoint: Path | str) -> Halting:
     """The rule that ``hrm calibrate`` stored beside ``checkpoint``.
 
     Raises:
@@ -224,4 +220,5 @@ def _calibrated(checkpoint: Path | str) -> Margin:
     threshold = values.get("threshold") if isinstance(values, dict) else None
     if not isinstance(threshold, int | float) or math.isnan(threshold):
         raise InputError(f"{file} holds no threshold; run hrm calibrate {checkpoint} again")
-    return Margin(float(threshold))
+    rule = values.get("rule", "margin")  # earlier files have no other
+    return parse_halting(f"{rule}:{float(threshold)!r}")

@@ -16,7 +16,7 @@ from hrm.inference.engine import Engine, Frame, Result, Trajectories
 from hrm.inference.examples import LabelledPuzzles
 from hrm.inference.halting import Halting
 from hrm.inference.segments import require_positive
-from hrm.inference.selection import Candidate, choices, rules_for
+from hrm.inference.selection import WINDOW, Candidate, choices, mean_residual, rules_for
 from hrm.inference.tables import html_table, markdown_table
 from hrm.model import HRM
 from hrm.progress import Progress, silent
@@ -200,14 +200,15 @@ class Attempts:
         self._traces = [one.trace for one in result.trajectories] or [alone]
         self._verified: dict[bytes, bool | None] = {}
 
-    def frames(self, segments: int, count: int) -> list[Frame]:
-        """The first ``count`` trajectories after at most ``segments`` segments."""
+    def traces(self, segments: int, count: int) -> list[tuple[Frame, ...]]:
+        """The first ``count`` trajectories up to ``segments`` segments."""
         traces = (self._traces * count)[:count] if len(self._traces) == 1 else self._traces[:count]
-        return [trace[min(segments, len(trace)) - 1] for trace in traces]
+        return [trace[:segments] for trace in traces]
 
-    def candidates(self, frames: Sequence[Frame]) -> list[Candidate]:
-        """The answers of ``frames``, to choose from."""
-        return [Candidate(one.tokens, one.q_halt, one.residual, self._is_verified(one.tokens)) for one in frames]
+    def candidate(self, trace: Sequence[Frame]) -> Candidate:
+        """The last answer of a trajectory, to choose from."""
+        last, residual = trace[-1], mean_residual([frame.residual for frame in trace[-WINDOW:]])
+        return Candidate(last.tokens, last.q_halt, residual, self._is_verified(last.tokens))
 
     def _is_verified(self, tokens: np.ndarray) -> bool | None:
         if not self._task.verifies:
@@ -230,13 +231,14 @@ class Tally:
 
     def add(self, attempts: Attempts, order: Sequence[str], is_right: Callable[[np.ndarray], bool]) -> None:
         """Count a puzzle."""
-        frames = attempts.frames(self.segments, self.count)
-        right = [is_right(frame.tokens) for frame in frames]
-        chosen = choices(order, attempts.candidates(frames))
+        traces = attempts.traces(self.segments, self.count)
+        candidates = [attempts.candidate(trace) for trace in traces]
+        right = [is_right(one.tokens) for one in candidates]
+        chosen = choices(order, candidates)
         for rule in self.right:
             self.right[rule] += right[chosen[rule]]
         self.any_right += any(right)
-        self.compute += sum(frame.step for frame in frames)
+        self.compute += sum(trace[-1].step for trace in traces)
 
     def cell(self, puzzles: int) -> ScalingCell:
         """The shares of ``puzzles``."""

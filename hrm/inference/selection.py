@@ -13,6 +13,14 @@ import numpy as np
 from hrm.data.task import PuzzleTask
 from hrm.errors import InputError
 
+WINDOW = 3
+"""Segments over which the residual of an answer is a mean, as in EqR (arXiv 2605.21488)."""
+
+
+def mean_residual(residuals: Sequence[float] | np.ndarray) -> float:
+    """The mean of the last residuals, at most :data:`WINDOW`; NaN if there is none."""
+    return float(np.mean(residuals[-WINDOW:])) if len(residuals) else math.nan
+
 
 class Candidate(NamedTuple):
     """One answer to a puzzle.

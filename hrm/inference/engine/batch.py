@@ -1,5 +1,6 @@
 """The batch: a fixed number of slots that trajectories take, and free when they halt."""
 
+import math
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 
@@ -12,7 +13,8 @@ from hrm.inference.engine.results import Frame, answer_dtype
 from hrm.inference.engine.segment import Answers, SegmentRunner
 from hrm.inference.engine.trajectories import RunningTrajectory, Trajectories
 from hrm.inference.engine.verification import Verifier
-from hrm.inference.halting import WINDOW, Halting, Moment, halts_at_the_end, needs
+from hrm.inference.halting import Halting, Moment, halts_at_the_end, needs
+from hrm.inference.selection import WINDOW
 from hrm.model import HRM
 
 
@@ -108,14 +110,15 @@ class SlotBatch:
             outcome: Outcome | None = None
             if job.is_decided:  # by another trajectory, in this loop
                 continue
-            residual = self._mean_residual(row) if answers.residual is not None else np.nan
+            residuals = self._residuals[row, -steps[row] :]
+            residual = float(residuals[-1]) if len(residuals) else math.nan
             frame = Frame(steps[row], running.answer(tokens), q_halts[row], q_continues[row], residual)
             if job.wants_trace:
                 running.frames.append(frame)
             if job.is_cancelled():
                 outcome = CancelledError()
             elif halts[row]:
-                outcome = self._outcomes.finished(running, frame)
+                outcome = self._outcomes.finished(running, frame, residuals)
                 self._rows[row] = None
             if outcome is not None:
                 job.decide()
@@ -141,11 +144,6 @@ class SlotBatch:
                     running.job.decide()
                     outcomes.append((running.job, result))
         return outcomes
-
-    def _mean_residual(self, row: int) -> float:
-        """The mean residual of the last segments, of fewer at the start of a trajectory."""
-        last = self._residuals[row, -min(WINDOW, self._steps[row]) :]
-        return float(last.mean())
 
     def _halts(self, answers: Answers) -> list[bool]:
         """Whether each row halts, by the rule and within the limits."""

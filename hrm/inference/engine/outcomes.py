@@ -9,7 +9,7 @@ from hrm.inference.engine.jobs import Job
 from hrm.inference.engine.results import Frame, Result, Trajectory
 from hrm.inference.engine.trajectories import RunningTrajectory, Trajectories
 from hrm.inference.engine.verification import Verifier
-from hrm.inference.selection import Candidate, choices, choose
+from hrm.inference.selection import Candidate, choices, choose, mean_residual
 
 Outcome: TypeAlias = Result | BaseException
 
@@ -25,13 +25,18 @@ class Outcomes:
     def __init__(self, verifier: Verifier | None, settings: Trajectories) -> None:
         self._verifier, self._settings, self._order = verifier, settings, settings.order
 
-    def finished(self, running: RunningTrajectory, last: Frame) -> Outcome | None:
+    def finished(self, running: RunningTrajectory, last: Frame, residuals: np.ndarray) -> Outcome | None:
         """The outcome of the puzzle, now that one of its trajectories has halted; None if it waits for others.
+
+        Args:
+            running: the trajectory.
+            last: its last frame.
+            residuals: of its last segments, as many as are kept.
 
         The error is an :class:`ImpossiblePuzzle`, or what the check of a task raises: one puzzle fails, not the engine.
         """
         try:
-            return self._finished(running, last)
+            return self._finished(running, last, mean_residual(residuals))
         except Exception as error:
             return error
 
@@ -43,7 +48,7 @@ class Outcomes:
         except Exception:
             return True
 
-    def _finished(self, running: RunningTrajectory, last: Frame) -> Result | None:
+    def _finished(self, running: RunningTrajectory, last: Frame, residual: float) -> Result | None:
         job, verifier, count = running.job, self._verifier, self._settings.count
         verified, reason = None, None
         if verifier is not None:
@@ -51,7 +56,7 @@ class Outcomes:
             verified = verifier.verdict(reason)
             if reason is not None and not job.halted:
                 verifier.require_possible(job.puzzle.inputs)
-        trajectory = Trajectory.of(running.number, last, tuple(running.frames), verified, reason)
+        trajectory = Trajectory.of(running.number, last, residual, tuple(running.frames), verified, reason)
         if count == 1:
             return self._result(job, trajectory)
         job.halted.append(trajectory)

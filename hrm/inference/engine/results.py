@@ -35,8 +35,8 @@ class Frame:
         step: number of segments so far, from 1.
         tokens: ``[seq_len]`` uint8 (int32 for larger vocabularies).
         q_halt, q_continue: logits; q_continue is 0 for models without that head.
-        residual: how much the last segments (at most three) changed the states on average, if the rule of halting or
-            the choice among trajectories looks at it; else NaN (:func:`hrm.inference.engine.segment.residual`).
+        residual: how much the segment changed the states (:func:`hrm.inference.engine.segment.residual`), if the rule
+            of halting or the choice among trajectories looks at it; else NaN.
     """
 
     step: int
@@ -67,7 +67,8 @@ class Trajectory:
         number: from 0; trajectory 0 is the plain one.
         tokens: ``[seq_len]``, its answer, to the puzzle as it was given.
         steps: number of segments.
-        q_halt, q_continue, residual: as in :class:`Frame`.
+        q_halt, q_continue: as in :class:`Frame`.
+        residual: how much the last segments (at most three) changed the states on average.
         verified, reason, trace: as in :class:`Result`.
     """
 
@@ -83,10 +84,16 @@ class Trajectory:
 
     @classmethod
     def of(
-        cls, number: int, last: Frame, trace: tuple[Frame, ...], verified: bool | None, reason: str | None
+        cls,
+        number: int,
+        last: Frame,
+        residual: float,
+        trace: tuple[Frame, ...],
+        verified: bool | None,
+        reason: str | None,
     ) -> "Trajectory":
         """The trajectory whose last segment gave ``last``."""
-        return cls(number, last.tokens, last.step, last.q_halt, last.q_continue, last.residual, verified, reason, trace)
+        return cls(number, last.tokens, last.step, last.q_halt, last.q_continue, residual, verified, reason, trace)
 
     @property
     def confidence(self) -> float:

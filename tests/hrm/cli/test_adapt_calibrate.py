@@ -49,7 +49,7 @@ def test_adapt_calibrate_eval(folder, call, tmp_path):
     code, text, err = call("eval", out, *data, "--halt", "calibrated", "--json")
     assert code == 0 and json.loads(text)["steps"] == pytest.approx(chosen["mean_steps"]), err
     code, text, err = call(
-        "scale", out, *data, "--segments", "1,2", "--rollouts", "1,2", "--json", "--out", tmp_path / "s"
+        "scale", out, *data, "--segments", "1,2", "--trajectories", "1,2", "--json", "--out", tmp_path / "s"
     )
     assert code == 0 and len(json.loads(text)["cells"]) == 4, err
     assert {path.name for path in (tmp_path / "s").iterdir()} == {"scaling.json", "scaling.md", "scaling.png"}
@@ -110,9 +110,12 @@ def test_force_replaces_only_models(folder, call, tmp_path):
     ("command", "message"),
     [
         ("scale {}/model --data {}/data --segments steps:8", "--segments: got 'steps:8', expected integers"),
-        ("scale {}/model --data {}/data --rollouts 0", "--rollouts: got 0, expected 1 or more"),
-        ("scale {}/model --data {}/data --segments 1 --rollouts 1,x", "--rollouts: got '1,x', expected integers"),
-        ("scale {}/model --data {}/data --noise 1", "noise changes no answer of a single rollout; give several"),
+        ("scale {}/model --data {}/data --trajectories 0", "--trajectories: got 0, expected 1 or more"),
+        (
+            "scale {}/model --data {}/data --segments 1 --trajectories 1,x",
+            "--trajectories: got '1,x', expected integers",
+        ),
+        ("scale {}/model --data {}/data --noise 1", "noise changes no answer of a single trajectory; give"),
         ("eval {}/model --data {}/data --halt never", "halt is 'never'"),
         ("scale {}/model --data {}/data --halt never", "halt is 'never'"),
         ("calibrate {}/model --data {}/data --loss 2", "loss is 2.0, expected"),

@@ -6,7 +6,7 @@ from hrm import InputError, load, save
 from hrm.data.format import open_dataset
 from hrm.inference.calibrate import calibrate, choose
 from hrm.inference.evaluate import evaluate
-from hrm.inference.halting import parse_halting
+from hrm.inference.halting import FixedPoint, parse_halting
 
 
 def test_choosing_a_threshold():
@@ -25,6 +25,37 @@ def test_the_threshold_is_as_accurate_as_q_where_later_segments_lose_answers():
     right = np.array([[True, False], [False, True], [False, True]])
     found = choose(margins, right)
     assert (found.fixed.exact_accuracy, found.by_q.exact_accuracy, found.chosen.exact_accuracy) == (0.5, 1, 1)
+
+
+def test_choosing_a_threshold_on_residuals():
+    # Puzzle 0 comes to rest where it is right; puzzle 1 rests on a wrong answer before it is right.
+    residuals = np.array([[1.0, 1.0], [0.3, 0.4], [0.2, 0.2], [0.1, 0.3], [0.1, 0.1], [0.1, 0.1]])
+    right = np.array([[False, False], [False, False], [True, False], [True, False], [True, True], [True, True]])
+    margins = np.where(np.arange(6)[:, None] == [2, 9], 1.0, -1.0)
+    found = choose(margins, right, residuals=residuals)
+    assert (found.rule, found.chosen.exact_accuracy, found.chosen.mean_steps) == ("residual", 1, 5)
+    # the larger of two in a row: 0.2 for puzzle 0 at segment 4, 0.3 for puzzle 1 at segment 5
+    rule = parse_halting(found.halt)
+    assert rule == FixedPoint(found.chosen.threshold) and 0.1 < found.chosen.threshold <= 0.3
+    beside = choose(margins, right, residuals=residuals, with_q=True)
+    assert beside.rule == "q|residual" and (beside.chosen.mean_steps, beside.by_q.mean_steps) == (4.5, 4.5)
+    assert "| q | - | " in str(beside) and parse_halting(beside.halt).rules[1] == FixedPoint(beside.chosen.threshold)
+
+
+@pytest.mark.parametrize("rule", ["residual", "q|residual"])
+def test_a_calibrated_residual_holds_in_evaluation(tmp_path, rule):
+    write_data(tmp_path / "data")
+    dataset = open_dataset(tmp_path / "data", "test")
+    save(tiny(), tmp_path / "model")
+    found = calibrate(tiny(), dataset, rule=rule, slots=6)
+    found.save(tmp_path / "model", "test")
+    halt = parse_halting("calibrated", tmp_path / "model")
+    assert halt == parse_halting(found.halt)
+    metrics = evaluate(load(tmp_path / "model"), dataset, batch_size=6, halt=halt)
+    assert metrics.exact_accuracy == pytest.approx(found.chosen.exact_accuracy)
+    assert metrics.steps == pytest.approx(found.chosen.mean_steps)
+    with pytest.raises(InputError, match="rule is 'luck', expected one of margin, residual"):
+        calibrate(tiny(), dataset, rule="luck")
 
 
 def test_a_calibration_holds_in_evaluation(tmp_path, told):
