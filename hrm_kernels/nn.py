@@ -285,7 +285,7 @@ class URMBlock(nn.Module):
         """The block's weights in ``dtype``, for :func:`hrm_kernels.conv_cycles`."""
         attention, mlp = self.self_attn, self.mlp
         linears = (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj)
-        return ConvBlockWeights(*(cast(linear.weight, dtype) for linear in linears), *mlp.convolution(dtype))
+        return ConvBlockWeights._make((*(cast(linear.weight, dtype) for linear in linears), *mlp.convolution(dtype)))
 
     def forward(
         self, x: torch.Tensor, cos: torch.Tensor | None = None, sin: torch.Tensor | None = None

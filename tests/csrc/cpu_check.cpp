@@ -159,8 +159,8 @@ struct Checker {
 constexpr double kTolerance = 2e-6;      // float32 sums of a few hundred terms
 constexpr double kPassTolerance = 1e-5;  // of several layers, each of which amplifies earlier errors
 
-// Where intermediate results are bfloat16, a multiple of its rounding, 2^-9: of one attention, or mixing, and of several
-// layers.
+// Where intermediate results are bfloat16, a multiple of its rounding, 2^-9: of one attention, or mixing, and of
+// several layers.
 double attention_tolerance(const hrm_cpu_kernels& kernels) {
   return kernels.element_bytes == 2 ? 4 / 512.0 : kTolerance;
 }

@@ -14,7 +14,8 @@ from hrm_kernels.spec import Cost, OpSpec, Random, Sizes
 def sample(sizes: Sizes, random: Random) -> tuple[Any, ...]:
     z, injection = (random(*sizes.leading, sizes.D) for _ in range(2))
     layers = [
-        ConvBlockWeights(*block.block(sizes, random), random(sizes.I, 2), random(sizes.I)) for _ in range(sizes.layers)
+        ConvBlockWeights._make((*block.block(sizes, random), random(sizes.I, 2), random(sizes.I)))
+        for _ in range(sizes.layers)
     ]
     return z, injection, layers, *block.tables(sizes, random), sizes.H, sizes.H_cycles, 1e-5
 

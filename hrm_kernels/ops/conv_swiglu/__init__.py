@@ -24,7 +24,7 @@ class _Triton(torch.autograd.Function):
         return triton_kernels.backward(dout.contiguous(), *ctx.saved_tensors)
 
 
-def _in_rows(gate_up: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, kernels: Any) -> torch.Tensor:
+def _in_rows(kernels: Any, gate_up: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """``kernels`` of ``[B, S, 2 I]`` and of weights, all contiguous."""
     rows = gate_up.contiguous().view(gate_up.shape[:-2].numel(), *gate_up.shape[-2:])
     return kernels(rows, weight.contiguous(), bias.contiguous()).view(*gate_up.shape[:-1], bias.shape[0])
@@ -35,10 +35,10 @@ _op = Op(
     {
         "reference": Backend(reference.conv_swiglu),
         "triton": Backend(
-            lambda *arguments: _in_rows(*arguments, _Triton.apply), lambda gate_up, *rest: triton_cannot_run(gate_up)
+            lambda *arguments: _in_rows(_Triton.apply, *arguments), lambda gate_up, *rest: triton_cannot_run(gate_up)
         ),
         "cpu": Backend(
-            lambda *arguments: _in_rows(*arguments, cpu_kernels.ConvSwiGLU.apply),
+            lambda *arguments: _in_rows(cpu_kernels.ConvSwiGLU.apply, *arguments),
             lambda gate_up, *rest: cpu_cannot_run(gate_up),
         ),
     },
