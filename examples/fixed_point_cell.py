@@ -43,15 +43,15 @@ if __name__ == "__main__":
     cell, head = Cell(), nn.Conv1d(16, 1, 1)
     optimizer = torch.optim.Adam([*cell.parameters(), *head.parameters()], lr=5e-3)
     state = torch.zeros(64, 16, SIZE)
-    for step in range(300):
+    for step in range(150):
         x, reached = puzzles(64, generator)
-        updates = warm_up(step, over=200, last=6)  # gradients through 1, 2, ... 6 of the 16 updates
+        updates = warm_up(step, over=100, last=6)  # gradients through 1, 2, ... 6 of the 16 updates
         z = fixed_point(cell, state, x, steps=STEPS, gradient=updates, recompute=True)
         loss = F.binary_cross_entropy_with_logits(head(z).squeeze(1), reached)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step % 100 == 99:
+        if step % 50 == 49:
             print(f"step {step + 1}: gradients through {updates} updates, loss {loss.item():.4f}")
     x, reached = puzzles(64, generator)
     with torch.no_grad():

@@ -84,6 +84,7 @@ def test_the_gate_reports_every_kind_of_fault(tmp_path):
     assert "has more than 1024 threads: 32 warps" in threads[1]
 
 
+@pytest.mark.slow
 def test_the_table_is_compared(tmp_path):
     path = tmp_path / "table.tsv"
     (code, output), again = toys(path, ("fine", "--write"), ("fine",))

@@ -137,7 +137,9 @@ def test_the_fastest_of_each_number_of_rows():
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize("rows", [1, 17, 32])
+@pytest.mark.parametrize(
+    "rows", [pytest.param(1, marks=pytest.mark.slow), 17, pytest.param(32, marks=pytest.mark.slow)]
+)
 def test_all_paths_compute_the_same(rows):
     dim, inner = 288, 160  # no tile divides a row
     g = torch.Generator().manual_seed(0)
