@@ -47,6 +47,37 @@ class Damping(NamedTuple):
         return Damping(*values)  # type: ignore[arg-type]
 
 
+class Rows(NamedTuple):
+    """A damping as the kernels of the CPU library take it, each tensor contiguous.
+
+    Attributes:
+        weights: ``[B]`` float32.
+        noise_scale: standard deviation of the noise.
+        seeds, steps: ``[B]`` int64.
+    """
+
+    weights: torch.Tensor
+    noise_scale: float
+    seeds: torch.Tensor
+    steps: torch.Tensor
+
+
+def by_row(damping: Damping, z: torch.Tensor) -> Rows:
+    """The damping of each row of ``z [B, S, D]``."""
+    rows, device, weight = z.shape[0], z.device, damping.weight
+    if isinstance(weight, torch.Tensor):
+        weights = weight.detach().expand(rows).contiguous()
+    else:
+        weights = torch.full((rows,), weight, dtype=torch.float32, device=device)
+    seeds, steps = damping.seeds, damping.steps
+    if seeds is None:
+        seeds = torch.zeros(rows, dtype=torch.int64, device=device)
+    if steps is None:
+        steps = torch.zeros(rows, dtype=torch.int64, device=device)
+    steps = steps.long() + damping.first_step
+    return Rows(weights, float(damping.noise_scale), seeds.contiguous(), steps.contiguous())
+
+
 def damp(z: torch.Tensor, updated: torch.Tensor, damping: Damping | None) -> torch.Tensor:
     """The next state ``[B, S, D]`` after ``z``, of its plain update; differentiable.
 

@@ -12,6 +12,10 @@ import math
 
 import torch
 
+from hrm_kernels import native
+from hrm_kernels.autodiff import in_transform
+from hrm_kernels.backends import is_traced, requested
+
 __all__ = ["INITIAL_H", "INITIAL_L", "TRAJECTORY", "UPDATE", "noise", "truncated_noise"]
 
 UPDATE, INITIAL_H, INITIAL_L, TRAJECTORY = range(4)
@@ -43,6 +47,20 @@ def noise(
     Raises:
         TypeError, ValueError: the seeds or the steps have another dtype or shape.
     """
+    check_seeds("noise", seeds, steps)
+    if _has_kernel(seeds):
+        steps = steps.long() if isinstance(steps, torch.Tensor) else torch.full_like(seeds, steps)
+        out = torch.empty(len(seeds), positions, features, dtype=torch.float32, device="cpu")
+        arguments = seeds.contiguous(), steps.contiguous(), stream, out, torch.get_num_threads()
+        native.load("cpu").module.noise(*arguments)
+        return out
+    return plain_noise(seeds, steps, positions, features, stream)
+
+
+def plain_noise(
+    seeds: torch.Tensor, steps: torch.Tensor | int, positions: int, features: int, stream: int = UPDATE
+) -> torch.Tensor:
+    """:func:`noise` in plain PyTorch: the definition."""
     u, v, more_u, more_v = _uniform(seeds, steps, positions, features, stream)
     first, second = (-2 * one.log() for one in (u, more_u))
     angles = 2 * math.pi * v, 2 * math.pi * more_v
@@ -59,6 +77,7 @@ def truncated_noise(
 
     The distribution is that of :func:`hrm_kernels.nn.truncated_normal_` with std 1.
     """
+    check_seeds("truncated_noise", seeds, steps)
     within = math.erf(math.sqrt(2))  # the probability of a normal number within two deviations
     wide = math.sqrt(2) / STD_OF_TRUNCATED_NORMAL
     numbers = [wide * torch.erfinv(within * (2 * u - 1)) for u in _uniform(seeds, steps, positions, features, stream)]
@@ -90,11 +109,16 @@ def check_seeds(owner: str, seeds: torch.Tensor, steps: torch.Tensor | int, rows
         raise ValueError(f"{owner}: steps is on {steps.device}, expected {seeds.device} as seeds; move one of them")
 
 
+def _has_kernel(seeds: torch.Tensor) -> bool:
+    """Whether the CPU library draws the numbers; those of PyTorch differ in the last bits."""
+    is_plain = seeds.device.type == "cpu" and requested() in (None, "cpu") and not (is_traced() or in_transform())
+    return is_plain and native.load("cpu").reason is None
+
+
 def _uniform(
     seeds: torch.Tensor, steps: torch.Tensor | int, positions: int, features: int, stream: int
 ) -> list[torch.Tensor]:
     """Four ``[B, S, C]`` float32 tensors in (0, 1), one for each word."""
-    check_seeds("noise", seeds, steps)
     device, count = seeds.device, -(-features // 64) * 16
     keys = [(seeds & _LOW).view(-1, 1, 1), (seeds >> 32 & _LOW).view(-1, 1, 1)]
     step = steps.long() if isinstance(steps, torch.Tensor) else torch.full_like(seeds, steps)

@@ -36,11 +36,21 @@ struct hrm_conv_weights {
   const void *qkv, *o, *gate_up, *down, *conv, *conv_bias;
 };
 
+// How far updates move a state, and their noise: state = (1 - weight) state + weight * update + scale * normal numbers.
+struct hrm_damping {
+  const float* weights;  // [batch]
+  float scale;
+  const int64_t* seeds;  // [batch]; nullptr without noise
+  const int64_t* steps;  // [batch], updates of each row before
+};
+
 // One update of a recurrent module: state += injection (+ injection2), then its blocks.
 struct hrm_update {
   int state, injection, injection2;  // indices of states; -1: no injection
   const float* packed;               // `layers` blocks, packed by pack_blocks
   int64_t layers;
+  const hrm_damping* damping = nullptr;  // nullptr: a plain update; else there is an injection
+  int64_t number = 0;                    // of the update, added to the steps of damping
 };
 
 struct hrm_cpu_kernels {
@@ -68,10 +78,11 @@ struct hrm_cpu_kernels {
   // Number of floats that the forward saves of `layers` blocks for blocks_backward.
   int64_t (*saved_size)(hrm_shape shape, int64_t layers, int recompute);
 
-  // Runs blocks on x (+ injection, unless nullptr) and fills `saved`.
+  // Runs blocks on x (+ injection, unless nullptr) and fills `saved`. With damping, which may be nullptr, out is x
+  // moved towards the result of the blocks; the backward is still that of the blocks.
   void (*blocks_forward)(hrm_shape shape, const float* packed, int64_t layers, const void* x, const void* injection,
                          void* out, int dtype, const float* cos, const float* sin, int recompute, float* saved,
-                         int threads);
+                         const hrm_damping* damping, int threads);
 
   // Computes the gradients of x (equal to that of the injection) and of the weights from the gradient of the output.
   void (*blocks_backward)(hrm_shape shape, const float* packed, const float* packed_backward, int64_t layers,
@@ -84,6 +95,10 @@ struct hrm_cpu_kernels {
                            int threads);
   void (*conv_cycles)(hrm_shape shape, const float* packed, int64_t layers, const void* x, const void* injection,
                       void* out, int64_t cycles, int dtype, const float* cos, const float* sin, int threads);
+
+  // Standard normal numbers [batch, positions, dim] float32, from the seeds and steps of the rows.
+  void (*noise)(int64_t batch, int64_t positions, int64_t dim, const int64_t* seeds, const int64_t* steps,
+                uint32_t stream, float* out, int threads);
 
   // [B, S, 3 H d] -> [B, S, H d], and the log-sum-exp of the scores, [B, H, S], for the backward.
   void (*rope_attention_forward)(hrm_shape shape, const void* qkv, void* out, float* lse, int dtype, const float* cos,

@@ -8,6 +8,7 @@
 
 #include "cpu/attention.h"
 #include "cpu/cache.h"
+#include "cpu/damping.h"
 #include "cpu/kernels.h"
 #include "cpu/mixing.h"
 #include "cpu/norm.h"
@@ -96,6 +97,8 @@ struct Layer {
   Panels in, qkv, attended, middle, gate_up, out;
   float *rstd1, *rstd2, *lse;
   Panels injection, injection2;  // added to `in` first; data is nullptr for none
+  Panels start{nullptr, 0};      // what `in` is without the injection; data is nullptr where `in` holds it
+  Damped damped{};               // of the last block of a damped update
 };
 
 // dy -> du in place, with y = u * rstd: du = rstd * (dy - y * mean(dy * y))
@@ -119,10 +122,11 @@ HRM_INLINE void norm_row_backward(Panels dy, Panels y, int64_t panels, int64_t r
 HRM_INLINE void inject(const Layer& layer, int64_t panel, int64_t first, int64_t rows) {
   if (!layer.injection.data) return;
   Element* to = layer.in.at(panel, first);
+  const Element* from = layer.start.data ? layer.start.at(panel, first) : to;
   const Element* one = layer.injection.at(panel, first);
   const Element* two = layer.injection2.data ? layer.injection2.at(panel, first) : nullptr;
   for (int64_t i = 0; i < rows * kWidth; i += kLanes) {
-    const Vec start = two ? load(to + i) + load(two + i) : load(to + i);
+    const Vec start = two ? load(from + i) + load(two + i) : load(from + i);
     store(to + i, start + load(one + i));
   }
 }
@@ -161,6 +165,7 @@ inline void tail(const Geometry& g, const Layer& layer, int64_t first, int64_t r
   for (int64_t row = 0; row < rows; ++row) {
     const float rstd = norm_row(out, dim, row, g.shape.dim, g.shape.eps);
     if (layer.rstd2) layer.rstd2[first + row] = rstd;
+    if (layer.damped.damping) layer.damped.blend(layer.out, first + row, g.shape.positions, g.shape.dim);
   }
 }
 
@@ -300,12 +305,14 @@ void run_updates(hrm_shape shape, const hrm_update* updates, int64_t count, cons
   const Geometry g(shape);
   ThreadMemory memory(g, threads, false);
   const int64_t state_floats = g.floats(g.dim);
-  Scratch scratch{
-      workspace(state_count * state_floats + g.floats(g.qkv) + g.floats(g.attended) + threads * memory.each)};
+  const bool damped = count > 0 && updates[0].damping;
+  Scratch scratch{workspace((state_count + damped) * state_floats + g.floats(g.qkv) + g.floats(g.attended) +
+                            threads * memory.each)};
   Panels state[3];
   for (int64_t i = 0; i < state_count; ++i) state[i] = scratch.panels(g.dim.panels(), g.stride);
   const Panels qkv = scratch.panels(g.qkv.panels(), g.stride);
   const Panels attended = scratch.panels(g.attended.panels(), g.stride);
+  const Panels plain = damped ? scratch.panels(g.dim.panels(), g.stride) : Panels{nullptr, 0};
   memory.base = scratch.next;
   int64_t layers = 0;
   for (int64_t i = 0; i < count; ++i) layers += updates[i].layers;
@@ -320,20 +327,25 @@ void run_updates(hrm_shape shape, const hrm_update* updates, int64_t count, cons
     run_layers(g, layers, memory, team, cos, sin, [&](int64_t i) {
       const hrm_update* update = updates;
       while (i >= update->layers) i -= (update++)->layers;
-      const Panels none{nullptr, 0}, z = state[update->state];
-      const bool starts = i == 0;
-      return Layer{Packed(g, update->packed, i),
-                   z,
-                   qkv,
-                   attended,
-                   z,
-                   none,
-                   z,
-                   nullptr,
-                   nullptr,
-                   nullptr,
-                   starts && update->injection >= 0 ? state[update->injection] : none,
-                   starts && update->injection2 >= 0 ? state[update->injection2] : none};
+      const Panels none{nullptr, 0}, z = state[update->state], x = update->damping ? plain : z;
+      const bool starts = i == 0, ends = i == update->layers - 1;
+      Layer layer{Packed(g, update->packed, i),
+                  x,
+                  qkv,
+                  attended,
+                  x,
+                  none,
+                  x,
+                  nullptr,
+                  nullptr,
+                  nullptr,
+                  starts && update->injection >= 0 ? state[update->injection] : none,
+                  starts && update->injection2 >= 0 ? state[update->injection2] : none};
+      if (update->damping) {
+        if (starts) layer.start = z;
+        if (ends) layer.damped = {update->damping, z, update->number};
+      }
+      return layer;
     });
     with_type(dtype, [&](auto type) {
       for (int64_t i = 0; i < state_count; ++i) {
@@ -384,14 +396,15 @@ Layer with_gradients(const Geometry& g, const float* packed, int64_t i, const Sa
 
 void blocks_forward(hrm_shape shape, const float* packed, int64_t layers, const void* x, const void* injection,
                     void* out, int dtype, const float* cos, const float* sin, int recompute, float* saved,
-                    int threads) {
+                    const hrm_damping* damping, int threads) {
   const Geometry g(shape);
   ThreadMemory memory(g, threads, false);
   const int64_t one = g.floats(g.dim);
-  Scratch scratch{workspace(2 * one + g.floats(g.qkv) + g.floats(g.attended) + threads * memory.each)};
+  Scratch scratch{workspace((damping ? 3 : 2) * one + g.floats(g.qkv) + g.floats(g.attended) + threads * memory.each)};
   const Panels state = scratch.panels(g.dim.panels(), g.stride), add = scratch.panels(g.dim.panels(), g.stride);
   const Panels qkv = scratch.panels(g.qkv.panels(), g.stride);
   const Panels attended = scratch.panels(g.attended.panels(), g.stride);
+  const Panels blended = damping ? scratch.panels(g.dim.panels(), g.stride) : Panels{nullptr, 0};
   memory.base = scratch.next;
   const Panels none{nullptr, 0};
   const auto input = [&](int64_t i) { return Scratch{saved + i * one}.panels(0, g.stride); };  // with recomputation
@@ -402,6 +415,7 @@ void blocks_forward(hrm_shape shape, const float* packed, int64_t layers, const 
     with_type(dtype, [&](auto type) {
       unpack(static_cast<const decltype(type)*>(x), g.dim, first, g.rows, team);
       if (injection) unpack(static_cast<const decltype(type)*>(injection), g.dim, add, g.rows, team);
+      if (damping) unpack(static_cast<const decltype(type)*>(x), g.dim, blended, g.rows, team);
     });
     run_layers(g, layers, memory, team, cos, sin, [&](int64_t i) {
       Layer layer = recompute ? Layer{Packed(g, packed, i),
@@ -418,9 +432,10 @@ void blocks_forward(hrm_shape shape, const float* packed, int64_t layers, const 
                                       none}
                               : with_gradients(g, packed, i, saved_layer(g, saved, i));
       if (i == 0 && injection) layer.injection = add;
+      if (i == layers - 1 && damping) layer.damped = {damping, blended, 0};
       return layer;
     });
-    const Panels last = recompute ? state : saved_layer(g, saved, layers - 1).out;
+    const Panels last = damping ? blended : recompute ? state : saved_layer(g, saved, layers - 1).out;
     with_type(dtype, [&](auto type) { pack(last, g.dim, static_cast<decltype(type)*>(out), g.rows, team); });
   });
 }
@@ -642,7 +657,21 @@ void blocks_backward(hrm_shape shape, const float* packed, const float* packed_b
 
 }  // namespace
 
+void noise(int64_t batch, int64_t positions, int64_t dim, const int64_t* seeds, const int64_t* steps, uint32_t stream,
+           float* out, int threads) {
+  for_row_blocks(threads, batch * positions, dim, 4096, [&](int64_t row) {
+    float numbers[kChunk];
+    for (int64_t first = 0; first < dim; first += kChunk) {
+      normal_numbers(static_cast<uint64_t>(seeds[row / positions]), static_cast<uint32_t>(steps[row / positions]),
+                     static_cast<uint32_t>(row % positions), stream, first / kChunk, numbers);
+      const int64_t count = dim - first < kChunk ? dim - first : kChunk;
+      std::memcpy(out + row * dim + first, numbers, static_cast<size_t>(count) * sizeof(float));
+    }
+  });
+}
+
 void add_blocks(hrm_cpu_kernels& table) {
+  table.noise = noise;
   table.packed_size = packed_size;
   table.pack_blocks = pack_blocks;
   table.run_updates = run_updates;

@@ -278,35 +278,85 @@ void infer_blocks(TensorView x, Optional<TensorView> injection, TensorView packe
                    tables.sin, blocks.threads);
 }
 
-void recurrent_cycles(TensorView z_H, TensorView z_L, TensorView x, TensorView packed_H, int64_t H_layers,
-                      TensorView packed_L, int64_t L_layers, Optional<TensorView> cos, Optional<TensorView> sin,
-                      TensorView out_H, TensorView out_L, int64_t heads, int64_t width, int64_t inner, int64_t H_cycles,
-                      int64_t L_cycles, double eps, int64_t threads) {
-  const Blocks blocks("recurrent_cycles", "z_H", z_H, heads, width, inner, eps, threads);
+// The arguments of damped updates: weights [B] float32, seeds and steps [B] int64.
+struct Damping : hrm_damping {
+  Damping(const Blocks& blocks, TensorView weights_, double scale_, TensorView seeds_, TensorView steps_)
+      : hrm_damping{} {
+    const std::vector<int64_t> rows{blocks.shape.batch};
+    weights = static_cast<const float*>(cpu_tensor(blocks.op, "weights", weights_, kFloat32, rows));
+    scale = static_cast<float>(scale_);
+    seeds = static_cast<const int64_t*>(cpu_tensor(blocks.op, "seeds", seeds_, kInt64, rows));
+    steps = static_cast<const int64_t*>(cpu_tensor(blocks.op, "steps", steps_, kInt64, rows));
+  }
+};
+
+void damped_infer_blocks(TensorView x, TensorView injection, TensorView packed, int64_t layers,
+                         Optional<TensorView> cos, Optional<TensorView> sin, TensorView out, int64_t heads,
+                         int64_t width, int64_t inner, double eps, TensorView weights, double scale, TensorView seeds,
+                         TensorView steps, int64_t threads) {
+  const Blocks blocks("damped_infer_blocks", "x", x, heads, width, inner, eps, threads);
   const Tables tables(blocks, cos, sin);
+  const void* states[2] = {blocks.state("x", x), blocks.state("injection", injection)};
+  void* outputs[2] = {blocks.state("out", out), nullptr};
+  const Damping damping(blocks, weights, scale, seeds, steps);
+  const hrm_update update{0, 1, -1, blocks.packed("packed", packed, layers), layers, &damping, 0};
+  if (blocks.empty()) return;
+  kernels(blocks.code, blocks.shape)
+      .run_updates(blocks.shape, &update, 1, states, 2, outputs, blocks.code, tables.cos, tables.sin, blocks.threads);
+}
+
+// Runs all updates of H_cycles cycles but the last one of each state. `damping` may be nullptr.
+void run_cycles(const Blocks& blocks, const Tables& tables, TensorView z_H, TensorView z_L, TensorView x,
+                TensorView packed_H, int64_t H_layers, TensorView packed_L, int64_t L_layers, TensorView out_H,
+                TensorView out_L, int64_t H_cycles, int64_t L_cycles, const hrm_damping* damping) {
   const void* states[3] = {blocks.state("z_H", z_H), blocks.state("z_L", z_L), blocks.state("x", x)};
   void* outputs[3] = {blocks.state("out_H", out_H), blocks.state("out_L", out_L), nullptr};
-  const hrm_update H{0, 1, -1, blocks.packed("packed_H", packed_H, H_layers), H_layers};
-  const hrm_update L{1, 0, 2, blocks.packed("packed_L", packed_L, L_layers), L_layers};
+  const hrm_update H{0, 1, -1, blocks.packed("packed_H", packed_H, H_layers), H_layers, damping, 0};
+  const hrm_update L{1, 0, 2, blocks.packed("packed_L", packed_L, L_layers), L_layers, damping, 0};
   check_range(blocks.op, "H_cycles", H_cycles);
   check_range(blocks.op, "L_cycles", L_cycles);
   check_range(blocks.op, "H_cycles * L_cycles", H_cycles * L_cycles);
   if (blocks.empty()) return;
-  std::vector<hrm_update> updates;  // all but the last L and the last H update
+  std::vector<hrm_update> updates;
+  const auto add = [&](hrm_update update) {
+    update.number = static_cast<int64_t>(updates.size());
+    updates.push_back(update);
+  };
   for (int64_t h = 0; h < H_cycles; ++h) {
     const bool last = h == H_cycles - 1;
-    for (int64_t l = 0; l < (last ? L_cycles - 1 : L_cycles); ++l) updates.push_back(L);
-    if (!last) updates.push_back(H);
+    for (int64_t l = 0; l < (last ? L_cycles - 1 : L_cycles); ++l) add(L);
+    if (!last) add(H);
   }
   kernels(blocks.code)
       .run_updates(blocks.shape, updates.data(), static_cast<int64_t>(updates.size()), states, 3, outputs, blocks.code,
                    tables.cos, tables.sin, blocks.threads);
 }
 
-void blocks_forward(TensorView x, Optional<TensorView> injection, TensorView packed, int64_t layers,
-                    Optional<TensorView> cos, Optional<TensorView> sin, TensorView out, bool recompute,
-                    TensorView saved, int64_t heads, int64_t width, int64_t inner, double eps, int64_t threads) {
-  const Blocks blocks("blocks_forward", "x", x, heads, width, inner, eps, threads);
+void recurrent_cycles(TensorView z_H, TensorView z_L, TensorView x, TensorView packed_H, int64_t H_layers,
+                      TensorView packed_L, int64_t L_layers, Optional<TensorView> cos, Optional<TensorView> sin,
+                      TensorView out_H, TensorView out_L, int64_t heads, int64_t width, int64_t inner, int64_t H_cycles,
+                      int64_t L_cycles, double eps, int64_t threads) {
+  const Blocks blocks("recurrent_cycles", "z_H", z_H, heads, width, inner, eps, threads);
+  const Tables tables(blocks, cos, sin);
+  run_cycles(blocks, tables, z_H, z_L, x, packed_H, H_layers, packed_L, L_layers, out_H, out_L, H_cycles, L_cycles,
+             nullptr);
+}
+
+void damped_recurrent_cycles(TensorView z_H, TensorView z_L, TensorView x, TensorView packed_H, int64_t H_layers,
+                             TensorView packed_L, int64_t L_layers, Optional<TensorView> cos, Optional<TensorView> sin,
+                             TensorView out_H, TensorView out_L, int64_t heads, int64_t width, int64_t inner,
+                             int64_t H_cycles, int64_t L_cycles, double eps, TensorView weights, double scale,
+                             TensorView seeds, TensorView steps, int64_t threads) {
+  const Blocks blocks("damped_recurrent_cycles", "z_H", z_H, heads, width, inner, eps, threads);
+  const Tables tables(blocks, cos, sin);
+  const Damping damping(blocks, weights, scale, seeds, steps);
+  run_cycles(blocks, tables, z_H, z_L, x, packed_H, H_layers, packed_L, L_layers, out_H, out_L, H_cycles, L_cycles,
+             &damping);
+}
+
+void run_forward(const Blocks& blocks, TensorView x, Optional<TensorView> injection, TensorView packed, int64_t layers,
+                 Optional<TensorView> cos, Optional<TensorView> sin, TensorView out, bool recompute, TensorView saved,
+                 const hrm_damping* damping) {
   const Tables tables(blocks, cos, sin);
   const void* from = blocks.state("x", x);
   const void* add = injection.has_value() ? blocks.state("injection", injection.value()) : nullptr;
@@ -316,7 +366,40 @@ void blocks_forward(TensorView x, Optional<TensorView> injection, TensorView pac
   if (blocks.empty()) return;
   kernels(blocks.code)
       .blocks_forward(blocks.shape, weights, layers, from, add, to, blocks.code, tables.cos, tables.sin, recompute,
-                      kept, blocks.threads);
+                      kept, damping, blocks.threads);
+}
+
+void blocks_forward(TensorView x, Optional<TensorView> injection, TensorView packed, int64_t layers,
+                    Optional<TensorView> cos, Optional<TensorView> sin, TensorView out, bool recompute,
+                    TensorView saved, int64_t heads, int64_t width, int64_t inner, double eps, int64_t threads) {
+  const Blocks blocks("blocks_forward", "x", x, heads, width, inner, eps, threads);
+  run_forward(blocks, x, injection, packed, layers, cos, sin, out, recompute, saved, nullptr);
+}
+
+void damped_blocks_forward(TensorView x, TensorView injection, TensorView packed, int64_t layers,
+                           Optional<TensorView> cos, Optional<TensorView> sin, TensorView out, bool recompute,
+                           TensorView saved, int64_t heads, int64_t width, int64_t inner, double eps,
+                           TensorView weights, double scale, TensorView seeds, TensorView steps, int64_t threads) {
+  const Blocks blocks("damped_blocks_forward", "x", x, heads, width, inner, eps, threads);
+  const Damping damping(blocks, weights, scale, seeds, steps);
+  run_forward(blocks, x, injection, packed, layers, cos, sin, out, recompute, saved, &damping);
+}
+
+// out [B, S, D] float32; seeds and steps [B] int64.
+void noise(TensorView seeds, TensorView steps, int64_t stream, TensorView out, int64_t threads) {
+  const char* op = "noise";
+  if (out.ndim() != 3) {
+    TVM_FFI_THROW(ValueError) << op << ": out has shape " << to_string(out.shape()) << "; pass [B, S, D]";
+  }
+  float* to = cpu_float32(op, "out", out);
+  const std::vector<int64_t> rows{out.size(0)};
+  const auto* keys = static_cast<const int64_t*>(cpu_tensor(op, "seeds", seeds, kInt64, rows));
+  const auto* counts = static_cast<const int64_t*>(cpu_tensor(op, "steps", steps, kInt64, rows));
+  const int team = positive_threads(op, threads);
+  if (out.numel()) {
+    kernels(HRM_FLOAT32)
+        .noise(out.size(0), out.size(1), out.size(2), keys, counts, static_cast<uint32_t>(stream), to, team);
+  }
 }
 
 // dweights: the gradients of the four matrices of each block, as in pack_blocks; None for gradients not needed.
@@ -721,6 +804,10 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(pack_linear, hrm::pack_linear)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(linear, hrm::linear)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(infer_blocks, hrm::infer_blocks)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(recurrent_cycles, hrm::recurrent_cycles)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(damped_infer_blocks, hrm::damped_infer_blocks)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(damped_recurrent_cycles, hrm::damped_recurrent_cycles)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(damped_blocks_forward, hrm::damped_blocks_forward)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(noise, hrm::noise)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(panel_width, hrm::panel_width)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(tile_rows, hrm::tile_rows)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(element_bytes, hrm::element_bytes)

@@ -677,7 +677,7 @@ void check_blocks(const hrm_cpu_kernels& kernels, int dtype, const hrm_shape& s,
       const Elements out(dtype, elements), dx(dtype, elements);
       poison_workspace();
       kernels.blocks_forward(s, packed.floats(), layers.count, x.data(), with_angles ? injection.data() : nullptr,
-                             out.data(), dtype, cosines, sines, recompute, saved.floats(), threads);
+                             out.data(), dtype, cosines, sines, recompute, saved.floats(), nullptr, threads);
       const int64_t wide = s.heads * s.head_dim;
       const Elements qkv(dtype, 3 * wide * s.dim), o(dtype, s.dim * wide), gate_up(dtype, 2 * s.inner * s.dim);
       const Elements down(dtype, s.dim * s.inner), qkv2(dtype, qkv.count), down2(dtype, down.count);
@@ -700,8 +700,47 @@ void check_blocks(const hrm_cpu_kernels& kernels, int dtype, const hrm_shape& s,
   }
 }
 
+// A number of the noise, as hrm_kernels/noise.py defines it.
+double normal(int64_t seed, int64_t step, int64_t position, int64_t feature, uint32_t stream) {
+  uint32_t words[4] = {static_cast<uint32_t>(feature / 64 * 16 + feature % 16), static_cast<uint32_t>(position),
+                       static_cast<uint32_t>(step), stream};
+  uint32_t key = static_cast<uint32_t>(seed), other_key = static_cast<uint32_t>(static_cast<uint64_t>(seed) >> 32);
+  for (int round = 0; round < 10; ++round, key += 0x9E3779B9, other_key += 0xBB67AE85) {
+    const uint64_t first = uint64_t{words[0]} * 0xD2511F53, second = uint64_t{words[2]} * 0xCD9E8D57;
+    words[0] = static_cast<uint32_t>(second >> 32) ^ words[1] ^ key;
+    words[2] = static_cast<uint32_t>(first >> 32) ^ words[3] ^ other_key;
+    words[1] = static_cast<uint32_t>(second);
+    words[3] = static_cast<uint32_t>(first);
+  }
+  const int64_t word = feature % 64 / 16;
+  const uint32_t* pair = words + word / 2 * 2;
+  const auto uniform = [](uint32_t bits) { return (static_cast<double>(bits >> 9) + 0.5) / 8388608; };
+  const double angle = 2 * std::acos(-1.0) * uniform(pair[1]);
+  return std::sqrt(-2 * std::log(uniform(pair[0]))) * (word % 2 ? std::sin(angle) : std::cos(angle));
+}
+
+std::vector<int64_t> some_seeds(int64_t count) {
+  std::vector<int64_t> seeds;
+  for (int64_t i = 0; i < count; ++i) seeds.push_back((i % 2 ? -1 : 1) * (i * 0x123456789abcdef + 7));
+  return seeds;
+}
+
+void check_noise(const hrm_cpu_kernels& kernels, int64_t batch, int64_t positions, int64_t dim) {
+  const std::vector<int64_t> seeds = some_seeds(batch), steps(batch, 3);
+  Matrix want(batch * positions, dim);
+  for (int64_t row = 0; row < batch * positions; ++row) {
+    for (int64_t d = 0; d < dim; ++d) want(row, d) = normal(seeds[row / positions], 3, row % positions, d, 2);
+  }
+  for (int threads : kThreads) {
+    const Elements out(HRM_FLOAT32, batch * positions * dim);
+    kernels.noise(batch, positions, dim, seeds.data(), steps.data(), 2, out.floats(), threads);
+    check.about = described("noise", HRM_FLOAT32, {batch, positions, dim});
+    check("numbers", out, want, kTolerance);
+  }
+}
+
 // z_L with z_H + x, z_H with z_L, z_L again: a network of two layers and one of one.
-void check_updates(const hrm_cpu_kernels& kernels, int dtype, const hrm_shape& s) {
+void check_updates(const hrm_cpu_kernels& kernels, int dtype, const hrm_shape& s, bool damped) {
   const int64_t rows = s.batch * s.positions;
   const Layers H(kernels, s, dtype, 2), L(kernels, s, dtype, 1);
   const Elements z_H(dtype, random(rows, s.dim)), z_L(dtype, random(rows, s.dim)), x(dtype, random(rows, s.dim));
@@ -710,9 +749,26 @@ void check_updates(const hrm_cpu_kernels& kernels, int dtype, const hrm_shape& s
 
   Matrix want_H = z_H.matrix(rows, s.dim), want_L = z_L.matrix(rows, s.dim);
   const Matrix input = x.matrix(rows, s.dim);
-  want_L = L.forward(want_L + want_H + input, angles).back().out;
-  want_H = H.forward(want_H + want_L, angles).back().out;
-  want_L = L.forward(want_L + want_H + input, angles).back().out;
+  const std::vector<int64_t> seeds = some_seeds(s.batch), steps(s.batch, 5);
+  std::vector<float> weights;
+  for (int64_t b = 0; b < s.batch; ++b) weights.push_back(0.5f + 0.25f / static_cast<float>(b + 1));
+  const hrm_damping damping{weights.data(), 0.125f, seeds.data(), steps.data()};
+  int64_t number = 0;
+  const auto next = [&](const Matrix& z, const Matrix& plain) {
+    Matrix result = plain;
+    for (int64_t row = 0; damped && row < rows; ++row) {
+      const int64_t b = row / s.positions;
+      for (int64_t d = 0; d < s.dim; ++d) {
+        const double noise = normal(seeds[b], steps[b] + number, row % s.positions, d, 0);
+        result(row, d) = (1 - weights[b]) * z(row, d) + weights[b] * plain(row, d) + 0.125 * noise;
+      }
+    }
+    ++number;
+    return result;
+  };
+  want_L = next(want_L, L.forward(want_L + want_H + input, angles).back().out);
+  want_H = next(want_H, H.forward(want_H + want_L, angles).back().out);
+  want_L = next(want_L, L.forward(want_L + want_H + input, angles).back().out);
 
   for (int threads : kThreads) {
     const Elements packed_H(HRM_FLOAT32, H.packed_size(), 64), packed_L(HRM_FLOAT32, L.packed_size(), 64);
@@ -721,13 +777,15 @@ void check_updates(const hrm_cpu_kernels& kernels, int dtype, const hrm_shape& s
     const Elements out_H(dtype, rows * s.dim), out_L(dtype, rows * s.dim);
     const void* const states[3] = {z_H.data(), z_L.data(), x.data()};
     void* const outputs[3] = {out_H.data(), out_L.data(), nullptr};
-    const hrm_update updates[3] = {{1, 0, 2, packed_L.floats(), L.count},
-                                   {0, 1, -1, packed_H.floats(), H.count},
-                                   {1, 0, 2, packed_L.floats(), L.count}};
+    const hrm_damping* how = damped ? &damping : nullptr;
+    const hrm_update updates[3] = {{1, 0, 2, packed_L.floats(), L.count, how, 0},
+                                   {0, 1, -1, packed_H.floats(), H.count, how, 1},
+                                   {1, 0, 2, packed_L.floats(), L.count, how, 2}};
     poison_workspace();
     kernels.run_updates(s, updates, 3, states, 3, outputs, dtype, angles.there ? cos.floats() : nullptr,
                         angles.there ? sin.floats() : nullptr, threads);
-    check.about = described("run_updates", dtype, {s.batch, s.positions, s.dim, s.heads, s.head_dim, s.inner});
+    check.about = described(damped ? "damped run_updates" : "run_updates", dtype,
+                            {s.batch, s.positions, s.dim, s.heads, s.head_dim, s.inner});
     check("z_H", out_H, want_H, pass_tolerance(kernels));
     check("z_L", out_L, want_L, pass_tolerance(kernels));
   }
@@ -967,6 +1025,8 @@ int main(int count, char** arguments) {
     check_token_mixing(kernels, dtype, 2, 5, 20, 10);
     check_token_mixing(kernels, dtype, 3, 48, 64, 96);   // all dimensions fill whole tiles
     check_token_mixing(kernels, dtype, 9, 17, 260, 50);  // 81 pieces of 32 channels: more than a group
+    check_noise(kernels, 2, 3, 5);
+    check_noise(kernels, 3, 17, 200);
     check_conv_swiglu(kernels, dtype, 1, 1, 1);
     check_conv_swiglu(kernels, dtype, 3, 5, 35);
     check_conv_swiglu(kernels, dtype, 2, 65, 530);  // three runs of positions, two tiles of channels
@@ -983,7 +1043,7 @@ int main(int count, char** arguments) {
         check_rope_attention(kernels, dtype, shape, with_angles);
         check_blocks(kernels, dtype, shape, with_angles);
       }
-      check_updates(kernels, dtype, shape);
+      for (bool damped : {false, true}) check_updates(kernels, dtype, shape, damped);
       check_conv_cycles(kernels, dtype, shape);
     }
   }

@@ -5,7 +5,7 @@ import torch
 
 from hrm_kernels.backends import Backend, Op
 from hrm_kernels.checks import check_eps, check_layers
-from hrm_kernels.damping import Damping, as_damping, check_damping, damp
+from hrm_kernels.damping import Damping, as_damping, check_damping
 from hrm_kernels.ops.reasoning_module import cuda_kernels, reference
 from hrm_kernels.ops.reasoning_module.spec import SPEC
 from hrm_kernels.ops.rope_attention.heads import Heads
@@ -22,6 +22,7 @@ def _triton(
     recompute: bool = False,
     damping: Damping | None = None,
 ) -> torch.Tensor:
+    from hrm_kernels.ops.reasoning_module.triton_kernels import damp
     from hrm_kernels.ops.transformer_block import triton_block
 
     return damp(z, triton_block.blocks(z + injection, flat(layers), heads, eps, recompute), damping)
@@ -38,7 +39,7 @@ def _cpu(
 ) -> torch.Tensor:
     from hrm_kernels.ops.transformer_block import cpu_block
 
-    return damp(z, cpu_block.blocks(z, injection, flat(layers), heads, eps, recompute), damping)
+    return cpu_block.blocks(z, injection, flat(layers), heads, eps, recompute, damping)
 
 
 def _unflatten(

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from hrm_kernels.damping import Damping
-from hrm_kernels.noise import noise
+from hrm_kernels.noise import plain_noise
 from hrm_kernels.ops.transformer_block import spec as block
 from hrm_kernels.ops.transformer_block.weights import Layer
 from hrm_kernels.spec import Cost, OpSpec, Random, Sizes
@@ -32,7 +32,8 @@ def damped(z: Tensor, updated: Tensor, damping: Damping | None) -> Tensor:
         return updated
     weight, scale, seeds, steps, first = damping
     assert isinstance(weight, Tensor) and seeds is not None and steps is not None
-    return torch.lerp(z, updated, weight.double()[:, None, None]) + scale * noise(seeds, steps + first, *z.shape[1:])
+    noise = plain_noise(seeds, steps + first, *z.shape[1:])
+    return torch.lerp(z, updated, weight.double()[:, None, None]) + scale * noise
 
 
 def oracle(

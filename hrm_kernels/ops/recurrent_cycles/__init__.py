@@ -6,7 +6,7 @@ import torch
 from hrm_kernels.autodiff import has_tangent
 from hrm_kernels.backends import Backend, Op
 from hrm_kernels.checks import check_count, check_eps, check_layers
-from hrm_kernels.damping import Damping, as_damping, check_damping, damp
+from hrm_kernels.damping import Damping, as_damping, by_row, check_damping
 from hrm_kernels.graphs import Graphs, capturable
 from hrm_kernels.ops.reasoning_module.cuda_kernels import passed_over
 from hrm_kernels.ops.recurrent_cycles import cuda_kernels, reference
@@ -31,6 +31,7 @@ def _triton(
     damping: Damping | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One CUDA graph where that is possible, single launches elsewhere."""
+    from hrm_kernels.ops.reasoning_module.triton_kernels import damp
     from hrm_kernels.ops.transformer_block.triton_block import Shared, blocks, infer
 
     shape, width = z_H.shape, z_H.shape[2]
@@ -86,20 +87,11 @@ def _cpu(
     eps: float,
     damping: Damping | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    from hrm_kernels.ops.recurrent_cycles.cpu_kernels import run
-    from hrm_kernels.ops.transformer_block import cpu_block
+    from hrm_kernels.ops.recurrent_cycles.cpu_kernels import run, run_damped
 
     H_weights, L_weights = flat(H_layers), flat(L_layers)
-    z_H, z_L, x = z_H.contiguous(), z_L.contiguous(), x.contiguous()
-    if damping is None:
-        return run(z_H, z_L, x, H_weights, L_weights, heads, H_cycles, L_cycles, eps)
-
-    def update(weights: list[torch.Tensor]) -> reference.Update:
-        return lambda z, injection, damping: damp(
-            z, cpu_block.blocks(z, injection, weights, heads, eps, False), damping
-        )
-
-    return reference.run_cycles(z_H, z_L, x, update(H_weights), update(L_weights), H_cycles, L_cycles, damping)
+    arguments = z_H.contiguous(), z_L.contiguous(), x.contiguous(), H_weights, L_weights, heads, H_cycles, L_cycles, eps
+    return run(*arguments) if damping is None else run_damped(*arguments, *by_row(damping, z_H))
 
 
 def _unflatten(

@@ -16,6 +16,7 @@ from torch import Tensor
 from hrm_kernels import native
 from hrm_kernels.autodiff import each, first_order, is_negated
 from hrm_kernels.backends import is_traced, launcher
+from hrm_kernels.damping import Damping, Rows, by_row, damp
 from hrm_kernels.ops.rope_attention.cpu_kernels import table
 from hrm_kernels.ops.rope_attention.heads import Heads
 from hrm_kernels.ops.transformer_block.packing import Packed, pack
@@ -48,6 +49,38 @@ def infer(
         out,
         *packed.sizes(),
         eps,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+@launcher(
+    "cpu_damped_blocks_infer(Tensor x, Tensor injection, Tensor[] weights, Tensor? cos, Tensor? sin, int num_heads, "
+    "float eps, Tensor row_weights, float noise_scale, Tensor seeds, Tensor steps) -> Tensor",
+    lambda x, *rest: x.new_empty(x.shape),
+    grouped=(3, Heads),
+)
+def infer_damped(
+    x: Tensor,
+    injection: Tensor,
+    weights: Sequence[Tensor],
+    heads: Heads,
+    eps: float,
+    *rows: Any,
+) -> Tensor:
+    """x moved towards the result of all blocks over ``x + injection``; ``rows`` are the fields of a ``Rows``."""
+    packed, out = pack(weights, heads.num_heads), torch.empty_like(x)
+    packed.module.damped_infer_blocks(
+        x.detach(),
+        injection.detach(),
+        packed.forward,
+        packed.layers,
+        table(heads.cos),
+        table(heads.sin),
+        out,
+        *packed.sizes(),
+        eps,
+        *rows,
         torch.get_num_threads(),
     )
     return out
@@ -101,6 +134,28 @@ def forward(
     return _forward(pack(weights, heads.num_heads), x, injection, weights, heads, eps, recompute)
 
 
+@launcher(
+    "cpu_damped_blocks_forward(Tensor x, Tensor injection, Tensor[] weights, Tensor? cos, Tensor? sin, int num_heads, "
+    "float eps, bool recompute, Tensor row_weights, float noise_scale, Tensor seeds, Tensor steps) -> (Tensor, Tensor)",
+    lambda x, injection, weights, heads, eps, recompute, *rows: (
+        x.new_empty(x.shape),
+        x.new_empty(_saved_size(x, weights, heads.num_heads, recompute), dtype=torch.float32),
+    ),
+    grouped=(3, Heads),
+)
+def forward_damped(
+    x: Tensor,
+    injection: Tensor,
+    weights: Sequence[Tensor],
+    heads: Heads,
+    eps: float,
+    recompute: bool,
+    *rows: Any,
+) -> tuple[Tensor, Tensor]:
+    """The result of :func:`infer_damped`, and the tensor that :func:`backward` needs."""
+    return _forward(pack(weights, heads.num_heads), x, injection, weights, heads, eps, recompute, Rows(*rows))
+
+
 def _forward(
     packed: Packed,
     x: Tensor,
@@ -109,10 +164,12 @@ def _forward(
     heads: Heads,
     eps: float,
     recompute: bool,
+    rows: Rows | None = None,
 ) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(x)
     saved = empty(_saved_size(x, weights, heads.num_heads, recompute))
-    packed.module.blocks_forward(
+    run = packed.module.blocks_forward if rows is None else packed.module.damped_blocks_forward
+    run(
         x.detach(),
         None if injection is None else injection.detach(),
         packed.forward,
@@ -124,6 +181,7 @@ def _forward(
         saved,
         *packed.sizes(),
         eps,
+        *(rows or ()),
         torch.get_num_threads(),
     )
     return out, saved
@@ -184,27 +242,29 @@ def _backward(
 
 
 def _again(ctx: Any) -> tuple[Any, tuple[Any, ...]]:
-    def function(x, injection, heads, eps, recompute, *weights):  # type: ignore
-        return run_blocks(x if injection is None else x + injection, weights, heads, eps)
+    def function(x, injection, heads, eps, recompute, damping, *weights):  # type: ignore
+        return damp(x, run_blocks(x if injection is None else x + injection, weights, heads, eps), damping)
 
     _, x, injection, *weights = ctx.saved_tensors
     return function, (x, injection, *ctx.constants, *weights)
 
 
 class Blocks(torch.autograd.Function):
-    """``apply(x, injection or None, heads, eps, recompute, *weights)``: all blocks, one node."""
+    """``apply(x, injection or None, heads, eps, recompute, damping or None, *weights)``: all blocks, one node."""
 
     @staticmethod
-    def forward(ctx: Any, x, injection, heads, eps, recompute, *weights):  # type: ignore
+    def forward(ctx: Any, x, injection, heads, eps, recompute, damping, *weights):  # type: ignore
         arguments = x, injection, weights, heads, eps, recompute
+        rows = None if damping is None else by_row(damping, x)
         if is_traced():
             ctx.packed = None
-            out, saved = forward(*arguments)
+            out, saved = forward(*arguments) if rows is None else forward_damped(*arguments, *rows)
         else:  # packed once for both directions
             ctx.packed = pack(weights, heads.num_heads)
-            out, saved = _forward(ctx.packed, *arguments)
+            out, saved = _forward(ctx.packed, *arguments, rows)
         ctx.save_for_backward(saved, x, injection, *weights)  # x only for second-order gradients
-        ctx.constants = heads, eps, recompute
+        ctx.constants = heads, eps, recompute, damping
+        ctx.row_weights = None if rows is None else rows.weights
         ctx.injected = injection is not None
         return out
 
@@ -212,16 +272,21 @@ class Blocks(torch.autograd.Function):
     @first_order(_again)
     def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
         saved, _, _, *weights = ctx.saved_tensors
-        wanted, dout = list(ctx.needs_input_grad[5:]), dout.resolve_neg().contiguous()
-        heads, eps, recompute = ctx.constants
+        wanted, dout = list(ctx.needs_input_grad[6:]), dout.resolve_neg().contiguous()
+        heads, eps, recompute, _ = ctx.constants
+        kept = None  # the gradient of x past the blocks
+        if ctx.row_weights is not None:
+            weight = ctx.row_weights.view(-1, 1, 1)
+            kept = ((1 - weight) * dout).to(dout.dtype) if ctx.needs_input_grad[0] else None
+            dout = (weight * dout).to(dout.dtype)
         if ctx.packed is None or is_traced():
             dx, *dweights = backward(dout, saved, weights, heads, eps, recompute, wanted)
         else:
             dx, *dweights = _backward(ctx.packed, dout, saved, weights, heads, eps, recompute, wanted)
         return (
-            dx,
+            dx if kept is None else dx + kept,
             dx if ctx.injected else None,
-            *(None,) * 3,
+            *(None,) * 4,
             *(gradient if want else None for gradient, want in zip(dweights, wanted)),
         )
 
@@ -233,10 +298,14 @@ def blocks(
     heads: Heads,
     eps: float,
     recompute: bool,
+    damping: Damping | None = None,
 ) -> Tensor:
-    """All blocks over ``x + injection``; saves activations only if an argument needs a gradient."""
+    """All blocks over ``x + injection``, damped if ``damping`` says so, for which there is an injection.
+
+    Saves activations only if an argument needs a gradient.
+    """
     if heads.mixing and x.shape[1] == 0:  # nothing to compute
-        return run_blocks(x if injection is None else x + injection, weights, heads, eps)
+        return damp(x, run_blocks(x if injection is None else x + injection, weights, heads, eps), damping)
     x = x.contiguous()
     injection = None if injection is None else injection.contiguous()
     if torch.compiler.is_compiling():  # torch.compile refuses the same tensor twice
@@ -246,5 +315,7 @@ def blocks(
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
         if not is_traced() and is_negated(inputs):  # as a launcher does
             x, injection, weights = each(torch.Tensor.resolve_neg, (x, injection, weights))
-        return Blocks.apply(x, injection, heads, eps, recompute, *weights)
+        return Blocks.apply(x, injection, heads, eps, recompute, damping, *weights)
+    if damping is not None and injection is not None:
+        return infer_damped(x, injection, weights, heads, eps, *by_row(damping, x))
     return infer(x, injection, weights, heads, eps)
