@@ -95,7 +95,7 @@ LIMITS = {"data": {"--train": 64, "--test": 16, "--augment": 2}}
 EXTRA = {
     "train": ["max_steps=4"],
     "analyze": "--puzzles 4 --boards 1 --baseline-steps 0 --max-examples 8".split(),
-    "scale": ["--max-examples", "4"],
+    "scale": ["--max-examples=4"],
 }
 
 

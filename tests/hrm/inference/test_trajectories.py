@@ -239,7 +239,7 @@ def test_noise_has_its_deviation_and_is_independent_between_rows_steps_and_state
 def test_noisy_segments_replayed_as_a_graph(puzzles, recorded_capture, monkeypatch):
     """Starts, noise and residuals go through the graph, in operations without synchronization."""
     options = {"halt": "residual:0.9:1", "backend": "reference", "trajectories": NOISY}
-    noisy = [one._replace(seed=index) for index, one in enumerate(puzzles[:3])]
+    noisy = [one._replace(seed=index) for index, one in enumerate(puzzles[:2])]
     with Engine(tiny(TRM), 3, STEPS, **options) as engine:
         direct = [facts(one) for one in engine.solve(noisy)]
     monkeypatch.setattr(
@@ -247,7 +247,7 @@ def test_noisy_segments_replayed_as_a_graph(puzzles, recorded_capture, monkeypat
     )
     with Engine(tiny(TRM), 3, STEPS, **options) as engine:
         assert [facts(one) for one in engine.solve(noisy)] == direct
-    assert len(recorded_capture.recorders) == 1 and recorded_capture.replays >= 3
+    assert len(recorded_capture.recorders) == 1 and recorded_capture.replays >= 2
 
 
 def test_a_plain_engine_computes_no_noise_and_no_residual(puzzles, monkeypatch):
