@@ -7,6 +7,7 @@ object or a folder. They check their arguments before they import torch, which t
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -617,6 +618,8 @@ def _texts(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             texts |= _texts(value, f"{prefix}{name}.")
         elif value is None or isinstance(value, bool):
             texts[prefix + name] = {None: "null", True: "true", False: "false"}[value]
+        elif isinstance(value, list | tuple):
+            texts[prefix + name] = json.dumps(value)
         else:
             texts[prefix + name] = str(value)
     return texts

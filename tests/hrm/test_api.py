@@ -173,11 +173,15 @@ def test_train_takes_settings_and_overrides(data, tmp_path):
         ema=False,
         eval_interval=None,
         arch=arch,
+        depth=[{"until": 0.5, "H_cycles": 1, "L_cycles": 1}],
+        mix_share=((1, 0.25), (0.5, 1)),
     )
     assert (result.step, result.reason) == (3, "limit") and torch.get_num_threads() == 2
     torch.set_num_threads(threads)
     stored = json.loads((tmp_path / "run" / "training.json").read_text())
     assert (stored["global_batch_size"], stored["seed"], stored["lr"], stored["ema"]) == (8, 5, 1e-3, False)
+    assert stored["depth"] == [{"until": 0.5, "H_cycles": 1, "L_cycles": 1}]
+    assert stored["mix_share"] == [[1, 0.25], [0.5, 1.0]]
     assert stored["eval_interval"] is None and stored["arch"] | arch == stored["arch"]
     resumed = hrm.train(
         "demo", "max_steps=4", data=data, out=tmp_path / "run", batch_size=8, seed=5, device="cpu", lr=1e-3, ema=False,
