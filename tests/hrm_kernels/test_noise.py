@@ -147,3 +147,67 @@ def test_the_cuda_kernels_say_that_they_do_not_damp():
     assert "no damped updates" in _ops["recurrent_cycles"].backends["cuda"].unsupported(
         z, z, z, [], [], heads, 1, 1, 1e-5, k.Damping(0.5)
     )
+
+
+def cycles(rows, mixing, dtype=torch.float32):
+    """Arguments of ``recurrent_cycles`` with two rows or one of them, and a damping with noise."""
+    random = torch.Generator().manual_seed(0)
+    states = [torch.randn(2, 7, 72, generator=random).to(dtype)[rows] for _ in range(3)]
+    shapes = ((12, 7), (7, 6), (64, 72), (72, 32)) if mixing else ((3 * 72, 72), (72, 72), (64, 72), (72, 32))
+    matrices = [(torch.randn(shape, generator=random) / shape[1] ** 0.5).to(dtype) for shape in shapes]
+    layers = [(k.MixingBlockWeights if mixing else k.BlockWeights)(*matrices)]
+    damping = k.Damping(torch.tensor([0.5, 0.75])[rows], 0.1, SEEDS[:2][rows], torch.tensor([3, 0])[rows], 2)
+    return *states, layers, layers, None, None, 0 if mixing else 2, 2, 2, 1e-5, damping
+
+
+@pytest.mark.parametrize("mixing", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_and_threads_do_not_matter_to_damped_updates(mixing, dtype):
+    threads = torch.get_num_threads()
+    with k.use_backend("cpu"):
+        together = k.recurrent_cycles(*cycles(slice(None), mixing, dtype))
+        alone = k.recurrent_cycles(*cycles(slice(1, 2), mixing, dtype))
+        try:
+            torch.set_num_threads(3)
+            again = k.recurrent_cycles(*cycles(slice(None), mixing, dtype))
+        finally:
+            torch.set_num_threads(threads)
+    for one, row, other in zip(together, alone, again, strict=True):
+        assert torch.equal(one, other) and torch.equal(one[1:], row)
+
+
+@pytest.mark.parametrize("mixing", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_damped_updates_compile(mixing):
+    arguments = cycles(slice(None), mixing)
+    z, injection, _, layers, _, *heads, _, _, eps, damping = arguments
+
+    def both(z, injection):
+        return k.reasoning_module(z, injection, layers, *heads, eps, damping=damping), *k.recurrent_cycles(*arguments)
+
+    with k.use_backend("cpu"):
+        want = both(z, injection)
+        torch._dynamo.reset()
+        got = torch.compile(both, fullgraph=True, backend="aot_eager")(z, injection)
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+def test_second_order_gradients_of_a_damped_update():
+    z, injection, _, layers, _, *heads, _, _, eps, damping = cycles(slice(None), mixing=True)
+    found = []
+    for backend in ("reference", "cpu"):
+        one, other = (tensor.clone().requires_grad_() for tensor in (z, injection))
+        with k.use_backend(backend):
+            out = k.reasoning_module(one, other, layers, *heads, eps, damping=damping)
+            first = torch.autograd.grad(out.square().sum(), (one, other), create_graph=True)
+            found.append([*first, *torch.autograd.grad(sum(g.square().sum() for g in first), (one, other))])
+    for want, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4 * want.abs().max().item())
+
+
+def test_the_cpu_library_draws_the_same_numbers():
+    for features in (1, 64, 200):
+        numbers = k.noise(SEEDS, torch.tensor([0, 5, 2**32 - 1]), 3, features, stream=3)
+        with k.use_backend("reference"):
+            want = k.noise(SEEDS, torch.tensor([0, 5, 2**32 - 1]), 3, features, stream=3)
+        torch.testing.assert_close(numbers, want, rtol=1e-6, atol=2e-6)
