@@ -8,6 +8,7 @@ thread, and the CPU time of the fastest turn counts, because other processes tak
 import argparse
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -29,12 +30,12 @@ def calls(sizes: Sizes) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.
     random = Random(0, torch.float32)
     states = [random(*sizes.leading, sizes.D) for _ in range(3)]
     layers = [block(sizes, random) for _ in range(sizes.layers)]
-    arguments = (*states, layers, layers, *tables(sizes, random), num_heads(sizes), 3, 6, EPS)
+    arguments: tuple[Any, ...] = (*states, layers, layers, *tables(sizes, random), num_heads(sizes), 3, 6, EPS)
     rows = len(states[0])
     damping = hrm_kernels.Damping(0.95, 0.01, torch.arange(rows), torch.full((rows,), 21))
     return (
         lambda: hrm_kernels.recurrent_cycles(*arguments)[0],
-        lambda: hrm_kernels.recurrent_cycles(*arguments, damping)[0],
+        lambda: hrm_kernels.recurrent_cycles(*arguments, damping=damping)[0],
     )
 
 

@@ -9,6 +9,7 @@ import hrm_kernels
 from hrm.config import ModelConfig, URMConfig
 from hrm.fused import States
 from hrm.model import HRM, HRMInner
+from hrm_kernels.autodiff import without_tangents
 from hrm_kernels.damping import Damping
 from hrm_kernels.nn import URMBlock, truncated_normal_
 
@@ -57,12 +58,18 @@ class URMInner(HRMInner):
         return z_H, z_L
 
     def segment(self, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor, damping: Damping | None = None) -> States:
-        """:meth:`loops`; with ``recompute`` in less memory (:func:`hrm_kernels.fixed_point`)."""
-        config, kept = self.config, self.gradient_updates()
-        steps = config.H_cycles * config.L_cycles
-        z_H = hrm_kernels.fixed_point(
-            self.update_hidden, z_H, x, steps=steps, gradient=kept, recompute=config.recompute
-        )
+        """:meth:`loops`; the updates without gradients in one call (:func:`hrm_kernels.conv_cycles`)."""
+        config = self.config
+        kept = self.gradient_updates() if torch.is_grad_enabled() else 0
+        if without := config.H_cycles * config.L_cycles - kept:
+            layers = [layer.weights(config.dtype) for layer in self.layers]  # type: ignore[operator]
+            inputs = without_tangents((z_H, x, layers))
+            sizes = (config.num_heads, without, config.rms_norm_eps)
+            z_H = hrm_kernels.conv_cycles(*inputs, self.cos, self.sin, *sizes)
+        if kept:
+            z_H = hrm_kernels.fixed_point(
+                self.update_hidden, z_H, x, steps=kept, gradient="full", recompute=config.recompute
+            )
         return z_H, z_L
 
     def q_values(self, z_H: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,16 @@ import torch
 from hrm.analysis.answers import Answers, answers_by_segment, difficulty
 from hrm.analysis.baselines import Baseline, Kind, train_baseline
 from hrm.analysis.results import Analysis, BaselineRun, Trajectories
-from hrm.analysis.states import LEVELS, Covariance, Level, principal_components, residual, state_updates, untrained
+from hrm.analysis.states import (
+    LEVELS,
+    Covariance,
+    Level,
+    principal_components,
+    require_two_states,
+    residual,
+    state_updates,
+    untrained,
+)
 from hrm.data.format import PuzzleDataset
 from hrm.data.task import PuzzleTask
 from hrm.inference.examples import LabelledPuzzles
@@ -53,6 +62,7 @@ def analyze(
         InputError: data and model do not fit, no puzzle has labels, or a number is not positive.
     """
     require_positive(puzzles=puzzles, boards=boards, baseline_steps=baseline_steps)
+    require_two_states(model)
     max_steps = model.config.halt_max_steps if max_steps is None else max_steps
     answers = answers_by_segment(model, dataset, max_steps=max_steps, max_examples=max_examples, progress=progress)
     puzzles = min(puzzles, len(answers.inputs))

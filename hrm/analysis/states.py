@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from hrm.errors import InputError
 from hrm.families import build
 from hrm.model import HRM, Batch
 from hrm_kernels.damping import following
@@ -32,12 +33,28 @@ class StateUpdate:
     after: torch.Tensor
 
 
+def require_two_states(model: HRM) -> None:
+    """
+    Raises:
+        InputError: the model has one state, as a URM has.
+    """
+    if "L" not in model.config.cycle:
+        raise InputError(
+            f"analyze: got a {type(model).__name__}, which has one state, expected a model with z_H and z_L; "
+            "hrm.evaluate and hrm.scale measure it"
+        )
+
+
 @torch.no_grad()
 def state_updates(model: HRM, batch: Batch, max_steps: int) -> Iterator[StateUpdate]:
     """Every update of both states in ``max_steps`` segments of a new ``batch``; no row halts.
 
     After the last update of a segment, the states equal the carry that ``model(carry, batch)`` returns.
+
+    Raises:
+        InputError: the model has one state, as a URM.
     """
+    require_two_states(model)
     config, inner = model.config, model.inner
     x = inner.embed(batch)
     rows, device = len(x), x.device
