@@ -33,10 +33,8 @@ def calls(sizes: Sizes) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.
     arguments: tuple[Any, ...] = (*states, layers, layers, *tables(sizes, random), num_heads(sizes), 3, 6, EPS)
     rows = len(states[0])
     damping = hrm_kernels.Damping(0.95, 0.01, torch.arange(rows), torch.full((rows,), 21))
-    return (
-        lambda: hrm_kernels.recurrent_cycles(*arguments)[0],
-        lambda: hrm_kernels.recurrent_cycles(*arguments, damping=damping)[0],
-    )
+    damped: tuple[Any, ...] = (*arguments, damping)
+    return lambda: hrm_kernels.recurrent_cycles(*arguments)[0], lambda: hrm_kernels.recurrent_cycles(*damped)[0]
 
 
 def check(call: Callable[[], torch.Tensor]) -> None:
