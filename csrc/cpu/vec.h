@@ -80,20 +80,18 @@ HRM_INLINE void transpose(Vec (&rows)[kLanes]) {
 // e^x to 2 ulp. 0 below -87.3 (the limit of float32), at most 2.4e38; NaN stays NaN.
 HRM_INLINE Vec exp(Vec x) {
   const Vec low = all(-87.3f), high = all(88.3f);
-  Vec clamped = x < low ? low : x;
-  clamped = clamped > high ? high : clamped;
+  const Vec clamped = x > high ? high : x;
   // x = n ln 2 + r, |r| <= ln 2 / 2. Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
   const Vec shift = all(12582912.0f);
   const Vec shifted = clamped * 1.44269504088896341f + shift;
   const Vec n = shifted - shift;
   const Vec r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;  // ln 2 in two parts, the first exact times n
-  Vec p = all(1.9875691500e-4f);                                     // minimax polynomial, from Cephes' expf
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
+  // Minimax polynomial, from Cephes' expf. Pairs of its terms do not wait for each other.
+  const Vec square = r * r;
+  Vec p = 1.9875691500e-4f * r + 1.3981999507e-3f;
+  p = p * square + (8.3334519073e-3f * r + 4.1665795894e-2f);
+  p = p * square + (1.6666665459e-1f * r + 5.0000001201e-1f);
+  p = p * square + r + 1.0f;
   IntVec bits;
   std::memcpy(&bits, &shifted, sizeof bits);
   bits = (bits << 23) + 0x3f800000;  // 2^n: the integer's low bits become the exponent
