@@ -36,6 +36,24 @@ struct MixingStrips {
   }
 };
 
+// Values of the inner dimension of a piece, [I][kWidth] each.
+struct Inner {
+  Element *gate, *up, *hidden;  // hidden = silu(gate) * up; without gradients it may be the memory of gate
+
+  HRM_INLINE Inner from(int64_t row) const { return {gate + row * kWidth, up + row * kWidth, hidden + row * kWidth}; }
+
+  // Computes `rows` rows of hidden. With gradients, the derivatives of hidden replace gate and up.
+  HRM_INLINE void activate(int64_t rows, bool with_gradients) const {
+    for (int64_t at = 0; at < rows * kWidth; at += kLanes) {
+      const Vec g = load(gate + at), u = load(up + at), s = sigmoid(g), silu = g * s;
+      store(hidden + at, silu * u);
+      if (!with_gradients) continue;
+      store(gate + at, u * (s + silu * (1.0f - s)));
+      store(up + at, silu);
+    }
+  }
+};
+
 // The forward of one piece, with gate_up [2 I, S] and down [S, I].
 struct Mixer : MixingStrips {
   int64_t positions, inner, part;  // part: rows of the inner dimension that are computed at once
@@ -50,53 +68,53 @@ struct Mixer : MixingStrips {
         part(part_rows(inner_)),
         eps(eps_) {}
 
-  int64_t hidden_elements() const { return gate.count() * kTileRows * kWidth; }
-  int64_t part_elements() const { return (part + kTileRows - 1) / kTileRows * kTileRows * kWidth; }
+  int64_t inner_elements() const { return gate.count() * kTileRows * kWidth; }
   int64_t end(int64_t first) const { return first + part < inner ? first + part : inner; }  // of a part
 
-  // Scratch memory of `forward`, with hidden in memory of the caller.
+  // Scratch memory of `forward`.
   struct Memory {
-    Element *state, *hidden;
+    Element *state, *hidden;  // right factors
+    Inner part;
     float* sums;
+    static int64_t part_elements(const Mixer& mixer) {
+      return (mixer.part + kTileRows - 1) / kTileRows * kTileRows * kWidth;
+    }
     static int64_t floats(const Mixer& mixer) {
-      return floats_for(factor_elements(mixer.positions) + factor_elements(mixer.part)) +
-             mixer.down.count() * kTileRows * kWidth;
+      const int64_t factors = factor_elements(mixer.positions) + factor_elements(mixer.part);
+      return floats_for(factors + 2 * part_elements(mixer)) + mixer.down.count() * kTileRows * kWidth;
     }
     Memory(const Mixer& mixer, float* base) {
       Scratch scratch{base};
       state = scratch.elements(factor_elements(mixer.positions));
       hidden = scratch.elements(factor_elements(mixer.part));
+      Element *gate = scratch.elements(part_elements(mixer)), *up = scratch.elements(part_elements(mixer));
+      part = {gate, up, gate};
       sums = scratch.next;
     }
   };
 
-  // state, a right factor -> rows [first, end(first)) of hidden; calls `each` with gate and up for each offset in them.
-  template <class Each>
-  HRM_INLINE void widen(int64_t first, const Element* state, Element* hidden, Each each) const {
+  // state, a right factor -> rows [first, end(first)) of gate and up, whose memory starts at row `first`
+  HRM_INLINE void widen(int64_t first, const Element* state, const Inner& to) const {
     for (int64_t strip = first / kTileRows; strip * kTileRows < end(first); ++strip) {
-      int64_t at = (strip * kTileRows - first) * kWidth;
-      Tile g, u;
-      gate.times(strip, 0, positions, state, g);
-      up.times(strip, 0, positions, state, u);
-      for (int i = 0; i < gate.computed(strip); ++i) {
-        for (int half = 0; half < 2; ++half, at += kLanes) {
-          store(hidden + at, g[i][half] * sigmoid(g[i][half]) * u[i][half]);
-          each(at, g[i][half], u[i][half]);
-        }
-      }
+      const int64_t at = (strip * kTileRows - first) * kWidth;
+      Tile tile;
+      gate.times(strip, 0, positions, state, tile);
+      store_tile(tile, gate.computed(strip), to.gate + at);
+      up.times(strip, 0, positions, state, tile);
+      store_tile(tile, up.computed(strip), to.up + at);
     }
   }
 
-  // state [S][kWidth] -> y [S][kWidth], which may be the memory of state, and rstd [kWidth]: 1 / rms. hidden: memory of
-  // the part that starts at `first`, by hidden(first). each(first, at, gate, up) as in `widen`.
-  template <class Hidden, class Each>
-  HRM_INLINE void forward(const Element* state, float* memory, Element* y, float* rstd, Hidden hidden,
-                          Each each) const {
+  // state [S][kWidth] -> y [S][kWidth], which may be the memory of state, and rstd [kWidth]: 1 / rms. saved: hidden and
+  // its derivatives, or nullptr.
+  HRM_INLINE void forward(const Element* state, float* memory, Element* y, float* rstd, const Inner* saved) const {
     const Memory own(*this, memory);
     const Element* factor = right_factor(state, positions, own.state);
     for (int64_t first = 0; first < inner; first += part) {
-      widen(first, factor, hidden(first), [&](int64_t at, Vec g, Vec u) HRM_ALWAYS { each(first, at, g, u); });
-      const Element* right = right_factor(hidden(first), end(first) - first, own.hidden);
+      const Inner now = saved ? saved->from(first) : own.part;
+      widen(first, factor, now);
+      now.activate(end(first) - first, saved);
+      const Element* right = right_factor(now.hidden, end(first) - first, own.hidden);
       for (int64_t strip = 0; strip < down.count(); ++strip) {
         Tile tile;
         down.times(strip, first, end(first), right, tile);
@@ -127,7 +145,7 @@ struct MixerGradient : MixingStrips {
 
   // Scratch memory of `run`.
   struct Memory {
-    Element *x, *du, *dgate, *dup;
+    Element *x, *du, *dgate, *dup;  // right factors
     float* sums;
     static int64_t floats(const Mixer& mixer) {
       return floats_for(2 * factor_elements(mixer.positions) + 2 * factor_elements(mixer.part)) +
@@ -162,28 +180,31 @@ struct MixerGradient : MixingStrips {
     }
   }
 
-  // dy -> du in place. widen(first, x, at) computes a part of gate, up and hidden from x, a right factor, unless they
-  // are known; `at` is its offset in dgate, dup and hidden, [I][kWidth]. Gradients replace gate and up. Calls
-  // each(position, lanes [kWidth]) with the gradient of x.
-  template <class Widen, class Each>
+  // dy -> du in place. values: hidden and its derivatives if they are `known`, else memory for them; the gradients
+  // of gate and up replace the derivatives. Calls each(position, lanes [kWidth]) with the gradient of x.
+  template <class Each>
   HRM_INLINE void run(const Mixer& mixer, const Element* x, const Element* y, const float* rstd, Element* dy,
-                      Element* dgate, Element* dup, float* memory, Widen widen, Each each) const {
+                      const Inner& values, bool known, float* memory, Each each) const {
     const Memory own(mixer, memory);
     norm(mixer, y, rstd, dy);
-    const Element* from_x = right_factor(x, mixer.positions, own.x);
+    const Element* from_x = known ? x : right_factor(x, mixer.positions, own.x);
     const Element* du = right_factor(dy, mixer.positions, own.du);
     for (int64_t first = 0; first < mixer.inner; first += mixer.part) {
-      const int64_t end = mixer.end(first), offset = first * kWidth;
-      widen(first, from_x, offset);
-      hidden(mixer, first, du, dgate + offset, dup + offset);
-      const Element* gates = right_factor(dgate + offset, end - first, own.dgate);
-      const Element* ups = right_factor(dup + offset, end - first, own.dup);
+      const int64_t end = mixer.end(first), rows = end - first;
+      const Inner now = values.from(first);
+      if (!known) {
+        mixer.widen(first, from_x, now);
+        now.activate(rows, true);
+      }
+      hidden(mixer, first, du, now);
+      const Element* dgate = right_factor(now.gate, rows, own.dgate);
+      const Element* dup = right_factor(now.up, rows, own.dup);
       for (int64_t strip = 0; strip < gate.count(); ++strip) {
         float* sums = own.sums + strip * kTileRows * kWidth;
         Tile tile;
-        gate.times(strip, first, end, gates, tile);
+        gate.times(strip, first, end, dgate, tile);
         add_tile(tile, sums, first == 0);
-        up.times(strip, first, end, ups, tile);
+        up.times(strip, first, end, dup, tile);
         add_tile(tile, sums, false);
       }
     }
@@ -197,19 +218,18 @@ struct MixerGradient : MixingStrips {
   }
 
  private:
-  // Computes a part of the gradients of gate and of up from du and from gate and up, which they replace.
-  HRM_INLINE void hidden(const Mixer& mixer, int64_t first, const Element* du, Element* dgate, Element* dup) const {
+  // Computes rows of the gradients of gate and up: that of hidden, from du, times the derivatives.
+  HRM_INLINE void hidden(const Mixer& mixer, int64_t first, const Element* du, const Inner& now) const {
     for (int64_t strip = first / kTileRows; strip * kTileRows < mixer.end(first); ++strip) {
       int64_t at = (strip * kTileRows - first) * kWidth;
       Tile d;
       down.times(strip, 0, mixer.positions, du, d);
-      for (int i = 0; i < down.computed(strip); ++i) {
+      for_rows(d, down.computed(strip), [&](int, Vec* columns) HRM_ALWAYS {
         for (int half = 0; half < 2; ++half, at += kLanes) {
-          const Vec g = load(dgate + at), s = sigmoid(g), silu = g * s;
-          store(dgate + at, d[i][half] * load(dup + at) * (s + silu * (1.0f - s)));
-          store(dup + at, d[i][half] * silu);
+          store(now.gate + at, columns[half] * load(now.gate + at));
+          store(now.up + at, columns[half] * load(now.up + at));
         }
-      }
+      });
     }
   }
 };
@@ -232,7 +252,7 @@ struct MixingSums {
         inner(mixer.inner),
         group(pieces < kGroup ? pieces : kGroup),
         panels(panels_for(positions)),
-        inside(mixer.hidden_elements()) {}
+        inside(mixer.inner_elements()) {}
 
   int64_t floats() const {
     return floats_for(group * (3 * inside + 2 * panels * kWidth * kWidth)) + 3 * panels * inside;
@@ -244,9 +264,10 @@ struct MixingSums {
     sums = scratch.next;                                             // [dgate, dup, ddown][panel]
   }
 
-  Element* dgate(int64_t piece) const { return left + piece * 3 * inside; }
-  Element* dup(int64_t piece) const { return dgate(piece) + inside; }
-  Element* hidden(int64_t piece) const { return dup(piece) + inside; }
+  Inner values(int64_t piece) const {  // with the gradients of gate and up
+    Element* first = left + piece * 3 * inside;
+    return {first, first + inside, first + 2 * inside};
+  }
 
   Element* factor(int64_t which, int64_t panel, int64_t piece) const {
     return right + ((which * panels + panel) * group + piece) * kWidth * kWidth;

@@ -22,6 +22,13 @@ HRM_INLINE void add_tile(const Tile& tile, float* sums, bool fresh) {
   }
 }
 
+// Stores the first `count` rows of a tile.
+HRM_INLINE void store_tile(Tile& tile, int64_t count, Element* to) {
+  for_rows(tile, count, [&](int, Vec* columns) HRM_ALWAYS {
+    for (int half = 0; half < 2; ++half, to += kLanes) store(to, columns[half]);
+  });
+}
+
 // A matrix [rows, columns] as a left factor, with zeros after the last row. It starts at element `first` of the
 // weights, row-major or transposed. A strip is [columns][kTileRows], or with pairs of columns [panel of
 // columns][kTileRows][kWidth], with zeros after the last column.
@@ -31,8 +38,8 @@ struct Strips {
   Element* data = nullptr;
 
   int64_t count() const { return (rows + kTileRows - 1) / kTileRows; }
-  int64_t elements() const { return count() * kTileRows * depth(); }
-  Element* at(int64_t strip) const { return data + strip * kTileRows * depth(); }
+  int64_t elements() const { return count() * kTileRows * padded(); }
+  Element* at(int64_t strip) const { return data + strip * kTileRows * padded(); }
 
   template <class T>
   HRM_INLINE void copy(const T* weights, int64_t row, int64_t column, Element* to) const {
@@ -42,12 +49,12 @@ struct Strips {
 
 #if defined(HRM_PAIRS)
 
-  int64_t depth() const { return panels_for(columns) * kWidth; }
+  int64_t padded() const { return panels_for(columns) * kWidth; }
 
   template <class T>
   void pack(const T* weights, int64_t strip) const {
     Element* to = at(strip);
-    for (int64_t panel = 0; panel < depth(); panel += kWidth) {
+    for (int64_t panel = 0; panel < padded(); panel += kWidth) {
       for (int i = 0; i < kTileRows; ++i) {
         for (int k = 0; k < kWidth; ++k) copy(weights, strip * kTileRows + i, panel + k, to++);
       }
@@ -66,7 +73,7 @@ struct Strips {
 
 #else
 
-  int64_t depth() const { return columns; }
+  int64_t padded() const { return columns; }
 
   template <class T>
   void pack(const T* weights, int64_t strip) const {
@@ -82,9 +89,9 @@ struct Strips {
   // tile = strip @ right, over columns [from, to); right starts at column `from`.
   HRM_INLINE void times(int64_t strip, int64_t from, int64_t to, const Element* right, Tile& tile) const {
     const auto multiply_part = [&](int64_t start) HRM_ALWAYS {
-      const int64_t count = to - start < kDepth ? to - start : kDepth;
+      const int64_t depth = to - start < kDepth ? to - start : kDepth;
       clear(tile);
-      multiply<kTileRows>(tile, at(strip) + start * kTileRows, 1, kTileRows, right + (start - from) * kWidth, count);
+      multiply<kTileRows>(tile, at(strip) + start * kTileRows, 1, kTileRows, right + (start - from) * kWidth, depth);
     };
     multiply_part(from);
     for (int64_t start = from + kDepth; start < to; start += kDepth) {

@@ -52,7 +52,7 @@ void forward(int64_t batch, int64_t positions, int64_t dim, int64_t inner, const
   const Sizes sizes{batch, positions, dim};
   Mixer mixer(positions, inner, eps);
   const int64_t piece_elements = positions * kWidth;
-  const int64_t each = floats_for(2 * piece_elements + mixer.part_elements()) + Mixer::Memory::floats(mixer);
+  const int64_t each = floats_for(2 * piece_elements) + Mixer::Memory::floats(mixer);
   Scratch scratch{workspace(threads * each + floats_for(mixer.packed()))};
   float* memory = scratch.floats(threads * each);
   mixer.place(scratch.elements(mixer.packed()));
@@ -64,14 +64,11 @@ void forward(int64_t batch, int64_t positions, int64_t dim, int64_t inner, const
       mixer.pack(static_cast<const T*>(gate_up), static_cast<const T*>(down), team);
       Scratch own{memory + team.rank() * each};
       Element *state = own.elements(piece_elements), *y = own.elements(piece_elements);
-      Element* hidden = own.elements(mixer.part_elements());
       team.for_each(sizes.pieces(), [&](int64_t index) {
         const Piece piece(sizes, index);
         piece.read<T>(x, state);
         float rstd[kWidth];
-        mixer.forward(
-            state, own.next, y, rstd, [&](int64_t) HRM_ALWAYS { return hidden; },
-            [](int64_t, int64_t, Vec, Vec) HRM_ALWAYS {});
+        mixer.forward(state, own.next, y, rstd, nullptr);
         for (int64_t s = 0; s < positions; ++s) piece.write(static_cast<T*>(out), s, y + s * kWidth);
       });
     });
@@ -106,19 +103,13 @@ void backward(int64_t batch, int64_t positions, int64_t dim, int64_t inner, cons
       Element* du = own.elements(piece_elements);
 
       const auto differentiate = [&](const Piece& piece, int64_t i) {
-        Element *dgate = sums.dgate(i), *dup = sums.dup(i), *hidden = sums.hidden(i);
+        const Inner values = sums.values(i);
         piece.read<T>(x, state);
         piece.read<T>(dout, du);
         float rstd[kWidth];
-        mixer.forward(
-            state, own.next, y, rstd, [&](int64_t first) HRM_ALWAYS { return hidden + first * kWidth; },
-            [&](int64_t first, int64_t at, Vec g, Vec u) HRM_ALWAYS {
-              store(dgate + first * kWidth + at, g);
-              store(dup + first * kWidth + at, u);
-            });
-        gradient.run(
-            mixer, state, y, rstd, du, dgate, dup, own.next, [](int64_t, const Element*, int64_t) HRM_ALWAYS {},
-            [&](int64_t s, const float* lanes) HRM_ALWAYS { piece.write(static_cast<T*>(dx), s, lanes); });
+        mixer.forward(state, own.next, y, rstd, &values);
+        gradient.run(mixer, state, y, rstd, du, values, true, own.next,
+                     [&](int64_t s, const float* lanes) HRM_ALWAYS { piece.write(static_cast<T*>(dx), s, lanes); });
         sums.keep(i, state, du);
       };
 

@@ -175,13 +175,9 @@ inline void mix(const Geometry& g, const Layer& layer, int64_t piece, float* mem
   Mixer mixer = g.mixer;
   mixer.place(const_cast<Element*>(layer.weights.mixing));
   inject(layer, panel, first, g.shape.positions);
-  Scratch scratch{memory};
-  Element* hidden = scratch.elements(mixer.part_elements());
   float unused[kWidth];
-  mixer.forward(
-      layer.in.at(panel, first), scratch.next, layer.middle.at(panel, first),
-      layer.rstd1 ? layer.rstd1 + piece * kWidth : unused, [&](int64_t) HRM_ALWAYS { return hidden; },
-      [](int64_t, int64_t, Vec, Vec) HRM_ALWAYS {});
+  mixer.forward(layer.in.at(panel, first), memory, layer.middle.at(panel, first),
+                layer.rstd1 ? layer.rstd1 + piece * kWidth : unused, nullptr);
 }
 
 // Scratch memory of each thread.
@@ -203,8 +199,8 @@ struct ThreadMemory {
 
  private:
   static int64_t mixing_floats(const Mixer& mixer) {  // of both directions
-    const int64_t forward = floats_for(mixer.part_elements()) + Mixer::Memory::floats(mixer);
-    const int64_t backward = MixerGradient::Memory::floats(mixer), sums = MixingSums::memory_floats();
+    const int64_t forward = Mixer::Memory::floats(mixer), backward = MixerGradient::Memory::floats(mixer);
+    const int64_t sums = MixingSums::memory_floats();
     const int64_t most = forward > backward ? forward : backward;
     return most > sums ? most : sums;
   }
@@ -506,19 +502,11 @@ inline void mix_backward(const Geometry& g, const Packed& forward, const Packed&
       const int64_t panel = piece % g.dim.panels(), first = piece / g.dim.panels() * g.shape.positions;
       const Element* in = saved.in.at(panel, first);
       Element *du = dy.at(panel, first), *to = dx.at(panel, first);
-      Element *dgate = sums.dgate(i), *dup = sums.dup(i), *hidden = sums.hidden(i);
-      gradient.run(
-          mixer, in, saved.middle.at(panel, first), saved.rstd1 + piece * kWidth, du, dgate, dup, memory,
-          [&](int64_t start_row, const Element* x, int64_t offset) HRM_ALWAYS {
-            mixer.widen(start_row, x, hidden + offset, [&](int64_t at, Vec gate, Vec up) HRM_ALWAYS {
-              store(dgate + offset + at, gate);
-              store(dup + offset + at, up);
-            });
-          },
-          [&](int64_t s, const float* lanes) HRM_ALWAYS {
-            store(to + s * kWidth, load(lanes));
-            store(to + s * kWidth + kLanes, load(lanes + kLanes));
-          });
+      gradient.run(mixer, in, saved.middle.at(panel, first), saved.rstd1 + piece * kWidth, du, sums.values(i), false,
+                   memory, [&](int64_t s, const float* lanes) HRM_ALWAYS {
+                     store(to + s * kWidth, load(lanes));
+                     store(to + s * kWidth + kLanes, load(lanes + kLanes));
+                   });
       if (wanted) sums.keep(i, in, du);
     });
     if (wanted) team.for_each(sums.tasks(), [&](int64_t task) { sums.add(task, count, start == 0, memory); });
