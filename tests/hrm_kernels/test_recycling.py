@@ -1,4 +1,5 @@
 import gc
+import mmap
 import sys
 import threading
 from collections import OrderedDict
@@ -40,6 +41,16 @@ def test_small_tensors_are_the_allocators(monkeypatch):
     del small, large
     gc.collect()
     assert [owner.numel() for owner in recycling._free.values()] == [4000]
+
+
+def test_memory_of_huge_pages_is_used_like_any_other(monkeypatch):
+    monkeypatch.setattr(recycling, "HUGE", 1000)
+    first = empty(3, 500).fill_(2)
+    address = first.data_ptr()
+    assert address % mmap.PAGESIZE == 0 and first.sum() == 3000
+    del first
+    gc.collect()
+    assert empty(1500).data_ptr() == address
 
 
 def test_tensors_without_elements():
