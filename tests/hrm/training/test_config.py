@@ -123,7 +123,7 @@ def test_the_keys_of_arch_belong_to_the_family(data):
     with pytest.raises(InputError, match="unknown key arch.mlp_t"):
         load_config("arc-1", ["data=x", "arch.mlp_t=true"])
     for family in ("rnn", "[1]", "{a: 1}"):
-        with pytest.raises(InputError, match=r"family: Input should be 'hrm' or 'trm'"):
+        with pytest.raises(InputError, match=r"family: Input should be 'hrm', 'trm', 'eqr' or 'urm'"):
             load_config("arc-1", ["data=x", f"family={family}"])
 
 
