@@ -54,7 +54,11 @@ def scaling_figure(panels: Mapping[str, Mapping[int, Sequence[CurvePoint]]]) -> 
     figure.supxlabel("segments per puzzle, all trajectories together", fontsize=10)
     figure.supylabel("exact accuracy, %", fontsize=10)
     figure.suptitle("numbers at the points: most segments of a trajectory", fontsize=9)
-    figure.legend(*every[0].get_legend_handles_labels(), loc="outside right upper", fontsize=9)
+    handles, names = every[0].get_legend_handles_labels()
+    if len(panels) < len(every):
+        every[-1].legend(handles, names, loc="center", fontsize=10)
+    else:
+        figure.legend(handles, names, loc="outside right upper", fontsize=9)
     figure.draw_without_rendering()  # sets the layout, so that the points have pixel positions
     for axes, curves_of_panel in zip(every, drawn):
         _label(axes, curves_of_panel)

@@ -6,7 +6,6 @@ import numpy as np
 
 from hrm.data.dihedral import dihedral
 from hrm.data.maze import Maze
-from hrm.data.sudoku import Sudoku
 from hrm.data.task import PuzzleTask
 
 
@@ -34,29 +33,18 @@ class Symmetry(NamedTuple):
 
 def has_symmetries(task: PuzzleTask | None) -> bool:
     """Whether :func:`symmetry` changes puzzles of ``task``."""
-    return isinstance(task, Sudoku | Maze)
+    return task is not None and task.symmetries(1, np.random.default_rng(0)) is not None
 
 
 def symmetry(task: PuzzleTask, number: int, rng: np.random.Generator) -> Symmetry:
-    """Symmetry ``number`` of a board of ``task``: 0 is no change.
+    """Symmetry ``number`` of a board of ``task``: 0 is no change, others are drawn from ``rng``.
 
-    Those of a Sudoku are drawn from ``rng``: digits, bands, rows in bands, stacks and columns in stacks are permuted,
-    and half of the boards with square boxes are transposed. Those of a maze are the eight of the square, in turn. Other
-    tasks have none.
+    Those of a maze are the eight of the square, in turn, so that none occurs twice among eight. A task without
+    symmetries is not changed.
     """
     cells, tokens = np.arange(task.seq_len), np.arange(task.vocab_size, dtype=np.uint8)
-    if number and isinstance(task, Sudoku):
-        height, width = task.box
-        board = cells.reshape(task.size, task.size)
-        board = board[_shuffled_lines(task.size, height, rng)][:, _shuffled_lines(task.size, width, rng)]
-        cells = (board.T if height == width and rng.random() < 0.5 else board).ravel()
-        tokens[2:] = rng.permutation(tokens[2:])
-    elif isinstance(task, Maze):
+    if isinstance(task, Maze):
         cells = dihedral(cells.reshape(task.size, task.size), number % 8).ravel()
+    elif number and (drawn := task.symmetries(1, rng)) is not None:
+        cells, tokens = drawn.cells[0], drawn.tokens[0]
     return Symmetry(cells, tokens)
-
-
-def _shuffled_lines(size: int, within: int, rng: np.random.Generator) -> np.ndarray:
-    """A random order of the blocks of ``within`` lines, and of the lines in each."""
-    blocks = rng.permutation(size // within)
-    return np.concatenate([block * within + rng.permutation(within) for block in blocks])
