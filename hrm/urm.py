@@ -9,7 +9,7 @@ import hrm_kernels
 from hrm.config import ModelConfig, URMConfig
 from hrm.fused import States
 from hrm.model import HRM, HRMInner
-from hrm_kernels.autodiff import without_tangents
+from hrm_kernels.autodiff import has_tangent, without_tangents
 from hrm_kernels.damping import Damping
 from hrm_kernels.nn import URMBlock, truncated_normal_
 
@@ -58,19 +58,29 @@ class URMInner(HRMInner):
         return z_H, z_L
 
     def segment(self, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor, damping: Damping | None = None) -> States:
-        """:meth:`loops`; the updates without gradients in one call (:func:`hrm_kernels.conv_cycles`)."""
+        """:meth:`loops`, faster: the updates without gradients are one call (:func:`hrm_kernels.conv_cycles`).
+
+        With ``recompute`` the others take less memory (:func:`hrm_kernels.fixed_point`).
+        """
         config = self.config
-        kept = self.gradient_updates() if torch.is_grad_enabled() else 0
-        if without := config.H_cycles * config.L_cycles - kept:
-            layers = [layer.weights(config.dtype) for layer in self.layers]  # type: ignore[operator]
-            inputs = without_tangents((z_H, x, layers))
-            sizes = (config.num_heads, without, config.rms_norm_eps)
-            z_H = hrm_kernels.conv_cycles(*inputs, self.cos, self.sin, *sizes)
+        total = config.H_cycles * config.L_cycles
+        differentiates = torch.is_grad_enabled() or has_tangent((z_H, x))
+        kept = min(self.gradient_updates(), total) if differentiates else 0
+        if kept < total:
+            z_H = self.updates_without_gradients(z_H, x, total - kept)
         if kept:
             z_H = hrm_kernels.fixed_point(
                 self.update_hidden, z_H, x, steps=kept, gradient="full", recompute=config.recompute
             )
         return z_H, z_L
+
+    def updates_without_gradients(self, z_H: torch.Tensor, x: torch.Tensor, count: int) -> torch.Tensor:
+        """``count`` updates of the state, ``[B, P + seq_len, D]``."""
+        config = self.config
+        with torch.no_grad():
+            layers = [layer.weights(config.dtype) for layer in self.layers]  # type: ignore[operator]
+            inputs = without_tangents((z_H, x, layers))
+            return hrm_kernels.conv_cycles(*inputs, self.cos, self.sin, config.num_heads, count, config.rms_norm_eps)
 
     def q_values(self, z_H: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``(q_halt, 0)``, ``[B]`` float32 both, so that rows halt where q_halt > 0."""

@@ -113,8 +113,11 @@ class FrozenWeights:
         self._addresses.add(values.data_ptr())
 
     def knows(self, weights: Iterable[torch.Tensor]) -> bool:
-        """Whether these are parameters or copies of parameters. Other tensors may be new in each call, and pile up."""
-        return all(type(weight) is nn.Parameter or weight.data_ptr() in self._addresses for weight in weights)
+        """Whether these are parameters, views or copies of them. Other tensors may be new in each call, and pile up."""
+        return all(
+            nn.Parameter in (type(weight), type(weight._base)) or weight.data_ptr() in self._addresses
+            for weight in weights
+        )
 
     def packed(self, key: Any, weights: list[torch.Tensor], make: Callable[[], Any]) -> Any:
         """``make()``, or its earlier result for these weights."""

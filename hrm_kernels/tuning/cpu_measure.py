@@ -86,7 +86,7 @@ class Problem(NamedTuple):
         def prepared(one: Tensor) -> Tensor:
             if self.gradients:
                 return one.requires_grad_(one.dtype == dtype)
-            return nn.Parameter(one, requires_grad=False) if one.is_floating_point() and one.ndim == 2 else one
+            return nn.Parameter(one, requires_grad=False) if one.is_floating_point() and one.ndim <= 2 else one
 
         names = list(table.signature.parameters)
         return tuple(one if name in ("cos", "sin") else each(prepared, one) for name, one in zip(names, sample))

@@ -5,7 +5,6 @@ import torch
 
 import hrm
 import hrm_kernels
-from hrm.analysis.states import state_updates
 from hrm.families import weight_shapes
 from hrm.training.step import Update, segment_loss, train_step
 from hrm_kernels.optim import AdamATan2, SparseSignSGD
@@ -47,8 +46,8 @@ def test_the_last_updates_carry_gradients(model, gradient, updates):
     inner.gradient = gradient
     x = inner.embed(batch()).detach()
     states = inner.initial_states(torch.zeros(3, dtype=torch.int64))
+    hidden = states[0]
     with hrm_kernels.use_backend("reference"):
-        hidden = states[0]
         for index in range(4):
             with torch.set_grad_enabled(index >= 4 - updates):
                 hidden = inner.update_hidden(hidden, x)
@@ -101,8 +100,3 @@ def test_loops_and_halt_max_steps_are_the_same_setting():
     assert hrm.URMConfig.parse(SMALL).halt_max_steps == 3
     with pytest.raises(hrm.InputError, match="loops is the published name of halt_max_steps; pass one of them"):
         hrm.URMConfig.parse(SMALL | {"halt_max_steps": 3})
-
-
-def test_analysis_needs_two_states(model):
-    with pytest.raises(hrm.InputError, match="analyze: got a URM, which has one state, expected a model with z_H and"):
-        next(state_updates(model, batch(), 1))

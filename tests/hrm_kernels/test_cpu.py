@@ -155,6 +155,25 @@ def test_long_sums_round_as_sums_of_short_parts(instruction_set):
         assert units <= 8, f"{units:.1f} units of rounding, relative to the whole"
 
 
+def test_rows_and_threads_do_not_matter_to_conv_cycles():
+    """Bit for bit, with tasks that end within the rows of the batch."""
+    weights = [
+        k.ConvBlockWeights(*block, random(96, 2).float(), random(96).float())
+        for block in layers(2, 64, 2, 32, 96, torch.float32)
+    ]
+    z, x, tables = random(5, 19, 64).float(), random(5, 19, 64, seed=1).float(), rope_tables(19, 32)
+    threads, results = torch.get_num_threads(), []
+    with k.use_backend("cpu"):
+        try:
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                results.append(k.conv_cycles(z, x, weights, *tables, 2, 2))
+        finally:
+            torch.set_num_threads(threads)
+        assert all(torch.equal(one, results[0]) for one in results)
+        assert torch.equal(k.conv_cycles(z[2:3], x[2:3], weights, *tables, 2, 2), results[0][2:3])
+
+
 def test_weights_are_packed_again_when_they_change():
     weights = [torch.nn.Parameter(w) for w in layers(1, 32, 2, 16, 32, torch.float32)[0]]
     pack(weights, 2)

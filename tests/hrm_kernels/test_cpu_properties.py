@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.usefixtures("poisoned"),
 ]
 OPS = ["add_rms_norm", "swiglu", "conv_swiglu", "linear", "rope_attention", "token_mixing", "transformer_block"]
-OPS += ["reasoning_module"]
+OPS += ["reasoning_module", "conv_cycles"]
 OPS += ["recurrent_cycles", "stablemax_cross_entropy", "stablemax_cross_entropy_with_argmax"]
 OPS += ["adam_atan2", "sparse_sign_sgd"]
 LAYOUTS = st.sampled_from(["plain", "transposed", "strided", "shifted", "expanded"])
@@ -117,6 +117,12 @@ def calls(draw, op):
     states = [tensor(batch, positions, width) for _ in range(3)]
     shapes = [(3 * heads * head_dim, width), (width, heads * head_dim), (2 * inner, width), (width, inner)]
     weights = [tensor(*shape) for shape in shapes]
+    if op == "conv_cycles":
+        cycles, convolution = size(1, 3), [tensor(inner, 2), tensor(inner)]
+        return (
+            lambda z, x, *weights: k.conv_cycles(z, x, [k.ConvBlockWeights(*weights)], *tables, heads, cycles),
+            [*states[:2], *weights, *convolution],
+        )
     if op == "transformer_block":
         return (
             lambda x, *weights: k.transformer_block(x, k.BlockWeights(*weights), *tables, heads, recompute=recompute),
