@@ -5,13 +5,15 @@ their integer products are summed exactly, and the sums are scaled back to float
 float32, and so do the last update of z_L and the last update of z_H of each segment, which carry gradients in training.
 
 Each variant solves the held-out puzzles of the model's card, next to float32 in plain PyTorch. The tables show the
-share of puzzles solved, how many puzzles only one of the two solves, and the cosine between the two states after each
-segment. bfloat16, and float32 summed in another order (the ``cpu`` backend), show what other rounding does.
+share of puzzles solved, how many puzzles only one of the two solves, how likely so unequal numbers are if both solve
+equally well (McNemar's exact test), and the cosine between the two states after each segment. bfloat16, and float32
+summed in another order (the ``cpu`` backend), show what other rounding does.
 """
 
 import argparse
 import contextlib
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -132,7 +134,8 @@ def segment(inner: HRMInner, variant: Variant, z_H: torch.Tensor, z_L: torch.Ten
 def computed_as(model: HRM, variant: Variant) -> Iterator[None]:
     """Let ``model`` compute its segments as in ``variant``."""
     if variant.products:
-        model.inner.segment = lambda *states: segment(model.inner, variant, *states)  # type: ignore[method-assign]
+        # the third argument after z_H, z_L and x is a damping, which no shipped model has
+        model.inner.segment = lambda *inputs: segment(model.inner, variant, *inputs[:3])  # type: ignore[method-assign]
     try:
         with use_backend(variant.backend):
             yield
@@ -174,6 +177,16 @@ def solve(model: HRM, variant: Variant, batch: Batch, margins: dict[str, float])
     return solved
 
 
+def mcnemar(plus: int, minus: int) -> float:
+    """The probability of a difference at least this large if each puzzle that one of two solves is a fair coin's throw.
+
+    Source: McNemar, Psychometrika 12 (1947), in its exact form, two-sided.
+    """
+    count = plus + minus
+    tail = sum(math.comb(count, few) for few in range(min(plus, minus) + 1))
+    return min(1.0, 2 * tail / 2**count)
+
+
 @dataclass
 class Row:
     """A variant on one set of puzzles.
@@ -182,6 +195,7 @@ class Row:
         exact_accuracy: share of puzzles solved, by rule of halting.
         steps: mean number of segments, by rule of halting.
         only_this, only_float32: number of puzzles that only this variant, or only float32, solves.
+        p: of :func:`mcnemar` for these two numbers.
         cosine_H, cosine_L: mean cosine with the states of float32, after each segment.
         least_cosine_H: the least of any puzzle, after each segment.
     """
@@ -195,6 +209,7 @@ class Row:
     steps: dict[str, float]
     only_this: dict[str, int]
     only_float32: dict[str, int]
+    p: dict[str, float]
     cosine_H: list[float]
     cosine_L: list[float]
     least_cosine_H: list[float]
@@ -210,10 +225,10 @@ def cosines(states: list[States], exact: list[States], which: int) -> torch.Tens
     )
 
 
-def measure(name: str, accuracy: models.Accuracy, folder: Path, count: int | None) -> list[Row]:
-    """All variants on one set of puzzles."""
+def measure(name: str, accuracy: models.Accuracy, folder: Path, count: int | None, wanted: list[Variant]) -> list[Row]:
+    """These variants on one set of puzzles."""
     margins = {"fixed": float("inf"), "q": 0.0, "calibrated": parse_halting("calibrated", name).threshold}  # type: ignore[attr-defined]
-    variants = [FLOAT32, *(v for v in VARIANTS if available_backends()[v.backend] is None)]
+    variants = [FLOAT32, *(v for v in wanted if available_backends()[v.backend] is None)]
     loaded = {v: hrm.load(name, forward_dtype=v.forward_dtype) for v in variants}
     solved: dict[Variant, list[Solved]] = {variant: [] for variant in variants}
     similar: dict[Variant, list[tuple[torch.Tensor, torch.Tensor]]] = {variant: [] for variant in variants}
@@ -233,6 +248,8 @@ def measure(name: str, accuracy: models.Accuracy, folder: Path, count: int | Non
     rows = []
     for variant in variants:
         pairs = {rule: (joined(variant, rule), joined(FLOAT32, rule)) for rule in margins}
+        plus = {rule: int((this & ~other).sum()) for rule, (this, other) in pairs.items()}
+        minus = {rule: int((other & ~this).sum()) for rule, (this, other) in pairs.items()}
         H, L = (torch.cat(parts, 1) for parts in zip(*similar[variant]))
         rows.append(
             Row(
@@ -243,8 +260,9 @@ def measure(name: str, accuracy: models.Accuracy, folder: Path, count: int | Non
                 variant.name,
                 {rule: this.float().mean().item() for rule, (this, _) in pairs.items()},
                 {rule: torch.cat([one.steps[rule] for one in solved[variant]]).mean().item() for rule in margins},
-                {rule: int((this & ~other).sum()) for rule, (this, other) in pairs.items()},
-                {rule: int((other & ~this).sum()) for rule, (this, other) in pairs.items()},
+                plus,
+                minus,
+                {rule: mcnemar(plus[rule], minus[rule]) for rule in margins},
                 H.mean(1).tolist(),
                 L.mean(1).tolist(),
                 H.amin(1).tolist(),
@@ -257,11 +275,13 @@ def tables(rows: list[Row]) -> str:
     """Markdown: accuracy, then cosines."""
     shown = {"fixed": "all segments", "q": "halting by Q", "calibrated": "halting as calibrated"}
     lines = [
-        "| model | puzzles | variant | " + " | ".join(f"{title}: solved | +, -" for title in shown.values()) + " |"
+        "| model | puzzles | variant | " + " | ".join(f"{title}: solved | +, -, p" for title in shown.values()) + " |"
     ]
     lines += ["| --- " * (3 + 2 * len(shown)) + "|"]
     for row in rows:
-        cells = [f"{row.exact_accuracy[r]:.1%} | +{row.only_this[r]}, -{row.only_float32[r]}" for r in shown]
+        cells = [
+            f"{row.exact_accuracy[r]:.1%} | +{row.only_this[r]}, -{row.only_float32[r]}, {row.p[r]:.2f}" for r in shown
+        ]
         lines.append(f"| {row.model} | {row.puzzles} ({row.count}) | {row.variant} | " + " | ".join(cells) + " |")
     lines += ["", "Mean segments when halting early, and cosine with the states of float32:", ""]
     lines += ["| model | puzzles | variant | segments by Q, calibrated | cosine of z_H after segments | least | z_L |"]
@@ -286,9 +306,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
     parser.add_argument("--data", type=Path, help="folder that keeps the generated puzzles")
     parser.add_argument("--models", nargs="*", default=models.names(), help="shipped models")
+    names = [variant.name for variant in VARIANTS]
+    parser.add_argument("--variants", nargs="*", choices=names, default=names, metavar="NAME", help=f"of {names}")
     parser.add_argument("--count", type=int, help="only the first puzzles of each set")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    variants = [variant for variant in VARIANTS if variant.name in arguments.variants]
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         kept = arguments.data or Path(temporary)
@@ -298,7 +321,7 @@ def main() -> None:
             folder = kept / f"{card.name}-{number}"
             if not folder.exists():
                 subprocess.run([sys.executable, "-m", *accuracy.data.split(), "--out", str(folder)], check=True)
-            rows += measure(card.name, accuracy, folder, arguments.count)
+            rows += measure(card.name, accuracy, folder, arguments.count, variants)
             write(rows, arguments.out)
     print(tables(rows))
 
