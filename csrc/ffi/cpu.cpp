@@ -301,7 +301,7 @@ void damped_infer_blocks(TensorView x, TensorView injection, TensorView packed, 
   const Damping damping(blocks, weights, scale, seeds, steps);
   const hrm_update update{0, 1, -1, blocks.packed("packed", packed, layers), layers, &damping, 0};
   if (blocks.empty()) return;
-  kernels(blocks.code, blocks.shape)
+  kernels(blocks.code)
       .run_updates(blocks.shape, &update, 1, states, 2, outputs, blocks.code, tables.cos, tables.sin, blocks.threads);
 }
 
