@@ -56,6 +56,12 @@ def packed(weights: Sequence[torch.Tensor], options: Hashable, make: Callable[[l
     return _compared(key, own, make)
 
 
+def is_kept(weights: list[torch.Tensor]) -> bool:
+    """Whether :func:`packed` keeps its result without a checksum: inside ``frozen_weights``, for its weights."""
+    frozen = casts.active()
+    return frozen is not None and frozen.knows(weights)
+
+
 def _compared(key: Hashable, own: list[torch.Tensor], make: Callable[[list[torch.Tensor]], Packed]) -> Packed:
     entry, versions = _entries.get(key), [weight._version for weight in own]
     checksum = None

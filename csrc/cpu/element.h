@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/vec.h"
-#if defined(__AVX512BF16__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -35,7 +35,19 @@ typedef uint32_t BitVec __attribute__((vector_size(4 * kLanes)));
 HRM_INLINE Vec load(const BFloat16* from) {
   HalfVec half;
   std::memcpy(&half, from, sizeof half);
-  const BitVec bits = __builtin_convertvector(half, BitVec) << 16;
+  BitVec bits;
+#if defined(__AVX2__)
+  if constexpr (kLanes == 8) {  // one instruction; GCC 12 makes five of the conversion below
+    __m128i narrow;
+    std::memcpy(&narrow, &half, sizeof narrow);
+    const __m256i wide = _mm256_cvtepu16_epi32(narrow);
+    std::memcpy(&bits, &wide, sizeof wide);
+  } else
+#endif
+  {
+    bits = __builtin_convertvector(half, BitVec);
+  }
+  bits <<= 16;
   Vec result;
   std::memcpy(&result, &bits, sizeof result);
   return result;

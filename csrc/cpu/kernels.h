@@ -131,6 +131,9 @@ struct hrm_cpu_kernels {
   void (*pack_linear)(int64_t outputs, int64_t inputs, const void* weights, int dtype, float* packed, int threads);
   void (*linear)(int64_t rows, int64_t outputs, int64_t inputs, const void* x, const float* packed, const void* bias,
                  void* out, int dtype, int threads);
+  // The same bits from weights as they are, for few rows: packing all weights first would take longer.
+  void (*linear_unpacked)(int64_t rows, int64_t outputs, int64_t inputs, const void* x, const void* weights,
+                          const void* bias, void* out, int dtype, int threads);
 
   // x [batch, positions, dim] -> the same shape, with gate_up [2 inner, positions] and down [positions, inner]: for
   // each channel t, u / rms(u) with u = t + down(swiglu(gate_up(t))). The backward recomputes u from x.

@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <pthread.h>
 #include <sched.h>
+#include <sys/mman.h>
 
 #include <cstdlib>
 #include <exception>
@@ -114,9 +115,14 @@ float* workspace(size_t floats) {
   if (floats > memory.floats) {
     std::free(memory.data);
     memory = {};
-    const size_t bytes = (floats * sizeof(float) + 63) / 64 * 64;
-    memory.data = static_cast<float*>(std::aligned_alloc(64, bytes));
+    constexpr size_t kLine = 64, kHugePage = 2 << 20;
+    const size_t unit = floats * sizeof(float) < 2 * kHugePage ? kLine : kHugePage;
+    const size_t bytes = (floats * sizeof(float) + unit - 1) / unit * unit;
+    memory.data = static_cast<float*>(std::aligned_alloc(unit, bytes));
     if (!memory.data) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+    if (unit == kHugePage) madvise(memory.data, bytes, MADV_HUGEPAGE);  // fewer look-ups of addresses; may be refused
+#endif
     memory.floats = floats;
   }
   return memory.data;

@@ -246,21 +246,42 @@ void pack_linear(TensorView weight, TensorView packed, int64_t threads) {
   kernels(code).pack_linear(weight.size(0), weight.size(1), from, code, to, positive_threads(op, threads));
 }
 
-// x [rows, inputs] -> out [rows, outputs]
-void linear(TensorView x, TensorView packed, Optional<TensorView> bias, TensorView out, int64_t threads) {
-  const char* op = "linear";
-  if (x.ndim() != 2 || out.ndim() != 2) {
-    TVM_FFI_THROW(ValueError) << op << ": x has shape " << to_string(x.shape()) << " and out " << to_string(out.shape())
-                              << "; pass [rows, in] and [rows, out]";
+// The arguments of a product: x [rows, inputs] -> out [rows, outputs].
+struct Product {
+  int64_t rows, inputs, outputs;
+  int code, threads;
+  const void *x, *bias;
+  void* out;
+
+  Product(const char* op, TensorView x_, Optional<TensorView> bias_, TensorView out_, int64_t threads_) {
+    if (x_.ndim() != 2 || out_.ndim() != 2) {
+      TVM_FFI_THROW(ValueError) << op << ": x has shape " << to_string(x_.shape()) << " and out "
+                                << to_string(out_.shape()) << "; pass [rows, in] and [rows, out]";
+    }
+    rows = x_.size(0), inputs = x_.size(1), outputs = out_.size(1);
+    code = dtype_code(op, "x", x_);
+    x = cpu_elements(op, "x", x_, x_.dtype());
+    bias = bias_.has_value() ? cpu_tensor(op, "bias", bias_.value(), x_.dtype(), {outputs}) : nullptr;
+    out = cpu_tensor(op, "out", out_, x_.dtype(), {rows, outputs});
+    threads = positive_threads(op, threads_);
   }
-  const int64_t rows = x.size(0), inputs = x.size(1), outputs = out.size(1);
-  const int code = dtype_code(op, "x", x);
-  const void* from = cpu_elements(op, "x", x, x.dtype());
-  const float* weights = packed_linear(op, packed, outputs, inputs, code);
-  const void* add = bias.has_value() ? cpu_tensor(op, "bias", bias.value(), x.dtype(), {outputs}) : nullptr;
-  void* to = cpu_tensor(op, "out", out, x.dtype(), {rows, outputs});
-  const int team = positive_threads(op, threads);
-  if (rows) kernels(code).linear(rows, outputs, inputs, from, weights, add, to, code, team);
+};
+
+void linear(TensorView x, TensorView packed, Optional<TensorView> bias, TensorView out, int64_t threads) {
+  const Product p("linear", x, bias, out, threads);
+  const float* weights = packed_linear("linear", packed, p.outputs, p.inputs, p.code);
+  if (p.rows) kernels(p.code).linear(p.rows, p.outputs, p.inputs, p.x, weights, p.bias, p.out, p.code, p.threads);
+}
+
+void linear_unpacked(TensorView x, TensorView weight, Optional<TensorView> bias, TensorView out, int64_t threads) {
+  const char* op = "linear_unpacked";
+  const Product p(op, x, bias, out, threads);
+  check_range(op, "outputs", p.outputs);
+  check_range(op, "inputs", p.inputs);
+  const void* weights = cpu_tensor(op, "weight", weight, x.dtype(), {p.outputs, p.inputs});
+  if (p.rows) {
+    kernels(p.code).linear_unpacked(p.rows, p.outputs, p.inputs, p.x, weights, p.bias, p.out, p.code, p.threads);
+  }
 }
 
 void infer_blocks(TensorView x, Optional<TensorView> injection, TensorView packed, int64_t layers,
@@ -802,6 +823,7 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(checksum, hrm::checksum)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(linear_packed_size, hrm::linear_packed_size)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(pack_linear, hrm::pack_linear)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(linear, hrm::linear)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(linear_unpacked, hrm::linear_unpacked)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(infer_blocks, hrm::infer_blocks)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(recurrent_cycles, hrm::recurrent_cycles)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(damped_infer_blocks, hrm::damped_infer_blocks)

@@ -507,6 +507,13 @@ void check_linear(const hrm_cpu_kernels& kernels, int dtype, int64_t rows, int64
     if (std::memcmp(alone.data(), static_cast<char*>(out.data()) + (rows - 1) * outputs * size, outputs * size)) {
       check.fail(check.about, "a row depends on its place");
     }
+    const Elements unpacked(dtype, rows * outputs);
+    poison_workspace();
+    kernels.linear_unpacked(rows, outputs, inputs, x.data(), weights.data(), bias.data(), unpacked.data(), dtype,
+                            threads);
+    if (std::memcmp(unpacked.data(), out.data(), rows * outputs * size)) {
+      check.fail(check.about, "packing the weights first changes the result");
+    }
   }
 }
 

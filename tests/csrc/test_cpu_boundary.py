@@ -107,6 +107,8 @@ def arguments(function, batch=BATCH, positions=POSITIONS, dtype=torch.float32, r
         return [weights, 2]
     if function == "linear_packed_size":
         return [INNER, DIM, dtype is torch.bfloat16]
+    if function == "linear_unpacked":
+        return [random(rows, DIM), weights[2], random(2 * INNER), unwritten(rows, 2 * INNER), 2]
     if function in ("pack_linear", "linear"):
         weight = weights[2]
         packed = empty(library.module.linear_packed_size(2 * INNER, DIM, dtype is torch.bfloat16)).fill_(float("nan"))
@@ -275,6 +277,8 @@ def answers(function, call):
             return {5: dloss[:, None] * slope * torch.where(logits < 0, s.square(), 1)}
         case "linear", [x, _, bias, _, _]:
             return {3: x @ packed()[2].T + (0 if bias is None else bias)}
+        case "linear_unpacked", [x, weight, bias, _, _]:
+            return {3: x @ weight.T + (0 if bias is None else bias)}
         case "token_mixing_forward", [x, gate_up, down, eps, *_]:
             return {4: mixed(x, gate_up, down, eps)}
         case "token_mixing_backward", [dout, x, gate_up, down, eps, *_]:

@@ -7,9 +7,12 @@ from torch import Tensor
 
 from hrm_kernels import native, packing
 from hrm_kernels.autodiff import first_order
-from hrm_kernels.backends import launcher
+from hrm_kernels.backends import launcher, rows
 from hrm_kernels.ops.linear import reference
 from hrm_kernels.recycling import empty
+
+FEW_ROWS = 96
+"""Up to this number of rows, packing all weights or comparing their checksum takes longer than it saves."""
 
 
 def _pack(weight: Tensor) -> Tensor:
@@ -21,15 +24,19 @@ def _pack(weight: Tensor) -> Tensor:
 
 @launcher(
     "cpu_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
-    lambda x, weight, bias: x.new_empty(x.shape[0], weight.shape[0]),
+    lambda x, weight, bias: x.new_empty(*x.shape[:-1], weight.shape[0]),
 )
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``[rows, in]`` -> ``[rows, out]``, contiguous."""
-    out = x.new_empty(x.shape[0], weight.shape[0])
-    packed = packing.packed([weight], "linear", lambda contiguous: _pack(contiguous[0]))
-    native.load("cpu").module.linear(
-        x.detach(), packed, None if bias is None else bias.detach().contiguous(), out, torch.get_num_threads()
-    )
+    """``[..., in]`` -> ``[..., out]``, contiguous."""
+    out = x.new_empty(*x.shape[:-1], weight.shape[0])
+    module, threads = native.load("cpu").module, torch.get_num_threads()
+    inputs, outputs = rows(x), rows(out)
+    bias = None if bias is None else bias.detach().contiguous()
+    if len(inputs) <= FEW_ROWS and not packing.is_kept([weight]):
+        module.linear_unpacked(inputs, rows(weight), bias, outputs, threads)
+    else:
+        packed = packing.packed([weight], "linear", lambda contiguous: _pack(contiguous[0]))
+        module.linear(inputs, packed, bias, outputs, threads)
     return out
 
 
@@ -44,18 +51,16 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
         x, weight, _ = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
+        dy = dout.reshape(-1, dout.shape[-1])
         return (
             dout @ weight if of_x else None,
-            dout.t() @ x if of_weight else None,
-            dout.sum(0) if of_bias else None,
+            dy.t() @ x.reshape(-1, x.shape[-1]) if of_weight else None,
+            dy.sum(0) if of_bias else None,
         )
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``[..., in]`` -> ``[..., out]``."""
-    rows = x.reshape(-1, x.shape[-1]).contiguous()
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (x, weight, bias)):
-        out = _Linear.apply(rows, weight, bias)
-    else:
-        out = forward(rows, weight, bias)
-    return out.view(*x.shape[:-1], weight.shape[0])
+        return _Linear.apply(x, weight, bias)
+    return forward(x, weight, bias)
