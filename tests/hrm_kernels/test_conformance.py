@@ -87,7 +87,7 @@ def has_triton_kernels(op, dtype, sizes):
 def is_long(op, sizes):
     """Long in Triton's interpreter."""
     many_channels = sizes.mixing and sizes.B * sizes.D > 1000  # mixing has a row for each channel
-    one_by_one = op == "conv_swiglu" and (sizes.S or 0) > 32  # positions
+    one_by_one = op in ("conv_swiglu", "conv_cycles") and (sizes.S or 0) > 32  # positions
     many_elements = op == "swiglu" and sizes.tokens * sizes.I > 100_000
     return many_channels or one_by_one or many_elements or op == "rope_attention" and (sizes.S or 0) > 256
 
