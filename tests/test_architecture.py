@@ -24,7 +24,7 @@ PARTS = {
     "conv_cycles": {"rope_attention"},
     "token_mixing": {"add_rms_norm", "swiglu"},
     "transformer_block": {"add_rms_norm", "rope_attention", "swiglu", "token_mixing"},
-    "reasoning_module": {"transformer_block"},
+    "reasoning_module": {"add_rms_norm", "transformer_block"},
     "recurrent_cycles": {"reasoning_module", "rope_attention", "transformer_block"},
 }
 """The ops whose kernels an op may call: one launch sequence serves the whole op, without a dispatch for each part."""
