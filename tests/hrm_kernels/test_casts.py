@@ -30,6 +30,21 @@ def frozen():
         yield
 
 
+def test_views_of_parameters_are_packed_once_until_they_change(frozen):
+    """As the ``[I, 2]`` weight of a Conv1d."""
+    p, packs = parameter(6, 1, 2), []
+
+    def packed(weight):
+        return packing.packed([weight], "views", lambda weights: packs.append(1) or weights[0].clone())
+
+    with torch.no_grad():
+        first = packed(p.squeeze(1))
+        assert casts.active().knows([p.squeeze(1)]) and packed(p.squeeze(1)) is first and len(packs) == 1
+        p.mul_(2)
+        assert torch.equal(packed(p.squeeze(1)), p.squeeze(1)) and len(packs) == 2
+        assert not casts.active().knows([p.squeeze(1).clone()])
+
+
 def test_without_gradients_it_is_one_tensor_until_the_parameter_changes(frozen):
     p = parameter(3, 4)
     with torch.no_grad():
