@@ -71,6 +71,23 @@ def test_no_answer_rather_than_a_wrong_one(model, puzzles, call):
     )
 
 
+def test_several_trajectories(model, puzzles, call):
+    arguments = ("solve", model, TASK.format(puzzles[0]), "--trajectories", 3, "--noise", 0.5, "--select", "q,vote")
+    code, out, err = call(*arguments, "--seed", 7, "--json")
+    record = json.loads(out)
+    each = {one["number"]: one for one in record["trajectories"]}
+    assert (code, err, sorted(each)) == (1, "", [0, 1, 2]) and len({one["residual"] for one in each.values()}) == 3
+    chosen = each[record["chosen"]["q,vote"]]
+    assert chosen["confidence"] == max(one["confidence"] for one in each.values()) == record["confidence"]
+    assert (chosen["answer"], chosen["segments"]) == (record["answer"], record["segments"])
+    (solution,) = solve(load(model), TASK, puzzles[:1])
+    assert (each[0]["answer"], each[0]["segments"]) == (TASK.format(solution.answer), solution.steps)
+    text = call(*arguments, "--seed", 7)[1]
+    assert f"; q,vote takes {chosen['number']} (not valid)\n" in text and "\nof 3 trajectories: check takes 0 " in text
+    code, out, err = call(*arguments, "--noise", 0)
+    assert (code, out) == (2, "") and err.startswith("hrm: 3 trajectories would all be the same; give noise")
+
+
 def test_trace(model, puzzles, call):
     (solution,) = solve(load(model), TASK, puzzles[:1], halt="fixed", max_steps=3)
     code, out, err = call("solve", model, TASK.format(puzzles[0]), "--trace", "--halt", "fixed", "--max-steps", 3)
