@@ -38,10 +38,11 @@ def residual(before: Carry, after: Carry) -> torch.Tensor:
     """How much a segment has changed the states of each row, ``[B]`` float32.
 
     The root mean square of the change, over both states, all positions and features. The states are normalised to a
-    root mean square of 1, so it is also the relative change.
+    root mean square of 1, so it is also the relative change. A model with one state has a z_L without positions.
     """
-    changes = [(getattr(after, name) - getattr(before, name)).float() for name in ("z_H", "z_L")]
-    return torch.stack([change.square().mean((1, 2)) for change in changes]).mean(0).sqrt()
+    changes = [(getattr(after, name) - getattr(before, name)).float().flatten(1) for name in ("z_H", "z_L")]
+    entries = sum(change.shape[1] for change in changes)
+    return (torch.stack([change.square().sum(1) for change in changes]).sum(0) / entries).sqrt()
 
 
 def disturbed(carry: Carry, scales: torch.Tensor, seeds: torch.Tensor) -> Carry:
@@ -55,6 +56,7 @@ def disturbed(carry: Carry, scales: torch.Tensor, seeds: torch.Tensor) -> Carry:
     _, positions, features = carry.z_H.shape
     numbers = noise(seeds, carry.steps, positions, 2 * features, TRAJECTORY) * scales.view(-1, 1, 1)
     for_H, for_L = numbers.split(features, 2)
+    for_L = for_L[:, : carry.z_L.shape[1]]  # a model with one state has a z_L without positions
     return replace(carry, z_H=(carry.z_H + for_H).to(carry.z_H), z_L=(carry.z_L + for_L).to(carry.z_L))
 
 

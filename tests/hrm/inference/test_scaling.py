@@ -37,7 +37,7 @@ def test_cells_are_those_of_separate_runs(how, tmp_path, told):
     assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("settles", "rules"), [(2, ["q"]), (8, ["check", "vote", "q", "residual", "check,vote,q"])])
+@pytest.mark.parametrize(("settles", "rules"), [(2, ["q"]), (8, ["vote", "q", "q,vote"])])
 def test_labels_of_the_figure_do_not_overlap(settles, rules):
     """Points coincide beyond ``settles`` segments, when every puzzle has halted; those of trajectories are close."""
     counts = (1, 4, 16)
@@ -62,4 +62,4 @@ def test_labels_of_the_figure_do_not_overlap(settles, rules):
         each = [[one for one in covered if one[0] <= steps <= one[-1]] for steps in (1, 2, 4, 8, 16, 32, 64)]
         assert [len(one) for one in each] == [len(counts)] * 7  # one for each number of trajectories
     titles = [axes.get_title() for axes in panels]
-    assert titles[-1] == ("" if len(rules) == 1 else "chosen by check, then vote, then q")
+    assert titles[-1] == ("" if len(rules) == 1 else "chosen by q, then vote")

@@ -14,12 +14,14 @@ from engine_rows import SIZES, STEPS, assert_bits, run_alone, tiny, until_haltin
 import hrm
 import hrm.inference.engine.segment as segment_module
 from hrm import HRM, TRM, Engine, EqR, EqRConfig, HRMConfig, InputError
+from hrm.config import URMConfig
 from hrm.data.maze import Maze
 from hrm.data.sudoku import Sudoku, generate
 from hrm.inference.engine import Puzzle, Trajectories
 from hrm.inference.engine.segment import disturbed, residual
 from hrm.inference.segments import segments
 from hrm.step_graph import StepGraph
+from hrm.urm import URM
 
 TASK = Sudoku(4)
 NOISY = Trajectories(3, noise=0.5, start_noise=0.3, seed=5)
@@ -216,6 +218,17 @@ def test_residuals_and_noise_by_hand(puzzles):
     start.z_H, start.z_L = model.inner.initial_states(torch.zeros(1).long())
     assert residual(carry, carry).item() == 0
     assert residual(start, carry).item() == pytest.approx(change.square().mean().sqrt().item(), rel=1e-6)
+
+
+def test_a_model_with_one_state(puzzles):
+    torch.manual_seed(0)
+    model = URM(URMConfig(**SIZES, num_layers=1, H_cycles=1, L_cycles=2)).eval()
+    settings = Trajectories(2, noise=0.5, start_noise=0.3)
+    with Engine(model, 3, 3, halt="residual:0.001", trajectories=settings, backend="reference") as engine:
+        for result in engine.solve(puzzles[:2], trace=True):
+            first, second = result.trajectories
+            assert all(0 < frame.residual < 2 for one in (first, second) for frame in one.trace)
+            assert first.residual != second.residual
 
 
 def test_noise_has_its_deviation_and_is_independent_between_rows_steps_and_states():
