@@ -240,8 +240,8 @@ struct MixerGradient : MixingStrips {
 // x and du, transposed, are right factors for each panel of positions. The sums, [I][kWidth] for each panel, are the
 // gradients of gate, of up, and of down transposed.
 struct MixingSums {
-  static constexpr int64_t kGroup = 64;  // memory does not grow with B
-  static constexpr int64_t kRows = 72 / kTileRows * kTileRows + (72 < kTileRows) * kTileRows;  // of a task, whole tiles
+  static constexpr int64_t kGroup = 64;                         // memory does not grow with B
+  static constexpr int64_t kRows = 72 / kTileRows * kTileRows;  // of a task
 
   int64_t positions, inner, group, panels, inside;
   Element *left = nullptr, *right = nullptr;
