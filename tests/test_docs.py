@@ -315,4 +315,4 @@ def test_the_citation_names_this_version_and_the_papers():
     for name in ("version", "license"):
         assert f'\n{name} = "{citation[name]}"\n' in project
     urls = " ".join(one["url"] for one in citation["references"])
-    assert "2506.21734" in urls and "2510.04871" in urls
+    assert all(paper in urls for paper in ("2506.21734", "2510.04871", "2605.21488", "2512.14693"))
