@@ -4,7 +4,6 @@ import os
 import sys
 
 from hrm.errors import printable
-from hrm.locate import described
 
 
 def is_main() -> bool:
@@ -14,6 +13,8 @@ def is_main() -> bool:
 
 def say_checkpoint(model: str) -> None:
     """Where ``model`` is a training run, print on stderr which of its checkpoints was used."""
+    from hrm.locate import described
+
     words = described(model) if is_main() else None
     if words is not None:
         print(f"hrm: {printable(words)}", file=sys.stderr)

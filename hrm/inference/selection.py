@@ -6,20 +6,23 @@ An order of rules decides: the first one, among equals the second one, and so on
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
-from hrm.data.task import PuzzleTask
 from hrm.errors import InputError
+
+if TYPE_CHECKING:  # the command line imports this module for its help, which must not wait for NumPy
+    import numpy as np
+
+    from hrm.data.task import PuzzleTask
 
 WINDOW = 3
 """Segments over which the residual of an answer is a mean, as in EqR (arXiv 2605.21488)."""
 
 
-def mean_residual(residuals: Sequence[float] | np.ndarray) -> float:
+def mean_residual(residuals: "Sequence[float] | np.ndarray") -> float:
     """The mean of the last residuals, at most :data:`WINDOW`; NaN if there is none."""
-    return float(np.mean(residuals[-WINDOW:])) if len(residuals) else math.nan
+    last = residuals[-WINDOW:]
+    return math.fsum(last) / len(last) if len(last) else math.nan
 
 
 class Candidate(NamedTuple):
@@ -32,7 +35,7 @@ class Candidate(NamedTuple):
         verified: whether the task's check accepts the answer; None if the task cannot tell.
     """
 
-    tokens: np.ndarray
+    tokens: "np.ndarray"
     q_halt: float
     residual: float
     verified: bool | None
@@ -69,7 +72,7 @@ RULES: dict[str, Callable[[Sequence[Candidate]], list[float]]] = {
 """
 
 
-def rules_for(task: PuzzleTask | None) -> list[str]:
+def rules_for(task: "PuzzleTask | None") -> list[str]:
     """The single rules; without ``check`` if ``task`` cannot verify answers."""
     return [rule for rule in RULES if rule != "check" or task is not None and task.verifies]
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hrm_kernels import native
+from hrm_kernels.noise import plain_noise
 from hrm_kernels.ops.transformer_block.cpu_block import _saved_size
 from hrm_kernels.recycling import empty
 
@@ -25,7 +26,7 @@ WITHOUT_TENSORS = [
 ]  # fmt: skip
 FUNCTIONS = [function for function in EXPORTED if function not in WITHOUT_TENSORS]
 COUNTS = (HEADS, HEAD_DIM, INNER)
-BLOCKS = ("infer_blocks", "recurrent_cycles", "conv_cycles")
+BLOCKS = ("infer_blocks", "recurrent_cycles", "conv_cycles", "blocks_forward", "blocks_backward")
 
 
 def block_weights(dtype):
@@ -51,6 +52,12 @@ def arguments(function, batch=BATCH, positions=POSITIONS, dtype=torch.float32, r
         return torch.full(shape, float("nan"), dtype=dtype)
 
     float32, rows, wide = torch.float32, batch * positions, HEADS * HEAD_DIM
+    seeds, steps = torch.arange(batch) * 2**40 - 3, torch.arange(batch) + 7
+    if function.startswith("damped_"):
+        *plain, threads = arguments(function.removeprefix("damped_"), batch, positions, dtype, recompute)
+        return [*plain, random(batch, dtype=float32).sigmoid(), 0.125, seeds, steps, threads]
+    if function == "noise":
+        return [seeds, steps, 2, unwritten(batch, positions, DIM, dtype=float32), 2]
     if function == "axpy":
         return [0.5, random(rows, DIM, dtype=float32), random(rows, DIM, dtype=float32)]
     if function == "sparse_sign_sgd":
@@ -216,6 +223,38 @@ def block(x, weights, cos, sin, eps, inside=swiglu):
     return norm(x + inside(x @ gate_up.T) @ down.T, eps)
 
 
+def numbers_of(seeds, steps, shape, stream=0):
+    """The noise; steps and stream count modulo 2^32."""
+    if not math.prod(shape):
+        return torch.zeros(shape, dtype=torch.float64)
+    return plain_noise(seeds, steps & 0xFFFFFFFF, *shape[1:], stream & 0xFFFFFFFF).double()
+
+
+def damped(number, z, new, weights, scale, seeds, steps):
+    """The state after an update of ``z`` to ``new``, the one with this number."""
+    weights = weights.view(-1, 1, 1)
+    return (1 - weights) * z + weights * new + scale * numbers_of(seeds, steps + number, z.shape)
+
+
+def after_cycles(H, L, x, cos, sin, H_cycles, L_cycles, eps, weights, damping=None):
+    """All updates but the last one of each state."""
+    number = 0
+
+    def update(z, injection):
+        nonlocal number
+        new = block(z + injection, weights, cos, sin, eps)
+        new = damped(number, z, new, *damping) if damping else new
+        number += 1
+        return new
+
+    for h in range(H_cycles):
+        last = h == H_cycles - 1
+        for _ in range(L_cycles - last):
+            L = update(L, H + x)
+        H = H if last else update(H, L)
+    return H, L
+
+
 def mixed(x, gate_up, down, eps):
     across = x.transpose(1, 2)
     return norm(across + swiglu(across @ gate_up.T) @ down.T, eps).transpose(1, 2)
@@ -291,12 +330,16 @@ def answers(function, call):
         case (("infer_blocks" | "blocks_forward"), [x, injection, _, _, cos, sin, *_, eps, _]):
             return {6: block(x if injection is None else x + injection, packed(), cos, sin, eps)}
         case "recurrent_cycles", [H, L, x, _, _, _, _, cos, sin, _, _, _, _, _, H_cycles, L_cycles, eps, _]:
-            for h in range(H_cycles):
-                injection, last = H + x, h == H_cycles - 1
-                for _ in range(L_cycles - last):
-                    L = block(L + injection, packed(), cos, sin, eps)
-                H = H if last else block(H + L, packed(), cos, sin, eps)
-            return {9: H, 10: L}
+            return dict(zip((9, 10), after_cycles(H, L, x, cos, sin, H_cycles, L_cycles, eps, packed())))
+        case "damped_recurrent_cycles", [H, L, x, _, _, _, _, cos, sin, *_, H_cycles, L_cycles, eps, w, n, s, t, _]:
+            return dict(zip((9, 10), after_cycles(H, L, x, cos, sin, H_cycles, L_cycles, eps, packed(), (w, n, s, t))))
+        case (
+            ("damped_infer_blocks" | "damped_blocks_forward"),
+            [x, injection, _, _, cos, sin, *_, eps, w, n, s, t, _],
+        ):
+            return {6: damped(0, x, block(x + injection, packed(), cos, sin, eps), w, n, s, t)}
+        case "noise", [seeds, steps, stream, out, _]:
+            return {3: numbers_of(seeds, steps, out.shape, stream)}
         case "conv_cycles", [z, x, _, _, cos, sin, _, _, _, _, cycles, eps, _]:
             *matrices, conv, bias = wide(conv_weights(call[0].dtype))
             for _ in range(cycles):
@@ -356,7 +399,7 @@ def check_values(function, call, before, result):
         packed = elements(call[3], call[0][0])
         values = torch.cat([weight.float().flatten() for weight in call[0]])  # zeros fill panels
         assert torch.equal(packed[packed != 0].sort()[0], values[values != 0].sort()[0])
-    elif function in (*BLOCKS, "blocks_forward", "blocks_backward") and not all(count in counts for count in COUNTS):
+    elif function.removeprefix("damped_") in BLOCKS and not all(count in counts for count in COUNTS):
         return  # the weights were packed for other sizes
     else:
         if function == "blocks_backward":  # with the saved values of a forward with the same arguments

@@ -62,7 +62,7 @@ SPEC = OpSpec(
     schema=(
         "(Tensor z, Tensor injection, Tensor[] layers, Tensor? cos, Tensor? sin, int num_heads, float eps, "
         "bool recompute=False, "
-        "Tensor? damping=None, float noise_scale=0.0, Tensor? seeds=None, Tensor? steps=None, "
+        "Tensor? damping=None, float noise_scale=0., Tensor? seeds=None, Tensor? steps=None, "
         "int first_step=0) -> Tensor"
     ),
     shapes={"z": "[B, S, D]", "injection": "[B, S, D]"},
