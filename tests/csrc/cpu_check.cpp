@@ -149,7 +149,9 @@ struct Checker {
     }
     if (fresh) std::printf("%s: %.2f\n", name.c_str(), worst);
     std::fflush(stdout);
-    if (other >= 0) fail(name, "differs with another number of threads");
+    if (other >= 0)
+      fail(name, "[" + std::to_string(other) + "] is " + std::to_string(got[other]) + ", and " +
+                     std::to_string(first->second[other]) + " with another number of threads");
     if (bad >= 0)
       fail(name, "[" + std::to_string(bad) + "] is " + std::to_string(got[bad]) + ", not " +
                      std::to_string(want.values[bad]));
@@ -732,7 +734,7 @@ std::vector<int64_t> some_seeds(int64_t count) {
   return seeds;
 }
 
-void check_noise(const hrm_cpu_kernels& kernels, int64_t batch, int64_t positions, int64_t dim) {
+void check_noise(const hrm_cpu_kernels& kernels, int dtype, int64_t batch, int64_t positions, int64_t dim) {
   const std::vector<int64_t> seeds = some_seeds(batch), steps(batch, 3);
   Matrix want(batch * positions, dim);
   for (int64_t row = 0; row < batch * positions; ++row) {
@@ -741,7 +743,7 @@ void check_noise(const hrm_cpu_kernels& kernels, int64_t batch, int64_t position
   for (int threads : kThreads) {
     const Elements out(HRM_FLOAT32, batch * positions * dim);
     kernels.noise(batch, positions, dim, seeds.data(), steps.data(), 2, out.floats(), threads);
-    check.about = described("noise", HRM_FLOAT32, {batch, positions, dim});
+    check.about = described("noise", dtype, {batch, positions, dim});
     check("numbers", out, want, kTolerance);
   }
 }
@@ -1032,8 +1034,8 @@ int main(int count, char** arguments) {
     check_token_mixing(kernels, dtype, 2, 5, 20, 10);
     check_token_mixing(kernels, dtype, 3, 48, 64, 96);   // all dimensions fill whole tiles
     check_token_mixing(kernels, dtype, 9, 17, 260, 50);  // 81 pieces of 32 channels: more than a group
-    check_noise(kernels, 2, 3, 5);
-    check_noise(kernels, 3, 17, 200);
+    check_noise(kernels, dtype, 2, 3, 5);
+    check_noise(kernels, dtype, 3, 17, 200);
     check_conv_swiglu(kernels, dtype, 1, 1, 1);
     check_conv_swiglu(kernels, dtype, 3, 5, 35);
     check_conv_swiglu(kernels, dtype, 2, 65, 530);  // three runs of positions, two tiles of channels
