@@ -26,12 +26,13 @@ def _triton(
     eps: float,
 ) -> torch.Tensor:
     """By the ops of a block, each on its Triton kernels."""
-    for _ in range(cycles):
-        z = z + injection
-        for qkv, o, gate_up, down, conv, conv_bias in layers:
-            z = add_rms_norm(z, linear(rope_attention(linear(z, qkv), *heads), o), eps)
-            z = add_rms_norm(z, linear(conv_swiglu(linear(z, gate_up), conv, conv_bias), down), eps)
-    return z
+
+    def block(x: torch.Tensor, weights: ConvBlockWeights) -> torch.Tensor:
+        qkv, o, gate_up, down, conv, conv_bias = weights
+        x = add_rms_norm(x, linear(rope_attention(linear(x, qkv), *heads), o), eps)
+        return add_rms_norm(x, linear(conv_swiglu(linear(x, gate_up), conv, conv_bias), down), eps)
+
+    return reference.run_cycles(z, injection, layers, cycles, block)
 
 
 def _triton_cannot_run(

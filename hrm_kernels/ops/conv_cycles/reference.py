@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,19 @@ def conv_cycles(
     cycles: int,
     eps: float,
 ) -> torch.Tensor:
+    return run_cycles(z, injection, layers, cycles, lambda x, weights: block(x, weights, heads, eps))
+
+
+def run_cycles(
+    z: torch.Tensor,
+    injection: torch.Tensor,
+    layers: Sequence[ConvBlockWeights],
+    cycles: int,
+    block: Callable[[torch.Tensor, ConvBlockWeights], torch.Tensor],
+) -> torch.Tensor:
+    """``cycles`` times all ``layers``, each computed by ``block``, over ``z + injection``."""
     for _ in range(cycles):
         z = z + injection
         for weights in layers:
-            z = block(z, weights, heads, eps)
+            z = block(z, weights)
     return z

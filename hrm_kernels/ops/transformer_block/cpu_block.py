@@ -38,20 +38,7 @@ def infer(
     eps: float,
 ) -> Tensor:
     """All blocks over ``x + injection``, ``[B, S, D]``, contiguous."""
-    packed, out = pack(weights, heads.num_heads), torch.empty_like(x)
-    packed.module.infer_blocks(
-        x.detach(),
-        None if injection is None else injection.detach(),
-        packed.forward,
-        packed.layers,
-        table(heads.cos),
-        table(heads.sin),
-        out,
-        *packed.sizes(),
-        eps,
-        torch.get_num_threads(),
-    )
-    return out
+    return _infer(x, injection, weights, heads, eps)
 
 
 @launcher(
@@ -69,10 +56,22 @@ def infer_damped(
     *rows: Any,
 ) -> Tensor:
     """x moved towards the result of all blocks over ``x + injection``; ``rows`` are the fields of a ``Rows``."""
+    return _infer(x, injection, weights, heads, eps, Rows(*rows))
+
+
+def _infer(
+    x: Tensor,
+    injection: Tensor | None,
+    weights: Sequence[Tensor],
+    heads: Heads,
+    eps: float,
+    rows: Rows | None = None,
+) -> Tensor:
     packed, out = pack(weights, heads.num_heads), torch.empty_like(x)
-    packed.module.damped_infer_blocks(
+    run = packed.module.infer_blocks if rows is None else packed.module.damped_infer_blocks
+    run(
         x.detach(),
-        injection.detach(),
+        None if injection is None else injection.detach(),
         packed.forward,
         packed.layers,
         table(heads.cos),
@@ -80,7 +79,7 @@ def infer_damped(
         out,
         *packed.sizes(),
         eps,
-        *rows,
+        *(rows or ()),
         torch.get_num_threads(),
     )
     return out
