@@ -102,10 +102,9 @@ HRM_INLINE void turn(IntVec y, Vec& cosine, Vec& sine) {
   sine = as_vec(reinterpret_cast<IntVec>(swapped ? c : s) ^ sine_sign);
 }
 
-// The numbers of features [64 chunk, 64 chunk + 64). One function for all callers: inlined copies could fuse other
-// multiplications and additions, and then round differently.
-__attribute__((noinline)) inline void normal_numbers(uint64_t seed, uint32_t step, uint32_t position, uint32_t stream,
-                                                     int64_t chunk, float* to) {
+// The numbers of features [64 chunk, 64 chunk + 64).
+HRM_INLINE void normal_numbers(uint64_t seed, uint32_t step, uint32_t position, uint32_t stream, int64_t chunk,
+                               float* to) {
   constexpr int kCounters = kChunk / 4;
   for (int first = 0; first < kCounters; first += kLanes) {
     BitVec words[4] = {BitVec{} + static_cast<uint32_t>(chunk * kCounters + first), BitVec{} + position,
