@@ -54,7 +54,7 @@ def solve(folder: Path, count: int, slots: int, setup: Setup) -> Workload:
     def puzzles() -> np.ndarray:
         rng = np.random.default_rng(SEED)
         if isinstance(task, Sudoku):
-            return sudoku.generate(count, task.size, rng, extra_clues=task.size).inputs
+            return sudoku.generate(count, task.size, rng, sudoku.Difficulty(extra_clues=task.size)).inputs
         return maze.generate(count, task.size, rng, min_path=2).inputs
 
     def by_engine(halt: str) -> Callable[..., list[torch.Tensor]]:

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 import hrm
-from hrm.data.sudoku import generate
+from hrm.data.sudoku import Difficulty, generate
 from hrm.inference.halting import Margin
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("api") / "data"
-    puzzles, more = (generate(24, 4, np.random.default_rng(seed), extra_clues=4) for seed in (0, 1))
+    puzzles, more = (generate(24, 4, np.random.default_rng(seed), Difficulty(extra_clues=4)) for seed in (0, 1))
     splits = {"train": (more.inputs, more.labels), "test": (puzzles.inputs, puzzles.labels)}
     hrm.write_dataset(folder, splits, vocab_size=6, seq_len=16, task="sudoku")
     return folder

@@ -43,6 +43,13 @@ def sudoku(
     extra_clues: Annotated[
         int, typer.Option(min=0, metavar="N", help="Add up to N clues that a generated puzzle does not need.")
     ] = 0,
+    max_rating: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Most guesses for a generated puzzle; 0 as in newspapers."),
+    ] = None,
+    clues: Annotated[
+        str | None, typer.Option(metavar="LOW-HIGH", help="Least and most clues of a generated puzzle: 28-36.")
+    ] = None,
     no_check_unique: Annotated[
         bool,
         typer.Option(
@@ -62,7 +69,7 @@ def sudoku(
     import numpy as np
 
     from hrm.data.puzzle_csv import BadRows
-    from hrm.data.sudoku import Sudoku, build_set, generate
+    from hrm.data.sudoku import Difficulty, Sudoku, build_set, generate
 
     require_new(out, force, *DATA_FOLDER)
     rng, bad = np.random.default_rng(seed), BadRows(skip_bad)
@@ -71,11 +78,15 @@ def sudoku(
             task = Sudoku(9 if size is None else size)
             counts = (train or 1000, test or 200)
             report = begun(progress, "generating", sum(counts))
-            puzzles = generate(sum(counts), task.size, rng, min_rating, report, extra_clues)
+            difficulty = Difficulty(min_rating, max_rating, extra_clues, _range(clues))
+            puzzles = generate(sum(counts), task.size, rng, difficulty, report)
             splits = shuffled_split(puzzles, counts[1], rng)
         else:
-            if extra_clues:
-                raise InputError("--extra-clues is for generated puzzles; leave it out, or leave out --csv and --hub")
+            given = {"--extra-clues": extra_clues, "--max-rating": max_rating is not None, "--clues": clues}
+            if names := [name for name, value in given.items() if value]:
+                raise InputError(
+                    f"{' and '.join(names)}: only for generated puzzles; leave it out, or leave out --csv and --hub"
+                )
             task, paths = find_sources(csv, hub, Sudoku, size)
             splits = read_splits(paths, task, Selection(train, test, min_rating), bad, rng, progress)
             if not no_check_unique:
@@ -93,6 +104,16 @@ def sudoku(
             "test": build_set(splits["test"], 0, rng),
         }
     finish(out, task, sets, bad, force)
+
+
+def _range(text: str | None) -> tuple[int, int] | None:
+    """Read ``LOW-HIGH``."""
+    if text is None:
+        return None
+    low, _, high = text.partition("-")
+    if not (low.isdecimal() and high.isdecimal()):
+        raise InputError(f"--clues {text}: expected the least and the most clues, as in --clues 28-36")
+    return int(low), int(high)
 
 
 def _with_one_solution(puzzles: "Puzzles", path: Path, bad: "BadRows", progress: Callable[[int], None]) -> "Puzzles":

@@ -7,8 +7,8 @@ sudoku-extreme.
 from hrm.data.sudoku.augmentation import augment
 from hrm.data.sudoku.board import BOXES
 from hrm.data.sudoku.dataset import build_set
-from hrm.data.sudoku.generator import generate
+from hrm.data.sudoku.generator import Difficulty, generate
 from hrm.data.sudoku.puzzle import Sudoku
 from hrm.data.sudoku.solver import Solutions, solve
 
-__all__ = ["BOXES", "Solutions", "Sudoku", "augment", "build_set", "generate", "solve"]
+__all__ = ["BOXES", "Difficulty", "Solutions", "Sudoku", "augment", "build_set", "generate", "solve"]

@@ -1,6 +1,7 @@
 """Generate Sudokus with one solution."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -47,12 +48,40 @@ def _minimal(answers: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.where(masks == any_digit, np.uint8(BLANK), answers)
 
 
-def _with_extra_clues(inputs: np.ndarray, answers: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
-    """Fill 0 to ``most`` random blanks of each puzzle from its answer."""
+class Difficulty(NamedTuple):
+    """Which puzzles to generate. The fewer clues beyond the needed ones, the harder.
+
+    Attributes:
+        min_rating: least number of guesses that :func:`solve` needs.
+        max_rating: most guesses; 0 for puzzles that need none (naked and hidden singles solve them). None: any number.
+        extra_clues: most clues beyond the needed ones; each puzzle gets a random number of them.
+        clues: least and most clues of a puzzle; each gets a random number in this range. Excludes ``extra_clues``.
+    """
+
+    min_rating: int = 0
+    max_rating: int | None = None
+    extra_clues: int = 0
+    clues: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        """What it asks for, after "Sudokus"."""
+        wanted = ""
+        if self.max_rating is not None:
+            wanted = f" of rating {self.min_rating} to {self.max_rating}"
+        elif self.min_rating:
+            wanted = f" of rating {self.min_rating} or more"
+        return wanted + (f" with {self.clues[0]} to {self.clues[1]} clues" if self.clues else "")
+
+
+ANY = Difficulty()
+"""Minimal puzzles: every clue is needed."""
+
+
+def _with_clues(inputs: np.ndarray, answers: np.ndarray, added: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Fill ``added`` (``[n]``) random blanks of each puzzle from its answer."""
     blank = inputs == BLANK
     order = np.where(blank, rng.random(inputs.shape), 2).argsort(1).argsort(1)  # the rank of each cell, blanks first
-    added = order < rng.integers(0, most + 1, (len(inputs), 1))
-    return np.where(blank & added, answers, inputs)
+    return np.where(blank & (order < added[:, None]), answers, inputs)
 
 
 _BARREN = 5_000  # the generator gives up after this many consecutive boards without a new puzzle
@@ -62,24 +91,27 @@ def generate(
     count: int,
     size: int,
     rng: np.random.Generator,
-    min_rating: int = 0,
+    difficulty: Difficulty = ANY,
     progress: Callable[[int], None] | None = None,
-    extra_clues: int = 0,
 ) -> Puzzles:
-    """Generate ``count`` distinct puzzles with one solution each; without ``extra_clues`` every clue is needed.
+    """Generate ``count`` distinct puzzles with one solution each; by default every clue is needed.
 
     Args:
         count: number of puzzles.
         size: 4, 6 or 9.
         rng: the source of randomness.
-        min_rating: least number of guesses that :func:`solve` needs.
+        difficulty: how many clues and guesses.
         progress: called with the number of puzzles made so far.
-        extra_clues: most clues beyond the needed ones; each puzzle gets a random number of them, which makes it easier.
 
     Raises:
-        InputError: the size is unknown, or the generator finds no new puzzle of this rating.
+        InputError: the size is unknown, or the generator finds no new puzzle of this difficulty.
     """
     Sudoku(size)
+    extra, clues = difficulty.extra_clues, difficulty.clues
+    if extra and clues:
+        raise InputError(f"clues {clues[0]} to {clues[1]} and {extra} extra clues exclude each other; give one")
+    if clues and not 0 <= clues[0] <= clues[1] <= size * size:
+        raise InputError(f"clues {clues[0]} to {clues[1]}: expected a range in 0 to {size * size}, the lower one first")
     batches: list[Puzzles] = []
     known = np.zeros(0, np.uint64)
     made = barren = 0
@@ -87,19 +119,25 @@ def generate(
     while made < count:
         boards = _full_boards(batch, size, rng)
         inputs = _minimal(boards, rng)
-        if extra_clues:
-            inputs = _with_extra_clues(inputs, boards, extra_clues, rng)
+        if extra:
+            inputs = _with_clues(inputs, boards, rng.integers(0, extra + 1, len(inputs)), rng)
+        if clues:
+            wanted, needed = rng.integers(clues[0], clues[1] + 1, len(inputs)), (inputs != BLANK).sum(1)
+            fits = needed <= wanted
+            inputs, boards = inputs[fits], boards[fits]
+            inputs = _with_clues(inputs, boards, (wanted - needed)[fits], rng)
         labels, counts, ratings = solve(inputs)
         keys, first = np.unique(row_keys(inputs), return_index=True)
         keep = np.sort(first[~np.isin(keys, known)])
-        keep = keep[(counts[keep] == 1) & (ratings[keep] >= min_rating)][: count - made]
+        rated = ratings[keep] >= difficulty.min_rating
+        if difficulty.max_rating is not None:
+            rated &= ratings[keep] <= difficulty.max_rating
+        keep = keep[(counts[keep] == 1) & rated][: count - made]
         barren = 0 if len(keep) else barren + batch
         if barren > _BARREN:
-            wanted = f" of rating {min_rating} or more" if min_rating else ""
-            raise InputError(
-                f"only {made} of {count} distinct {size} x {size} Sudokus{wanted} were found; "
-                "ask for fewer" + (", or lower --min-rating" if min_rating else "")
-            )
+            way_out = ", or for others" if str(difficulty) else ""
+            found = f"only {made} of {count} distinct {size} x {size} Sudokus{difficulty} were found"
+            raise InputError(f"{found}; ask for fewer{way_out}")
         batches.append(Puzzles(inputs[keep], labels[keep], ratings[keep], np.zeros(len(keep), np.int64)))
         known = np.concatenate([known, row_keys(inputs[keep])])
         made += len(keep)

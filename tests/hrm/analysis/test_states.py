@@ -14,7 +14,7 @@ from hrm.analysis import (
     untrained,
 )
 from hrm.data.format import SetBuilder, open_dataset, write_dataset
-from hrm.data.sudoku import generate
+from hrm.data.sudoku import Difficulty, generate
 
 SIZES = {"seq_len": 16, "vocab_size": 6, "hidden_size": 32, "num_heads": 2, "expansion": 1, "forward_dtype": "float32"}
 
@@ -103,7 +103,7 @@ def test_untrained_has_new_weights_and_does_not_touch_the_global_generator():
 
 @pytest.mark.parametrize("kind", ["recurrent", "feed-forward"])
 def test_baselines_learn_through_all_their_updates(tmp_path, batch, kind):
-    puzzles, builder = generate(40, 4, np.random.default_rng(0), extra_clues=6), SetBuilder()
+    puzzles, builder = generate(40, 4, np.random.default_rng(0), Difficulty(extra_clues=6)), SetBuilder()
     builder.add_puzzles(puzzles.inputs, puzzles.labels)
     write_dataset(tmp_path / "data", {"train": {"all": builder}}, vocab_size=6, seq_len=16, task="sudoku")
     torch.manual_seed(0)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 import hrm
-from hrm.data.sudoku import generate
+from hrm.data.sudoku import Difficulty, generate
 
 
 @pytest.fixture
 def data(tmp_path):
-    puzzles = generate(40, 4, np.random.default_rng(5), extra_clues=4)
+    puzzles = generate(40, 4, np.random.default_rng(5), Difficulty(extra_clues=4))
     hrm.write_dataset(
         tmp_path / "data", {"test": (puzzles.inputs, puzzles.labels)}, vocab_size=6, seq_len=16, task="sudoku"
     )

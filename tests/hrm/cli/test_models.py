@@ -31,8 +31,8 @@ def test_every_model_has_a_card_a_recipe_and_weights():
 @pytest.mark.parametrize(
     ("name", "generate", "accuracy"),
     [
-        ("sudoku4", partial(sudoku.generate, 200, size=4, extra_clues=4), 0),
-        ("sudoku6", partial(sudoku.generate, 200, size=6, extra_clues=20), 0),
+        ("sudoku4", partial(sudoku.generate, 200, size=4, difficulty=sudoku.Difficulty(extra_clues=4)), 0),
+        ("sudoku6", partial(sudoku.generate, 200, size=6, difficulty=sudoku.Difficulty(extra_clues=20)), 0),
         ("sudoku6", partial(sudoku.generate, 200, size=6), 1),
         ("maze11", partial(maze.generate, 300, size=11, min_path=2), 0),
         # 1,000 puzzles measure 78 % to within 1.5 %

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hrm.data import TASKS, task_of
 from hrm.data.puzzle_csv import BadRows, read_puzzles
 from hrm.data.puzzles import row_keys
-from hrm.data.sudoku import BOXES, Sudoku, augment, build_set, generate, solve
+from hrm.data.sudoku import BOXES, Difficulty, Sudoku, augment, build_set, generate, solve
 from hrm.errors import InputError
 
 HARD = Path(__file__).parents[2] / "data" / "sudoku_hard.csv"
@@ -191,17 +191,35 @@ def test_generated_puzzles_are_distinct_minimal_and_have_one_solution(size, coun
 
 
 def test_generation_is_repeatable_and_has_the_requested_rating():
-    first, again = (generate(8, 9, np.random.default_rng(5), min_rating=3) for _ in range(2))
+    first, again = (generate(8, 9, np.random.default_rng(5), Difficulty(min_rating=3)) for _ in range(2))
     assert (first.inputs == again.inputs).all()
     assert first.ratings.min() >= 3
     assert (solve(first.inputs).ratings == first.ratings).all()
     assert not (generate(8, 9, np.random.default_rng(6)).inputs == first.inputs).all()
 
 
+def test_newspaper_puzzles_need_no_guess_and_have_the_clues_asked_for():
+    puzzles = generate(40, 6, np.random.default_rng(1), Difficulty(max_rating=0, clues=(11, 13)))
+    assert set((puzzles.inputs > 1).sum(1)) == {11, 12, 13}
+    assert (puzzles.ratings == 0).all()
+    assert (solve(puzzles.inputs).counts == 1).all()
+
+
+def test_a_range_of_clues_that_cannot_be_is_refused():
+    rng = np.random.default_rng(0)
+    with pytest.raises(InputError, match="clues 9 to 3: expected a range in 0 to 16, the lower one first"):
+        generate(5, 4, rng, Difficulty(clues=(9, 3)))
+    with pytest.raises(InputError, match="clues 5 to 6 and 2 extra clues exclude each other; give one"):
+        generate(5, 4, rng, Difficulty(extra_clues=2, clues=(5, 6)))
+
+
 def test_generation_stops_when_it_finds_no_new_puzzles(monkeypatch):
     monkeypatch.setattr("hrm.data.sudoku.generator._BARREN", 200)
-    with pytest.raises(InputError, match="only 0 of 5 distinct 4 x 4 Sudokus of rating 1000 or more"):
-        generate(5, 4, np.random.default_rng(0), min_rating=1000)
+    with pytest.raises(
+        InputError,
+        match="only 0 of 5 distinct 4 x 4 Sudokus of rating 1000 or more were found; ask for",
+    ):
+        generate(5, 4, np.random.default_rng(0), Difficulty(min_rating=1000))
 
 
 @settings(max_examples=60, deadline=None)
@@ -264,7 +282,7 @@ def test_task_of_picks_by_shape_or_name():
 
 
 def test_extra_clues_are_added_up_to_their_number():
-    bare, extended = (generate(200, 4, np.random.default_rng(0), extra_clues=extra) for extra in (0, 5))
+    bare, extended = (generate(200, 4, np.random.default_rng(0), Difficulty(extra_clues=extra)) for extra in (0, 5))
     clues = [(puzzles.inputs > 1).sum(1) for puzzles in (bare, extended)]
     assert clues[0].max() <= 6 and clues[1].max() > 8  # a minimal 4 x 4 Sudoku has 4 to 6 clues
     assert abs(clues[1].mean() - clues[0].mean() - 2.5) < 0.5

@@ -10,7 +10,7 @@ from hrm.data.format import SetBuilder, open_dataset, write_dataset
 from hrm.data.maze import Maze
 from hrm.data.maze import generate as generate_mazes
 from hrm.data.puzzles import Puzzles, row_keys
-from hrm.data.sudoku import Sudoku, generate
+from hrm.data.sudoku import Difficulty, Sudoku, generate
 from hrm.errors import InputError
 from hrm.training.config import load_config
 from hrm.training.distributed import World
@@ -31,7 +31,7 @@ def write(folder, train_puzzles: Puzzles, test_puzzles: Puzzles, task) -> None:
 def folders(tmp_path_factory):
     """Two data folders of 4 x 4 Sudokus: ``easy`` with 12 clues, ``hard`` with the fewest."""
     folder, rng = tmp_path_factory.mktemp("mixed"), np.random.default_rng(0)
-    easy, hard = generate(20, 4, rng, extra_clues=8), generate(20, 4, rng)
+    easy, hard = generate(20, 4, rng, Difficulty(extra_clues=8)), generate(20, 4, rng)
     everything = np.arange(20)
     write(folder / "easy", easy.take(everything[:12]), easy.take(everything[12:]), Sudoku(4))
     write(folder / "hard", hard.take(everything[:12]), hard.take(everything[12:]), Sudoku(4))
