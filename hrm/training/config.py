@@ -11,7 +11,17 @@ import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+from typing_extensions import Self
 from yaml import YAMLError
 
 from hrm.config import FAMILIES, ModelConfig, automatic_dtype
@@ -84,6 +94,7 @@ class TrainConfig(BaseModel):
         max_minutes: stop after this many minutes of this start of the run, including a last evaluation, which is
             expected to take as long as the one before; the schedule stays that of ``epochs``.
         early_stop_exact_accuracy: stop when the last ten rows of the training log reach this exact accuracy.
+        target_exact_accuracy: stop when an evaluation on the test split reaches this exact accuracy.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -131,6 +142,13 @@ class TrainConfig(BaseModel):
     max_steps: PositiveInt | None = None
     max_minutes: float | None = Field(default=None, gt=0)
     early_stop_exact_accuracy: float | None = Field(default=None, gt=0, le=1)
+    target_exact_accuracy: float | None = Field(default=None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _target_is_measured(self) -> Self:
+        if self.target_exact_accuracy is not None and self.eval_interval is None:
+            raise ValueError("target_exact_accuracy needs evaluations during training; set eval_interval too")
+        return self
 
     def model(self, metadata: Metadata, device: torch.device) -> ModelConfig:
         """The model's configuration for a data set.

@@ -27,7 +27,7 @@ from hrm.training.signals import StopSignals
 from hrm.training.state import TrainingState
 from hrm_kernels.sharded_embedding import ShardedEmbedding
 
-Reason = Literal["done", "solved", "limit", "interrupted"]
+Reason = Literal["done", "solved", "reached", "limit", "interrupted"]
 
 
 class TrainingError(InputError):
@@ -40,7 +40,8 @@ class Result:
 
     Attributes:
         step: steps made since the run began.
-        reason: ``done``; ``solved`` (early_stop_exact_accuracy); ``limit`` (max_steps, max_minutes); ``interrupted``.
+        reason: ``done``; ``solved`` (early_stop_exact_accuracy); ``reached`` (target_exact_accuracy); ``limit``
+            (max_steps, max_minutes); ``interrupted``.
         checkpoint: the last checkpoint.
         evaluation: metrics of the last evaluation in this start of the run, if there was one.
         best: the best evaluation of the run, whose checkpoint is kept; None without evaluations, or if all were bad.
@@ -63,7 +64,8 @@ class Result:
         return ()
 
     def __str__(self) -> str:
-        how = {"solved": "training puzzles solved", "limit": "limit reached"}.get(self.reason, self.reason)
+        words = {"solved": "training puzzles solved", "reached": "target reached", "limit": "limit reached"}
+        how = words.get(self.reason, self.reason)
         best = f"; {self.best}" if self.best and self.best.step != self.step else ""
         return f"{how} at step {self.step}; checkpoint {self.checkpoint}{best}"
 
@@ -208,11 +210,17 @@ class Trainer:
                     return "solved"
             if self._is_due(self._data.eval_every):
                 self.evaluate()
+                if self._reached_target():
+                    return "reached"
             if self._is_due(config.checkpoint_every):
                 self.save()
             if reason := self._reason_to_stop():
                 return reason
         return "done" if state.step >= self._data.total_steps else "limit"
+
+    def _reached_target(self) -> bool:
+        target, metrics = self.config.target_exact_accuracy, self._evaluation
+        return target is not None and metrics is not None and metrics.exact_accuracy >= target
 
     def _is_due(self, every: int | None) -> bool:
         return every is not None and self.state.step % every == 0

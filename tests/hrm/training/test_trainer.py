@@ -1,5 +1,6 @@
 """The training loop: what it computes, and why it stops."""
 
+import dataclasses
 import inspect
 import os
 import shutil
@@ -157,6 +158,22 @@ def test_a_run_learns_and_stops_when_solved(configure, cpu):
     exact = sum(float(row["exact_accuracy"]) * int(row["finished"]) for row in last if row["exact_accuracy"])
     assert exact >= 0.9 * finished
     assert result.evaluation.accuracy > 0.8  # the rule generalises to unseen puzzles
+
+
+def test_a_run_stops_when_an_evaluation_reaches_the_target(configure, cpu, monkeypatch):
+    accuracies = iter([0.5, 0.7, 0.9, 1.0])
+
+    def evaluate(*_, **__):
+        return dataclasses.replace(METRICS, exact_accuracy=next(accuracies))
+
+    monkeypatch.setattr(trainer_module, "evaluate", evaluate)
+    result = train(configure(eval_interval=1, target_exact_accuracy=0.8, max_steps=60), cpu)
+    assert result.reason == "reached" and str(result).startswith("target reached at step")
+    measured = rows(result.checkpoint.parents[1] / "evaluation.csv")
+    assert [float(row["exact_accuracy"]) for row in measured] == [0.5, 0.7, 0.9]
+    assert int(measured[-1]["step"]) == result.step < 60
+    with pytest.raises(ValueError, match="target_exact_accuracy needs evaluations during training; set eval_interval"):
+        configure("never", eval_interval=None, target_exact_accuracy=0.8)
 
 
 @pytest.mark.parametrize("arch", [{}, {"mlp_t": True, "pos_encodings": "none"}], ids=["attention", "mixing"])
