@@ -7,6 +7,8 @@ is measured.
   plus the all-reduce of gradients, which follows the backward pass.
 - *expected*: the same at the shares of those rates that matrix products and copies reach on an H200 (790 of 989
   TFLOP/s, 4.3 of 4.8 TB/s, measured), for kernels that are not fused, so that arithmetic and traffic add up.
+
+Below the table stands what :mod:`hrm_kernels.tuning.model` predicts for an H200 from the machine code of the kernels.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from bench.processes import ROOT
 from hrm.config import HRMConfig
 from hrm.errors import InputError
 from hrm.training.config import load_config
+from hrm_kernels.tuning.model import table
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,17 @@ def measured_step(name: str, rows: int, positions: int) -> tuple[float, str] | N
     return None
 
 
+def predicted() -> list[str]:
+    """What the machine code of the kernels lets expect of an H200, beside the goals."""
+    _, rows = table.read()
+    name, seconds = table.best_pass(rows)
+    return [
+        "Predicted from machine code (python -m hrm_kernels.tuning.model): H200, 27M model, 384 rows of 82 positions:",
+        f"- a block pass without gradients, {name.partition(', ')[2]}: {_ms(seconds)}, goal {_ms(table.BLOCK_GOAL)}",
+        f"- the block passes of a training step: {_ms(table.step_seconds(rows))}, goal {_ms(table.STEP_GOAL)}",
+    ]
+
+
 @dataclass(frozen=True)
 class Plan:
     """A recipe on a number of GPUs.
@@ -194,7 +208,7 @@ class Plan:
                 f"{384 / many_expected.in_turn:,.0f}",
             ]
             lines.append(f"| {' | '.join(cells)} |")
-        return lines
+        return [*lines, "", *predicted()]
 
     def _memory(self) -> list[str]:
         parts = training_memory(self.model, self.rows)

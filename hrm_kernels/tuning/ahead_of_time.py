@@ -140,17 +140,21 @@ def _source(case: Case, target: str) -> Any:
     return ASTSource(case.kernel, signature, constants, attributes)
 
 
-def compile_case(case: Case, target: str) -> Resources:
-    """Compile for one of ``TARGETS`` and read the resources from the binary."""
+def build(case: Case, target: str) -> Any:
+    """Compile for one of ``TARGETS``, and return Triton's compiled kernel."""
     import triton
     from triton.backends.compiler import GPUTarget
 
-    amd = target.startswith("gfx")
-    compiled = triton.compile(
+    return triton.compile(
         _source(case, target),
-        target=GPUTarget("hip", target, 64) if amd else GPUTarget("cuda", int(target), 32),
+        target=GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target), 32),
         options={"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": True},
     )
+
+
+def compile_case(case: Case, target: str) -> Resources:
+    """Compile for one of ``TARGETS`` and read the resources from the binary."""
+    compiled, amd = build(case, target), target.startswith("gfx")
     shared = compiled.metadata.shared
     return _amd(compiled.asm["amdgcn"], shared) if amd else _nvidia(compiled.asm["cubin"], shared, case.matrix)
 
