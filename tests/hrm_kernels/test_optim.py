@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 
+import hrm_kernels as k
 from hrm_kernels.nn import SparseEmbedding
+from hrm_kernels.ops.sparse_sign_sgd import sparse_sign_sgd
 from hrm_kernels.optim import AdamATan2, SparseSignSGD
 
 
@@ -130,6 +132,45 @@ def test_sparse_sign_sgd_sums_repeated_rows_and_decays_each_once():
     optimizer.step()
     want = torch.tensor([[0.95, 1.05], [1.0, 1.0], [0.95, 0.85], [1.0, 1.0]])
     torch.testing.assert_close(table.weights, want)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("wrong", [3, -1])
+def test_on_a_cpu_an_identifier_that_is_not_a_row_is_an_error(backend, wrong):
+    weights = torch.ones(3, 4)
+    with k.use_backend(backend), pytest.raises(IndexError, match=f"identifier is {wrong}, expected 0 to 2; nothing"):
+        sparse_sign_sgd(weights, torch.tensor([1, wrong]), torch.ones(2, 4), 0.5, 0.0)
+    assert weights.eq(1).all()
+
+
+@pytest.mark.parametrize(
+    ("ids", "grads", "error", "message"),
+    [
+        (torch.zeros(3), (3, 4), TypeError, "ids is torch.float32, expected an int32 or int64 tensor"),
+        (
+            torch.zeros(2, dtype=torch.long),
+            (3, 4),
+            ValueError,
+            r"grads has shape \[3, 4\], expected \[N, D\] = \[2, 4\]",
+        ),
+        (
+            torch.zeros(3, dtype=torch.long),
+            (3, 5),
+            ValueError,
+            r"grads has shape \[3, 5\], expected \[N, D\] = \[3, 4\]",
+        ),
+        (torch.zeros(1, 3, dtype=torch.long), (3, 4), ValueError, r"ids has shape \[1, 3\], expected \[N\] = \[any\]"),
+        (
+            torch.zeros(3, dtype=torch.long, device="meta"),
+            (3, 4),
+            ValueError,
+            "ids is on meta, expected cpu as weights",
+        ),
+    ],
+)
+def test_sparse_sign_sgd_checks_its_arguments(ids, grads, error, message):
+    with pytest.raises(error, match=f"^sparse_sign_sgd: {message}"):
+        sparse_sign_sgd(torch.ones(3, 4), ids, torch.ones(grads), 0.5, 0.0)
 
 
 def test_sparse_sign_sgd_steps_once_for_each_look_up():

@@ -10,6 +10,7 @@ import hrm_kernels as k
 from hrm_kernels.nn import SparseEmbedding
 from hrm_kernels.ops.adam_atan2 import Step, triton_kernels
 from hrm_kernels.ops.sparse_sign_sgd import sparse_sign_sgd
+from hrm_kernels.ops.sparse_sign_sgd.reference import update_existing_rows
 from hrm_kernels.optim import AdamATan2, SparseSignSGD
 
 pytest.importorskip("triton")
@@ -274,6 +275,20 @@ def test_sparse_sign_sgd(N, D, E, dtype, ids_dtype, on_device):
 
 def test_more_identifiers_than_are_looked_at_together():
     test_sparse_sign_sgd(260, 2, 3, torch.float32, torch.int64, False)
+
+
+@pytest.mark.parametrize("ids", [[3, -1, 1, 2**40, -(2**40), 1], [2**31, -1, 3, -7, 9, 3]])
+def test_identifiers_that_are_not_rows_are_skipped(ids):
+    """Where an error would wait for a GPU. Memory around the table stays as it is."""
+    memory = torch.ones(9, 4, device=DEVICE)
+    before, grads, ids = memory.clone(), torch.ones(6, 4, device=DEVICE), torch.tensor(ids, device=DEVICE)
+    with k.use_backend("triton"):
+        sparse_sign_sgd(memory[3:6], ids, grads, 0.5, 0.0)
+    before[4] -= 0.5 * (ids == 1).any()
+    assert torch.equal(memory, before)
+    twin = torch.ones(3, 4, device=DEVICE)
+    update_existing_rows(twin, ids, grads, 0.5, 0.0)  # the reference on a GPU
+    assert torch.equal(twin, memory[3:6])
 
 
 def test_sparse_sign_sgd_is_the_same_each_time():

@@ -8,7 +8,6 @@ from hrm_kernels.backends import cuda_cannot_run
 
 
 def step(weights: Tensor, ids: Tensor, grads: Tensor, lr: float | Tensor, weight_decay: float) -> None:
-    """As the op. Identifiers outside the table are skipped: the look-up has refused them before."""
     lr_on_device = lr.detach().float() if isinstance(lr, Tensor) and lr.device == weights.device else None
     native.load("cuda").module.sparse_sign_sgd(
         weights.detach(),

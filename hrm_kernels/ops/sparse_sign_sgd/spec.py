@@ -30,7 +30,7 @@ def cost(sizes: Sizes, itemsize: int, backward: bool) -> Cost:
 SPEC = OpSpec(
     name="sparse_sign_sgd",
     schema=None,
-    shapes={},
+    shapes={"weights": "[E, D]"},
     sample=sample,
     oracle=oracle,
     cost=cost,

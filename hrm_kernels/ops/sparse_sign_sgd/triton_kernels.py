@@ -21,6 +21,7 @@ def step_kernel(
     keep,
     weight_decay,
     N,
+    E,
     D: tl.constexpr,
     LR_ON_DEVICE: tl.constexpr,
     SCAN: tl.constexpr,
@@ -30,7 +31,7 @@ def step_kernel(
     """Occurrence n = program_id(0), columns of block program_id(1), over all identifiers before n, then from n on.
 
     Only the program of the first occurrence goes on: it sums the gradients of all occurrences, in a fixed order, and
-    writes the row.
+    writes the row. Identifiers that are not one of the E rows are skipped.
     With LR_ON_DEVICE lr is a pointer, and keep is not used: it is 1 - lr * weight_decay.
     """
     n = tl.program_id(0)
@@ -41,7 +42,7 @@ def step_kernel(
         m = start + tl.arange(0, SCAN)
         earlier += ((m < n) & (tl.load(ids + m, m < n, 0) == own)).to(tl.int32)
         start += SCAN
-    if tl.sum(earlier) == 0:
+    if (tl.sum(earlier) == 0) & (own >= 0) & (own < E):
         d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
         g = tl.zeros([BLOCK_D], tl.float32)
         start = n
@@ -81,6 +82,7 @@ def step(
             keep,
             float(weight_decay),
             N,
+            len(weights),
             D,
             on_device,
             **sizes,
@@ -98,6 +100,6 @@ def cases() -> list[Case]:
     for ids in ("*i32", "*i64"):
         for on_device in (False, True):
             arguments = {"weights": p, "ids": ids, "grads": p, "lr": "*fp32" if on_device else "fp32", "keep": "fp32"}
-            arguments |= {"weight_decay": "fp32", "N": "i32"}
+            arguments |= {"weight_decay": "fp32", "N": "i32", "E": "i32"}
             result.append(Case(step_kernel, arguments, {**sizes, "LR_ON_DEVICE": on_device}, NUM_WARPS))
     return result
