@@ -1,12 +1,14 @@
 """A step that runs many times, in training or inference, as one CUDA graph."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from hrm.errors import InputError
+from hrm_kernels.capture_streams import NoStreamLeft, OwnStream
 from hrm_kernels.graphs import launch_by_launch
 
 WARM_UP = 3  # steps before the capture: libraries initialise and allocations settle
@@ -31,10 +33,17 @@ class CudaCapture:
     Args:
         device: where the step computes.
         off: the setting that disables graphs, for the error if a step cannot be captured.
+
+    Raises:
+        InputError: too many graphs live already.
     """
 
     def __init__(self, device: torch.device, off: str):
-        self._stream, self._off = torch.cuda.Stream(device), off
+        try:
+            self._own = OwnStream(device)
+        except NoStreamLeft as error:
+            raise InputError(f"the step cannot be captured as a CUDA graph: {error}") from error
+        self._stream, self._off = self._own.stream, off
 
     def run(self, function: Callable[[], None]) -> None:
         """Call ``function``, ordered after the earlier and before the later work of the current stream."""
@@ -55,7 +64,7 @@ class CudaCapture:
                 f"the step cannot be captured as a CUDA graph ({str(error).splitlines()[0]}); "
                 f"run it launch by launch with {self._off}"
             ) from error
-        return graph.replay
+        return partial(self._own.replay, graph)
 
 
 class StepGraph:

@@ -1,13 +1,19 @@
 """Calls through graphs: what is a call's own, when a graph is captured, and which are kept."""
 
+import gc
+import itertools
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import hrm_kernels as k
-from hrm_kernels import graphs
-from hrm_kernels.graphs import Graphs
+from hrm_kernels import capture_streams, graphs
+from hrm_kernels.capture_streams import NoStreamLeft, OwnStream
+from hrm_kernels.graphs import Graphs, launch_by_launch
 from hrm_kernels.nn import rope_tables
 
 
@@ -111,6 +117,90 @@ def test_calls_that_never_come_again_capture_nothing(fake):
     for weight in made:
         assert call(scaled(weight), inputs, (weight,), None)[0].eq(weight).all()
     assert not fake.captured and len(call._seen) == graphs.SEEN
+
+
+def test_weights_that_move_all_the_time_are_captured_no_more(fake):
+    call, inputs, made = Graphs(fake), (torch.ones(3), torch.zeros(3)), [torch.tensor(float(i)) for i in range(6)]
+    with pytest.warns(UserWarning, match="launch by launch from now on: 4 graphs of it were replaced") as said:
+        for _ in range(10):
+            for weight in made:
+                assert call(scaled(weight), inputs, (weight,), None)[0].eq(weight).all()
+    assert len(said) == 1 and len(fake.captured) == graphs.KEPT + graphs.WASTED - 1
+    assert len(call._graphs) == graphs.KEPT - 1  # what is left is replayed, and other calls are captured
+    replays = len(fake.replayed)
+    for weight in made:
+        call(scaled(weight), inputs, (weight,), None)
+    assert len(fake.replayed) == replays + graphs.KEPT - 1
+    for _ in range(2):
+        call(scaled(made[0]), inputs, (made[0],), "another")
+    assert len(fake.captured) == graphs.KEPT + graphs.WASTED
+
+
+def test_graphs_that_were_worth_their_capture_may_be_replaced(fake):
+    call, inputs = Graphs(fake), (torch.ones(3), torch.zeros(3))
+    for i in range(12):  # models, one after the other
+        weight = torch.tensor(float(i))
+        for _ in range(graphs.WORTH + 1):
+            call(scaled(weight), inputs, (weight,), i)
+    assert len(fake.captured) == 12 and not call._wasted
+
+
+def test_without_a_stream_left_a_call_runs_directly():
+    def full(function):
+        raise NoStreamLeft("every stream is taken")
+
+    call, weight, inputs = Graphs(full), torch.tensor(2.0), (torch.ones(3), torch.zeros(3))
+    call(scaled(weight), inputs, (weight,), None)
+    with pytest.warns(UserWarning, match="from now on: every stream is taken") as said:
+        for _ in range(3):
+            assert call(scaled(weight), inputs, (weight,), None)[0].eq(2).all()
+    assert len(said) == 1
+
+
+def test_overlapping_warm_ups_leave_graphs_enabled():
+    first, second = launch_by_launch(), launch_by_launch()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert graphs._warm_ups == 1  # the second still warms up
+    second.__exit__(None, None, None)
+    assert graphs._warm_ups == 0 and graphs.ENABLED
+
+    def warm_up():
+        for _ in range(300):
+            with launch_by_launch():
+                assert graphs._warm_ups
+
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(warm_up) for _ in range(3)]:
+            done.result()
+    assert graphs._warm_ups == 0
+
+
+@pytest.fixture
+def pool(monkeypatch):
+    """A device with four streams, handed out in turn as PyTorch does."""
+    streams = [SimpleNamespace(device=torch.device("cuda", 0), cuda_stream=number) for number in range(4)]
+    turns = itertools.cycle(streams)
+    monkeypatch.setattr(capture_streams, "POOL", 4)
+    monkeypatch.setattr(capture_streams, "_taken", set())
+    monkeypatch.setattr(capture_streams, "_next_of_pool", lambda device: next(turns))
+    monkeypatch.setattr(capture_streams, "_wait_for", lambda device: None)
+
+
+def test_no_two_living_graphs_have_one_stream(pool):
+    first, *others = (OwnStream(torch.device("cuda")) for _ in range(4))
+    assert len({own.stream.cuda_stream for own in (first, *others)}) == 4
+    with pytest.raises(NoStreamLeft, match="every stream of cuda belongs to one of 4 CUDA graphs; free engines"):
+        OwnStream(torch.device("cuda"))
+    replay, number = partial(first.replay, None), first.stream.cuda_stream
+    del first
+    gc.collect()
+    with pytest.raises(NoStreamLeft):  # the graph can still be replayed
+        OwnStream(torch.device("cuda"))
+    del replay
+    gc.collect()
+    assert OwnStream(torch.device("cuda")).stream.cuda_stream == number
 
 
 def test_a_capture_that_fails_leaves_nothing_behind():
