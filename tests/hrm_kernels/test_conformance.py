@@ -117,6 +117,37 @@ def test_triton(op, dtype, sizes):
         assert all(map(torch.equal, without, got)), "the same without gradients"
 
 
+def empty_sizes(op):
+    """No rows and no positions, plain, damped, and with blocks of either kind."""
+    kinds = {(sizes.mixing > 0, sizes.noise) for sizes in SPECS[op].sizes}
+    for mixes, noise in sorted(kinds):
+        for batch, positions in ((0, 5), (2, 0)):
+            yield Sizes(batch, positions, I=8, layers=1, mixing=6 * mixes, noise=noise)
+
+
+@pytest.mark.parametrize(("op", "backend"), each(REGISTERED))
+def test_empty_batches(op, backend):
+    for sizes in empty_sizes(op):
+        compare(op, backend, torch.float32, sizes)
+        compare(op, backend, torch.float32, sizes, gradients=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("op", "backend"), each(REGISTERED))
+def test_empty_batches_compile(op, backend):
+    device = GPU if backend == "triton" else "cpu"
+    for sizes in empty_sizes(op):
+        torch._dynamo.reset()
+        compiled = torch.compile(public(op), fullgraph=True, backend="aot_eager")
+        with k.use_backend(backend):
+            got, want = (
+                results(function, op, converted(make(op, sizes), torch.float32, device), torch.float32)
+                for function in (compiled, public(op))
+            )
+        for one, eager in zip(got, want, strict=True):
+            torch.testing.assert_close(one, eager, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(("op", "backend", "dtype"), every(SPECS))
 def test_same_input_same_bits(op, backend, dtype):
     first, again = (computed(op, make(op), dtype, backend) for _ in range(2))

@@ -89,6 +89,8 @@ def _cpu(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from hrm_kernels.ops.recurrent_cycles.cpu_kernels import run, run_damped
 
+    if heads.mixing and z_H.shape[1] == 0:  # nothing to compute, and no weights to pack
+        return z_H, z_L
     H_weights, L_weights = flat(H_layers), flat(L_layers)
     arguments = z_H.contiguous(), z_L.contiguous(), x.contiguous(), H_weights, L_weights, heads, H_cycles, L_cycles, eps
     return run(*arguments) if damping is None else run_damped(*arguments, *by_row(damping, z_H))
