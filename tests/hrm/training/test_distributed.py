@@ -238,7 +238,9 @@ def test_backward_adds_to_the_views_of_flat_gradients():
     for _ in range(2):
         gradients.clear()
         ((2 * a).sum() + (3 * b).sum()).backward()
-        assert gradients.flat.tolist() == [2.0] * 6 + [3.0] * 4
+        assert gradients.flat.tolist() == [2.0] * 6 + [0.0] * 2 + [3.0] * 4  # padded to 16 bytes
+    assert gradients.norm() == (6 * 2**2 + 4 * 3**2) ** 0.5
+    assert all(parameter.grad.data_ptr() % 16 == 0 for parameter in (a, b))
     gradients.flat *= 2
     assert a.grad.tolist() == [[4.0] * 3] * 2 and b.grad.tolist() == [6.0] * 4
 
