@@ -4,6 +4,7 @@ Each has a folder with the checkpoint as :func:`hrm.save` writes it, ``card.json
 and ``halting.json`` (of ``hrm calibrate``, for ``--halt calibrated``). ``python -m hrm.models`` makes one from a run.
 """
 
+import math
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -12,6 +13,22 @@ from hrm.files import read_json
 
 CARD = "card.json"
 _FOLDER = Path(__file__).parent
+
+
+class Breadth(BaseModel):
+    """What several trajectories of a puzzle reach, if the task's check, else the vote and q_halt choose the answer.
+
+    Attributes:
+        trajectories: most trajectories per puzzle; a verified answer ends the others.
+        exact_accuracy: share of puzzles solved.
+        steps: mean segments per puzzle, of all its trajectories together.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    trajectories: int
+    exact_accuracy: float
+    steps: float
 
 
 class Accuracy(BaseModel):
@@ -25,6 +42,8 @@ class Accuracy(BaseModel):
         steps: segments per puzzle.
         early_exact_accuracy: share of puzzles solved if each halts by the calibrated threshold.
         early_steps: mean segments per puzzle then.
+        breadth: with several trajectories that halt early, each with the puzzle changed by a symmetry; None where this
+            was not measured.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,6 +55,13 @@ class Accuracy(BaseModel):
     steps: int
     early_exact_accuracy: float
     early_steps: float
+    breadth: Breadth | None = None
+
+    def interval(self, share: float) -> tuple[float, float]:
+        """The 95 % interval (Wilson's) of a share of these puzzles."""
+        n, z = self.count, 1.96
+        middle, spread = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+        return (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
 
 
 class Card(BaseModel):

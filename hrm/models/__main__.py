@@ -15,8 +15,9 @@ import torch
 import hrm
 from hrm.data import task_of
 from hrm.files import read_json, write_json
+from hrm.inference.engine import Trajectories
 from hrm.locate import locate
-from hrm.models import CARD, Accuracy, Card
+from hrm.models import CARD, Accuracy, Breadth, Card
 
 
 class Puzzles(NamedTuple):
@@ -49,6 +50,7 @@ def main() -> None:
         metavar="DESCRIPTION=COMMAND=DIR",
         help="puzzles to measure on; first those of its training",
     )
+    parser.add_argument("--trajectories", type=int, metavar="K", help="measure with up to K trajectories too")
     arguments = parser.parse_args()
     model, target = hrm.load(arguments.run), Path(__file__).parent / arguments.name
     measured: list[Puzzles] = arguments.measure
@@ -70,7 +72,7 @@ def main() -> None:
         batch_size=read_json(arguments.run / "training.json")["global_batch_size"],
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         calibration=command,
-        accuracy=tuple(_measure(target, puzzles) for puzzles in measured),
+        accuracy=tuple(_measure(target, puzzles, arguments.trajectories) for puzzles in measured),
         made_with={
             "torch": torch.__version__,
             "device": f"cpu, {platform.machine()}",
@@ -88,9 +90,14 @@ def _training_steps(run: Path) -> int:
     return int(locate(run).name.removeprefix("step_")) + (_training_steps(Path(before)) if before else 0)
 
 
-def _measure(model: Path, puzzles: Puzzles) -> Accuracy:
+def _measure(model: Path, puzzles: Puzzles, trajectories: int | None) -> Accuracy:
     fixed = hrm.evaluate(model, puzzles.folder, device="cpu")
     early = hrm.evaluate(model, puzzles.folder, device="cpu", halt="calibrated")
+    breadth = None
+    if trajectories is not None:
+        how = Trajectories(trajectories, augment=True)
+        many = hrm.evaluate(model, puzzles.folder, device="cpu", halt="calibrated", trajectories=how)
+        breadth = Breadth(trajectories=trajectories, exact_accuracy=many.exact_accuracy, steps=many.steps)
     return Accuracy(
         puzzles=puzzles.description,
         data=puzzles.command,
@@ -99,6 +106,7 @@ def _measure(model: Path, puzzles: Puzzles) -> Accuracy:
         steps=int(fixed.steps),
         early_exact_accuracy=early.exact_accuracy,
         early_steps=early.steps,
+        breadth=breadth,
     )
 
 

@@ -68,6 +68,15 @@ def test_the_list_of_models(call):
     assert code == 0 and "valid" in text, err
 
 
+def test_the_interval_of_an_accuracy_is_wilsons():
+    measured = models.Accuracy(
+        puzzles="", data="", count=1000, exact_accuracy=0.5, steps=1, early_exact_accuracy=0, early_steps=1
+    )
+    assert measured.interval(0.5) == pytest.approx((0.4691, 0.5309), abs=1e-4)
+    assert measured.interval(0.99) == pytest.approx((0.9817, 0.9946), abs=1e-4)  # not symmetric near an end
+    assert measured.interval(1.0) == pytest.approx((0.9962, 1.0), abs=1e-4)
+
+
 def test_the_list_does_not_import_torch():
     code = "import sys; import hrm.models; hrm.models.cards(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
