@@ -107,7 +107,9 @@ class Elements {
   char *base_, *data_;
 };
 
+// Each check starts it anew: a check that is added or changed does not change the numbers of the others.
 std::mt19937 generator;
+void start_numbers() { generator.seed(5); }
 
 Matrix random(int64_t rows, int64_t columns, double scale = 1) {
   std::normal_distribution<double> normal(0, scale);
@@ -162,12 +164,13 @@ constexpr double kTolerance = 2e-6;      // float32 sums of a few hundred terms
 constexpr double kPassTolerance = 1e-5;  // of several layers, each of which amplifies earlier errors
 
 // Where intermediate results are bfloat16, a multiple of its rounding, 2^-9: of one attention, or mixing, and of
-// several layers.
+// several layers. A norm over three features amplifies errors more. (Whether the accuracy is as good as PyTorch's is
+// checked in tests/hrm_kernels/test_conformance.py.)
 double attention_tolerance(const hrm_cpu_kernels& kernels) {
-  return kernels.element_bytes == 2 ? 4 / 512.0 : kTolerance;
+  return kernels.element_bytes == 2 ? 8 / 512.0 : kTolerance;
 }
-double pass_tolerance(const hrm_cpu_kernels& kernels) {
-  return kernels.element_bytes == 2 ? 32 / 512.0 : kPassTolerance;
+double pass_tolerance(const hrm_cpu_kernels& kernels, int64_t dim) {
+  return kernels.element_bytes == 2 ? (dim > 3 ? 32 : 128) / 512.0 : kPassTolerance;
 }
 
 // Memory that kernels reuse between calls; its contents must not matter.
@@ -396,6 +399,7 @@ struct Block {
 Checker check;
 
 void check_add_rms_norm(const hrm_cpu_kernels& kernels, int dtype, int64_t rows, int64_t columns) {
+  start_numbers();
   const float eps = 1e-5f;
   const Elements x(dtype, random(rows, columns, 30)), residual(dtype, random(rows, columns));
   const Elements dout(dtype, random(rows, columns));
@@ -420,6 +424,7 @@ void check_add_rms_norm(const hrm_cpu_kernels& kernels, int dtype, int64_t rows,
 }
 
 void check_swiglu(const hrm_cpu_kernels& kernels, int dtype, int64_t rows, int64_t inner) {
+  start_numbers();
   Matrix numbers = random(rows, 2 * inner, 3);
   const double special[] = {NAN, 200, -200, 0, 88, -88};  // the limits of exp
   for (int64_t i = 0; i < 6 && 7 * i < inner; ++i) numbers(rows - 1, 7 * i) = special[i];
@@ -450,6 +455,7 @@ Matrix convolved(const Matrix& y, const Elements& weight, const Elements& bias, 
 }
 
 void check_conv_swiglu(const hrm_cpu_kernels& kernels, int dtype, int64_t batch, int64_t positions, int64_t inner) {
+  start_numbers();
   const int64_t rows = batch * positions;
   const Elements gate_up(dtype, random(rows, 2 * inner)), dout(dtype, random(rows, inner));
   const Elements weight(dtype, random(inner, 2)), bias(dtype, random(1, inner));
@@ -485,6 +491,7 @@ void check_conv_swiglu(const hrm_cpu_kernels& kernels, int dtype, int64_t batch,
 }
 
 void check_linear(const hrm_cpu_kernels& kernels, int dtype, int64_t rows, int64_t outputs, int64_t inputs) {
+  start_numbers();
   const Elements x(dtype, random(rows, inputs)), bias(dtype, random(1, outputs));
   const Elements weights(dtype, random(outputs, inputs, 1 / std::sqrt(inputs)));
   const Elements packed(HRM_FLOAT32, kernels.linear_packed_size(outputs, inputs), 64);
@@ -538,6 +545,7 @@ void check_checksum(const hrm_cpu_kernels& kernels, int64_t count) {
 
 void check_token_mixing(const hrm_cpu_kernels& kernels, int dtype, int64_t batch, int64_t positions, int64_t dim,
                         int64_t inner) {
+  start_numbers();
   const float eps = 1e-5f;
   const int64_t elements = batch * positions * dim;
   const Elements x(dtype, random(batch * dim, positions)), dout(dtype, random(batch * dim, positions));
@@ -575,7 +583,7 @@ void check_token_mixing(const hrm_cpu_kernels& kernels, int dtype, int64_t batch
     kernels.token_mixing_backward(batch, positions, dim, inner, dout.data(), x.data(), gate_up.data(), down.data(), eps,
                                   dx.data(), dgate_up.data(), ddown.data(), dtype, threads);
     check.about = described("token_mixing", dtype, {batch, positions, dim, inner});
-    const double tolerance = pass_tolerance(kernels);
+    const double tolerance = pass_tolerance(kernels, positions);
     check("out", out, along(norm(u, eps)), attention_tolerance(kernels));
     if (positions == 1) continue;  // gradients are 0 except for eps
     check("dx", dx, want_dx, tolerance);
@@ -596,6 +604,7 @@ Angles some_angles(const hrm_shape& s, bool there) {
 }
 
 void check_rope_attention(const hrm_cpu_kernels& kernels, int dtype, const hrm_shape& s, bool with_angles) {
+  start_numbers();
   const int64_t rows = s.batch * s.positions, width = s.heads * s.head_dim;
   const Elements qkv(dtype, random(rows, 3 * width)), dout(dtype, random(rows, width));
   const Angles angles = some_angles(s, with_angles);
@@ -663,6 +672,7 @@ struct Layers {
 };
 
 void check_blocks(const hrm_cpu_kernels& kernels, int dtype, const hrm_shape& s, bool with_angles) {
+  start_numbers();
   const int64_t rows = s.batch * s.positions, elements = rows * s.dim;
   const Layers layers(kernels, s, dtype, 2);
   const Elements x(dtype, random(rows, s.dim)), injection(dtype, random(rows, s.dim));
@@ -697,14 +707,14 @@ void check_blocks(const hrm_cpu_kernels& kernels, int dtype, const hrm_shape& s,
                               dtype, cosines, sines, recompute, saved.floats(), threads);
       check.about = described(with_angles ? "blocks" : "blocks without RoPE", dtype,
                               {s.batch, s.positions, s.dim, s.heads, s.head_dim, s.inner});
-      check("out", out, blocks[1].out, pass_tolerance(kernels));
-      check("dx", dx, want_dx, pass_tolerance(kernels));
-      check("dqkv of layer 0", qkv, want[1].qkv, pass_tolerance(kernels));
-      check("do of layer 0", o, want[1].o, pass_tolerance(kernels));
-      check("dgate_up of layer 0", gate_up, want[1].gate_up, pass_tolerance(kernels));
-      check("ddown of layer 0", down, want[1].down, pass_tolerance(kernels));
-      check("dqkv of layer 1", qkv2, want[0].qkv, pass_tolerance(kernels));
-      check("ddown of layer 1", down2, want[0].down, pass_tolerance(kernels));
+      check("out", out, blocks[1].out, pass_tolerance(kernels, s.dim));
+      check("dx", dx, want_dx, pass_tolerance(kernels, s.dim));
+      check("dqkv of layer 0", qkv, want[1].qkv, pass_tolerance(kernels, s.dim));
+      check("do of layer 0", o, want[1].o, pass_tolerance(kernels, s.dim));
+      check("dgate_up of layer 0", gate_up, want[1].gate_up, pass_tolerance(kernels, s.dim));
+      check("ddown of layer 0", down, want[1].down, pass_tolerance(kernels, s.dim));
+      check("dqkv of layer 1", qkv2, want[0].qkv, pass_tolerance(kernels, s.dim));
+      check("ddown of layer 1", down2, want[0].down, pass_tolerance(kernels, s.dim));
     }
   }
 }
@@ -735,6 +745,7 @@ std::vector<int64_t> some_seeds(int64_t count) {
 }
 
 void check_noise(const hrm_cpu_kernels& kernels, int dtype, int64_t batch, int64_t positions, int64_t dim) {
+  start_numbers();
   const std::vector<int64_t> seeds = some_seeds(batch), steps(batch, 3);
   Matrix want(batch * positions, dim);
   for (int64_t row = 0; row < batch * positions; ++row) {
@@ -750,6 +761,7 @@ void check_noise(const hrm_cpu_kernels& kernels, int dtype, int64_t batch, int64
 
 // z_L with z_H + x, z_H with z_L, z_L again: a network of two layers and one of one.
 void check_updates(const hrm_cpu_kernels& kernels, int dtype, const hrm_shape& s, bool damped) {
+  start_numbers();
   const int64_t rows = s.batch * s.positions;
   const Layers H(kernels, s, dtype, 2), L(kernels, s, dtype, 1);
   const Elements z_H(dtype, random(rows, s.dim)), z_L(dtype, random(rows, s.dim)), x(dtype, random(rows, s.dim));
@@ -795,13 +807,14 @@ void check_updates(const hrm_cpu_kernels& kernels, int dtype, const hrm_shape& s
                         angles.there ? sin.floats() : nullptr, threads);
     check.about = described(damped ? "damped run_updates" : "run_updates", dtype,
                             {s.batch, s.positions, s.dim, s.heads, s.head_dim, s.inner});
-    check("z_H", out_H, want_H, pass_tolerance(kernels));
-    check("z_L", out_L, want_L, pass_tolerance(kernels));
+    check("z_H", out_H, want_H, pass_tolerance(kernels, s.dim));
+    check("z_L", out_L, want_L, pass_tolerance(kernels, s.dim));
   }
 }
 
 // Two updates of a module of two blocks.
 void check_conv_cycles(const hrm_cpu_kernels& kernels, int dtype, const hrm_shape& s) {
+  start_numbers();
   const int64_t rows = s.batch * s.positions;
   const Layers layers(kernels, s, dtype, 2);
   const Elements z(dtype, random(rows, s.dim)), injection(dtype, random(rows, s.dim));
@@ -831,11 +844,12 @@ void check_conv_cycles(const hrm_cpu_kernels& kernels, int dtype, const hrm_shap
     kernels.conv_cycles(s, packed.floats(), 2, z.data(), injection.data(), out.data(), 2, dtype,
                         angles.there ? cos.floats() : nullptr, angles.there ? sin.floats() : nullptr, threads);
     check.about = described("conv_cycles", dtype, {s.batch, s.positions, s.dim, s.heads, s.head_dim, s.inner});
-    check("out", out, want, pass_tolerance(kernels));
+    check("out", out, want, pass_tolerance(kernels, s.dim));
   }
 }
 
 void check_stablemax(const hrm_cpu_kernels& kernels, int dtype, int64_t rows, int64_t vocabulary) {
+  start_numbers();
   const int64_t ignored = -100;
   const Elements logits(dtype, random(rows, vocabulary, 20)), dloss(HRM_FLOAT32, random(rows, 1));
   const Matrix x = logits.matrix(rows, vocabulary);
@@ -877,7 +891,7 @@ void check_adam_atan2(const hrm_cpu_kernels& kernels, bool with_copies) {
   const size_t count = sizes.size();
   const double lr = 0.01, beta1 = 0.9, beta2 = 0.95, weight_decay = 0.1;
   for (int threads : kThreads) {
-    generator.seed(5);
+    start_numbers();
     std::vector<Elements*> p, g, m, v, copies;
     std::vector<Matrix> want_p, want_m, want_v;
     std::vector<double> decay1, decay2;
