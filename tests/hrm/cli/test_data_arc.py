@@ -56,6 +56,15 @@ def test_the_only_subset_is_tested_on(tmp_path, monkeypatch):
     assert open_dataset(tmp_path / "arc", "test").identifiers() == ["<blank>", *puzzles]
 
 
+def test_tasks_by_name(tasks, tmp_path, monkeypatch):
+    options = ("--tasks", "25ff71a9, 0d3d703e", "--version", 1, "--augment", 0)
+    assert in_process(monkeypatch, "--out", tmp_path / "arc", *options) == 0
+    assert set(json.loads((tmp_path / "arc" / "test_puzzles.json").read_text())) == {"25ff71a9", "0d3d703e"}
+    (name, *_), options = TASKS, ("--folder", tasks, "--augment", 0)
+    assert in_process(monkeypatch, "--out", tmp_path / "own", *options, "--tasks", name) == 0
+    assert set(json.loads((tmp_path / "own" / "test_puzzles.json").read_text())) == {name}
+
+
 def test_the_subset_test_of_kaggle_is_used_only_if_named(tmp_path, monkeypatch):
     (tmp_path / "kaggle").mkdir()
     for subset, names in (("evaluation", list(TASKS)[:1]), ("test", list(TASKS)[1:2])):
@@ -99,6 +108,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tasks, tmp_path, monkeypatch, 
             ("--subsets", "training", "--test-subset", "evaluation"),
             "--test-subset names evaluation, which --subsets leaves out",
         ),
+        (("--tasks", "no-such-task"), "no task no-such-task in evaluation, training; --tasks takes names of tasks"),
         (("--kaggle", "absent"), "absent has no *_challenges.json; expected a folder with Kaggle's unpacked files"),
     ],
 )
