@@ -388,6 +388,9 @@ _TRITON_INSTALLED = find_spec("triton") is not None
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether Triton kernels run in Triton's interpreter, on CPU tensors (slow: for tests)."""
 
+TRITON_DEVICE = "cpu" if INTERPRETING else "cuda"
+"""The type of the tensors that Triton kernels are for."""
+
 
 def triton_cannot_run(tensor: torch.Tensor) -> str | None:
     """Why Triton kernels cannot work on ``tensor``; None where they can."""
@@ -397,9 +400,11 @@ def triton_cannot_run(tensor: torch.Tensor) -> str | None:
         return "Triton kernels are for float32, bfloat16 and float16, not float64"
     if INTERPRETING and tensor.dtype is torch.bfloat16:
         return "Triton's interpreter computes bfloat16 wrongly; use float32 or float16, or unset TRITON_INTERPRET"
+    if tensor.device.type == TRITON_DEVICE:
+        return None
     if INTERPRETING:
-        return None if tensor.device.type == "cpu" else "TRITON_INTERPRET=1 is set, which is for CPU tensors; unset it"
-    return None if tensor.device.type == "cuda" else f"Triton kernels are for GPU tensors, not {tensor.device.type}"
+        return "TRITON_INTERPRET=1 is set, which is for CPU tensors; unset it"
+    return f"Triton kernels are for GPU tensors, not {tensor.device.type}"
 
 
 @traced_as_constant
