@@ -50,20 +50,24 @@ struct Cycles {
   bfloat16* attended;  // [M, H d]
   bfloat16* hidden;    // [M, I]
   float* sums[2];      // [M, tiles of D]: squares of u after down, and after o
-  unsigned* arrived;   // number of arrivals at barriers since the launch
+  unsigned* arrived;   // kFirstCount and the number of arrivals at barriers since the launch
 };
+
+// Arrivals are counted modulo 2^32, from the highest count on: so every launch wraps, not only a very long one.
+constexpr unsigned kFirstCount = ~0u;
 
 // The grid barrier. Writes of any thread before it are visible to every thread after it.
 struct Grid {
   unsigned* arrived;
-  unsigned expected = 0;
+  unsigned expected = kFirstCount;
 
   __device__ void barrier() {
     __syncthreads();
     expected += gridDim.x;
     if (threadIdx.x == 0) {
       ptx::add_release(arrived, 1);
-      while (ptx::load_acquire(arrived) < expected) {}
+      // no thread block is more than one barrier ahead, so the difference is small in either direction
+      while (static_cast<int>(ptx::load_acquire(arrived) - expected) < 0) {}
     }
     __syncthreads();
   }
@@ -668,7 +672,8 @@ const char* hrm_cuda_recurrent_cycles(const hrm_recurrent_cycles* problem, void*
   // at most as many thread blocks as the largest phase has tiles: each one makes the barriers longer
   const int tiles = divide_up(cycles.rows, kTallRows) * (problem->inner / (kTallColumns / 2));
   const int blocks = resident < tiles ? resident : tiles;
-  const cudaError_t error = cudaMemsetAsync(cycles.arrived, 0, sizeof(unsigned), static_cast<cudaStream_t>(stream));
+  const cudaError_t error =
+      cudaMemsetAsync(cycles.arrived, kFirstCount & 0xff, sizeof(unsigned), static_cast<cudaStream_t>(stream));
   if (error != cudaSuccess) return cudaGetErrorString(error);
   return hrm::launch(kernel, dim3(static_cast<unsigned>(blocks)), kThreads, kSharedBytes, true, stream, cycles);
 }
