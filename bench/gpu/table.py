@@ -27,8 +27,8 @@ def _parts(result: Mapping[str, Any]) -> Iterator[str]:
     yield from ("| part | result | seconds | |", "| --- | --- | --- | --- |")
     for name, part in result["parts"].items():
         yield f"| {name} | {part['status']} | {part['seconds']} | {part['summary'].replace('|', '/')} |"
-    for line in result.get("failed_tests", []):
-        yield f"- {line}"
+    for part, failed in result["failed_tests"].items():
+        yield from (f"- {part}: {test}" for test in failed)
 
 
 def _targets(result: Mapping[str, Any]) -> Iterator[str]:
@@ -51,10 +51,10 @@ def _timings(result: Mapping[str, Any]) -> Iterator[str]:
         "inputs, without launches; calls: with launches. GB/s and TFLOP/s count the fewest bytes and operations."
     )
     yield ""
-    yield "| workload | dtype | backend | µs | from, to | how | GB/s | of copy | TFLOP/s | of matmul |"
-    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    yield "| part | workload | dtype | backend | µs | from, to | how | GB/s | of copy | TFLOP/s | of matmul |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     for row in result["timings"]:
-        start = f"| {row['workload']} | {row.get('dtype', '')} | {row['backend']} |"
+        start = f"| {row['part']} | {row['workload']} | {row.get('dtype', '')} | {row['backend']} |"
         if row["status"] != "ok":
             yield f"{start} {row['status'].replace('|', '/')} | | | | | | |"
             continue

@@ -8,70 +8,19 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.ceilings import measure_ceilings
+from bench.gpu import suites
+from bench.gpu.suites import SUITES
 from bench.measure import DTYPES, Candidate, measure
-from bench.sizes import LONG, SHORT, Size
 from bench.workload import Workload, on_backend
-from bench.workloads import adam_atan2, op_workload, sparse_sign_sgd
 
 COMPILE = "torch.compile"
 ROUNDS, QUICK_ROUNDS, TINY_ROUNDS = 20, 7, 2
-
-
-def workloads(tiny: bool = False, long: bool = True) -> Iterator[Workload]:
-    """Ops and optimisers: S = 82 and batch 384 (Sudoku) unless the name says otherwise.
-
-    Args:
-        tiny: sizes for a try on a CPU.
-        long: also attention at 901 positions.
-    """
-    size = Size(2, 5, layers=1) if tiny else Size(384, SHORT)
-    single = replace(size, batch=1)
-
-    def both(op: str, size: Size, name: str, **options: Any) -> Iterator[Workload]:
-        yield op_workload(op, size, name=name, **options)
-        yield op_workload(op, size, True, f"{name} + backward", **options)
-
-    for op in ("add_rms_norm", "swiglu", "rope_attention"):
-        yield from both(op, size, op)
-    if long:
-        yield from both("rope_attention", Size(1, 130) if tiny else Size(32, LONG), "rope_attention S=901")
-    yield from both("transformer_block", size, "transformer_block")
-    yield op_workload("transformer_block", single, name="transformer_block batch 1", is_compiled=False)
-    for rows, name in ((size, "reasoning_module"), (single, "reasoning_module batch 1")):
-        yield op_workload("reasoning_module", rows, name=name, is_compiled=False)
-    for rows, name in ((size, "recurrent_cycles"), (single, "recurrent_cycles batch 1")):
-        yield op_workload("recurrent_cycles", rows, name=name, is_compiled=False, is_capturable=False)
-    # not compiled: the reference computes in float64
-    yield from both("stablemax_cross_entropy", size, "stablemax_cross_entropy", is_compiled=False)
-    yield adam_atan2(2 if tiny else 8)
-    yield sparse_sign_sgd(size.batch)
-
-
-def model_workloads(tiny: bool = False) -> list[Workload]:
-    """An answer to one Sudoku, and the training step with and without a graph.
-
-    Raises:
-        ImportError: a requirement of ``hrm`` is not installed.
-    """
-    from bench.model_workloads import answer, training_step  # needs pydantic and omegaconf
-
-    size = Size(2, 5, layers=1) if tiny else Size(384, SHORT)
-    steps = {"training step": False, "training step, one graph": True}
-    return [
-        answer(replace(size, batch=1)),
-        *(
-            replace(training_step(size, 2, as_graph), name=name, is_compiled=False, is_checked=False)
-            for name, as_graph in steps.items()
-        ),
-    ]
 
 
 def summary(times: list[float]) -> dict[str, float]:
@@ -89,7 +38,7 @@ class Timings:
     """The file of a run, and what it already holds."""
 
     def __init__(self, file: Path, options: argparse.Namespace) -> None:
-        self.file, self.options = file, options
+        self.file, self.options, self._suite = file, options, SUITES[options.suite]
         lines = file.read_text().splitlines() if file.exists() else []
         self._started = {(line["workload"], line.get("backend")) for line in map(json.loads, lines)}
         self._deadline = time.monotonic() + options.seconds
@@ -103,15 +52,16 @@ class Timings:
         options = self.options
         if ("ceilings", None) not in self._started:
             self._write(workload="ceilings", **measure_ceilings(options.device, options.tiny))
-        chosen = list(workloads(options.tiny, long=not options.quick))
         try:
-            chosen += model_workloads(options.tiny)
+            chosen = list(self._suite.workloads(options.tiny))
         except ImportError as error:
+            chosen = list(suites.ops(options.tiny)) if self._suite.compiled else []
             if ("whole models", "all") not in self._started:
                 self._write(workload="whole models", backend="all", status=f"failed: {error}")
         for workload in chosen:
-            self._time(workload, "all")
-        if not (options.quick or options.tiny):
+            if not (options.quick and self._suite.compiled and "S=901" in workload.name):
+                self._time(workload, "all")
+        if self._suite.compiled and not (options.quick or options.tiny):
             for workload in chosen:  # last, since it takes about a minute each
                 if workload.is_compiled:
                     self._time(workload, COMPILE)
@@ -145,7 +95,8 @@ class Timings:
             compiled = torch.compile(workload.op, fullgraph=True, dynamic=False)
             return {COMPILE: Candidate(on_backend("reference", compiled))}
         (timed,) = workload.variants.values() if workload.variants else (workload.op,)
-        return {b: Candidate(on_backend(b, timed), on_backend(b, workload.op)) for b in self.options.backends}
+        of_backends = {b: Candidate(on_backend(b, timed), on_backend(b, workload.op)) for b in self.options.backends}
+        return of_backends | self._suite.more(workload, self.options.device)
 
     def _rounds(self, seconds_of_a_turn: float) -> int:
         return TINY_ROUNDS if self.options.tiny else QUICK_ROUNDS if self.options.quick else ROUNDS
@@ -158,6 +109,7 @@ class Timings:
 def main() -> int:
     parser = argparse.ArgumentParser("python -m bench.gpu.timings", description=__doc__)
     parser.add_argument("file", type=Path)
+    parser.add_argument("--suite", choices=SUITES, default="timings", help="default: %(default)s")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--backends", nargs="+", default=["reference", "triton"])

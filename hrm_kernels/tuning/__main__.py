@@ -202,6 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns 0, or 2 if it cannot measure or write."""
     parser = argparse.ArgumentParser("python -m hrm_kernels.tuning", description=__doc__)
     parser.add_argument("--device", default="cuda", help="cpu, or for example cuda:1; default: the current GPU")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="of a GPU; default: all")
     parser.add_argument("--shipped", action="store_true", help="cpu: write into the tables of the package instead")
     options = parser.parse_args(arguments)
     if options.device == "cpu":
@@ -215,7 +216,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with torch.cuda.device(device):
         name = torch.cuda.get_device_name()
         table, seconds = {}, {}
-        for dtype_name, dtype in DTYPES.items():
+        for dtype_name in options.dtypes:
+            dtype = DTYPES[dtype_name]
             measured = {rows: measure(device, dtype, rows, replay_seconds) for rows in ROWS}
             for rows, times in measured.items():
                 shown = ", ".join(f"{candidate} {1e6 * time:.1f} µs" for candidate, time in times.items())

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.gpu import timings
-from bench.gpu.run import Options, Run
+from bench.gpu import suites, timings, wheels
+from bench.gpu.run import PARTS, Options, Run
 from bench.gpu.targets import TARGETS, compare
 
 ROOT = Path(__file__).parents[2]
@@ -31,12 +31,16 @@ def test_without_a_gpu_there_is_one_line(tmp_path):
 
 @pytest.mark.slow
 def test_dry_run_writes_json_and_table(tmp_path):
-    done = run("--dry-run", "--parts", "timings", "determinism", "--out", str(tmp_path), "--minutes", "8")
+    done = run("--dry-run", "--out", str(tmp_path), "--minutes", "8", "--parts", *DRY)
     assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = tmp_path.iterdir()
     result = json.loads((folder / "results.json").read_text())
-    assert {part["status"] for part in result["parts"].values()} == {"passed"}, result["parts"]
-    rows = {row["workload"]: row for row in result["timings"]}
+    statuses = {name: part["status"] for name, part in result["parts"].items()}
+    assert statuses.pop("tuning") == statuses.pop("memcheck") == "skipped"
+    assert set(statuses.values()) == {"passed"}, result["parts"]
+    measured = [row for row in result["timings"] if not row["status"].startswith("absent")]  # packages for GPUs only
+    rows = {row["workload"]: row for row in measured}
+    assert {row["part"] for row in measured} == set(suites.SUITES)
     assert {row["status"] for row in rows.values()} == {"ok"} and "transformer_block + backward" in rows
     for row in rows.values():
         assert row["low"] <= row["seconds"] <= row["high"] and row["seconds"] > 0
@@ -45,6 +49,9 @@ def test_dry_run_writes_json_and_table(tmp_path):
     assert result["ceilings"]["copy_bytes_per_s"] > 0 and result["versions"]["torch"] == torch.__version__
     text = (folder / "results.md").read_text()
     assert all(f"| {name} | float32 | reference |" in text for name in rows)
+
+
+DRY = [name for name in PARTS if name not in ("tests", "racecheck")]
 
 
 def timing(workload, backend, seconds, **more):
@@ -109,13 +116,13 @@ def test_failures_and_a_process_that_ended_early_are_in_the_table(tmp_path):
     ]
     file = tmp_path / "timings.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    one.read_timings(file)
+    one.read_timings()
     one.part("nothing", 1)  # a part that raises is a failed part
     assert one.result["parts"]["nothing"]["status"] == "failed"
     text = (tmp_path / "results.md").read_text()
-    assert "| swiglu | bfloat16 | triton | 2.0 | 1.0, 3.0 | graph | 500 | 50% | | |" in text
-    assert "| swiglu | bfloat16 | torch.compile | wrong: errors [0.1] |" in text
-    assert "| rope_attention |  | all | failed: its process ended" in text
+    assert "| timings | swiglu | bfloat16 | triton | 2.0 | 1.0, 3.0 | graph | 500 | 50% | | |" in text
+    assert "| timings | swiglu | bfloat16 | torch.compile | wrong: errors [0.1] |" in text
+    assert "| timings | rope_attention |  | all | failed: its process ended" in text
 
 
 def test_processes_that_a_command_starts_end_with_its_time(tmp_path, monkeypatch):
@@ -156,14 +163,54 @@ def test_without_the_requirements_of_hrm_the_ops_are_still_timed(tmp_path, monke
     def no_pydantic(tiny):
         raise ModuleNotFoundError("No module named 'pydantic'")
 
-    monkeypatch.setattr(timings, "model_workloads", no_pydantic)
+    monkeypatch.setattr(suites, "models", no_pydantic)
     monkeypatch.setattr(timings, "measure_ceilings", lambda device, tiny: {})
     file = tmp_path / "timings.jsonl"
     arguments = ["timings", str(file), "--tiny", "--device", "cpu", "--dtype", "float32", "--seconds", "-1"]
     monkeypatch.setattr(sys, "argv", arguments)
     for _ in range(2):  # a second process adds nothing
         assert timings.main() == 0
-        ceilings, models, *ops = map(json.loads, file.read_text().splitlines())
+        ceilings, models, *rows = map(json.loads, file.read_text().splitlines())
         assert models["status"] == "failed: No module named 'pydantic'"
-        assert len(ops) == len(list(timings.workloads(tiny=True)))
-        assert {row["status"] for row in ops} == {"skipped: out of time"}
+        assert len(rows) == len(list(suites.ops(tiny=True)))
+        assert {row["status"] for row in rows} == {"skipped: out of time"}
+
+
+def test_the_first_parts_end_within_three_minutes():
+    first = [name for name, part in PARTS.items() if part.is_first]
+    assert first == [*PARTS][:7] and first[0] == "tuning" and first[-1] == "memcheck"
+    assert {PARTS[name].minutes for name in first} == {3}
+
+
+def test_a_block_pass_is_timed_on_every_path(monkeypatch):
+    """The choice of the path is what the tuning table would say."""
+    from hrm_kernels import tuning
+
+    seen = []
+    run = suites.on_path("whole_row", lambda x: seen.append(tuning.choose(x.device, x.dtype, 8)))
+    monkeypatch.setattr(suites, "on_backend", lambda backend, op: seen.append(backend) or op)
+    run(torch.ones(1))
+    assert seen == ["triton", "whole_row"]
+    (many, single) = suites.block()
+    assert (many.batch, single.batch) == (384, 1)
+    assert {"library", "fused"} < set(suites.paths(many, "cuda")) and not suites.paths(many, "cpu")
+    assert "cuDNN" in suites.peers(suites.long_attention()[0], "cuda")
+
+
+def test_wheels_for_a_machine_without_a_network(tmp_path, capsys):
+    pins = wheels.pinned()
+    names = {pin.partition("==")[0] for pin in pins}
+    assert {"apache-tvm-ffi", "pydantic", "pydantic-core", "omegaconf", "hypothesis"} <= names and "torch" not in names
+    assert not [line for line in wheels.not_installed() if not line.startswith("triton")]
+    assert wheels.main(["--python", "3.12"]) == 0
+    assert "--python-version 3.12" in capsys.readouterr().out
+    for pin in pins:
+        name, number = pin.split("==")
+        tags = "cp312-cp312-manylinux_2_17_x86_64" if name == "pydantic-core" else "py3-none-any"
+        (tmp_path / f"{name.replace('-', '_')}-{number}-{tags}.whl").touch()
+    (tmp_path / next(path for path in tmp_path.iterdir() if path.name.startswith("omegaconf"))).unlink()
+    assert wheels.main(["--python", "3.12", "--check", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("omegaconf==") and line.endswith(f"no wheel in {tmp_path}")
+    assert wheels.main(["--python", "3.11", "--check", str(tmp_path)]) == 1
+    assert "is not for Python 3.11 on Linux x86-64" in capsys.readouterr().out
