@@ -20,6 +20,7 @@ from hrm.data.fingerprint import names_fingerprint
 from hrm.data.format import open_dataset
 from hrm.errors import InputError
 from hrm.files import require_new, require_writable, write_json
+from hrm.inference.damping import AdaptiveDamping
 from hrm.inference.halting import CALIBRATION_FILE, calibration_folder, needs, parse_halting
 from hrm.inference.selection import DEFAULT_ORDER
 from hrm.locate import require_known
@@ -168,6 +169,7 @@ def evaluate(
     max_examples: int | None = None,
     batch_size: int | None = None,
     trajectories: int | Trajectories = 1,
+    damping: str | AdaptiveDamping | None = None,
     out: Path | str | None = None,
     force: bool = False,
     puzzle_emb: PuzzleEmb = "strict",
@@ -193,6 +195,8 @@ def evaluate(
             several trajectories). No metric depends on it.
         trajectories: attempts at each puzzle: a number, or :class:`hrm.inference.engine.Trajectories`. The metrics then
             have the exact accuracy of each rule that chooses among their answers, and of a perfect choice.
+        damping: let a puzzle whose states no longer come closer to rest go only part of the way with each segment:
+            ``"DECAY"`` or ``"DECAY:PATIENCE"``, such as ``"0.9:5"`` (:class:`hrm.inference.damping.AdaptiveDamping`).
         out: a folder for ``predictions.npz``, ``metrics.json`` and, for ARC, ``submission.json``.
         force: replace these files.
         puzzle_emb: what to do with a puzzle embedding trained on other puzzles (:data:`hrm.weights.PuzzleEmb`).
@@ -205,6 +209,8 @@ def evaluate(
     out = _results_folder(out, _EVALUATION_FILES, force)
     _require_known(model)
     halting = _halting(model, halt)
+    if batch_size is None:
+        batch_size = 256 if halt == "fixed" and trajectories == 1 and damping is None else 64
     dataset = _open(data, split)
     with _loaded(model, dataset, puzzle_emb, device) as (loaded, is_main):
         from hrm.inference import evaluate as evaluation
@@ -212,11 +218,12 @@ def evaluate(
         metrics = evaluation.evaluate(
             loaded,
             dataset,
-            batch_size=(256 if halt == "fixed" and trajectories == 1 else 64) if batch_size is None else batch_size,
+            batch_size=batch_size,
             max_steps=max_steps,
             halt=halting,
             max_examples=max_examples,
             trajectories=trajectories,
+            damping=AdaptiveDamping.of(damping),
             task=None if trajectories == 1 and not needs(halting).check else _task_of(dataset),
             out=out,
             progress=progress,
@@ -238,6 +245,7 @@ def solve(
     batch_size: int = 64,
     abstain: bool = False,
     trajectories: int | Trajectories = 1,
+    damping: str | AdaptiveDamping | None = None,
     trace: bool = True,
     device: str = "auto",
     progress: Progress = silent,
@@ -256,6 +264,7 @@ def solve(
     batch_size: int = 64,
     abstain: bool = False,
     trajectories: int | Trajectories = 1,
+    damping: str | AdaptiveDamping | None = None,
     trace: bool = True,
     device: str = "auto",
     progress: Progress = silent,
@@ -273,6 +282,7 @@ def solve(
     batch_size: int = 64,
     abstain: bool = False,
     trajectories: int | Trajectories = 1,
+    damping: str | AdaptiveDamping | None = None,
     trace: bool = True,
     device: str = "auto",
     progress: Progress = silent,
@@ -295,6 +305,7 @@ def solve(
         abstain: give no answer rather than one that the task does not verify (``solution.answered``).
         trajectories: attempts at each puzzle: a number, or :class:`hrm.inference.engine.Trajectories`, which says how
             they differ and which answer is taken.
+        damping: as for :func:`evaluate`.
         trace: keep the answer after each segment (``solution.frames``), else only the last one.
         device: where a model given by name runs: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         progress: called with the number of solved puzzles.
@@ -331,6 +342,7 @@ def solve(
             batch_size=batch_size,
             abstain=abstain,
             trajectories=trajectories,
+            damping=AdaptiveDamping.of(damping),
             trace=trace,
             progress=progress,
         )
@@ -350,6 +362,7 @@ def scale(
     seed: int = 0,
     split: str = "test",
     halt: str | Halting = "fixed",
+    damping: str | AdaptiveDamping | None = None,
     max_examples: int | None = None,
     batch_size: int = 64,
     out: Path | str | None = None,
@@ -375,7 +388,7 @@ def scale(
         select: the rules that choose the answer, in order, such as ``"check,vote,q"``; each is also measured by itself.
         seed: seed of symmetries and noise.
         split: the split of a data folder.
-        halt: as for :func:`evaluate`; a trajectory that halts uses no more segments.
+        halt, damping: as for :func:`evaluate`; a trajectory that halts uses no more segments.
         max_examples: use only the first examples (default: all).
         batch_size: trajectories processed together.
         out: a folder for ``scaling.json``, ``scaling.md`` and ``scaling.png``.
@@ -408,12 +421,14 @@ def scale(
             trajectories=list(trajectories),
             how=how,
             halt=halting,
+            damping=AdaptiveDamping.of(damping),
             max_examples=max_examples,
             slots=batch_size,
             progress=progress,
         )
     if out is not None:
         about = {"checkpoint": _name_of(model), "data": str(dataset.folder), "split": dataset.split, "halt": str(halt)}
+        about["damping"] = "none" if damping is None else str(damping)
         result.save(out, **about, **scaling.described(how))
     return result
 

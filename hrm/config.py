@@ -127,6 +127,11 @@ class ModelConfig(BaseModel):
         return DTYPES[self.forward_dtype]
 
     @property
+    def residual_scales(self) -> tuple[float, float] | None:
+        """alpha_1 and alpha_2 at first, of pre-norm blocks; None for post-norm blocks."""
+        return None
+
+    @property
     def learns_to_continue(self) -> bool:
         """Whether the model learns q_continue, for which a training call runs a second segment."""
         return True
@@ -179,6 +184,9 @@ class HRMConfig(ModelConfig):
         board_height, board_width: of the board for ``rope2d``; None for a square.
         gradient: which updates of a segment carry gradients (:func:`hrm_kernels.fixed_point`); published:
             ``"one_step"``, the last update of each level.
+        norm: ``"post"`` as published, or ``"pre"``: pre-norm blocks with learned residual scales, as in FPRM (arXiv
+            2606.18206). Their states are not normalised.
+        alpha_1_init, alpha_2_init: of the residual scales at first (:func:`hrm_kernels.nn.residual_scales`).
         recompute: keep only states for the backward, which computes the rest again.
         rms_norm_eps, rope_theta: as in the ops.
         halt_max_steps: the most segments for one puzzle in training, and by default in evaluation.
@@ -195,6 +203,14 @@ class HRMConfig(ModelConfig):
     L_layers: Layers = 4
     pos_encodings: Literal["rope", "rope2d", "learned"] = "rope"
     gradient: Gradient = "one_step"
+    norm: Literal["post", "pre"] = "post"
+    alpha_1_init: float = Field(default=0.5, gt=0, lt=1)
+    alpha_2_init: float = Field(default=0.5, gt=0, lt=1)
+
+    @property
+    def residual_scales(self) -> tuple[float, float] | None:
+        """alpha_1 and alpha_2 at first; None for post-norm blocks."""
+        return (self.alpha_1_init, self.alpha_2_init) if self.norm == "pre" else None
 
     @property
     def puzzle_emb_len(self) -> int:
@@ -228,6 +244,9 @@ class TRMConfig(ModelConfig):
             training call runs a second segment.
         gradient: which updates of a segment carry gradients (:func:`hrm_kernels.fixed_point`); published:
             ``"last_cycle"``.
+        norm: ``"post"`` as published, or ``"pre"``: pre-norm blocks with learned residual scales, as in FPRM (arXiv
+            2606.18206). Their states are not normalised.
+        alpha_1_init, alpha_2_init: of the residual scales at first (:func:`hrm_kernels.nn.residual_scales`).
         recompute: keep only states for the backward, which computes the rest again.
         rms_norm_eps, rope_theta: as in the ops.
         halt_max_steps: the most segments for one puzzle in training, and by default in evaluation.
@@ -246,6 +265,14 @@ class TRMConfig(ModelConfig):
     pos_encodings: Literal["rope", "rope2d", "learned", "none"] = "rope"
     no_ACT_continue: bool = True
     gradient: Gradient = "last_cycle"
+    norm: Literal["post", "pre"] = "post"
+    alpha_1_init: float = Field(default=0.5, gt=0, lt=1)
+    alpha_2_init: float = Field(default=0.5, gt=0, lt=1)
+
+    @property
+    def residual_scales(self) -> tuple[float, float] | None:
+        """alpha_1 and alpha_2 at first; None for post-norm blocks."""
+        return (self.alpha_1_init, self.alpha_2_init) if self.norm == "pre" else None
 
     @property
     def learns_to_continue(self) -> bool:
@@ -274,6 +301,8 @@ class TRMConfig(ModelConfig):
             raise ValueError(
                 f"pos_encodings {self.pos_encodings} needs attention, which mlp_t replaces; set pos_encodings=none"
             )
+        if self.mlp_t and self.norm == "pre":
+            raise ValueError("norm pre is for blocks with attention, which mlp_t replaces; set one of them only")
         return self
 
 

@@ -1,6 +1,7 @@
 """A segment in fewer launches and less memory, with the results of :meth:`hrm.model.HRMInner.loops`.
 
-- Updates without gradients run in one call (:func:`hrm_kernels.recurrent_cycles`), on a GPU as one CUDA graph.
+- Updates without gradients run in one call (:func:`hrm_kernels.recurrent_cycles`), on a GPU as one CUDA graph; a whole
+  segment without gradients, too (:func:`hrm_kernels.recurrent_segment`), which measures how far it moves the states.
 - With ``recompute`` the backward runs the updates again, from few stored states (:func:`hrm_kernels.fixed_point`).
 - The Q values read the first position of z_H only, so the last block skips most of its work for the others.
 """
@@ -78,6 +79,22 @@ def segment(
         numbered, (z_H, z_L), x, steps=len(numbered), gradient=with_gradient, recompute=config.recompute
     )
     return z_H, z_L
+
+
+def moved_segment(
+    network: Network,
+    z_H: torch.Tensor,
+    z_L: torch.Tensor,
+    x: torch.Tensor,
+    damping: Damping | None = None,
+    weight: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``(z_H, z_L, change [B, 2])`` of one segment without gradients (:func:`hrm_kernels.recurrent_segment`)."""
+    config = network.config
+    H_layers, L_layers = (level.weights(config.dtype) for level in network.levels)
+    inputs = without_tangents((z_H, z_L, x, H_layers, L_layers))
+    sizes = (network.levels[0].num_heads, config.H_cycles, config.L_cycles, config.rms_norm_eps)
+    return hrm_kernels.recurrent_segment(*inputs, network.cos, network.sin, *sizes, weight, damping)
 
 
 def first_position_after_segment(

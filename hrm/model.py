@@ -20,7 +20,7 @@ from hrm.batch_checks import check_batch, check_carry, check_range
 from hrm.config import HRMConfig, ModelConfig
 from hrm.errors import InputError
 from hrm.fused import Level, States
-from hrm_kernels.autodiff import without_tangents
+from hrm_kernels.autodiff import may_differentiate, without_tangents
 from hrm_kernels.casts import cast, with_frozen_weights
 from hrm_kernels.damping import Damping, following
 from hrm_kernels.fixed_point import Gradient, gradient_steps
@@ -137,8 +137,8 @@ class HRMInner(nn.Module):
     def _make_levels(self, config: HRMConfig) -> None:
         sizes = (config.hidden_size, config.num_heads, config.expansion, config.rms_norm_eps)
         rope2d = config.pos_encodings == "rope2d"
-        self.H_level = ReasoningModule(config.H_layers, *sizes, rope2d)
-        self.L_level = ReasoningModule(config.L_layers, *sizes, rope2d)
+        self.H_level = ReasoningModule(config.H_layers, *sizes, rope2d, config.residual_scales)
+        self.L_level = ReasoningModule(config.L_layers, *sizes, rope2d, config.residual_scales)
 
     def _make_initial_states(self, config: HRMConfig) -> None:
         for name in ("H_init", "L_init"):
@@ -239,6 +239,24 @@ class HRMInner(nn.Module):
         """:meth:`loops`, computed by :mod:`hrm.fused`."""
         return fused.segment(self, z_H, z_L, x, damping)
 
+    def moved_segment(
+        self,
+        z_H: torch.Tensor,
+        z_L: torch.Tensor,
+        x: torch.Tensor,
+        damping: Damping | None = None,
+        weight: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A segment without gradients, which goes only part of the way: ``(z_H, z_L, change)``.
+
+        Args:
+            weight: ``[B]`` float32, how far each row goes; None is 1.
+
+        Returns:
+            The states, and ``[B, 2]`` float32: the squares of the whole way and of the new states, summed over both.
+        """
+        return fused.moved_segment(self, z_H, z_L, x, damping, weight)
+
     def next_q_values(self, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The Q values after one more segment: ``q_values(segment(z_H, z_L, x)[0])``."""
         return self.q_values(fused.first_position_after_segment(self, z_H, z_L, x).unsqueeze(1))
@@ -327,7 +345,13 @@ class HRM(nn.Module):
         )
 
     @with_frozen_weights
-    def forward(self, carry: Carry, batch: Batch, min_steps: torch.Tensor | None = None) -> tuple[Carry, Outputs]:
+    def forward(
+        self,
+        carry: Carry,
+        batch: Batch,
+        min_steps: torch.Tensor | None = None,
+        weight: torch.Tensor | None = None,
+    ) -> tuple[Carry, Outputs]:
         """Refill the rows that have halted from ``batch``, run one segment, decide which rows halt.
 
         Args:
@@ -335,26 +359,34 @@ class HRM(nn.Module):
             batch: the data for rows that have halted.
             min_steps: training only: ``[B]`` int32, segments that a row runs at least (exploration); None draws them
                 from torch's global generator with ``halt_exploration_prob``.
+            weight: without gradients only: ``[B]`` float32, how far the segment moves each row, 0 to 1. None is 1. The
+                fixed points are the same, and a row that oscillates comes to rest (FPRM, arXiv 2606.18206).
 
         Returns:
             The new carry, and outputs: ``logits [B, seq_len, vocab_size]`` in the forward dtype, ``q_halt_logits`` and
             ``q_continue_logits`` ``[B]`` float32, and in training with halt_max_steps > 1 ``target_q_continue [B]``
             (for models that learn it). In evaluation rows halt after halt_max_steps segments only; use the Q values
-            (:func:`hrm.act.prefers_halting`) to stop earlier.
+            (:func:`hrm.act.prefers_halting`) to stop earlier. Without gradients also ``change [B, 2]``: the squares of
+            the whole way that the segment goes, and of the new states, summed over both states of a row.
 
         Raises:
-            InputError: the batch does not fit the configuration, or the carry.
+            InputError: the batch does not fit the configuration, or the carry; or there are gradients with ``weight``.
         """
         config, inner = self.config, self.inner
         batch = check_batch(config, batch)
         check_carry(carry.halted, carry.current_data, batch)
         z_H, z_L, steps, data, seeds = self._refill(carry, batch)
 
-        x = self._embed(data)
-        z_H, z_L = inner.segment(z_H, z_L, x, inner.damping(seeds, steps))
+        x, damping, outputs = self._embed(data), inner.damping(seeds, steps), {}
+        if may_differentiate():
+            if weight is not None:
+                raise InputError("weight is for calls without gradients; call the model under torch.no_grad()")
+            z_H, z_L = inner.segment(z_H, z_L, x, damping)
+        else:
+            z_H, z_L, outputs["change"] = inner.moved_segment(z_H, z_L, x, damping, weight)
         steps = steps + 1
         q_halt, q_continue = inner.q_values(z_H)
-        outputs = {"logits": inner.logits(z_H), "q_halt_logits": q_halt, "q_continue_logits": q_continue}
+        outputs |= {"logits": inner.logits(z_H), "q_halt_logits": q_halt, "q_continue_logits": q_continue}
 
         with torch.no_grad():
             z_H, z_L = z_H.detach().to(config.dtype), z_L.detach().to(config.dtype)  # autocast may change dtypes

@@ -21,7 +21,8 @@ class TRMInner(HRMInner):
             self.L_level = MixingModule(config.L_layers, config.positions, dim, *sizes)
         else:
             rope2d = config.pos_encodings == "rope2d"
-            self.L_level = ReasoningModule(config.L_layers, dim, config.num_heads, *sizes, rope2d)
+            scales = config.residual_scales
+            self.L_level = ReasoningModule(config.L_layers, dim, config.num_heads, *sizes, rope2d, scales)
 
     @property
     def levels(self) -> tuple[Level, Level]:

@@ -12,6 +12,7 @@ from hrm.model import HRM, HRMInner
 from hrm_kernels.autodiff import has_tangent, without_tangents
 from hrm_kernels.damping import Damping
 from hrm_kernels.nn import URMBlock, truncated_normal_
+from hrm_kernels.ops.recurrent_cycles.movement import move
 
 
 class URMInner(HRMInner):
@@ -73,6 +74,17 @@ class URMInner(HRMInner):
                 self.update_hidden, z_H, x, steps=kept, gradient="full", recompute=config.recompute
             )
         return z_H, z_L
+
+    def moved_segment(
+        self,
+        z_H: torch.Tensor,
+        z_L: torch.Tensor,
+        x: torch.Tensor,
+        damping: Damping | None = None,
+        weight: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As for an HRM; the change is measured after the updates."""
+        return move((z_H, z_L), self.segment(z_H, z_L, x), weight)
 
     def updates_without_gradients(self, z_H: torch.Tensor, x: torch.Tensor, count: int) -> torch.Tensor:
         """``count`` updates of the state, ``[B, P + seq_len, D]``."""

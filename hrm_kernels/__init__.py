@@ -15,11 +15,17 @@ from hrm_kernels.ops.conv_swiglu import conv_swiglu
 from hrm_kernels.ops.linear import linear
 from hrm_kernels.ops.reasoning_module import reasoning_module
 from hrm_kernels.ops.recurrent_cycles import recurrent_cycles
+from hrm_kernels.ops.recurrent_segment import recurrent_segment
 from hrm_kernels.ops.rope_attention import rope_attention
 from hrm_kernels.ops.stablemax_cross_entropy import stablemax_cross_entropy
 from hrm_kernels.ops.swiglu import swiglu
 from hrm_kernels.ops.token_mixing import token_mixing
-from hrm_kernels.ops.transformer_block import BlockWeights, MixingBlockWeights, transformer_block
+from hrm_kernels.ops.transformer_block import (
+    BlockWeights,
+    MixingBlockWeights,
+    PreNormBlockWeights,
+    transformer_block,
+)
 
 if TYPE_CHECKING:
     from hrm_kernels import nn, optim
@@ -34,6 +40,7 @@ __all__ = [
     "Damping",
     "MixingBlockWeights",
     "PatchReport",
+    "PreNormBlockWeights",
     "__version__",
     "add_rms_norm",
     "available_backends",
@@ -49,6 +56,7 @@ __all__ = [
     "patch",
     "reasoning_module",
     "recurrent_cycles",
+    "recurrent_segment",
     "rope_attention",
     "specs",
     "stablemax_cross_entropy",

@@ -104,6 +104,11 @@ def _level() -> int:
     return forward_mode._current_level
 
 
+def may_differentiate() -> bool:
+    """Whether gradients are recorded, or forward-mode differentiation is active."""
+    return torch.is_grad_enabled() or _level() >= 0
+
+
 def has_tangent(arguments: Sequence[Any]) -> bool:
     """Whether one of ``arguments`` carries a tangent of forward-mode differentiation."""
     if _level() < 0:  # the usual case, without looking at any tensor

@@ -181,6 +181,8 @@ def check_layers(
             "MixingBlockWeights"
         )
     kinds = [type(weights).__name__ for weights in layers]
+    if "PreNormBlockWeights" in kinds:
+        _check_pre_norm_layers(op, name, layers, kinds, x_name, x, num_heads)
     if isinstance(num_heads, int | Integral) and not isinstance(num_heads, bool) and num_heads == 0:
         if kinds[0] != "BlockWeights":
             _check_mixing_layers(op, name, layers, kinds, x_name, x, cos, sin)
@@ -193,7 +195,8 @@ def check_layers(
             "that mix positions take num_heads 0, and all blocks of a call are of one kind"
         )
     for index, weights in enumerate(layers):
-        check_block_weights(op, f"{name}[{index}]", weights, x_name, x)
+        matrices = weights[:4] if kinds[index] == "PreNormBlockWeights" else weights
+        check_block_weights(op, f"{name}[{index}]", matrices, x_name, x)
         rows = weights[0].shape[0]
         check_heads(op, f"{name}[{index}].qkv", rows, num_heads, 3)
         check_tables(op, cos, sin, x.shape[1], rows // (3 * num_heads), x.device)
@@ -212,6 +215,24 @@ def _layers_key(layers: Any, x: torch.Tensor, num_heads: Any, cos: Any, sin: Any
     # its type too: True == 1 and 2.0 == 2, but they are not numbers of heads
     heads: Hashable = (type(num_heads), num_heads)
     return _accepted_layers.key(tensors, tuple(map(len, layers)), kinds, cos is None, sin is None, heads)
+
+
+def _check_pre_norm_layers(
+    op: str, name: str, layers: Any, kinds: list[str], x_name: str, x: torch.Tensor, num_heads: Any
+) -> None:
+    """What distinguishes pre-norm blocks: all are of this kind, they attend, and have scales."""
+    others = [index for index, kind in enumerate(kinds) if kind != "PreNormBlockWeights"]
+    if others:
+        raise TypeError(
+            f"{op}: {name}[{others[0]}] is {kinds[others[0]]}, expected PreNormBlockWeights; all blocks of a call are "
+            "of one kind"
+        )
+    if num_heads == 0 and not isinstance(num_heads, bool):
+        raise ValueError(f"{op}: num_heads is 0, expected 1 or more; pre-norm blocks attend, and mix no positions")
+    for index, weights in enumerate(layers):
+        scales = f"{name}[{index}].scales"
+        check_like(op, scales, weights[4], x_name, x)
+        check_shape(op, scales, weights[4], (4, x.shape[-1]), "[4, D]: keep, add, start, inject")
 
 
 def _check_mixing_layers(

@@ -22,7 +22,13 @@ from hrm_kernels.ops.linear import linear
 from hrm_kernels.ops.reasoning_module import reasoning_module
 from hrm_kernels.ops.rope_attention import rope_attention
 from hrm_kernels.ops.swiglu import swiglu
-from hrm_kernels.ops.transformer_block import BlockWeights, MixingBlockWeights, transformer_block
+from hrm_kernels.ops.transformer_block import (
+    BlockWeights,
+    MixingBlockWeights,
+    PreNormBlockWeights,
+    transformer_block,
+)
+from hrm_kernels.residual_scales import ResidualScales, residual_scales
 from hrm_kernels.rope2d import head_order, reordered, rope_tables_2d
 
 __all__ = [
@@ -37,6 +43,7 @@ __all__ = [
     "SparseEmbedding",
     "SwiGLU",
     "URMBlock",
+    "residual_scales",
     "rope_tables",
     "rope_tables_2d",
     "swiglu_inner_size",
@@ -298,7 +305,8 @@ class ReasoningModule(nn.Module):
     """A recurrent module (H-level or L-level): add the injection, then run the blocks in turn.
 
     ``forward(z [B, S, D], injection [B, S, D], cos, sin) -> [B, S, D]`` is :func:`hrm_kernels.reasoning_module`;
-    ``rope2d`` as for :class:`RoPEAttention`.
+    ``rope2d`` as for :class:`RoPEAttention`. With ``scales`` its blocks are pre-norm blocks with learned residual
+    scales (:class:`hrm_kernels.PreNormBlockWeights`).
     """
 
     def __init__(
@@ -309,16 +317,26 @@ class ReasoningModule(nn.Module):
         expansion: float = 4.0,
         eps: float = 1e-5,
         rope2d: bool = False,
+        scales: tuple[float, float] | None = None,
     ) -> None:
+        """
+        Args:
+            scales: alpha_1 and alpha_2 at first, between 0 and 1; None for post-norm blocks.
+        """
         super().__init__()
         self.num_heads, self.eps = num_heads, eps
+        self.scales = None if scales is None else ResidualScales(hidden_size, num_layers, *scales)
         self.layers = nn.ModuleList(
             PostNormBlock(hidden_size, num_heads, expansion, eps, rope2d) for _ in range(num_layers)
         )
 
-    def weights(self, dtype: torch.dtype) -> list[BlockWeights]:
-        """The matrices of all blocks in ``dtype``, differentiable."""
-        return [layer.weights(dtype) for layer in self.layers]  # type: ignore[operator, misc]
+    def weights(self, dtype: torch.dtype) -> list[BlockWeights] | list[PreNormBlockWeights]:
+        """The weights of all blocks in ``dtype``, differentiable."""
+        blocks = [layer.weights(dtype) for layer in self.layers]  # type: ignore[operator]
+        if self.scales is None:
+            return blocks
+        scales = self.scales(dtype)
+        return [PreNormBlockWeights._make((*block, scales)) for block in blocks]
 
     def forward(
         self,

@@ -27,6 +27,7 @@ class Sizes:
         mixing: inner size of the token mixing of a block; 0: a block with attention.
         H_cycles, L_cycles: as for ``recurrent_cycles``.
         noise: of damped updates; 0: plain ones.
+        pre_norm: whether blocks norm before attention and SwiGLU, and scale their sums.
     """
 
     B: int | None = 2
@@ -45,6 +46,7 @@ class Sizes:
     H_cycles: int = 2
     L_cycles: int = 2
     noise: float = 0.0
+    pre_norm: bool = False
 
     @property
     def leading(self) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ PARTS = {
     "transformer_block": {"add_rms_norm", "rope_attention", "swiglu", "token_mixing"},
     "reasoning_module": {"add_rms_norm", "transformer_block"},
     "recurrent_cycles": {"reasoning_module", "rope_attention", "transformer_block"},
+    "recurrent_segment": {"reasoning_module", "recurrent_cycles", "rope_attention", "transformer_block"},
 }
 """The ops whose kernels an op may call: one launch sequence serves the whole op, without a dispatch for each part."""
 

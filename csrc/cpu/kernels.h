@@ -51,6 +51,18 @@ struct hrm_update {
   int64_t layers;
   const hrm_damping* damping = nullptr;  // nullptr: a plain update; else there is an injection
   int64_t number = 0;                    // of the update, added to the steps of damping
+  const float* scales = nullptr;         // of pre-norm blocks, see hrm_scales; nullptr: post-norm blocks
+};
+
+// Scales of pre-norm blocks, [3, D] for each, padded by zeros to whole panels: `keep` of
+// x = keep * x + sublayer(norm(x)), then `start` and `inject` of the first block's x = start * state + inject *
+// injection.
+enum hrm_scales { HRM_KEEP = 0, HRM_START = 1, HRM_INJECT = 2 };
+
+// How far a call moves its states: a row of a state ends at start + weight * (result - start).
+struct hrm_movement {
+  const float* weights;  // [batch]; nullptr: 1
+  float* change;         // [batch, 2]: the squares of result - start, and of the row's end, summed over its states
 };
 
 struct hrm_cpu_kernels {
@@ -70,10 +82,10 @@ struct hrm_cpu_kernels {
   uint64_t (*checksum)(const void* const* arrays, const int64_t* bytes, int64_t count, int threads);
 
   // Runs updates one after another, in place on copies of `count` states [B, S, D]; copies the states that an update
-  // wrote to `outputs`. cos, sin: [>= S, head_dim] float32, or nullptr.
+  // wrote to `outputs`, moved as `movement` says unless it is nullptr. cos, sin: [>= S, head_dim] float32, or nullptr.
   void (*run_updates)(hrm_shape shape, const hrm_update* updates, int64_t count, const void* const* states,
                       int64_t state_count, void* const* outputs, int dtype, const float* cos, const float* sin,
-                      int threads);
+                      const hrm_movement* movement, int threads);
 
   // Number of floats that the forward saves of `layers` blocks for blocks_backward.
   int64_t (*saved_size)(hrm_shape shape, int64_t layers, int recompute);

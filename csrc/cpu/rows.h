@@ -44,24 +44,23 @@ HRM_INLINE void for_lanes(int64_t columns, Each each) {
       });
 }
 
+// Calls each_row(row) for all rows of a matrix, in tasks of a few rows.
+template <class Rows>
+void for_rows_of_a_matrix(int64_t rows, Team::Member& team, Rows each_row) {
+  const int64_t chunk = 32;
+  team.for_each((rows + chunk - 1) / chunk, [&](int64_t task) {
+    for (int64_t row = task * chunk; row < (task + 1) * chunk && row < rows; ++row) each_row(row);
+  });
+}
+
 // Converts all rows of a matrix into panels, and back.
 template <class T>
 void unpack(const T* matrix, Columns columns, Panels to, int64_t rows, Team::Member& team) {
-  const int64_t chunk = 32;
-  team.for_each((rows + chunk - 1) / chunk, [&](int64_t task) {
-    for (int64_t row = task * chunk; row < (task + 1) * chunk && row < rows; ++row) {
-      unpack_row(matrix, row, columns, to, row);
-    }
-  });
+  for_rows_of_a_matrix(rows, team, [&](int64_t row) { unpack_row(matrix, row, columns, to, row); });
 }
 template <class T>
 void pack(Panels from, Columns columns, T* matrix, int64_t rows, Team::Member& team) {
-  const int64_t chunk = 32;
-  team.for_each((rows + chunk - 1) / chunk, [&](int64_t task) {
-    for (int64_t row = task * chunk; row < (task + 1) * chunk && row < rows; ++row) {
-      pack_row(from, row, columns, matrix, row);
-    }
-  });
+  for_rows_of_a_matrix(rows, team, [&](int64_t row) { pack_row(from, row, columns, matrix, row); });
 }
 
 }  // namespace hrm::HRM_ISA

@@ -11,6 +11,7 @@
 #include "cpu/damping.h"
 #include "cpu/kernels.h"
 #include "cpu/mixing.h"
+#include "cpu/movement.h"
 #include "cpu/norm.h"
 #include "cpu/rows.h"
 #include "cpu/tables.h"
@@ -96,9 +97,10 @@ struct Layer {
   Packed weights;
   Panels in, qkv, attended, middle, gate_up, out;
   float *rstd1, *rstd2, *lse;
-  Panels injection, injection2;  // added to `in` first; data is nullptr for none
-  Panels start{nullptr, 0};      // what `in` is without the injection; data is nullptr where `in` holds it
-  Damped damped{};               // of the last block of a damped update
+  Panels injection, injection2;   // added to `in` first; data is nullptr for none
+  Panels start{nullptr, 0};       // what `in` is without the injection; data is nullptr where `in` holds it
+  Damped damped{};                // of the last block of a damped update
+  const float* scales = nullptr;  // of a pre-norm block (hrm_scales); nullptr for post-norm
 };
 
 // dy -> du in place, with y = u * rstd: du = rstd * (dy - y * mean(dy * y))
@@ -119,28 +121,76 @@ HRM_INLINE void norm_row_backward(Panels dy, Panels y, int64_t panels, int64_t r
 }
 
 // Adds the injection to rows of a panel; rounded once.
-HRM_INLINE void inject(const Layer& layer, int64_t panel, int64_t first, int64_t rows) {
+// `dim`: padded columns of the state.
+HRM_INLINE void inject(const Layer& layer, int64_t dim, int64_t panel, int64_t first, int64_t rows) {
   if (!layer.injection.data) return;
   Element* to = layer.in.at(panel, first);
   const Element* from = layer.start.data ? layer.start.at(panel, first) : to;
   const Element* one = layer.injection.at(panel, first);
   const Element* two = layer.injection2.data ? layer.injection2.at(panel, first) : nullptr;
+  if (const float* scales = layer.scales) {
+    const float *of_start = scales + HRM_START * dim + panel * kWidth,
+                *of_injection = of_start + (HRM_INJECT - HRM_START) * dim;
+    for (int64_t i = 0; i < rows * kWidth; i += kLanes) {
+      const Vec injected = two ? load(one + i) + load(two + i) : load(one + i);
+      store(to + i, load(from + i) * load(of_start + i % kWidth) + injected * load(of_injection + i % kWidth));
+    }
+    return;
+  }
   for (int64_t i = 0; i < rows * kWidth; i += kLanes) {
     const Vec start = two ? load(from + i) + load(two + i) : load(from + i);
     store(to + i, start + load(one + i));
   }
 }
 
-// Computes rows [first, first + rows) of a block up to its attention: the injection and qkv.
-inline void head(const Geometry& g, const Layer& layer, int64_t first, int64_t rows, float* sums) {
+// The norms of rows of a state; the state stays.
+HRM_INLINE Panels normed_rows(const Geometry& g, Panels x, int64_t rows, Panels to) {
+  for (int64_t row = 0; row < rows; ++row) norm_row_to(x, to, g.dim.panels(), row, g.shape.dim, g.shape.eps);
+  return to;
+}
+// x = keep * x for rows of a state.
+HRM_INLINE void keep_rows(const Geometry& g, Panels x, int64_t rows, const float* scales) {
+  for (int64_t panel = 0; panel < g.dim.panels(); ++panel) {
+    const float* scale = scales + HRM_KEEP * g.dim.panels() * kWidth + panel * kWidth;
+    Element* to = x.at(panel, 0);
+    for (int64_t i = 0; i < rows * kWidth; i += kLanes) store(to + i, load(to + i) * load(scale + i % kWidth));
+  }
+}
+
+// Computes rows [first, first + rows) of a block up to its attention: the injection and qkv. normed: panels of the
+// state for `rows` rows, for pre-norm blocks.
+inline void head(const Geometry& g, const Layer& layer, int64_t first, int64_t rows, Panels normed, float* sums) {
   const int64_t dim = g.dim.panels();
-  for (int64_t p = 0; p < dim; ++p) inject(layer, p, first, rows);
-  product(layer.in.from(0, first), dim, layer.weights.qkv, g.qkv.panels(), rows, sums, keep(layer.qkv.from(0, first)));
+  for (int64_t p = 0; p < dim; ++p) inject(layer, dim * kWidth, p, first, rows);
+  const Panels in = layer.in.from(0, first), x = layer.scales ? normed_rows(g, in, rows, normed) : in;
+  product(x, dim, layer.weights.qkv, g.qkv.panels(), rows, sums, keep(layer.qkv.from(0, first)));
+}
+
+// Computes the same rows of a pre-norm block, in place, from the attention to the block's output.
+inline void tail_of_pre_norm(const Geometry& g, const Layer& layer, int64_t first, int64_t rows, Panels hidden,
+                             Panels normed, float* sums) {
+  const int64_t dim = g.dim.panels();
+  const Panels x = layer.out.from(0, first);
+  keep_rows(g, x, rows, layer.scales);
+  product_plus(layer.attended.from(0, first), g.attended.panels(), layer.weights.o, dim, rows, sums, x, x);
+  product(normed_rows(g, x, rows, normed), dim, layer.weights.gate_up, g.gate_up.panels(), rows, sums,
+          [&](Tile& tile, int64_t row, int64_t count, int64_t panel) HRM_ALWAYS {
+            for_rows(tile, count, [&](int i, Vec* columns) HRM_ALWAYS {
+              store(hidden.at(panel / 2, row + i) + panel % 2 * kLanes, columns[0] * sigmoid(columns[0]) * columns[1]);
+            });
+          });
+  keep_rows(g, x, rows, layer.scales);
+  product_plus(hidden, g.inner.panels(), layer.weights.down, dim, rows, sums, x, x);
+  for (int64_t row = 0; row < rows && layer.damped.damping; ++row) {
+    layer.damped.blend(layer.out, first + row, g.shape.positions, g.shape.dim);
+  }
 }
 
 // Computes these rows from the attention, or the mixing, to the block's output. hidden: panels of the inner size for
-// `rows` rows.
-inline void tail(const Geometry& g, const Layer& layer, int64_t first, int64_t rows, Panels hidden, float* sums) {
+// `rows` rows; normed: of the state, for pre-norm blocks.
+inline void tail(const Geometry& g, const Layer& layer, int64_t first, int64_t rows, Panels hidden, Panels normed,
+                 float* sums) {
+  if (layer.scales) return tail_of_pre_norm(g, layer, first, rows, hidden, normed, sums);
   const int64_t dim = g.dim.panels();
   const Panels in = layer.in.from(0, first), middle = layer.middle.from(0, first), out = layer.out.from(0, first);
   if (!g.mixes()) {
@@ -174,7 +224,7 @@ inline void mix(const Geometry& g, const Layer& layer, int64_t piece, float* mem
   const int64_t panel = piece % g.dim.panels(), first = piece / g.dim.panels() * g.shape.positions;
   Mixer mixer = g.mixer;
   mixer.place(const_cast<Element*>(layer.weights.mixing));
-  inject(layer, panel, first, g.shape.positions);
+  inject(layer, g.dim.panels() * kWidth, panel, first, g.shape.positions);
   float unused[kWidth];
   mixer.forward(layer.in.at(panel, first), memory, layer.middle.at(panel, first),
                 layer.rstd1 ? layer.rstd1 + piece * kWidth : unused, nullptr);
@@ -184,12 +234,15 @@ inline void mix(const Geometry& g, const Layer& layer, int64_t piece, float* mem
 struct ThreadMemory {
   float* base;
   int64_t each, inner_panels, blocks, rows;  // rows: of the largest task, plus one tile
+  int64_t dim_panels;                        // for the norms of pre-norm blocks; else 0
 
-  ThreadMemory(const Geometry& g, int threads, bool backward)
+  ThreadMemory(const Geometry& g, int threads, bool backward, bool pre_norm = false)
       : base(nullptr), blocks(g.blocks(threads)), rows(g.block_rows(blocks) + kTileRows) {
     const Heads heads = g.heads({nullptr, 0}, nullptr, nullptr);
     inner_panels = g.inner.panels();
-    const int64_t hidden = floats_for(inner_panels * rows * kWidth) + rows * kWidth;
+    dim_panels = pre_norm ? g.dim.panels() : 0;
+    const int64_t hidden =
+        floats_for(inner_panels * rows * kWidth) + floats_for(dim_panels * rows * kWidth) + rows * kWidth;
     const int64_t across = g.mixes()  ? mixing_floats(g.mixer)
                            : backward ? heads.backward_scratch()
                                       : heads.forward_scratch();
@@ -214,6 +267,7 @@ void run_layers(const Geometry& g, int64_t count, const ThreadMemory& memory, Te
   float* own = memory.of(team.rank());
   Scratch scratch{own};
   const Panels hidden = scratch.panels(memory.inner_panels, memory.rows);
+  const Panels normed = scratch.panels(memory.dim_panels, memory.rows);
   float* sums = scratch.next;
   const auto rows_of = [&](auto compute) {  // compute(first, rows) for each task's rows
     team.for_each(blocks, [&](int64_t task) {
@@ -225,14 +279,14 @@ void run_layers(const Geometry& g, int64_t count, const ThreadMemory& memory, Te
     for (int64_t i = 0; i < count; ++i) {
       const Layer now = layer(i);
       team.for_each(g.pieces(), [&](int64_t piece) { mix(g, now, piece, own); });
-      rows_of([&](int64_t first, int64_t rows) { tail(g, now, first, rows, hidden, sums); });
+      rows_of([&](int64_t first, int64_t rows) { tail(g, now, first, rows, hidden, normed, sums); });
     }
     return;
   }
   for (int64_t i = 0; i <= count; ++i) {
     rows_of([&](int64_t first, int64_t rows) {
-      if (i > 0) tail(g, layer(i - 1), first, rows, hidden, sums);
-      if (i < count) head(g, layer(i), first, rows, sums);
+      if (i > 0) tail(g, layer(i - 1), first, rows, hidden, normed, sums);
+      if (i < count) head(g, layer(i), first, rows, normed, sums);
     });
     if (i == count) break;
     const Layer now = layer(i);
@@ -297,13 +351,16 @@ void pack_blocks(hrm_shape shape, const hrm_weights* weights, int64_t layers, in
 
 void run_updates(hrm_shape shape, const hrm_update* updates, int64_t count, const void* const* states,
                  int64_t state_count, void* const* outputs, int dtype, const float* cos, const float* sin,
-                 int threads) {
+                 const hrm_movement* movement, int threads) {
   const Geometry g(shape);
-  ThreadMemory memory(g, threads, false);
+  const bool pre_norm = count > 0 && updates[0].scales;
+  ThreadMemory memory(g, threads, false, pre_norm);
   const int64_t state_floats = g.floats(g.dim);
   const bool damped = count > 0 && updates[0].damping;
-  Scratch scratch{workspace((state_count + damped) * state_floats + g.floats(g.qkv) + g.floats(g.attended) +
-                            threads * memory.each)};
+  const int64_t squares_floats = movement ? Geometry::whole(state_count * g.rows * 2) : 0;
+  Scratch scratch{workspace(squares_floats + (state_count + damped) * state_floats + g.floats(g.qkv) +
+                            g.floats(g.attended) + threads * memory.each)};
+  float* squares = scratch.floats(squares_floats);
   Panels state[3];
   for (int64_t i = 0; i < state_count; ++i) state[i] = scratch.panels(g.dim.panels(), g.stride);
   const Panels qkv = scratch.panels(g.qkv.panels(), g.stride);
@@ -341,11 +398,29 @@ void run_updates(hrm_shape shape, const hrm_update* updates, int64_t count, cons
         if (starts) layer.start = z;
         if (ends) layer.damped = {update->damping, z, update->number};
       }
+      if (update->scales) layer.scales = update->scales + i * 3 * g.dim.panels() * kWidth;
       return layer;
     });
     with_type(dtype, [&](auto type) {
+      using T = decltype(type);
+      int64_t written = 0;
       for (int64_t i = 0; i < state_count; ++i) {
-        if (outputs[i]) pack(state[i], g.dim, static_cast<decltype(type)*>(outputs[i]), g.rows, team);
+        if (!outputs[i]) continue;
+        T* to = static_cast<T*>(outputs[i]);
+        if (!movement) {
+          pack(state[i], g.dim, to, g.rows, team);
+          continue;
+        }
+        float* sums = squares + 2 * g.rows * written++;
+        for_rows_of_a_matrix(g.rows, team, [&](int64_t row) {
+          const float weight = movement->weights ? movement->weights[row / g.shape.positions] : 1.0f;
+          pack_moved(state[i], row, g.dim, static_cast<const T*>(states[i]), to, weight, sums + 2 * row);
+        });
+      }
+      if (movement) {
+        team.for_each(g.shape.batch, [&](int64_t batch) {
+          add_squares(squares, written, g.shape.batch, batch, g.shape.positions, movement->change + 2 * batch);
+        });
       }
     });
   });

@@ -296,7 +296,7 @@ void infer_blocks(TensorView x, Optional<TensorView> injection, TensorView packe
   if (blocks.empty()) return;
   kernels(blocks.code)
       .run_updates(blocks.shape, &update, 1, states, injection.has_value() ? 2 : 1, outputs, blocks.code, tables.cos,
-                   tables.sin, blocks.threads);
+                   tables.sin, nullptr, blocks.threads);
 }
 
 // The arguments of damped updates: weights [B] float32, seeds and steps [B] int64.
@@ -323,17 +323,20 @@ void damped_infer_blocks(TensorView x, TensorView injection, TensorView packed, 
   const hrm_update update{0, 1, -1, blocks.packed("packed", packed, layers), layers, &damping, 0};
   if (blocks.empty()) return;
   kernels(blocks.code)
-      .run_updates(blocks.shape, &update, 1, states, 2, outputs, blocks.code, tables.cos, tables.sin, blocks.threads);
+      .run_updates(blocks.shape, &update, 1, states, 2, outputs, blocks.code, tables.cos, tables.sin, nullptr,
+                   blocks.threads);
 }
 
-// Runs all updates of H_cycles cycles but the last one of each state. `damping` may be nullptr.
+// Runs all updates of H_cycles cycles; without `movement` all but the last one of each state. `damping` may be nullptr.
 void run_cycles(const Blocks& blocks, const Tables& tables, TensorView z_H, TensorView z_L, TensorView x,
                 TensorView packed_H, int64_t H_layers, TensorView packed_L, int64_t L_layers, TensorView out_H,
-                TensorView out_L, int64_t H_cycles, int64_t L_cycles, const hrm_damping* damping) {
+                TensorView out_L, int64_t H_cycles, int64_t L_cycles, const hrm_damping* damping,
+                const hrm_movement* movement = nullptr, const float* scales_H = nullptr,
+                const float* scales_L = nullptr) {
   const void* states[3] = {blocks.state("z_H", z_H), blocks.state("z_L", z_L), blocks.state("x", x)};
   void* outputs[3] = {blocks.state("out_H", out_H), blocks.state("out_L", out_L), nullptr};
-  const hrm_update H{0, 1, -1, blocks.packed("packed_H", packed_H, H_layers), H_layers, damping, 0};
-  const hrm_update L{1, 0, 2, blocks.packed("packed_L", packed_L, L_layers), L_layers, damping, 0};
+  const hrm_update H{0, 1, -1, blocks.packed("packed_H", packed_H, H_layers), H_layers, damping, 0, scales_H};
+  const hrm_update L{1, 0, 2, blocks.packed("packed_L", packed_L, L_layers), L_layers, damping, 0, scales_L};
   check_range(blocks.op, "H_cycles", H_cycles);
   check_range(blocks.op, "L_cycles", L_cycles);
   check_range(blocks.op, "H_cycles * L_cycles", H_cycles * L_cycles);
@@ -344,13 +347,13 @@ void run_cycles(const Blocks& blocks, const Tables& tables, TensorView z_H, Tens
     updates.push_back(update);
   };
   for (int64_t h = 0; h < H_cycles; ++h) {
-    const bool last = h == H_cycles - 1;
+    const bool last = h == H_cycles - 1 && !movement;
     for (int64_t l = 0; l < (last ? L_cycles - 1 : L_cycles); ++l) add(L);
     if (!last) add(H);
   }
   kernels(blocks.code)
       .run_updates(blocks.shape, updates.data(), static_cast<int64_t>(updates.size()), states, 3, outputs, blocks.code,
-                   tables.cos, tables.sin, blocks.threads);
+                   tables.cos, tables.sin, movement, blocks.threads);
 }
 
 void recurrent_cycles(TensorView z_H, TensorView z_L, TensorView x, TensorView packed_H, int64_t H_layers,
@@ -373,6 +376,55 @@ void damped_recurrent_cycles(TensorView z_H, TensorView z_L, TensorView x, Tenso
   const Damping damping(blocks, weights, scale, seeds, steps);
   run_cycles(blocks, tables, z_H, z_L, x, packed_H, H_layers, packed_L, L_layers, out_H, out_L, H_cycles, L_cycles,
              &damping);
+}
+
+// The scales of pre-norm blocks, [3 layers, D] float32, padded to whole panels.
+std::vector<float> padded_scales(const Blocks& blocks, const char* name, Optional<TensorView> scales, int64_t layers) {
+  if (!scales.has_value()) return {};
+  check_range(blocks.op, "layers", layers, 1024);
+  if (blocks.shape.mixing) TVM_FFI_THROW(ValueError) << blocks.op << ": blocks that mix positions have no " << name;
+  const int64_t dim = blocks.shape.dim, width = kernels(blocks.code).panel_width;
+  const auto* from =
+      static_cast<const float*>(cpu_tensor(blocks.op, name, scales.value(), kFloat32, {3 * layers, dim}));
+  const int64_t padded = (dim + width - 1) / width * width;
+  std::vector<float> result(static_cast<size_t>(3 * layers * padded));
+  for (int64_t i = 0; i < 3 * layers * dim; ++i) result[static_cast<size_t>(i / dim * padded + i % dim)] = from[i];
+  return result;
+}
+
+// All updates of a segment, or with change None all but the last one of each state. moved [B] float32, or None: how far
+// the states go; change [B, 2] float32. The damping is that of damped_recurrent_cycles; without weights there is none.
+// scales_H, scales_L [3 layers, D] float32 (hrm_scales): of pre-norm blocks; None for post-norm.
+void recurrent_segment(TensorView z_H, TensorView z_L, TensorView x, TensorView packed_H, int64_t H_layers,
+                       TensorView packed_L, int64_t L_layers, Optional<TensorView> cos, Optional<TensorView> sin,
+                       TensorView out_H, TensorView out_L, Optional<TensorView> change, Optional<TensorView> moved,
+                       int64_t heads, int64_t width, int64_t inner, int64_t H_cycles, int64_t L_cycles, double eps,
+                       Optional<TensorView> weights, double scale, Optional<TensorView> seeds,
+                       Optional<TensorView> steps, Optional<TensorView> scales_H, Optional<TensorView> scales_L,
+                       int64_t threads) {
+  const Blocks blocks("recurrent_segment", "z_H", z_H, heads, width, inner, eps, threads);
+  const Tables tables(blocks, cos, sin);
+  const int64_t batch = blocks.shape.batch;
+  hrm_movement movement{nullptr, nullptr};
+  if (change.has_value()) {
+    movement.change = static_cast<float*>(cpu_tensor(blocks.op, "change", change.value(), kFloat32, {batch, 2}));
+  }
+  if (moved.has_value()) {
+    movement.weights = static_cast<const float*>(cpu_tensor(blocks.op, "moved", moved.value(), kFloat32, {batch}));
+  }
+  if (weights.has_value() != seeds.has_value() || weights.has_value() != steps.has_value()) {
+    TVM_FFI_THROW(ValueError) << blocks.op << ": one of weights, seeds and steps is None; pass all or none";
+  }
+  std::vector<Damping> damping;
+  if (weights.has_value()) damping.emplace_back(blocks, weights.value(), scale, seeds.value(), steps.value());
+  const std::vector<float> H = padded_scales(blocks, "scales_H", scales_H, H_layers);
+  const std::vector<float> L = padded_scales(blocks, "scales_L", scales_L, L_layers);
+  if (H.empty() != L.empty()) {
+    TVM_FFI_THROW(ValueError) << blocks.op << ": one of scales_H and scales_L is None; pass both or neither";
+  }
+  run_cycles(blocks, tables, z_H, z_L, x, packed_H, H_layers, packed_L, L_layers, out_H, out_L, H_cycles, L_cycles,
+             damping.empty() ? nullptr : damping.data(), movement.change ? &movement : nullptr,
+             H.empty() ? nullptr : H.data(), L.empty() ? nullptr : L.data());
 }
 
 void run_forward(const Blocks& blocks, TensorView x, Optional<TensorView> injection, TensorView packed, int64_t layers,
@@ -828,6 +880,7 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(infer_blocks, hrm::infer_blocks)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(recurrent_cycles, hrm::recurrent_cycles)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(damped_infer_blocks, hrm::damped_infer_blocks)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(damped_recurrent_cycles, hrm::damped_recurrent_cycles)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(recurrent_segment, hrm::recurrent_segment)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(damped_blocks_forward, hrm::damped_blocks_forward)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(noise, hrm::noise)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(panel_width, hrm::panel_width)

@@ -8,6 +8,7 @@ import typer
 
 from hrm.cli.options import (
     Augment,
+    Damping,
     Data,
     Device,
     Force,
@@ -26,6 +27,7 @@ from hrm.cli.options import (
     TrajectoryCount,
 )
 from hrm.cli.processes import is_main, say_checkpoint
+from hrm.inference.damping import AdaptiveDamping
 from hrm.inference.selection import DEFAULT_ORDER, parse_order
 from hrm.progress import progress_bar
 
@@ -47,6 +49,7 @@ def evaluate(
     augment: Augment = False,
     select: Select = DEFAULT_ORDER,
     seed: Seed = 0,
+    damping: Damping = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -71,6 +74,7 @@ def evaluate(
     chooses among the answers, and one for a perfect choice. Several GPUs: torchrun -m hrm eval ...
     """
     parse_order(select)
+    AdaptiveDamping.of(damping)
     from hrm import api
 
     with progress_bar(shown=is_main()) as progress:
@@ -83,6 +87,7 @@ def evaluate(
             max_examples=max_examples,
             batch_size=batch_size,
             trajectories=_several(trajectories, noise, start_noise, augment, seed=seed, select=select),
+            damping=damping,
             out=out,
             force=force,
             puzzle_emb=puzzle_emb.value,

@@ -91,6 +91,15 @@ Select = Annotated[
         "it), q (highest q_halt), residual (the states change least), or several in order.",
     ),
 ]
+Damping = Annotated[
+    str | None,
+    typer.Option(
+        "--damping",
+        metavar="DECAY[:PATIENCE]",
+        help="Let a puzzle whose states no longer come closer to rest go only part of the way with each segment: DECAY "
+        "times as far after each PATIENCE (default: 5) segments without progress, such as 0.9:5.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of all random choices.")]
 PuzzleEmbOption = Annotated[
     PuzzleEmb,

@@ -9,6 +9,7 @@ import typer
 from hrm.cli.options import (
     Augment,
     BatchSize,
+    Damping,
     Data,
     Device,
     Force,
@@ -26,6 +27,7 @@ from hrm.cli.options import (
 )
 from hrm.cli.processes import say_checkpoint
 from hrm.errors import InputError
+from hrm.inference.damping import AdaptiveDamping
 from hrm.inference.selection import DEFAULT_ORDER, parse_order
 from hrm.progress import progress_bar
 
@@ -46,6 +48,7 @@ def scale(
     augment: Augment = False,
     select: Select = DEFAULT_ORDER,
     seed: Seed = 0,
+    damping: Damping = None,
     split: Split = "test",
     halt: Halt = "fixed",
     max_examples: MaxExamples = None,
@@ -64,6 +67,7 @@ def scale(
     puzzle, and with a perfect choice.
     """
     parse_order(select)
+    AdaptiveDamping.of(damping)
     from hrm import api
 
     with progress_bar() as progress:
@@ -79,6 +83,7 @@ def scale(
             seed=seed,
             split=split,
             halt=halt,
+            damping=damping,
             max_examples=max_examples,
             batch_size=batch_size,
             out=out,
@@ -89,7 +94,7 @@ def scale(
         )
     say_checkpoint(model)
     if as_json:
-        about = {"checkpoint": model, "data": str(data), "split": split, "halt": halt}
+        about = {"checkpoint": model, "data": str(data), "split": split, "halt": halt, "damping": damping or "none"}
         print(json.dumps(scaling.as_dict(**about)))
     else:
         print(scaling)

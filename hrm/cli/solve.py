@@ -11,6 +11,7 @@ import typer
 from hrm.cli.options import (
     Augment,
     BatchSize,
+    Damping,
     Device,
     Halt,
     MaxSteps,
@@ -26,6 +27,7 @@ from hrm.cli.puzzle_input import read_puzzles, read_source
 from hrm.cli.solve_output import Answers
 from hrm.errors import InputError
 from hrm.files import read_json, require_file
+from hrm.inference.damping import AdaptiveDamping
 from hrm.inference.selection import DEFAULT_ORDER, parse_order
 from hrm.progress import progress_bar
 
@@ -51,6 +53,7 @@ def solve(
     augment: Augment = False,
     select: Select = DEFAULT_ORDER,
     seed: Seed = 0,
+    damping: Damping = None,
     abstain: Annotated[
         bool, typer.Option("--abstain", help="Give no answer rather than one that the task's check does not verify.")
     ] = False,
@@ -85,6 +88,7 @@ def solve(
     require_known(model)
     halting = parse_halting(halt, model)
     parse_order(select)
+    AdaptiveDamping.of(damping)
     source, one_only = read_source(puzzle), bool(gif or png)
     task = _known_task(model)
     puzzles = None if task is None else read_puzzles(task, source, one_only)
@@ -113,6 +117,7 @@ def solve(
                 batch_size=batch_size,
                 abstain=abstain,
                 trajectories=Trajectories(trajectories, noise, start_noise, augment, seed=seed, select=select),
+                damping=damping,
                 trace=trace or gif is not None,
                 progress=progress,
             )

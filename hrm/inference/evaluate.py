@@ -13,6 +13,7 @@ from hrm.data.format import PuzzleDataset
 from hrm.data.task import PuzzleTask
 from hrm.files import write_json
 from hrm.inference.arc_voting import count_votes, votes_on
+from hrm.inference.damping import AdaptiveDamping
 from hrm.inference.engine import Trajectories
 from hrm.inference.halting import Halting, halts_at_the_end, parse_halting
 from hrm.inference.metrics import EARLY, PUBLISHED, Metrics, MetricSums, selection_names
@@ -33,6 +34,7 @@ def evaluate(
     halt: str | Halting = "fixed",
     max_examples: int | None = None,
     trajectories: int | Trajectories = 1,
+    damping: str | AdaptiveDamping | None = None,
     task: PuzzleTask | None = None,
     out: Path | str | None = None,
     loss_type: LossType = "stablemax_cross_entropy",
@@ -49,6 +51,7 @@ def evaluate(
             :class:`hrm.Engine` a row that halts frees its slot for the next row.
         max_examples: evaluate only the first ones.
         trajectories: attempts at each example; ``steps`` then counts the segments of all of them.
+        damping: as for :class:`hrm.Engine`.
         task: checks the answers, for the rule ``check``; it may be None without such a rule.
         out: a folder for ``predictions.npz``: ``inputs``, ``labels`` (both as in the data folder) and ``predictions``
             ``[n, seq_len]``; ``puzzle_identifiers``, ``q_halt`` (last logits) and ``early_steps`` ``[n]``.
@@ -65,6 +68,7 @@ def evaluate(
     max_steps = model.config.halt_max_steps if max_steps is None else max_steps
     require_positive(batch_size=batch_size, max_steps=max_steps, max_examples=max_examples)
     halting, settings = parse_halting(halt), replace(Trajectories.of(trajectories), stop=False)
+    damping = AdaptiveDamping.of(damping)
     check_fits(model, dataset)
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)  # if this fails, it fails before the work
@@ -88,11 +92,11 @@ def evaluate(
     each = batch_size // world
     if settings.count > 1:
         sums = MetricSums((*EARLY, *selection_names(task)))
-        evaluated = run_trajectories(model, batches, each, max_steps, halting, settings, task)
-    elif halting is halts_at_the_end:
+        evaluated = run_trajectories(model, batches, each, max_steps, halting, settings, task, damping)
+    elif halting is halts_at_the_end and damping is None:
         sums, evaluated = MetricSums(PUBLISHED), run_all_segments(model, batches, max_steps, loss_type, report)
     else:
-        sums, evaluated = MetricSums(EARLY), run_until_halted(model, batches, each, max_steps, halting, task)
+        sums, evaluated = MetricSums(EARLY), run_until_halted(model, batches, each, max_steps, halting, task, damping)
     with closing(evaluated):
         for done, batch in enumerate(evaluated, 1):
             sums.add(batch.sums)

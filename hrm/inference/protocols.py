@@ -11,6 +11,7 @@ import torch
 
 from hrm.data.format import IGNORE_LABEL
 from hrm.data.task import PuzzleTask
+from hrm.inference.damping import AdaptiveDamping
 from hrm.inference.engine import Engine, Puzzle, Result, Trajectories
 from hrm.inference.halting import Halting
 from hrm.inference.metrics import ANY_RIGHT, metric_of, selection_names
@@ -74,13 +75,19 @@ def run_all_segments(
 
 
 def run_until_halted(
-    model: HRM, batches: Batches, slots: int, max_steps: int, halting: Halting, task: PuzzleTask | None = None
+    model: HRM,
+    batches: Batches,
+    slots: int,
+    max_steps: int,
+    halting: Halting,
+    task: PuzzleTask | None = None,
+    damping: AdaptiveDamping | None = None,
 ) -> Generator[EvaluatedBatch, None, None]:
     """Each row until it halts, at most ``max_steps`` segments; another row then takes its slot.
 
     The sums are those of :data:`hrm.inference.metrics.EARLY`. A rule that checks answers needs the task.
     """
-    with Engine(model, slots, max_steps, halt=halting, task=task) as engine:
+    with Engine(model, slots, max_steps, halt=halting, task=task, damping=damping) as engine:
         for numbers, labels, results in _solved(engine, batches):
             yield _evaluated(numbers, labels, results, np.array([result.steps for result in results]))
 
@@ -93,6 +100,7 @@ def run_trajectories(
     halting: Halting,
     trajectories: Trajectories,
     task: PuzzleTask | None,
+    damping: AdaptiveDamping | None = None,
 ) -> Generator[EvaluatedBatch, None, None]:
     """Several trajectories of each row, each until it halts.
 
@@ -100,7 +108,8 @@ def run_trajectories(
     :func:`hrm.inference.metrics.selection_names`.
     """
     names = selection_names(task)
-    with Engine(model, slots, max_steps, halt=halting, task=task, trajectories=trajectories) as engine:
+    engine = Engine(model, slots, max_steps, halt=halting, task=task, trajectories=trajectories, damping=damping)
+    with engine:
         for numbers, labels, results in _solved(engine, batches):
             segments = [sum(one.steps for one in result.trajectories) or result.steps for result in results]
             batch = _evaluated(numbers, labels, results, np.array(segments))

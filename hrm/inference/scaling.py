@@ -12,6 +12,7 @@ from hrm.data.format import PuzzleDataset
 from hrm.data.task import PuzzleTask
 from hrm.errors import InputError
 from hrm.files import write_json, written_beside
+from hrm.inference.damping import AdaptiveDamping
 from hrm.inference.engine import Engine, Frame, Result, Trajectories
 from hrm.inference.examples import LabelledPuzzles
 from hrm.inference.halting import Halting
@@ -132,6 +133,7 @@ def scale(
     trajectories: Sequence[int] = (1,),
     how: Trajectories,
     halt: str | Halting = "fixed",
+    damping: str | AdaptiveDamping | None = None,
     max_examples: int | None = None,
     slots: int = 64,
     progress: Progress = silent,
@@ -148,7 +150,7 @@ def scale(
         segments: the numbers of segments; each is the most for a trajectory.
         trajectories: the numbers of attempts at each puzzle.
         how: how they differ, and which answer is chosen; its ``count`` and ``stop`` are ignored.
-        halt: as for :class:`hrm.Engine`; a trajectory that halts uses no more segments.
+        halt, damping: as for :class:`hrm.Engine`; a trajectory that halts uses no more segments.
         max_examples: look only at the first examples.
         slots: number of trajectories side by side.
         progress: called with the number of finished puzzles.
@@ -173,7 +175,7 @@ def scale(
     numbered = [puzzle._replace(seed=index) for index, puzzle in enumerate(puzzles.puzzles)]
     slots = min(slots, puzzles.count * how.count)
     progress("trajectories", 0, puzzles.count)
-    with Engine(model, slots, max(segments), halt=halt, task=task, trajectories=how) as engine:
+    with Engine(model, slots, max(segments), halt=halt, task=task, trajectories=how, damping=damping) as engine:
         for done, result in enumerate(engine.solve(numbered, trace=True), 1):
             if result.error is not None:
                 raise result.error

@@ -12,6 +12,7 @@ from hrm.compatibility import check_puzzles_fit
 from hrm.data.task import PuzzleTask
 from hrm.errors import InputError
 from hrm.inference.board import board_html
+from hrm.inference.damping import AdaptiveDamping
 from hrm.inference.engine import Engine, Frame, ImpossiblePuzzle, Puzzle, Result, Trajectories, Trajectory
 from hrm.inference.halting import Halting, parse_halting
 from hrm.inference.segments import require_positive
@@ -130,6 +131,7 @@ def solve(
     batch_size: int = 64,
     abstain: bool = False,
     trajectories: int | Trajectories = 1,
+    damping: str | AdaptiveDamping | None = None,
     trace: bool = True,
     progress: Progress = silent,
 ) -> list[Solution]:
@@ -145,7 +147,7 @@ def solve(
         puzzle_identifiers: ``[n]`` rows of the puzzle embedding; None is 0, the blank one, for all.
         batch_size: number of trajectories side by side.
         abstain: give no answer rather than one that the task does not verify.
-        trajectories: attempts at each puzzle, as for :class:`hrm.Engine`.
+        trajectories, damping: as for :class:`hrm.Engine`.
         trace: keep the answer after each segment, else only the last one.
         progress: called with the number of solved puzzles.
 
@@ -171,7 +173,10 @@ def solve(
     progress("solving", 0, len(rows))
     settings = Trajectories.of(trajectories)
     slots = min(batch_size, len(puzzles) * settings.count)
-    with Engine(model, slots, max_steps, halt=halting, task=task, abstain=abstain, trajectories=settings) as engine:
+    engine = Engine(
+        model, slots, max_steps, halt=halting, task=task, abstain=abstain, trajectories=settings, damping=damping
+    )
+    with engine:
         for inputs, result in zip(puzzles.astype(np.uint8), engine.solve(rows, trace=trace)):
             solutions.append(Solution.of(inputs, result, task))
             progress("solving", len(solutions), len(rows))

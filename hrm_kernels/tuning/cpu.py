@@ -38,6 +38,7 @@ NEAR = 2.0
 SAME_KERNELS = {
     # ops without times of their own: an op with the same kernels
     "reasoning_module": "transformer_block",
+    "recurrent_segment": "recurrent_cycles",
     "stablemax_cross_entropy_with_argmax": "stablemax_cross_entropy",
 }
 

@@ -804,7 +804,7 @@ void check_updates(const hrm_cpu_kernels& kernels, int dtype, const hrm_shape& s
                                    {1, 0, 2, packed_L.floats(), L.count, how, 2}};
     poison_workspace();
     kernels.run_updates(s, updates, 3, states, 3, outputs, dtype, angles.there ? cos.floats() : nullptr,
-                        angles.there ? sin.floats() : nullptr, threads);
+                        angles.there ? sin.floats() : nullptr, nullptr, threads);
     check.about = described(damped ? "damped run_updates" : "run_updates", dtype,
                             {s.batch, s.positions, s.dim, s.heads, s.head_dim, s.inner});
     check("z_H", out_H, want_H, pass_tolerance(kernels, s.dim));

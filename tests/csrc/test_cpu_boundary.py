@@ -26,7 +26,7 @@ WITHOUT_TENSORS = [
 ]  # fmt: skip
 FUNCTIONS = [function for function in EXPORTED if function not in WITHOUT_TENSORS]
 COUNTS = (HEADS, HEAD_DIM, INNER)
-BLOCKS = ("infer_blocks", "recurrent_cycles", "conv_cycles", "blocks_forward", "blocks_backward")
+BLOCKS = ("infer_blocks", "recurrent_cycles", "recurrent_segment", "conv_cycles", "blocks_forward", "blocks_backward")
 
 
 def block_weights(dtype):
@@ -143,6 +143,12 @@ def arguments(function, batch=BATCH, positions=POSITIONS, dtype=torch.float32, r
         return [x, y, packed[0], 1, *tables, out, *COUNTS, 1e-5, 2]
     if function == "recurrent_cycles":
         return [x, y, z, packed[0], 1, packed[0], 1, *tables, out, out2, *COUNTS, 2, 1, 1e-5, 2]
+    if function == "recurrent_segment":
+        damping = [random(batch, dtype=float32).sigmoid(), 0.125, seeds, steps]
+        scales = [random(3, DIM, dtype=float32).sigmoid() for _ in range(2)]
+        moved = [unwritten(batch, 2, dtype=float32), random(batch, dtype=float32).sigmoid()]
+        rest = [*moved, *COUNTS, 2, 1, 1e-5, *damping, *scales, 2]
+        return [x, y, z, packed[0], 1, packed[0], 1, *tables, out, out2, *rest]
     saved = empty(_saved_size(x, weights, HEADS, recompute)).fill_(0)
     forward = [x, y, packed[0], 1, *tables, out, recompute, saved, *COUNTS, 1e-5, 2]
     if function == "blocks_forward":
@@ -236,23 +242,43 @@ def damped(number, z, new, weights, scale, seeds, steps):
     return (1 - weights) * z + weights * new + scale * numbers_of(seeds, steps + number, z.shape)
 
 
-def after_cycles(H, L, x, cos, sin, H_cycles, L_cycles, eps, weights, damping=None):
-    """All updates but the last one of each state."""
+def pre_norm_block(z, injection, weights, cos, sin, eps, scales):
+    (qkv, o, gate_up, down), (keep, start, inject) = weights, scales
+    x = start * z + inject * injection
+    x = keep * x + attention(norm(x, eps) @ qkv.T, cos, sin, HEADS)[0] @ o.T
+    return keep * x + swiglu(norm(x, eps) @ gate_up.T) @ down.T
+
+
+def after_cycles(H, L, x, cos, sin, H_cycles, L_cycles, eps, weights, damping=None, scales=None, complete=False):
+    """All updates but the last one of each state, or all."""
     number = 0
 
-    def update(z, injection):
+    def update(z, injection, state):
         nonlocal number
-        new = block(z + injection, weights, cos, sin, eps)
+        if scales:
+            new = pre_norm_block(z, injection, weights, cos, sin, eps, scales[state])
+        else:
+            new = block(z + injection, weights, cos, sin, eps)
         new = damped(number, z, new, *damping) if damping else new
         number += 1
         return new
 
     for h in range(H_cycles):
-        last = h == H_cycles - 1
+        last = h == H_cycles - 1 and not complete
         for _ in range(L_cycles - last):
-            L = update(L, H + x)
-        H = H if last else update(H, L)
+            L = update(L, H + x, 1)
+        H = H if last else update(H, L, 0)
     return H, L
+
+
+def after_segment(starts, x, moved, *arguments):
+    """Both states at the end of a segment, and the change of their rows."""
+    ends = after_cycles(*starts, x, *arguments, complete=True)
+    share = 1 if moved is None else moved.view(-1, 1, 1)
+    new = [start + share * (end - start) for start, end in zip(starts, ends)]
+    changes = [end - start for start, end in zip(starts, ends)]
+    squares = [sum(one.square().sum((1, 2)) for one in parts) for parts in (changes, new)]
+    return *new, torch.stack(squares, 1)
 
 
 def mixed(x, gate_up, down, eps):
@@ -331,6 +357,15 @@ def answers(function, call):
             return {6: block(x if injection is None else x + injection, packed(), cos, sin, eps)}
         case "recurrent_cycles", [H, L, x, _, _, _, _, cos, sin, _, _, _, _, _, H_cycles, L_cycles, eps, _]:
             return dict(zip((9, 10), after_cycles(H, L, x, cos, sin, H_cycles, L_cycles, eps, packed())))
+        case "recurrent_segment", given:
+            (H, L, x), (cos, sin, _, _, change, moved) = given[:3], given[7:13]
+            *counts, w, n, s, t, of_H, of_L, _ = given[16:]
+            how = packed(), None if w is None else (w, n, s, t), None if of_H is None else (of_H, of_L)
+            if change is None:  # without the last update of each state
+                return dict(zip((9, 10), after_cycles(H, L, x, cos, sin, *counts, *how)))
+            if not x.numel():
+                return {11: change}  # nothing is written
+            return dict(zip((9, 10, 11), after_segment((H, L), x, moved, cos, sin, *counts, *how)))
         case "damped_recurrent_cycles", [H, L, x, _, _, _, _, cos, sin, *_, H_cycles, L_cycles, eps, w, n, s, t, _]:
             return dict(zip((9, 10), after_cycles(H, L, x, cos, sin, H_cycles, L_cycles, eps, packed(), (w, n, s, t))))
         case (

@@ -39,7 +39,7 @@ from hrm_kernels.spec import TINY, Sizes
 pytestmark = pytest.mark.usefixtures("poisoned")
 BY_INSTRUCTION_SET = (
     "add_rms_norm", "swiglu", "conv_swiglu", "conv_cycles", "linear", "rope_attention", "reasoning_module",
-    "adam_atan2",
+    "recurrent_segment", "adam_atan2",
 )  # fmt: skip
 """Ops that between them run every kernel that is compiled for several instruction sets."""
 EQUAL_WHEN_COMPILED = ("add_rms_norm", "swiglu", "conv_swiglu", "rope_attention", "stablemax_cross_entropy")

@@ -164,14 +164,23 @@ def cycles(rows, mixing, dtype=torch.float32):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_and_threads_do_not_matter_to_damped_updates(mixing, dtype):
     threads = torch.get_num_threads()
+
+    def results(rows):
+        *plain, damping = cycles(rows, mixing, dtype)
+        return *k.recurrent_cycles(*plain, damping), *k.recurrent_segment(
+            *plain, torch.tensor([1.0, 0.5])[rows], damping
+        )
+
     with k.use_backend("cpu"):
-        together = k.recurrent_cycles(*cycles(slice(None), mixing, dtype))
-        alone = k.recurrent_cycles(*cycles(slice(1, 2), mixing, dtype))
+        together, alone = results(slice(None)), results(slice(1, 2))
+        *plain, damping = cycles(slice(1), mixing, dtype)
+        whole = k.recurrent_segment(*plain, None, damping)
         try:
             torch.set_num_threads(3)
-            again = k.recurrent_cycles(*cycles(slice(None), mixing, dtype))
+            again = results(slice(None))
         finally:
             torch.set_num_threads(threads)
+    assert all(map(torch.equal, whole, [one[:1] for one in together[2:]]))  # a weight of 1 is none
     for one, row, other in zip(together, alone, again, strict=True):
         assert torch.equal(one, other) and torch.equal(one[1:], row)
 

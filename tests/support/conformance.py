@@ -15,7 +15,7 @@ OPS = backends._ops
 REGISTERED = [name for name, spec in SPECS.items() if spec.schema is not None]
 STEPS = [name for name in SPECS if name not in REGISTERED]
 POINTWISE = ("add_rms_norm", "swiglu", "rope_attention", "linear", "token_mixing")
-BLOCKS = ("transformer_block", "reasoning_module", "recurrent_cycles", "conv_cycles")
+BLOCKS = ("transformer_block", "reasoning_module", "recurrent_cycles", "recurrent_segment", "conv_cycles")
 DTYPES = {
     "reference": (torch.float32, torch.bfloat16, torch.float16, torch.float64),
     "cpu": (torch.float32, torch.bfloat16),
@@ -154,7 +154,10 @@ def roundings(op, sizes):
         return 8 if sizes.S < 300 and sizes.scale == 1 else 16
     if op == "linear" and sizes.D > 1000:  # of a sum of so many terms
         return 16
-    return {"transformer_block": 16, "reasoning_module": 24, "recurrent_cycles": 48, "conv_cycles": 24}.get(op, 4)
+    return {
+        "transformer_block": 16, "reasoning_module": 24, "recurrent_cycles": 48, "recurrent_segment": 48,
+        "conv_cycles": 24,
+    }.get(op, 4)  # fmt: skip
 
 
 def compare(op, backend, dtype, sizes, gradients=True):

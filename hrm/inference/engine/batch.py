@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hrm.inference.damping import AdaptiveDamping, RowWeights
 from hrm.inference.engine.delivery import deliver
 from hrm.inference.engine.jobs import Job
 from hrm.inference.engine.outcomes import Outcome, Outcomes
@@ -29,6 +30,7 @@ class BatchSettings:
         halting: the rule in between.
         verifier: checks the answers; None leaves them unchecked.
         trajectories: of each puzzle.
+        damping: of segments that do not come closer to a fixed point; None for none.
     """
 
     model: HRM
@@ -38,6 +40,7 @@ class BatchSettings:
     halting: Halting
     verifier: Verifier | None = None
     trajectories: Trajectories = Trajectories()
+    damping: AdaptiveDamping | None = None
 
 
 class SlotBatch:
@@ -51,8 +54,11 @@ class SlotBatch:
         self.size = settings.slots
         self._settings = settings
         self._needs = needs(settings.halting)
-        window = max(self._needs.residuals, WINDOW if settings.trajectories.count > 1 else 0)
-        self._runner = SegmentRunner(settings.model, settings.slots, bool(settings.trajectories.noise), window > 0)
+        damping, noise = settings.damping, bool(settings.trajectories.noise)
+        several = settings.trajectories.count > 1
+        window = max(self._needs.residuals, WINDOW if several else 0, 0 if damping is None else 1)
+        self._runner = SegmentRunner(settings.model, settings.slots, noise, window > 0, damping is not None)
+        self._weights = None if damping is None else RowWeights(damping, self._runner.weights)
         self._outcomes = Outcomes(settings.verifier, settings.trajectories)
         self._rows: list[RunningTrajectory | None] = [None] * self.size
         config = settings.model.config
@@ -86,6 +92,8 @@ class SlotBatch:
         self._runner.start(row, running)
         self._steps[row], self._unchanged[row] = 0, -1  # the first answer follows no other
         self._residuals[row] = np.inf
+        if self._weights is not None:
+            self._weights.restart(row)
 
     def run_segment(self) -> None:
         """Run one segment for every row; free finished and cancelled rows, and deliver results."""
@@ -93,6 +101,9 @@ class SlotBatch:
         self._steps = steps = [step + 1 for step in self._steps]
         if answers.residual is not None:
             self._residuals = np.append(self._residuals[:, 1:], answers.residual.numpy()[:, None], 1)
+            if self._weights is not None:
+                for row, value in enumerate(answers.residual.tolist()):
+                    self._weights.update(row, value)
         halts = self._halts(answers)
         rows = [
             row

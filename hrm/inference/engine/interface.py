@@ -11,6 +11,7 @@ from typing import Any
 
 from hrm.data.task import PuzzleTask
 from hrm.errors import InputError
+from hrm.inference.damping import AdaptiveDamping
 from hrm.inference.engine.batch import BatchSettings
 from hrm.inference.engine.jobs import FutureJob
 from hrm.inference.engine.puzzles import PuzzleReader
@@ -71,6 +72,9 @@ class Engine:
         trajectories: attempts at each puzzle; each takes a slot. A number makes them differ by noise before each
             segment, or by the random states of models that start from such; :class:`Trajectories` has all settings. The
             result has the answer that the rules of ``select`` choose, and what each rule would choose.
+        damping: let a row whose residual no longer falls go only part of the way with each segment, so that one that
+            oscillates comes to rest: ``"DECAY"``, ``"DECAY:PATIENCE"`` (such as ``"0.9:5"``) or an
+            :class:`hrm.inference.damping.AdaptiveDamping`; None for none. A row depends on its own residuals only.
 
     Raises:
         InputError: a number or ``halt`` is invalid, memory cannot hold so many slots, the task does not fit the model,
@@ -91,6 +95,7 @@ class Engine:
         task: PuzzleTask | None = None,
         abstain: bool = False,
         trajectories: int | Trajectories = 1,
+        damping: str | AdaptiveDamping | None = None,
     ) -> None:
         require_positive(slots=slots, max_steps=max_steps, min_steps=min_steps, queue_size=queue_size)
         if min_steps > max_steps:
@@ -110,8 +115,9 @@ class Engine:
         if needs(self.halting).check and (task is None or not task.verifies):
             raise InputError("halt 'check' needs a task that verifies answers; give task=..., or another rule")
         self.trajectories = Trajectories.of(trajectories).for_model(model.config, task)
+        self.damping = AdaptiveDamping.of(damping)
         settings = BatchSettings(
-            model, self.slots, self.min_steps, self.max_steps, self.halting, verifier, self.trajectories
+            model, self.slots, self.min_steps, self.max_steps, self.halting, verifier, self.trajectories, self.damping
         )
         self._scheduler = Scheduler(settings, backend, self.queue_size)
         self._reader = PuzzleReader(model.config, None if task is None else task.is_solved)

@@ -34,15 +34,14 @@ class Answers(NamedTuple):
     residual: torch.Tensor | None
 
 
-def residual(before: Carry, after: Carry) -> torch.Tensor:
-    """How much a segment has changed the states of each row, ``[B]`` float32.
+def residual(change: torch.Tensor) -> torch.Tensor:
+    """How much a segment changes the states of each row, ``[B]`` float32, from a model's ``change [B, 2]``.
 
-    The root mean square of the change, over both states, all positions and features. The states are normalised to a
-    root mean square of 1, so it is also the relative change. A model with one state has a z_L without positions.
+    The root mean square of the change, over both states, all positions and features, relative to that of the new states
+    (which is 1 for models with post-norm blocks). It is that of the whole way, whatever share of it the states go.
     """
-    changes = [(getattr(after, name) - getattr(before, name)).float().flatten(1) for name in ("z_H", "z_L")]
-    entries = sum(change.shape[1] for change in changes)
-    return (torch.stack([change.square().sum(1) for change in changes]).sum(0) / entries).sqrt()
+    changed, new = change.float().unbind(1)
+    return (changed / new.clamp(min=torch.finfo(torch.float32).tiny)).sqrt()
 
 
 def disturbed(carry: Carry, scales: torch.Tensor, seeds: torch.Tensor) -> Carry:
@@ -70,9 +69,13 @@ class SegmentRunner:
         slots: rows of the batch.
         has_noise: whether trajectories may have noise before each segment.
         measures_residual: whether answers have residuals.
+        damps: whether segments go only part of the way, by :attr:`weights`.
+
+    Attributes:
+        weights: ``[slots]`` float32, how far the next segment moves each row; ``[0]`` without damping.
     """
 
-    def __init__(self, model: HRM, slots: int, has_noise: bool, measures_residual: bool) -> None:
+    def __init__(self, model: HRM, slots: int, has_noise: bool, measures_residual: bool, damps: bool = False) -> None:
         self._model, self._has_noise, self._measures_residual = model, has_noise, measures_residual
         config = model.config
         self._device = next(model.parameters()).device
@@ -86,8 +89,11 @@ class SegmentRunner:
         if has_noise:
             self._host["scales"] = torch.zeros(slots, dtype=torch.float32, device="cpu", pin_memory=on_gpu)
             self._host["seeds"] = torch.zeros(slots, dtype=torch.int64, device="cpu", pin_memory=on_gpu)
+        if damps:
+            self._host["weights"] = torch.ones(slots, dtype=torch.float32, device="cpu", pin_memory=on_gpu)
         self._views = {name: values.numpy() for name, values in self._host.items()}
         self._inputs, self._identifiers, self._starts = (self._views[name] for name in (*_BATCH, "halted"))
+        self.weights: np.ndarray = self._views["weights"] if damps else np.zeros(0, np.float32)
         self._new: list[tuple[int, RunningTrajectory]] = []
         self._any_starts = False
         self._carry = model.initial_carry(
@@ -114,14 +120,13 @@ class SegmentRunner:
         if self._graph is not None:
             self._graph(self._host)
         elif self._device.type == "cpu":
-            before = self._carry
-            self._carry, outputs = self._call(before, self._host)
+            self._carry, outputs = self._call(self._carry, self._host)
             logits = outputs["logits"]
             return Answers(
                 lambda rows: logits[rows].argmax(-1).numpy(),
                 outputs["q_halt_logits"],
                 outputs["q_continue_logits"],
-                self._residual(before, self._carry),
+                residual(outputs["change"]) if self._measures_residual else None,
             )
         else:
             self._run_in_place(
@@ -136,13 +141,12 @@ class SegmentRunner:
     def _run_in_place(self, inputs: dict[str, torch.Tensor]) -> None:
         """One segment on the device, for a graph: its results overwrite those of the segment before."""
         new, outputs = self._call(self._carry, inputs)
-        change = self._residual(self._carry, new)
         for name in ("z_H", "z_L", "steps"):
             getattr(self._carry, name).copy_(getattr(new, name))
         for name, values in new.current_data.items():
             self._carry.current_data[name].copy_(values)
         numbers = [outputs[name] for name in ("q_halt_logits", "q_continue_logits")]
-        numbers.append(torch.zeros_like(numbers[0]) if change is None else change)
+        numbers.append(residual(outputs["change"]))
         bits = [one.view(torch.int32).unsqueeze(1) for one in numbers]
         self._answers.copy_(torch.cat([outputs["logits"].argmax(-1).int(), *bits], 1))
 
@@ -151,10 +155,7 @@ class SegmentRunner:
         if self._has_noise:
             carry = disturbed(carry, inputs["scales"], inputs["seeds"])
         with self._weights:
-            return self._model(replace(carry, halted=inputs["halted"]), batch)
-
-    def _residual(self, before: Carry, after: Carry) -> torch.Tensor | None:
-        return residual(before, after) if self._measures_residual else None
+            return self._model(replace(carry, halted=inputs["halted"]), batch, weight=inputs.get("weights"))
 
     def _mark_new_rows(self) -> None:
         if self._any_starts:
@@ -163,7 +164,7 @@ class SegmentRunner:
         if self._new:
             self._any_starts = True
             for row, running in self._new:
-                if self._measures_residual or running.noise or running.start_noise:
+                if running.noise or running.start_noise:
                     self._start_from(row, running)
                 else:
                     self._starts[row] = True
@@ -173,7 +174,7 @@ class SegmentRunner:
                 refresh(self._model.parameters())
 
     def _start_from(self, row: int, running: RunningTrajectory) -> None:
-        """Start a row as the model does, but before the segment: its states are needed there, or have noise."""
+        """Start a row as the model does, but before the segment, so that its states can have noise."""
         seeds = torch.tensor([running.seed], device=self._device)
         states = self._model.inner.initial_states(seeds)
         for state, initial, stream in zip((self._carry.z_H, self._carry.z_L), states, (INITIAL_H, INITIAL_L)):

@@ -5,12 +5,12 @@ import torch
 
 from hrm_kernels.backends import Backend, Op
 from hrm_kernels.checks import check_eps, check_layers
-from hrm_kernels.damping import Damping, as_damping, check_damping
+from hrm_kernels.damping import Damping, as_damping, check_damping, damp
 from hrm_kernels.ops.reasoning_module import cuda_kernels, reference
 from hrm_kernels.ops.reasoning_module.spec import SPEC
 from hrm_kernels.ops.rope_attention.heads import Heads
-from hrm_kernels.ops.transformer_block import cpu_cannot_run_blocks, triton_cannot_run_blocks
-from hrm_kernels.ops.transformer_block.weights import Layer, flat, layers_of
+from hrm_kernels.ops.transformer_block import cpu_cannot_run_blocks, pre_norm, triton_cannot_run_blocks
+from hrm_kernels.ops.transformer_block.weights import Layer, PreNormBlockWeights, flat, layers_of
 
 
 def _triton(
@@ -22,10 +22,13 @@ def _triton(
     recompute: bool = False,
     damping: Damping | None = None,
 ) -> torch.Tensor:
-    from hrm_kernels.ops.reasoning_module.triton_kernels import damp
+    from hrm_kernels.ops.reasoning_module import triton_kernels
     from hrm_kernels.ops.transformer_block import triton_block
 
-    return damp(z, triton_block.blocks(z + injection, flat(layers), heads, eps, recompute), damping)
+    if isinstance(layers[0], PreNormBlockWeights):
+        updated = pre_norm.module(z, injection, layers, heads, eps, recompute)
+        return triton_kernels.damp(z, updated, damping)
+    return triton_kernels.damp(z, triton_block.blocks(z + injection, flat(layers), heads, eps, recompute), damping)
 
 
 def _cpu(
@@ -39,6 +42,8 @@ def _cpu(
 ) -> torch.Tensor:
     from hrm_kernels.ops.transformer_block import cpu_block
 
+    if isinstance(layers[0], PreNormBlockWeights):
+        return damp(z, pre_norm.module(z, injection, layers, heads, eps, recompute), damping)
     return cpu_block.blocks(z, injection, flat(layers), heads, eps, recompute, damping)
 
 
@@ -92,8 +97,9 @@ def reasoning_module(
     Args:
         z: ``[B, S, D]`` state of the module, float32, bfloat16 or float16.
         injection: ``[B, S, D]``: ``z_H + x`` for the L-level, ``z_L`` for the H-level.
-        layers: the blocks' weights, in the dtype of z: all :class:`hrm_kernels.BlockWeights` or all
-            :class:`hrm_kernels.MixingBlockWeights`.
+        layers: the blocks' weights, in the dtype of z: all :class:`hrm_kernels.BlockWeights`, all
+            :class:`hrm_kernels.MixingBlockWeights` or all :class:`hrm_kernels.PreNormBlockWeights`, which scale z and
+            the injection, too.
         cos, sin: RoPE tables as for :func:`hrm_kernels.rope_attention`, or None for both; None for blocks that mix
             positions.
         num_heads: H; 0 for blocks that mix positions.

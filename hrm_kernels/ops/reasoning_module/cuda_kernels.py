@@ -39,6 +39,8 @@ def cannot_run(z: torch.Tensor, modules: Sequence[Sequence[Sequence[torch.Tensor
     reason = cuda_cannot_run(z)
     if reason is not None:
         return reason
+    if len(modules[0][0]) != 4:
+        return "the cuda kernels are for post-norm blocks, not for pre-norm blocks"
     if heads.mixing:
         return "the cuda kernels are for blocks with attention, not for blocks that mix positions"
     if z.dtype is not torch.bfloat16:

@@ -12,7 +12,7 @@ from hrm_kernels.ops.reasoning_module import reasoning_module
 from hrm_kernels.ops.rope_attention.reference import apply_rope
 from hrm_kernels.ops.swiglu import swiglu
 from hrm_kernels.ops.token_mixing import token_mixing
-from hrm_kernels.ops.transformer_block.weights import BlockWeights, Layer
+from hrm_kernels.ops.transformer_block.weights import BlockWeights, Layer, PreNormBlockWeights
 
 
 def first_position(
@@ -39,6 +39,8 @@ def first_position(
         TypeError, ValueError: a dtype, device or shape does not fit.
     """
     *before, last = layers
+    if isinstance(last, PreNormBlockWeights):
+        return reasoning_module(z, injection, layers, cos, sin, num_heads, eps)[:, 0]
     x = reasoning_module(z, injection, before, cos, sin, num_heads, eps) if before else z + injection
     if isinstance(last, BlockWeights):
         first = _attended(x, last, cos, sin, num_heads, eps)

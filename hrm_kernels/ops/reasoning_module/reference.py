@@ -4,7 +4,7 @@ import torch
 
 from hrm_kernels.damping import Damping, damp
 from hrm_kernels.ops.rope_attention.heads import Heads
-from hrm_kernels.ops.transformer_block.reference import transformer_block
+from hrm_kernels.ops.transformer_block.reference import enter, transformer_block
 from hrm_kernels.ops.transformer_block.weights import Layer
 
 
@@ -17,7 +17,7 @@ def reasoning_module(
     recompute: bool = False,
     damping: Damping | None = None,
 ) -> torch.Tensor:
-    updated = z + injection
+    updated = enter(z, injection, layers[0])
     for weights in layers:
         updated = transformer_block(updated, weights, heads, eps, recompute)
     return damp(z, updated, damping)

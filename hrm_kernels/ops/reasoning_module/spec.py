@@ -47,7 +47,7 @@ def oracle(
     recompute: bool = False,
     damping: Damping | None = None,
 ) -> Tensor:
-    updated = z + injection
+    updated = block.entered(z, injection, layers[0])
     for weights in layers:
         updated = block.oracle(updated, weights, cos, sin, num_heads, eps)
     return damped(z, updated, damping)
@@ -77,5 +77,6 @@ SPEC = OpSpec(
         Sizes(3, 18, 20, 3, 6, 30, noise=0.5),
         Sizes(3, 5, 200, mixing=7, layers=1, noise=0.5, recompute=True),
         Sizes(0, 5, layers=1, noise=0.5),
+        Sizes(2, 5, layers=1, noise=0.5, pre_norm=True),
     ),
 )

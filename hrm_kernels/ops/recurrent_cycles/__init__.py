@@ -10,10 +10,11 @@ from hrm_kernels.damping import Damping, as_damping, by_row, check_damping
 from hrm_kernels.graphs import Graphs, capturable
 from hrm_kernels.ops.reasoning_module.cuda_kernels import passed_over
 from hrm_kernels.ops.recurrent_cycles import cuda_kernels, reference
+from hrm_kernels.ops.recurrent_cycles.movement import move
 from hrm_kernels.ops.recurrent_cycles.spec import SPEC
 from hrm_kernels.ops.rope_attention.heads import Heads
-from hrm_kernels.ops.transformer_block import cpu_cannot_run_blocks, triton_cannot_run_blocks
-from hrm_kernels.ops.transformer_block.weights import Layer, flat, layers_of
+from hrm_kernels.ops.transformer_block import cpu_cannot_run_blocks, pre_norm, triton_cannot_run_blocks
+from hrm_kernels.ops.transformer_block.weights import Layer, PreNormBlockWeights, by_block, flat, layers_of
 
 _graphs = Graphs()
 
@@ -29,30 +30,53 @@ def _triton(
     L_cycles: int,
     eps: float,
     damping: Damping | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One CUDA graph where that is possible, single launches elsewhere."""
+) -> tuple[torch.Tensor, ...]:
+    return triton_updates(z_H, z_L, x, H_layers, L_layers, heads, H_cycles, L_cycles, eps, damping)
+
+
+def triton_updates(
+    z_H: torch.Tensor,
+    z_L: torch.Tensor,
+    x: torch.Tensor,
+    H_layers: Sequence[Layer],
+    L_layers: Sequence[Layer],
+    heads: Heads,
+    H_cycles: int,
+    L_cycles: int,
+    eps: float,
+    damping: Damping | None,
+    weight: torch.Tensor | None = None,
+    complete: bool = False,
+) -> tuple[torch.Tensor, ...]:
+    """One CUDA graph where that is possible, single launches elsewhere.
+
+    With ``complete`` it runs all updates, moves the states by ``weight``, and returns their change, too (:func:`move`).
+    """
     from hrm_kernels.ops.reasoning_module.triton_kernels import damp
     from hrm_kernels.ops.transformer_block.triton_block import Shared, blocks, infer
 
     shape, width = z_H.shape, z_H.shape[2]
     H_weights, L_weights = flat(H_layers), flat(L_layers)
+    is_pre_norm = isinstance(H_layers[0], PreNormBlockWeights)
 
-    def run(
-        z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor, *counters: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def run(z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        weights, counters = others[: weight is not None], others[weight is not None :]
         shared = Shared(shape[0], heads.contiguous(), eps)
         H, L = ([weight.contiguous() for weight in weights] for weights in (H_weights, L_weights))
 
         def update(
             z: torch.Tensor, injection: torch.Tensor, damping: Damping | None, weights: list[torch.Tensor]
         ) -> torch.Tensor:
-            if heads.mixing:
+            if is_pre_norm:
+                layers = by_block(weights, heads.num_heads)
+                updated = pre_norm.module(z.view(shape), injection.view(shape), layers, heads, eps)
+            elif heads.mixing:
                 updated = blocks((z + injection).view(shape), weights, heads, eps, False)
             else:
                 updated = infer(z + injection, weights, shared)
             return damp(z.view(shape), updated.view(shape), damping).view(z.shape)
 
-        return reference.run_cycles(
+        ends = reference.run_cycles(
             z_H,
             z_L,
             x,
@@ -61,18 +85,25 @@ def _triton(
             H_cycles,
             L_cycles,
             None if damping is None else damping.with_tensors(counters),
+            complete,
         )
+        if not complete:
+            return ends
+        starts = z_H.view(shape), z_L.view(shape)
+        return move(starts, (ends[0].view(shape), ends[1].view(shape)), weights[0] if weights else None)
 
     inputs = [tensor.reshape(-1, width).contiguous() for tensor in (z_H, z_L, x)]
+    inputs += [] if weight is None else [weight]
     inputs += [] if damping is None else damping.tensors()
     if capturable(z_H) and z_H.numel() and H_cycles * L_cycles > 1:
         fixed = [*H_weights, *L_weights, *(table for _, table in heads.tables())]
         constants = None if damping is None else damping.with_tensors([])
         sizes = (shape, len(H_layers), heads.cos is None, heads.num_heads, H_cycles, L_cycles, eps, constants)
-        z_H, z_L = _graphs(run, inputs, fixed, sizes)
+        sizes += (weight is None, complete, is_pre_norm)
+        z_H, z_L, *change = _graphs(run, inputs, fixed, sizes)
     else:
-        z_H, z_L = run(*inputs)
-    return z_H.view(shape), z_L.view(shape)
+        z_H, z_L, *change = run(*inputs)
+    return z_H.view(shape), z_L.view(shape), *change
 
 
 def _cpu(
@@ -87,12 +118,17 @@ def _cpu(
     eps: float,
     damping: Damping | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    from hrm_kernels.ops.recurrent_cycles import cpu_segment
     from hrm_kernels.ops.recurrent_cycles.cpu_kernels import run, run_damped
 
     if heads.mixing and z_H.shape[1] == 0:  # nothing to compute, and no weights to pack
         return z_H, z_L
     H_weights, L_weights = flat(H_layers), flat(L_layers)
     arguments = z_H.contiguous(), z_L.contiguous(), x.contiguous(), H_weights, L_weights, heads, H_cycles, L_cycles, eps
+    if isinstance(H_layers[0], PreNormBlockWeights):
+        rows: tuple[Any, ...] = (None, 0.0, None, None) if damping is None else by_row(damping, z_H)
+        z_H, z_L, _ = cpu_segment.run(False, *arguments, None, *rows)
+        return z_H, z_L
     return run(*arguments) if damping is None else run_damped(*arguments, *by_row(damping, z_H))
 
 
@@ -164,7 +200,8 @@ def recurrent_cycles(
         z_H, z_L: ``[B, S, D]`` states, float32, bfloat16 or float16; they are not written to.
         x: ``[B, S, D]`` input embedding.
         H_layers, L_layers: the blocks of both modules, in the dtype of the states: all
-            :class:`hrm_kernels.BlockWeights` or all :class:`hrm_kernels.MixingBlockWeights`.
+            :class:`hrm_kernels.BlockWeights`, all :class:`hrm_kernels.MixingBlockWeights` or all
+            :class:`hrm_kernels.PreNormBlockWeights`.
         cos, sin: RoPE tables as for :func:`hrm_kernels.rope_attention`, or None for both; None for blocks that mix
             positions.
         num_heads: H; 0 for blocks that mix positions.

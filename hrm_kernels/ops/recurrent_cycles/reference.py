@@ -20,11 +20,15 @@ def run_cycles(
     H_cycles: int,
     L_cycles: int,
     damping: Damping | None = None,
+    complete: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The order of the updates, for every backend that runs them one by one."""
+    """The order of the updates, for every backend that runs them one by one.
+
+    With ``complete`` it includes the last update of each state.
+    """
     with torch.no_grad():
         for h in range(H_cycles):
-            last = h == H_cycles - 1
+            last = h == H_cycles - 1 and not complete
             injection = z_H + x
             for _ in range(L_cycles - 1 if last else L_cycles):
                 z_L = L_update(z_L, injection, damping)

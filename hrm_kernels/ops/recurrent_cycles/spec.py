@@ -86,5 +86,7 @@ SPEC = OpSpec(
         Sizes(3, 5, 20, 3, 6, 30, L_cycles=3, noise=0.5),
         Sizes(2, 5, 200, mixing=6, layers=1, noise=0.5),
         Sizes(0, 5, layers=1, noise=0.5),
+        Sizes(2, 5, pre_norm=True),
+        Sizes(3, 18, 20, 3, 6, 30, L_cycles=1, noise=0.5, pre_norm=True),
     ),
 )

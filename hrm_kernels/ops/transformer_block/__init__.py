@@ -5,11 +5,17 @@ import torch
 from hrm_kernels.backends import Backend, Op, cpu_cannot_run, triton_cannot_run
 from hrm_kernels.checks import check_eps, check_layers
 from hrm_kernels.ops.rope_attention.heads import Heads, tables_need_gradients, triton_cannot_attend
-from hrm_kernels.ops.transformer_block import reference
+from hrm_kernels.ops.transformer_block import pre_norm, reference
 from hrm_kernels.ops.transformer_block.spec import SPEC
-from hrm_kernels.ops.transformer_block.weights import BlockWeights, Layer, MixingBlockWeights, by_block
+from hrm_kernels.ops.transformer_block.weights import (
+    BlockWeights,
+    Layer,
+    MixingBlockWeights,
+    PreNormBlockWeights,
+    by_block,
+)
 
-__all__ = ["BlockWeights", "Layer", "MixingBlockWeights", "transformer_block"]
+__all__ = ["BlockWeights", "Layer", "MixingBlockWeights", "PreNormBlockWeights", "transformer_block"]
 
 
 def triton_cannot_run_blocks(x: torch.Tensor, layers: Sequence[Layer], heads: Heads) -> str | None:
@@ -32,12 +38,16 @@ def cpu_cannot_run_blocks(x: torch.Tensor, layers: Sequence[Layer], heads: Heads
 
 
 def _triton(x: torch.Tensor, weights: Layer, heads: Heads, eps: float, recompute: bool = False) -> torch.Tensor:
+    if isinstance(weights, PreNormBlockWeights):
+        return pre_norm.block(x, weights, heads, eps, recompute)
     from hrm_kernels.ops.transformer_block import triton_block
 
     return triton_block.blocks(x, list(weights), heads, eps, recompute)
 
 
 def _cpu(x: torch.Tensor, weights: Layer, heads: Heads, eps: float, recompute: bool = False) -> torch.Tensor:
+    if isinstance(weights, PreNormBlockWeights):
+        return pre_norm.block(x, weights, heads, eps, recompute)
     from hrm_kernels.ops.transformer_block import cpu_block
 
     return cpu_block.blocks(x, None, list(weights), heads, eps, recompute)
@@ -66,15 +76,16 @@ def transformer_block(
     eps: float = 1e-5,
     recompute: bool = False,
 ) -> torch.Tensor:
-    """One post-norm block: attention or token mixing, then SwiGLU, each added to its input and normed.
+    """One block: attention or token mixing, then SwiGLU, each added to its input and normed.
 
     ``x = rms_norm(x + o(attention(qkv(x))))``, or with :class:`hrm_kernels.MixingBlockWeights`
-    ``x = token_mixing(x, mix_gate_up, mix_down)``; then ``x = rms_norm(x + down(swiglu(gate_up(x))))``.
-    Under ``torch.autocast`` it runs in autocast's dtype, as products do.
+    ``x = token_mixing(x, mix_gate_up, mix_down)``; then ``x = rms_norm(x + down(swiglu(gate_up(x))))``. With
+    :class:`hrm_kernels.PreNormBlockWeights` the norms come first, and the sums have scales. Under ``torch.autocast`` it
+    runs in autocast's dtype, as products do.
 
     Args:
         x: ``[B, S, D]``, float32, bfloat16 or float16.
-        weights: the block's matrices, in the dtype of x.
+        weights: the block's weights, in the dtype of x.
         cos, sin: RoPE tables as for :func:`hrm_kernels.rope_attention`, or None for both; None for token mixing.
         num_heads: H; 0 for token mixing.
         eps: of both norms.

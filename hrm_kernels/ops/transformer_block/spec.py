@@ -6,7 +6,7 @@ from hrm_kernels.ops.add_rms_norm.spec import oracle as add_rms_norm
 from hrm_kernels.ops.rope_attention.spec import oracle as rope_attention
 from hrm_kernels.ops.swiglu.spec import oracle as swiglu
 from hrm_kernels.ops.token_mixing import spec as token_mixing
-from hrm_kernels.ops.transformer_block.weights import BlockWeights, Layer, MixingBlockWeights
+from hrm_kernels.ops.transformer_block.weights import BlockWeights, Layer, MixingBlockWeights, PreNormBlockWeights
 from hrm_kernels.spec import Cost, OpSpec, Random, Sizes
 
 
@@ -21,7 +21,10 @@ def block(sizes: Sizes, random: Random) -> Layer:
         )
     wide = sizes.H * sizes.d
     shapes = ((3 * wide, sizes.D), (sizes.D, wide), (2 * sizes.I, sizes.D), (sizes.D, sizes.I))
-    return BlockWeights(*(random.matrix(*shape) for shape in shapes))
+    matrices = [random.matrix(*shape) for shape in shapes]
+    if sizes.pre_norm:
+        return PreNormBlockWeights._make((*matrices, 0.5 + 0.5 * random(4, sizes.D).sigmoid()))
+    return BlockWeights(*matrices)
 
 
 def tables(sizes: Sizes, random: Random) -> tuple[Tensor | None, Tensor | None]:
@@ -47,12 +50,33 @@ def oracle(
     eps: float,
     recompute: bool = False,
 ) -> Tensor:
+    if isinstance(weights, PreNormBlockWeights):
+        return pre_norm_oracle(x, weights, cos, sin, num_heads, eps)
     first, second, gate_up, down = weights
     if isinstance(weights, MixingBlockWeights):
         x = token_mixing.oracle(x, first, second, eps)
     else:
         x = add_rms_norm(x, rope_attention(x @ first.T, cos, sin, num_heads) @ second.T, eps)
     return add_rms_norm(x, swiglu(x @ gate_up.T) @ down.T, eps)
+
+
+def pre_norm_oracle(
+    x: Tensor, weights: PreNormBlockWeights, cos: Tensor | None, sin: Tensor | None, num_heads: int, eps: float
+) -> Tensor:
+    qkv, o, gate_up, down, scales = weights
+
+    def norm(x: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
+
+    x = x * scales[0] + rope_attention(norm(x) @ qkv.T, cos, sin, num_heads) @ o.T * scales[1]
+    return x * scales[0] + swiglu(norm(x) @ gate_up.T) @ down.T * scales[1]
+
+
+def entered(z: Tensor, injection: Tensor, first: Layer) -> Tensor:
+    """What the first block of a module reads."""
+    return (
+        z * first.scales[2] + injection * first.scales[3] if isinstance(first, PreNormBlockWeights) else z + injection
+    )
 
 
 def weight_count(sizes: Sizes) -> int:
@@ -106,6 +130,9 @@ BLOCK_SIZES = (
     Sizes(9, 5, 200, I=8, mixing=7, recompute=True),
     Sizes(0, 5, 32, I=8, mixing=16),
     Sizes(0, 5, 32, I=8, mixing=16, recompute=True),
+    Sizes(2, 5, pre_norm=True),
+    Sizes(3, 17, 20, 3, 6, 30, layers=1, recompute=True, pre_norm=True),
+    Sizes(0, 5, pre_norm=True),
 )
 
 SPEC = OpSpec(

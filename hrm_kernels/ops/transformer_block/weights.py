@@ -38,19 +38,46 @@ class MixingBlockWeights(NamedTuple):
     down: torch.Tensor
 
 
-Layer = BlockWeights | MixingBlockWeights
-"""The matrices of a block of either kind; all blocks of a call are of one kind."""
+class PreNormBlockWeights(NamedTuple):
+    """The weights of one pre-norm block with residual scales; matrices are ``[out, in]`` as in ``nn.Linear``.
+
+    ``x = keep * x + add * o(attention(qkv(rms_norm(x))))``, then ``x = keep * x + add * down(swiglu(gate_up(
+    rms_norm(x))))``. A module starts from ``start * z + inject * injection``, by the scales of its first block.
+
+    Attributes:
+        qkv, o, gate_up, down: as in :class:`BlockWeights`.
+        scales: ``[4, D]``: keep, add, start and inject (:func:`hrm_kernels.nn.residual_scales`).
+
+    Source: FPRM (arXiv 2606.18206), and its published code.
+    """
+
+    qkv: torch.Tensor
+    o: torch.Tensor
+    gate_up: torch.Tensor
+    down: torch.Tensor
+    scales: torch.Tensor
+
+
+Layer = BlockWeights | MixingBlockWeights | PreNormBlockWeights
+"""The weights of a block of any kind; all blocks of a call are of one kind."""
 
 
 def flat(layers: Sequence[Sequence[torch.Tensor]]) -> list[torch.Tensor]:
-    """All matrices in one list, four to a block."""
+    """All weights in one list, four to a block, five to a pre-norm block."""
     return [weight for block in layers for weight in block]
 
 
 def by_block(weights: Sequence[torch.Tensor], num_heads: int) -> list[Layer]:
     """The blocks of a flat list; they mix positions where num_heads is 0."""
+    if is_pre_norm(weights):
+        return [PreNormBlockWeights(*weights[first : first + 5]) for first in range(0, len(weights), 5)]
     kind = BlockWeights if num_heads else MixingBlockWeights
     return [kind(*weights[first : first + 4]) for first in range(0, len(weights), 4)]
+
+
+def is_pre_norm(weights: Sequence[torch.Tensor]) -> bool:
+    """Whether a flat list is of pre-norm blocks: only their fifth tensor has four rows (of others it is a qkv)."""
+    return len(weights) >= 5 and weights[4].shape[0] == 4
 
 
 def layers_of(layers: Sequence[Layer] | Sequence[torch.Tensor], num_heads: int) -> Sequence[Layer]:
