@@ -3,11 +3,13 @@
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hrm.cli.answer_file import AnswerFile
 from hrm.cli.options import (
     Augment,
     BatchSize,
@@ -24,15 +26,18 @@ from hrm.cli.options import (
 )
 from hrm.cli.processes import say_checkpoint
 from hrm.cli.puzzle_input import read_puzzles, read_source
-from hrm.cli.solve_output import Answers
+from hrm.cli.solve_output import Answers, Tally
 from hrm.errors import InputError
 from hrm.files import read_json, require_file
 from hrm.inference.damping import AdaptiveDamping
 from hrm.inference.selection import DEFAULT_ORDER, parse_order
-from hrm.progress import progress_bar
+from hrm.progress import Progress, progress_bar
 
 if TYPE_CHECKING:
     from hrm.data.task import PuzzleTask
+
+_PUZZLES_AT_ONCE = 4096
+"""With ``--out``: so many answers are written together, and no more are lost if the call is stopped."""
 
 
 def solve(
@@ -65,6 +70,10 @@ def solve(
         Path | None,
         typer.Option(metavar="FILE", help="Write the answers to FILE.csv or FILE.jsonl instead of printing boards."),
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="With --out: go on where an earlier call with the same puzzles was stopped."),
+    ] = False,
     gif: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the board after every segment as an animated GIF.")
     ] = None,
@@ -85,8 +94,11 @@ def solve(
     _check_output("--gif", gif, puzzle, ".gif")
     _check_output("--png", png, puzzle, ".png")
     _check_output("--out", out, puzzle, ".csv", ".jsonl")
+    if resume and out is None:
+        raise InputError("--resume continues the file of --out; add --out FILE.csv or FILE.jsonl")
     require_known(model)
     halting = parse_halting(halt, model)
+    file = None if out is None else AnswerFile(out, resume)
     parse_order(select)
     AdaptiveDamping.of(damping)
     source, one_only = read_source(puzzle), bool(gif or png)
@@ -105,38 +117,59 @@ def solve(
         if task is None or puzzles is None:
             task = api.task_of_model(model, loaded)
             puzzles = read_puzzles(task, source, one_only)
-        tokens = [one.tokens for one in puzzles if one.tokens is not None]
-        with progress_bar(len(tokens) > 1) as progress:
-            solutions = api.solve(
-                loaded,
-                np.array(tokens, np.uint8).reshape(-1, task.seq_len),
-                task=task,
-                halt=halting,
-                max_steps=max_steps,
-                identifier=identifier,
-                batch_size=batch_size,
-                abstain=abstain,
-                trajectories=Trajectories(trajectories, noise, start_noise, augment, seed=seed, select=select),
-                damping=damping,
-                trace=trace or gif is not None,
-                progress=progress,
-            )
-    answers = Answers(task, puzzles, solutions, loaded.config.learns_to_continue, trace)
-    if out is not None:
-        answers.save(out)
+        if file is not None:
+            file.check(task, puzzles)
+        tally, done = Tally(), 0 if file is None else len(file.records)
+        for record in () if file is None else file.records:
+            tally.add(record)
+        size = _PUZZLES_AT_ONCE if file is not None else max(1, len(puzzles))
+        parts = [puzzles[start : start + size] for start in range(done, len(puzzles), size)]
+        readable = sum(one.tokens is not None for part in parts for one in part)
+        before, records = 0, []
+        answers = Answers(task, [], [], loaded.config.learns_to_continue, trace)
+        with progress_bar(readable > 1) as progress:
+            for part in parts:
+                tokens = [one.tokens for one in part if one.tokens is not None]
+                solutions = api.solve(
+                    loaded,
+                    np.array(tokens, np.uint8).reshape(-1, task.seq_len),
+                    task=task,
+                    halt=halting,
+                    max_steps=max_steps,
+                    identifier=identifier,
+                    batch_size=batch_size,
+                    abstain=abstain,
+                    trajectories=Trajectories(trajectories, noise, start_noise, augment, seed=seed, select=select),
+                    damping=damping,
+                    trace=trace or gif is not None,
+                    progress=partial(_progress_of_part, progress, before, readable),
+                )
+                before += len(tokens)
+                answers = Answers(task, part, solutions, loaded.config.learns_to_continue, trace)
+                records = answers.records()
+                for record in records:
+                    tally.add(record)
+                if file is not None:
+                    file.add(records)
+    if file is not None:
+        records = file.finish()
     if as_json:
-        print(*map(json.dumps, answers.records()), sep="\n")
-    elif out is None:
+        print(*map(json.dumps, records), sep="\n")
+    elif file is None:
         for board in answers.boards():
             print(board)
-    for failure in answers.failures:
-        print(f"hrm: {failure.text.place}: {failure.error}", file=sys.stderr)
+    for failure in tally.failures:
+        print(f"hrm: {failure}", file=sys.stderr)
     if not as_json and (len(puzzles) > 1 or out is not None):
-        print(answers.summary())
+        print(tally)
     say_checkpoint(model)
     if one_only:
         _draw(answers, gif, png)
-    raise typer.Exit(answers.exit_code)
+    raise typer.Exit(tally.exit_code)
+
+
+def _progress_of_part(progress: Progress, before: int, total: int, description: str, done: int, _: int | None) -> None:
+    progress(description, before + done, total)
 
 
 def _check_output(option: str, path: Path | None, puzzle: str, *endings: str) -> None:

@@ -1,13 +1,10 @@
-"""The answers of ``hrm solve``: as text, as JSON, and in files."""
+"""The answers of ``hrm solve``: as text and as JSON."""
 
-import csv
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hrm.files import written_beside
+from hrm.cli.answer_file import text_of
 
 if TYPE_CHECKING:
     from hrm.cli.puzzle_input import PuzzleInput
@@ -15,9 +12,46 @@ if TYPE_CHECKING:
     from hrm.inference.solve import Solution
 
 
+@dataclass
+class Tally:
+    """How many answers are valid, over all parts of a call.
+
+    Attributes:
+        solved, valid: puzzles that could be read, and those whose answer is valid.
+        silent: puzzles without an answer.
+        failures: a line for each puzzle that could not be read.
+    """
+
+    solved: int = 0
+    valid: int = 0
+    silent: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Count a record of :meth:`Answers.records`."""
+        if record["error"]:
+            self.failures.append(f"{record['place']}: {record['error']}")
+            return
+        self.solved += 1
+        self.valid += bool(record["valid"])
+        self.silent += record["answer"] is None
+
+    @property
+    def exit_code(self) -> int:
+        """0: all answers are valid; 1: some are not, or missing; 2: some puzzles could not be read."""
+        if self.failures:
+            return 2
+        return 0 if self.valid == self.solved else 1
+
+    def __str__(self) -> str:
+        without = f", {self.silent} without an answer" if self.silent else ""
+        failed = f", {len(self.failures)} puzzles not read" if self.failures else ""
+        return f"{self.valid} of {self.solved} answers valid{without}{failed}"
+
+
 @dataclass(frozen=True)
 class Answers:
-    """The puzzles of one call and their solutions.
+    """Puzzles and their solutions.
 
     Attributes:
         task: formats and draws the boards.
@@ -33,33 +67,9 @@ class Answers:
     has_continue: bool
     trace: bool
 
-    @property
-    def failures(self) -> list["PuzzleInput"]:
-        """The puzzles that could not be read."""
-        return [puzzle for puzzle in self.puzzles if puzzle.error]
-
-    @property
-    def exit_code(self) -> int:
-        """0: all answers are valid; 1: some are not, or missing; 2: some puzzles could not be read."""
-        if self.failures:
-            return 2
-        return 0 if all(solution.valid for solution in self.solutions) else 1
-
     def records(self) -> list[dict[str, Any]]:
         """Each puzzle and its solution as ``--json`` prints them."""
         return [self._record(puzzle, solution) for puzzle, solution in self._pairs()]
-
-    def save(self, path: Path) -> None:
-        """Write the records, as the file's name says: as JSON lines, or as CSV without traces and trajectories."""
-        records = self.records()
-        with written_beside(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-            if path.suffix.lower() == ".jsonl":
-                file.writelines(json.dumps(record) + "\n" for record in records)
-            else:
-                columns = [name for name in records[0] if name not in ("trace", "trajectories", "chosen")]
-                writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(records)
 
     def boards(self) -> Iterator[str]:
         """Each board and its verdict; with its place if there are several puzzles."""
@@ -67,15 +77,6 @@ class Answers:
             if solution is not None:
                 place = f"{puzzle.text.place}:\n" if len(self.puzzles) > 1 else ""
                 yield place + self._board(solution)
-
-    def summary(self) -> str:
-        """How many answers are valid, and how many puzzles have no answer or could not be read."""
-        valid, failed = sum(solution.valid for solution in self.solutions), len(self.failures)
-        silent = sum(not solution.answered for solution in self.solutions)
-        without = f", {silent} without an answer" if silent else ""
-        return f"{valid} of {len(self.solutions)} answers valid{without}" + (
-            f", {failed} puzzles not read" if failed else ""
-        )
 
     def _pairs(self) -> Iterator[tuple["PuzzleInput", "Solution | None"]]:
         solutions = iter(self.solutions)
@@ -86,7 +87,7 @@ class Answers:
         task = self.task
         record: dict[str, Any] = {
             "place": puzzle.text.place,
-            "puzzle": puzzle.text.text if puzzle.tokens is None else task.format(puzzle.tokens),
+            "puzzle": text_of(task, puzzle),
             "answer": task.format(solution.answer) if solution and solution.answered else None,
             "valid": solution and solution.valid,
             "verified": solution and solution.verified,

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from hrm import HRM, HRMConfig, load, save
+from hrm import api as hrm_api
 from hrm.data.sudoku import Sudoku, generate
 from hrm.inference.solve import solve
 
@@ -257,6 +258,38 @@ def test_answers_in_a_file(model, puzzles, several, call, tmp_path, name):
     assert result == [{key: value for key, value in one.items() if key != "error"} for one in expected]
     _, out, _ = call("solve", model, several, "--out", tmp_path / name, "--json")
     assert len([json.loads(line) for line in out.splitlines()]) == 3
+
+
+def test_a_call_that_was_stopped_is_resumed(model, puzzles, call, tmp_path, monkeypatch):
+    texts = [TASK.format(one) for one in puzzles]
+    source, out, part = (tmp_path / name for name in ("q.txt", "a.jsonl", "a.jsonl.part"))
+    source.write_text("\n".join(texts))
+    monkeypatch.setattr("hrm.cli.solve._PUZZLES_AT_ONCE", 2)
+    asked, solve_all = [], hrm_api.solve
+
+    def stops(model, tokens, **options):
+        asked.append(len(tokens))
+        if len(asked) == 3:
+            raise OSError("stopped")
+        return solve_all(model, tokens, **options)
+
+    monkeypatch.setattr("hrm.api.solve", stops)
+    assert call("solve", model, source, "--out", out)[0] == 2
+    assert len(part.read_text().splitlines()) == 4 and not out.exists()
+    code, _, err = call("solve", model, source, "--out", out)
+    assert code == 2 and "a.jsonl.part has answers of a call that did not end; add --resume" in err
+    with part.open("a") as file:
+        file.write('{"place": "cut o')
+    source.write_text("\n".join([texts[1], *texts[1:]]))
+    code, _, err = call("solve", model, source, "--out", out, "--resume")
+    assert code == 2 and "answer 1 is not to puzzle 1 of this call" in err
+    source.write_text("\n".join(texts))
+    assert call("solve", model, source, "--out", out, "--resume")[:2] == (1, "0 of 6 answers valid\n")
+    assert asked == [2, 2, 2, 2] and not part.exists()
+    resumed = out.read_text()
+    assert call("solve", model, source, "--out", out)[0] == 1 and out.read_text() == resumed
+    code, _, err = call("solve", model, source, "--resume")
+    assert code == 2 and "--resume continues the file of --out" in err
 
 
 def test_wrong_input_is_refused_before_torch_is_imported(model, several, tmp_path):
