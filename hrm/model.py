@@ -9,10 +9,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from typing_extensions import Self
 
 import hrm_kernels
 from hrm import act, fused
@@ -163,7 +167,7 @@ class HRMInner(nn.Module):
                 and position from H_init and L_init.
         """
         config = self.config
-        shape = (len(seeds), config.positions, config.hidden_size)
+        shape = (seeds.shape[0], config.positions, config.hidden_size)
         return self.H_init.to(config.dtype).expand(shape), self.L_init.to(config.dtype).expand(shape)
 
     def restart(self, halted: torch.Tensor, seeds: torch.Tensor | None, z_H: torch.Tensor, z_L: torch.Tensor) -> States:
@@ -430,10 +434,34 @@ class HRM(nn.Module):
             )
         return act.halts(steps, q_halt, q_continue, config.halt_max_steps, min_steps)
 
+    @classmethod
+    def from_pretrained(cls, name_or_folder: Path | str, **options: Any) -> Self:
+        """Load a model from the hub or a folder: :func:`hrm.hub.from_pretrained`, which lists the options.
+
+        ``HRM.from_pretrained`` takes every family, the other classes their own::
+
+            model = hrm.HRM.from_pretrained("sudoku4")
+            model = hrm.TRM.from_pretrained("owner/name", revision="v1.0")
+        """
+        return _hub().from_pretrained(cls, name_or_folder, **options)
+
+    def save_pretrained(self, folder: Path | str, **options: Any) -> None:
+        """Write ``config.json``, ``model.safetensors`` and a model card: :func:`hrm.hub.save_pretrained`."""
+        _hub().save_pretrained(self, folder, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the model to the hub, and return the commit's address: :func:`hrm.hub.push_to_hub`."""
+        return _hub().push_to_hub(self, repo_id, **options)
+
     def __repr__(self) -> str:
         parameters = sum(parameter.numel() for parameter in self.parameters())
         origin = f"; from {self.origin}" if self.origin else ""
         return f"{type(self).__name__}({_short(parameters)} parameters, {self.config.summary()}{origin})"
+
+
+def _hub() -> ModuleType:
+    """:mod:`hrm.hub`, which is above this module: it loads models of every family."""
+    return import_module("hrm.hub")
 
 
 def _short(number: int) -> str:

@@ -40,8 +40,18 @@ def hub_file(repo: str, filename: str, repo_type: Literal["dataset", "model"] = 
         ) from None
     except EntryNotFoundError:
         raise InputError(f"{what} has no file {filename}; check the name") from None
-    except Exception as error:  # the hub's client lets errors of several HTTP libraries through
-        if isinstance(error, OSError) or type(error).__module__.split(".")[0] in ("httpx", "httpcore", "requests"):
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise InputError(f"{what}: cannot download {filename} ({reason}); try again, or use local files") from None
-        raise
+    except Exception as error:
+        if (reason := reason_of(error)) is None:
+            raise
+        raise InputError(f"{what}: cannot download {filename} ({reason}); try again, or use local files") from None
+
+
+def reason_of(error: Exception) -> str | None:
+    """The first line of an error of the hub or the network; None for a bug.
+
+    The hub's client lets errors of several HTTP libraries through.
+    """
+    libraries = ("httpx", "httpcore", "requests", "huggingface_hub")
+    if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in libraries:
+        return None
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

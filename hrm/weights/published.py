@@ -33,8 +33,12 @@ def without_prefixes(name: str) -> str:
     return name
 
 
-def download(name: str) -> Path:
+def download(name: str, **options: Any) -> Path:
     """The folder of a model on the hub, ``owner/name``, or of one of several in it, ``owner/name/folder``.
+
+    Args:
+        name: of the model.
+        options: of ``huggingface_hub.snapshot_download``, such as ``revision``.
 
     Raises:
         InputError: the hub has no such model, or cannot be reached.
@@ -45,11 +49,12 @@ def download(name: str) -> Path:
 
     try:
         owner, repository, *folder = name.split("/")
-        return Path(snapshot_download(f"{owner}/{repository}")).joinpath(*folder)
+        return Path(snapshot_download(f"{owner}/{repository}", **options)).joinpath(*folder)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        revision = f" at revision {options['revision']}" if "revision" in options else ""
         raise InputError(
-            f"{name} is neither a local path nor available from the hub ({first_line(error)}); check the spelling and "
-            "the network, or download the folder and pass its path"
+            f"{name}{revision} is neither a local path nor available from the hub ({first_line(error)}); "
+            "check the spelling and the network, or download the folder and pass its path"
         ) from None
 
 
