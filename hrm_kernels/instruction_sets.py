@@ -5,6 +5,7 @@ import functools
 import torch
 
 from hrm_kernels import native
+from hrm_kernels.autodiff import traced_as_constant
 
 SETS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
 """Instruction sets, narrow to wide. The last two multiply bfloat16; the others compute it in float32."""
@@ -28,6 +29,12 @@ def of_pytorch(dtype: str) -> str:
         return "amx" if _has("_is_amx_tile_supported") and _has("_init_amx") else "avx512_bf16"
     capability = torch.backends.cpu.get_cpu_capability().lower()
     return "avx512" if capability.startswith("avx512") else "avx2" if capability.startswith("avx2") else "portable"
+
+
+@traced_as_constant
+def pytorch_lacks_bfloat16() -> bool:
+    """Whether PyTorch multiplies bfloat16 without instructions for it: 5 to 80 times as slowly as float32."""
+    return of_pytorch("bfloat16") not in ("avx512_bf16", "amx")
 
 
 def _multiplies_bfloat16() -> bool:

@@ -59,7 +59,7 @@ def compare(module: nn.Module, op_forward: Forward, call: Call, gradients: bool)
     Raises:
         BackendUnavailable: the requested backend cannot serve the call.
     """
-    device = next(module.parameters()).device
+    device = next(leaf.device for leaf in tree_leaves(call) if isinstance(leaf, torch.Tensor))
     with isolated(device), torch.set_grad_enabled(gradients):
         original = _original_results(module, call, device)
         if isinstance(original, Outcome):

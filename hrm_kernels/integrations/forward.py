@@ -11,7 +11,9 @@ from torch import nn
 from hrm_kernels.backends import use_backend
 from hrm_kernels.casts import cast
 from hrm_kernels.integrations.calls import Inputs
+from hrm_kernels.integrations.projections import is_slow_in_pytorch, project, project_both
 from hrm_kernels.integrations.structure import Part
+from hrm_kernels.ops.add_rms_norm import add_rms_norm
 from hrm_kernels.ops.reasoning_module import reasoning_module
 from hrm_kernels.ops.rope_attention import rope_attention
 from hrm_kernels.ops.swiglu import swiglu
@@ -19,6 +21,8 @@ from hrm_kernels.ops.transformer_block import BlockWeights, Layer, MixingBlockWe
 
 OPS = {
     "linear": "a cast of its weight that frozen_weights keeps",
+    "bfloat16_linear": "linear",
+    "norm": "add_rms_norm",
     "swiglu": "swiglu",
     "attention": "rope_attention",
     "block": "transformer_block",
@@ -27,6 +31,12 @@ OPS = {
     "mixing_module": "reasoning_module",
 }
 """The ops that compute each kind of part, as the report names them."""
+
+BY_ROW = ("linear", "norm", "swiglu")
+"""Kinds that compute each row of the state by itself."""
+
+_SMALL = {"norm": 2**18, "swiglu": 2**15}
+"""Elements of the state from which an op saves more than its call takes longer than the original forward's."""
 
 Tables = torch.Tensor | None
 
@@ -57,7 +67,9 @@ def can_serve(part: Part, inputs: Inputs) -> bool:
     x, injection, *tables = inputs
     if torch.is_autocast_enabled(x.device.type):
         return False
-    if part.kind not in ("linear", "swiglu") and x.ndim != 3:
+    if part.kind == "norm" and x.dtype not in (torch.float32, torch.bfloat16):  # float16 overflows in the sum of two x
+        return False
+    if part.kind not in BY_ROW and x.ndim != 3:
         return False
     if not all(table is None or (isinstance(table, torch.Tensor) and table.ndim == 2) for table in tables):
         return False
@@ -68,18 +80,35 @@ def can_serve(part: Part, inputs: Inputs) -> bool:
     return all(a in (1, b) for a, b in zip(injection.shape[::-1], x.shape[::-1]))
 
 
+def pays(part: Part, x: torch.Tensor) -> bool:
+    """Whether an op is worth its call, for the parts of other projects' models that PyTorch computes well itself."""
+    if part.kind == "swiglu" and is_slow_in_pytorch(x):
+        return True
+    if part.kind == "norm" or (part.kind == "swiglu" and len(part.names) == 3):
+        # torch.compile fuses them with their neighbours
+        return x.numel() >= _SMALL[part.kind] and not torch.compiler.is_compiling()
+    return True
+
+
 def _weight(module: nn.Module, name: str, dtype: torch.dtype) -> torch.Tensor:
     return cast(getattr(module, name).weight, dtype)
 
 
 def _linear(module: nn.Module, part: Part, x: torch.Tensor, *_: Any) -> torch.Tensor:
-    bias = getattr(module, "bias", None)
-    return F.linear(x, cast(module.weight, x.dtype), None if bias is None else cast(bias, x.dtype))  # type: ignore[arg-type]
+    return project(x, module)
+
+
+def _norm(module: nn.Module, part: Part, x: torch.Tensor, *_: Any) -> torch.Tensor:
+    # the norm of x + x, with four times the eps: doubling is exact
+    normed = add_rms_norm(x, x, 4 * part.eps)
+    weight = module._parameters.get("weight")
+    return normed if weight is None else weight * normed
 
 
 def _swiglu(module: nn.Module, part: Part, x: torch.Tensor, *_: Any) -> torch.Tensor:
-    gate_up, down = (_weight(module, name, x.dtype) for name in part.names)
-    return F.linear(swiglu(F.linear(x, gate_up)), down)
+    *gate_and_up, down = (getattr(module, name) for name in part.names)
+    gate_up = project(x, *gate_and_up) if len(gate_and_up) == 1 else project_both(x, *gate_and_up)
+    return project(swiglu(gate_up), down)
 
 
 def _attention(module: nn.Module, part: Part, x: torch.Tensor, _: Any, cos: Tables, sin: Tables) -> torch.Tensor:
@@ -116,6 +145,7 @@ def _mixing_module(module: nn.Module, part: Part, z: torch.Tensor, injection: to
 
 _RUN: dict[str, Callable[..., torch.Tensor]] = {
     "linear": _linear,
+    "norm": _norm,
     "swiglu": _swiglu,
     "attention": _attention,
     "block": _block,

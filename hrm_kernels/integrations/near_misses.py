@@ -11,10 +11,6 @@ _SEPARATE = (
     *(tuple(form.format(word) for word in ("query", "key", "value")) for form in ("{}", "{}_proj", "{}_projection")),
 )
 """Names of separate projections of queries, keys and values."""
-_GATE_AND_UP = (
-    *(("gate_proj", "up_proj"), ("w1", "w3"), ("wi_0", "wi_1"), ("gate", "up"), ("fc1_g", "fc1_x")),
-    *(("w_gate", "w_up"), ("linear_gate", "linear_up"), ("fc_gate", "fc_up"), ("W_gate", "W_up")),
-)
 _WITHOUT_GATE = (
     *(("c_fc", "c_proj"), ("fc1", "fc2"), ("linear1", "linear2"), ("lin1", "lin2"), ("up_proj", "down_proj")),
     *(("dense_h_to_4h", "dense_4h_to_h"), ("fc_in", "fc_out"), ("wi", "wo"), ("Wi", "Wo"), ("w1", "w2")),
@@ -58,8 +54,8 @@ def is_transposed(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" or (bias is not None and rows != columns and bias.shape == (columns,))
 
 
-def projection_reason(name: str, linear: nn.Module) -> str | None:
-    """Return why the ops cannot use projection ``name``, or None."""
+def projection_reason(name: str, linear: nn.Module, biases: bool = False) -> str | None:
+    """Return why the ops cannot use projection ``name``, or None. Some ops take ``biases``."""
     if not is_linear(linear):
         kind = f"{type(linear).__module__}.{type(linear).__name__}"
         members = [*dict(linear.named_children()), *linear._parameters, *linear._buffers]
@@ -68,7 +64,7 @@ def projection_reason(name: str, linear: nn.Module) -> str | None:
     if is_transposed(linear):
         bias = " and has a bias" if linear._parameters.get("bias") is not None else ""
         return f"{name} ({type(linear).__name__}) stores its weight as [in, out]{bias}, expected [out, in] and no bias"
-    if getattr(linear, "bias", None) is not None:
+    if not biases and getattr(linear, "bias", None) is not None:
         return f"{name} has a bias, and the ops take none; create it with bias=False"
     return None
 
@@ -91,30 +87,20 @@ def grouped_heads_reason(module: nn.Module, qkv: str, rows: int, columns: int, h
     )
 
 
-def near_miss_reason(module: nn.Module, out: tuple[str, ...], down: tuple[str, ...]) -> str | None:
+def near_miss_reason(module: nn.Module, out: tuple[str, ...]) -> str | None:
     """Return what ``module`` resembles under other names or another packing; None where it resembles no op.
 
     Args:
-        out, down: known names of output projections.
+        out: known names of output projections.
     """
     children = dict(module.named_children())
-    separate = next((names for names in _SEPARATE if all(_is_projection(children.get(name)) for name in names)), None)
+    separate = next((names for names in _SEPARATE if all(is_projection(children.get(name)) for name in names)), None)
     if separate is not None:
         return _separate_attention_reason(module, separate, out)
-    pair = next((pair for pair in _GATE_AND_UP if all(_is_projection(children.get(name)) for name in pair)), None)
-    known = (*down, "w2", "wo", "w_down", "linear_down", "W_down")
-    last = next((name for name in known if name in children and pair is not None and name not in pair), None)
-    if pair is not None and last is not None:
-        reasons = [reason for name in (*pair, last) if (reason := projection_reason(name, children[name]))]
-        return (
-            f"it looks like SwiGLU, but {pair[0]} and {pair[1]} are separate; "
-            f"pack their weights into one gate_up_proj, gate first, and name {last} down_proj"
-            + "".join(f"; {reason}" for reason in reasons)
-        )
     reason = _shape_reason(children, number_of_heads(module) is not None)
     if reason is not None:
         return reason
-    pair = next((pair for pair in _WITHOUT_GATE if all(_is_projection(children.get(name)) for name in pair)), None)
+    pair = next((pair for pair in _WITHOUT_GATE if all(is_projection(children.get(name)) for name in pair)), None)
     if pair is not None:
         reasons = [reason for name in pair if (reason := projection_reason(name, children[name]))]
         return f"it looks like an MLP without gate ({', '.join(pair)}), which no op computes" + "".join(
@@ -147,6 +133,9 @@ def _shown(value: Any) -> str:
 
 
 def _separate_attention_reason(module: nn.Module, names: tuple[str, ...], out: tuple[str, ...]) -> str:
+    if getattr(module, "is_causal", False) is True:
+        shown = ", ".join(names)
+        return f"it looks like attention ({shown}); it is causal, which no op computes: it keeps its own attention"
     children = dict(module.named_children())
     reasons = [f"it looks like attention, but its projections are separate ({', '.join(names)})"]
     last = next((name for name in (*out, "to_out", "wo", "w_o", "out_lin", "fc_out") if name in children), None)
@@ -193,7 +182,7 @@ def _shape_reason(children: dict[str, nn.Module], has_heads: bool) -> str | None
     )
 
 
-def _is_projection(child: Any) -> bool:
+def is_projection(child: Any) -> bool:
     """Whether ``child`` is a linear layer of any kind: with adapters, quantised, transposed."""
     if not isinstance(child, nn.Module) or isinstance(child, nn.Embedding):
         return False

@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 import hrm_kernels.nn
 from hrm_kernels.backends import NAMES, BackendUnavailable, available_backends
 from hrm_kernels.integrations.forward import OPS
 from hrm_kernels.integrations.near_misses import is_linear
-from hrm_kernels.integrations.probe import difference
-from hrm_kernels.integrations.replacement import is_replaced, keep_reason, replace, restore
+from hrm_kernels.integrations.probe import Probe
+from hrm_kernels.integrations.replacement import is_replaced, keep_reason, replace, replace_linear, restore
 from hrm_kernels.integrations.structure import Unfit, recognise
 
 _OP_MODULES = tuple(getattr(hrm_kernels.nn, name) for name in hrm_kernels.nn.__all__ if name[0].isupper())
@@ -71,9 +72,10 @@ def patch(model: nn.Module, backend: str | None = None) -> PatchReport:
         reason = available_backends()[backend]
         if reason is not None:
             raise BackendUnavailable(f"patch: backend {backend!r} is not available: {reason}")
-    report = PatchReport()
-    _visit(model, "", backend, report, set())
-    return report
+    device = next((parameter.device for parameter in model.parameters()), torch.get_default_device())
+    patching = _Patching(Probe(backend, device))
+    patching.visit(model, "")
+    return patching.report
 
 
 def unpatch(model: nn.Module) -> int:
@@ -81,37 +83,47 @@ def unpatch(model: nn.Module) -> int:
     return sum(restore(module) for module in model.modules())
 
 
-def _visit(
-    module: nn.Module, name: str, backend: str | None, report: PatchReport, seen: set[nn.Module], outer_reason: str = ""
-) -> None:
-    """Replace ``module``, or else its children; visit a module that occurs twice only once.
+@dataclass
+class _Patching:
+    """The patch of one model; a module that occurs twice in it is visited once."""
 
-    Args:
-        outer_reason: why the outer module was kept; linear layers that it names are not reported again.
-    """
-    if module in seen:
-        return
-    seen.add(module)
-    if isinstance(module, _OP_MODULES):
-        if next(module.parameters(), None) is not None:
-            report.kept[name] = "it already uses the ops"
-        return
-    if is_replaced(module):
-        report.kept[name] = "it is already patched; call unpatch first to patch it again"
-        return
-    try:
-        part = recognise(module)
-        if part is not None:
-            reason = keep_reason(module) or difference(module, part, backend)
-            if reason is None:
-                replace(module, part, backend, name)
-                report.replaced[name] = OPS[part.kind]
-                seen.update(module.modules())
-                return
-            report.kept[name] = reason
-    except Unfit as unfit:
-        if not (is_linear(module) and name.rpartition(".")[2] in outer_reason):
-            report.kept[name] = str(unfit)
-    for child_name, child in module.named_children():
-        inner = f"{name}.{child_name}" if name else child_name
-        _visit(child, inner, backend, report, seen, report.kept.get(name, ""))
+    probe: Probe
+    report: PatchReport = field(default_factory=PatchReport)
+    seen: set[nn.Module] = field(default_factory=set)
+
+    def visit(self, module: nn.Module, name: str, outer_reason: str = "") -> None:
+        """Replace ``module``, or else its children.
+
+        Args:
+            outer_reason: why the outer module was kept; linear layers that it names are not reported again.
+        """
+        if module in self.seen:
+            return
+        self.seen.add(module)
+        kept = self.report.kept
+        if isinstance(module, _OP_MODULES):
+            if next(module.parameters(), None) is not None:
+                kept[name] = "it already uses the ops"
+            return
+        if is_replaced(module):
+            kept[name] = "it is already patched; call unpatch first to patch it again"
+            return
+        try:
+            part = recognise(module)
+            if part is not None:
+                exact = part.kind == "bfloat16_linear"
+                reason = keep_reason(module) or (None if exact else self.probe.difference(module, part))
+                if reason is None:
+                    if isinstance(module, nn.Linear) and exact:
+                        replace_linear(module, part)
+                    else:
+                        replace(module, part, self.probe.backend, name)
+                    self.report.replaced[name] = OPS[part.kind]
+                    self.seen.update(module.modules())
+                    return
+                kept[name] = reason
+        except Unfit as unfit:
+            if not (is_linear(module) and name.rpartition(".")[2] in outer_reason):
+                kept[name] = str(unfit)
+        for child_name, child in module.named_children():
+            self.visit(child, f"{name}.{child_name}" if name else child_name, kept.get(name, ""))

@@ -1,7 +1,7 @@
 """Try whether the ops compute the results of a module: run both forwards on a copy in many settings."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from hrm_kernels.integrations.calls import Call
 from hrm_kernels.integrations.compare import Outcome, compare, first_line
 from hrm_kernels.integrations.forward import OPS, op_forward
 from hrm_kernels.integrations.near_misses import suspects
+from hrm_kernels.integrations.replacement import STATE
 from hrm_kernels.integrations.structure import Part
 from hrm_kernels.nn import rope_tables
 
@@ -49,16 +50,67 @@ _TRIALS = (
 """A window, cap or scale beyond these sizes shows in the first call of a larger shape."""
 
 
-def difference(module: nn.Module, part: Part, backend: str | None) -> str | None:
-    """Return None where the ops agree with the original forward of ``module``, else describe the difference.
+_WIDTH_OF_ANY = 64  # of states for a norm without weight, which takes any
 
-    The copy has new random weights, because the weights of a new model may be 0 and hide a difference.
+_PLAIN = (bool, int, float, str, bytes, tuple, frozenset, type(None), torch.dtype, torch.device)
+_OF_EVERY_MODULE = {*vars(nn.Module()), "forward"} - {"training"}
+
+
+@dataclass
+class Probe:
+    """The trials of one model.
+
+    Attributes:
+        backend: the requested one.
+        device: of modules without parameters.
+        verdicts: results by module and part. Layers of a model are alike, so one of them is tried.
     """
-    device = next(module.parameters()).device
-    if device.type == "meta":
-        return "its weights are on the meta device and have no values; load them into memory, then patch"
-    with torch.inference_mode(False):
-        return _difference(module, part, backend, device)
+
+    backend: str | None
+    device: torch.device
+    verdicts: list[tuple[nn.Module, Part, str | None]] = field(default_factory=list)
+
+    def difference(self, module: nn.Module, part: Part) -> str | None:
+        """Return None where the ops agree with the original forward of ``module``, else describe the difference.
+
+        The copy has new random weights, because the weights of a new model may be 0 and hide a difference.
+        """
+        device = next((parameter.device for parameter in module.parameters()), self.device)
+        if device.type == "meta":
+            return "its weights are on the meta device and have no values; load them into memory, then patch"
+        for tried, its_part, verdict in self.verdicts:
+            if its_part == part and _alike(tried, module):
+                return verdict
+        with torch.inference_mode(False):
+            verdict = _difference(module, part, self.backend, device)
+        self.verdicts.append((module, part, verdict))
+        return verdict
+
+
+def _alike(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules differ in nothing but the values of their parameters; False where that is not sure."""
+    if type(one) is not type(other) or one._modules.keys() != other._modules.keys() or one._buffers or other._buffers:
+        return False
+    shapes, its_shapes = (
+        [(name, value if value is None else (value.shape, value.dtype, value.device)) for name, value in owner]
+        for owner in (one._parameters.items(), other._parameters.items())
+    )
+    if shapes != its_shapes:
+        return False
+    attributes, its_attributes = (
+        {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE and name != STATE}
+        for module in (one, other)
+    )
+    if attributes.keys() != its_attributes.keys():
+        return False
+    for name, value in attributes.items():
+        its_value = its_attributes[name]
+        if value is not its_value and not (
+            isinstance(value, _PLAIN) and isinstance(its_value, _PLAIN) and value == its_value
+        ):
+            return False
+    pairs = zip(one._modules.values(), other._modules.values())
+    return all(a is b or (a is not None and b is not None and _alike(a, b)) for a, b in pairs)
 
 
 def _difference(module: nn.Module, part: Part, backend: str | None, device: torch.device) -> str | None:
@@ -172,6 +224,9 @@ def _arguments(
 def _width(probe: nn.Module, part: Part) -> int:
     if part.kind == "linear":
         return probe.weight.shape[1]  # type: ignore[union-attr, return-value, index]
+    if part.kind == "norm":
+        weight = probe._parameters.get("weight")
+        return _WIDTH_OF_ANY if weight is None else len(weight)
     if part.kind in ("swiglu", "attention"):
         return getattr(probe, part.names[0]).weight.shape[1]
     if part.kind in ("module", "mixing_module"):

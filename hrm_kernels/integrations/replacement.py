@@ -13,17 +13,20 @@ from types import MethodType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from hrm_kernels.backends import BackendUnavailable
 from hrm_kernels.integrations.calls import Call, Inputs
 from hrm_kernels.integrations.compare import compare, first_line
-from hrm_kernels.integrations.forward import can_serve, op_forward, run
+from hrm_kernels.integrations.forward import BY_ROW, can_serve, op_forward, pays, run
 from hrm_kernels.integrations.near_misses import suspects
+from hrm_kernels.integrations.projections import product
 from hrm_kernels.integrations.snapshot import HOOKS, Snapshot
 from hrm_kernels.integrations.structure import Part
 
-_STATE = "_hrm_kernels_patch"
+STATE = "_hrm_kernels_patch"
+"""The attribute of a patched module that holds what patch knows of it."""
 _DIFFERED = "_hrm_kernels_differed"  # the reason why a module has its original forward back
 _MAX_CHANGES = 8  # changes of a module's attributes in consecutive calls before it gets its original forward back
 
@@ -55,22 +58,35 @@ class _Patched:
 def replace(module: nn.Module, part: Part, backend: str | None, name: str) -> None:
     """Let the ops compute ``module``."""
     types = tuple(type(inner) for inner in module.modules())
-    module.__dict__[_STATE] = _Patched(part, backend, name, types)
+    module.__dict__[STATE] = _Patched(part, backend, name, types)
     module.__dict__["forward"] = MethodType(_forward_of(part, backend, types), module)
+
+
+def replace_linear(module: nn.Linear, part: Part) -> None:
+    """Let the CPU library compute an ``nn.Linear`` in bfloat16. Its forward is known, so nothing is compared."""
+    module.__dict__[STATE] = part
+    module.__dict__["forward"] = MethodType(_linear_forward, module)
+
+
+def _linear_forward(self: nn.Linear, input: torch.Tensor) -> torch.Tensor:
+    weight, bias = self.weight, self.bias
+    is_plain = type(input) is torch.Tensor and type(weight) is nn.Parameter and weight.dtype is torch.bfloat16
+    return product(input, weight, bias) if is_plain else F.linear(input, weight, bias)
 
 
 def restore(module: nn.Module) -> bool:
     """Give ``module`` its original forward back and forget its comparisons. Returns whether it was replaced."""
     module.__dict__.pop(_DIFFERED, None)
-    replaced = _STATE in module.__dict__
+    replaced = STATE in module.__dict__
     if replaced:
         module.__dict__.pop("forward", None)
-        module.__dict__.pop(_STATE, None)
+        module.__dict__.pop(STATE, None)
     return replaced
 
 
 def is_replaced(module: nn.Module) -> bool:
-    return hasattr(getattr(module.__dict__.get("forward"), "__func__", None), "hrm_kernels_part")
+    forward = getattr(module.__dict__.get("forward"), "__func__", None)
+    return forward is _linear_forward or hasattr(forward, "hrm_kernels_part")
 
 
 def keep_reason(module: nn.Module) -> str | None:
@@ -90,7 +106,7 @@ def keep_reason(module: nn.Module) -> str | None:
 def _forward_of(part: Part, backend: str | None, types: tuple[type, ...]) -> Callable[..., Any]:
     def forward(self: nn.Module, *arguments: Any, **keywords: Any) -> Any:
         inputs = part.signature.bind(arguments, keywords)
-        if inputs is None or not can_serve(part, inputs):
+        if inputs is None or not can_serve(part, inputs) or (backend is None and not pays(part, inputs.state)):
             use_ops = False
         elif torch.compiler.is_compiling():
             use_ops = _is_as_patched(self, types, inputs[0].dtype)
@@ -126,7 +142,7 @@ def _agrees(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, A
         or not all(value is None or type(value) in (torch.Tensor, nn.Parameter) for value in inputs)
     ):
         return False
-    patched: _Patched | None = module.__dict__.get(_STATE)
+    patched: _Patched | None = module.__dict__.get(STATE)
     if patched is None:  # another thread has just restored the original forward
         return False
     snapshot = patched.snapshots.get(tuple(attributes["training"] for attributes in patched.inside))
@@ -136,7 +152,7 @@ def _agrees(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, A
     state = inputs.state
     if not snapshot.allows_ops(state.dtype):
         return False
-    kind = _kind(inputs)
+    kind = _kind(patched.part, inputs)
     agreed = snapshot.agreed.get(kind)
     if torch._C._len_torch_dispatch_stack() or state.is_cuda and torch.cuda.is_current_stream_capturing():
         return agreed is not False  # no comparison is possible there
@@ -212,8 +228,14 @@ def _restore_for_good(module: nn.Module, patched: _Patched, reason: str) -> None
     warnings.warn(f"hrm_kernels.patch: {name} uses its original forward from now on: {reason}", stacklevel=5)
 
 
-def _kind(inputs: Inputs) -> Hashable:
-    tensors = tuple(None if value is None else (value.shape, value.dtype, value.device) for value in inputs)
+def _kind(part: Part, inputs: Inputs) -> Hashable:
+    """What calls that are compared once have in common. Of rows by themselves the number counts by powers of two."""
+    if part.kind in BY_ROW:
+        state, width = inputs.state, inputs.state.shape[-1]
+        rows = (state.numel() // width if width else 0).bit_length()
+        tensors: Hashable = state.ndim, width, rows, state.dtype, state.device
+    else:
+        tensors = tuple(None if value is None else (value.shape, value.dtype, value.device) for value in inputs)
     return tensors, torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
 

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from hrm_kernels.instruction_sets import pytorch_lacks_bfloat16
 from hrm_kernels.integrations.calls import Inputs
 from hrm_kernels.integrations.near_misses import (
     expected_heads,
     grouped_heads_reason,
     is_linear,
+    is_projection,
     is_transposed,
     near_miss_reason,
     number_of_heads,
@@ -25,6 +27,11 @@ _QKV = ("qkv_proj", "qkv", "Wqkv", "to_qkv", "c_attn", "query_key_value")
 _OUT = ("o_proj", "out_proj", "proj", "Wo", "to_out", "c_proj", "dense")
 _GATE_UP = ("gate_up_proj", "gate_up", "Wi", "w12")
 _DOWN = ("down_proj", "down", "Wo", "w3")
+_GATE_AND_UP = (
+    *(("gate_proj", "up_proj"), ("w1", "w3"), ("wi_0", "wi_1"), ("gate", "up"), ("fc1_g", "fc1_x")),
+    *(("w_gate", "w_up"), ("linear_gate", "linear_up"), ("fc_gate", "fc_up"), ("W_gate", "W_up")),
+)
+_DOWN_OF_SEPARATE = ("down_proj", "down", "w2", "wo", "w_down", "linear_down", "W_down", "fc2", "Wo")
 _EPS = ("norm_eps", "rms_norm_eps", "eps", "variance_epsilon")
 
 _HIDDEN = ("hidden_states", "x", "z", "h", "input", "inputs", "src")
@@ -93,9 +100,11 @@ class Part:
     """A module that one of the ops could compute.
 
     Attributes:
-        kind: ``linear``, ``swiglu``, ``attention``, ``block``, ``mixing_block``, ``module`` or ``mixing_module``.
+        kind: ``linear``, ``bfloat16_linear``, ``norm``, ``swiglu``, ``attention``, ``block``, ``mixing_block``,
+            ``module`` or ``mixing_module``.
         signature: the arguments of its ``forward``.
-        names: attributes with its components (projections; attention and MLP; the list of layers).
+        names: attributes with its components (projections; attention and MLP; the list of layers). A SwiGLU has
+            gate and up in one projection (two names), or separate (three).
         inner: the recognised parts among these, in order.
         num_heads, eps: of attention and norms.
     """
@@ -114,7 +123,7 @@ def recognise(module: nn.Module) -> Part | None:
     Raises:
         Unfit: it resembles one, but the ops cannot compute it.
     """
-    for recognise_kind in (_linear, _swiglu, _attention, _block, _module):
+    for recognise_kind in (_linear, _norm, _swiglu, _attention, _block, _module):
         part = recognise_kind(module)
         if part is not None:
             return part
@@ -125,16 +134,23 @@ def recognise(module: nn.Module) -> Part | None:
                 + (", LayerNorm with weight and bias, and an MLP without gate" if "Layer" in name else "")
                 + "; the ops support none of these (docs/patch.md shows a block that can be replaced)"
             )
-    reason = near_miss_reason(module, _OUT, _DOWN)
+    reason = near_miss_reason(module, _OUT)
     if reason is not None:
         raise Unfit(reason)
     return None
 
 
 def _linear(module: nn.Module) -> Part | None:
-    if not is_linear(module) or type(module).forward is nn.Linear.forward:  # nothing to gain
+    if not is_linear(module):
         return None
     signature = _signature(module)
+    if type(module) is nn.Linear:  # what a class that inherits its forward does besides is not known
+        gains = (
+            module.weight.dtype is torch.bfloat16 and module.weight.device.type == "cpu" and pytorch_lacks_bfloat16()
+        )
+        return Part("bfloat16_linear", signature) if gains and signature is not None else None
+    if type(module).forward is nn.Linear.forward:  # nothing to gain
+        return None
     if signature is None or signature.tables:
         return None
     if is_transposed(module):
@@ -144,17 +160,49 @@ def _linear(module: nn.Module) -> Part | None:
     return Part("linear", signature)
 
 
+def _norm(module: nn.Module) -> Part | None:
+    """RMSNorm: a module with an eps, perhaps a vector ``weight``, and nothing else."""
+    eps = next((value for name in _EPS if isinstance(value := getattr(module, name, None), float)), None)
+    if not eps or type(module).forward.__module__.startswith("torch.nn."):  # PyTorch's own norms
+        return None
+    present = {name: values for name, values in module._parameters.items() if values is not None}
+    weight = present.pop("weight", None)
+    if present or module._buffers or next(module.children(), None) is not None:
+        return None
+    if weight is not None and (type(weight) is not nn.Parameter or weight.ndim != 1 or not weight.is_floating_point()):
+        return None
+    signature = _signature(module)
+    return None if signature is None or signature.tables else Part("norm", signature, eps=eps)
+
+
 def _swiglu(module: nn.Module) -> Part | None:
+    separate = _separate_swiglu(module)
+    if separate is not None:
+        return separate
     names = _first(module, _GATE_UP), _first(module, _DOWN)
     if names[0] is None or names[1] is None:
         return None
-    gate_up, down = _matrices("SwiGLU", module, names)
+    gate_up, down = _matrices("SwiGLU", module, names, biases=True)
     if gate_up.shape[0] != 2 * down.shape[1] or gate_up.shape[1] != down.shape[0]:
         shapes = f"{names[0]} is {list(gate_up.shape)} and {names[1]} {list(down.shape)}"
         if gate_up.shape[::-1] == down.shape:
             raise Unfit(f"it is an MLP without gate ({shapes}), which no op computes")
         raise Unfit(f"it looks like SwiGLU, but {shapes}, expected [2 I, D] and [D, I]")
     return Part("swiglu", _needed_signature("SwiGLU", module), names)  # type: ignore[arg-type]
+
+
+def _separate_swiglu(module: nn.Module) -> Part | None:
+    pair = next(
+        (pair for pair in _GATE_AND_UP if all(is_projection(getattr(module, name, None)) for name in pair)), None
+    )
+    last = _first(module, tuple(name for name in _DOWN_OF_SEPARATE if pair and name not in pair))
+    if pair is None or last is None:
+        return None
+    gate, up, down = _matrices("SwiGLU", module, (*pair, last), biases=True)
+    if not gate.shape == up.shape == down.shape[::-1]:
+        shapes = f"{pair[0]} is {list(gate.shape)}, {pair[1]} {list(up.shape)} and {last} {list(down.shape)}"
+        raise Unfit(f"it looks like SwiGLU, but {shapes}, expected [I, D] twice and [D, I]")
+    return Part("swiglu", _needed_signature("SwiGLU", module), (*pair, last))
 
 
 def _attention(module: nn.Module) -> Part | None:
@@ -179,17 +227,19 @@ def _block(module: nn.Module) -> Part | None:
     if isinstance(module, nn.Sequential):  # its children run one after the other, without norms between them
         return None
     parts: dict[str, Part] = {}
-    unfit: list[str] = []
+    unfit: dict[str, str] = {}
     for name, child in module.named_children():
+        part = None
         try:
             part = _swiglu(child) or _attention(child)
         except Unfit:
-            part = None
-            unfit.append(name)
-        if part is not None:
+            unfit[name] = f"{name} does not fit (see {name})"
+        if part is not None and (reason := _only_by_itself(child, part)) is not None:
+            unfit[name] = f"{name} {reason}, which only swiglu by itself takes"
+        elif part is not None:
             parts[name] = part
-        elif name not in unfit and near_miss_reason(child, _OUT, _DOWN) is not None:
-            unfit.append(name)
+        elif name not in unfit and near_miss_reason(child, _OUT) is not None:
+            unfit[name] = f"{name} does not fit (see {name})"
     if len(parts) + len(unfit) != 2:
         return None
     kinds = [part.kind for part in parts.values()]
@@ -198,7 +248,7 @@ def _block(module: nn.Module) -> Part | None:
     known = (*parts, *unfit)
     rest = [name for name, child in module.named_children() if name not in known and _has_parameters(child)]
     rest += module._parameters
-    reasons = [f"{name} does not fit (see {name})" for name in unfit]
+    reasons = list(unfit.values())
     if rest:
         have = f"{rest[0]} has" if len(rest) == 1 else f"{', '.join(rest)} have"
         reasons.append(f"{have} parameters; add_rms_norm has neither weight nor bias")
@@ -214,6 +264,15 @@ def _block(module: nn.Module) -> Part | None:
         num_heads=max(part.num_heads for part in parts.values()),
         eps=_eps(module),
     )
+
+
+def _only_by_itself(module: nn.Module, part: Part) -> str | None:
+    """What keeps the op of a whole block from computing a part that fits; None where nothing does."""
+    if part.kind == "swiglu" and len(part.names) == 3:
+        return "has separate gate and up projections"
+    if any(getattr(module, name)._parameters.get("bias") is not None for name in part.names):
+        return "has biases"
+    return None
 
 
 def _module(module: nn.Module) -> Part | None:
@@ -246,10 +305,10 @@ def _first(module: nn.Module, names: tuple[str, ...]) -> str | None:
     return next((name for name in names if isinstance(getattr(module, name, None), nn.Module)), None)
 
 
-def _matrices(kind: str, module: nn.Module, names: tuple[str | None, ...]) -> list[torch.Tensor]:
-    """Return the weights of the projections, which must have no bias."""
+def _matrices(kind: str, module: nn.Module, names: tuple[str | None, ...], biases: bool = False) -> list[torch.Tensor]:
+    """Return the weights of the projections, which must have no bias unless ``biases``."""
     linears = [(name, getattr(module, name)) for name in names if name is not None]
-    reasons = [reason for name, linear in linears if (reason := projection_reason(name, linear)) is not None]
+    reasons = [reason for name, linear in linears if (reason := projection_reason(name, linear, biases)) is not None]
     if reasons:
         raise Unfit(f"it looks like {kind}, but {'; '.join(reasons)}")
     return [linear.weight for _, linear in linears]

@@ -331,15 +331,6 @@ def test_torch_encoder_layers():
 
 
 def test_modules_refused_by_their_structure():
-    class Apart(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.gate_proj, self.up_proj, self.down_proj = (nn.Linear(8, 8, bias=False) for _ in range(3))
-
-        def forward(self, x):
-            return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-    assert "pack their weights into one gate_up_proj" in hrm_kernels.patch(Apart()).kept[""]
     grouped = foreign.Attention(8, 2)
     grouped.qkv_proj = foreign.CastedLinear(8, 16)
     assert "2 query heads share 1 key and value heads (grouped-query attention)" in hrm_kernels.patch(grouped).kept[""]

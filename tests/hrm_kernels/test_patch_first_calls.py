@@ -377,7 +377,7 @@ def test_a_first_call_whose_output_hides_the_difference(hidden):
 def test_the_original_forward_runs_only_in_the_first_call_of_a_kind():
     module, _ = made(lambda: SwiGLU())
     hrm_kernels.patch(module)
-    kinds = [(states(5), True), (states(5), False), (states(6), False), (states(5, rows=3), True), (states(5)[0], True)]
+    kinds = [(states(5), True), (states(5), False), (states(9), False), (states(5, rows=4), True), (states(5)[0], True)]
     for x, gradients in kinds:
         for first in (True, False):
             ORIGINAL_CALLS.clear()

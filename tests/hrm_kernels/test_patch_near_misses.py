@@ -191,7 +191,9 @@ def kept(model):
 
 def test_phi3():
     report = hrm_kernels.patch(Phi3DecoderLayer(groups=2))
-    assert report.replaced == {"mlp": "swiglu"}
+    assert report.replaced == {
+        "mlp": "swiglu", "input_layernorm": "add_rms_norm", "post_attention_layernorm": "add_rms_norm",
+    }  # fmt: skip
     assert report.kept == {
         "": "it looks like a block (mlp, self_attn), but self_attn does not fit (see self_attn); "
         "input_layernorm, post_attention_layernorm have parameters; add_rms_norm has neither weight nor bias",
@@ -246,15 +248,12 @@ def test_llama():
         "query heads"
     )
     assert "grouped" not in kept(LlamaAttention(4))[""]
-    mlp = Named(w1=(DIM, 48), w2=(48, DIM), w3=(DIM, 48))
-    assert kept(mlp)[""] == (
-        "it looks like SwiGLU, but w1 and w3 are separate; pack their weights into one gate_up_proj, gate first, and "
-        "name w2 down_proj"
-    )
-    assert (
-        "but gate_proj and up_proj are separate"
-        in kept(Named(gate_proj=(DIM, 48), up_proj=(DIM, 48), down_proj=(48, DIM)))[""]
-    )
+    causal = LlamaAttention()
+    causal.is_causal = True
+    assert "it is causal, which no op computes: it keeps its own attention" in kept(causal)[""]
+    uneven = kept(Named(w1=(DIM, 48), w2=(48, DIM), w3=(DIM, 32)))[""]
+    shapes = "w1 is [48, 32], w3 [32, 32] and w2 [32, 48]"
+    assert uneven == f"it looks like SwiGLU, but {shapes}, expected [I, D] twice and [D, I]"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""The product of the CPU library: each row is independent of the others. Gradients are PyTorch's products."""
+"""The product of the CPU library: each row is independent of the others. Gradients are PyTorch's products.
+
+In bfloat16 these are products of float32, rounded once, where PyTorch has no instructions for bfloat16.
+"""
 
 from typing import Any
 
@@ -8,6 +11,7 @@ from torch import Tensor
 from hrm_kernels import native, packing
 from hrm_kernels.autodiff import first_order
 from hrm_kernels.backends import launcher, rows
+from hrm_kernels.instruction_sets import pytorch_lacks_bfloat16
 from hrm_kernels.ops.linear import reference
 from hrm_kernels.recycling import empty
 
@@ -51,11 +55,13 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> Any:  # type: ignore[override]
         x, weight, _ = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
-        dy = dout.reshape(-1, dout.shape[-1])
+        dtype = dout.dtype
+        wide = torch.float32 if dtype is torch.bfloat16 and pytorch_lacks_bfloat16() else dtype
+        dy = dout.reshape(-1, dout.shape[-1]).to(wide)
         return (
-            dout @ weight if of_x else None,
-            dy.t() @ x.reshape(-1, x.shape[-1]) if of_weight else None,
-            dy.sum(0) if of_bias else None,
+            (dy @ weight.to(wide)).to(dtype).view(x.shape) if of_x else None,
+            (dy.t() @ x.reshape(-1, x.shape[-1]).to(wide)).to(dtype) if of_weight else None,
+            dy.sum(0).to(dtype) if of_bias else None,
         )
 
 
