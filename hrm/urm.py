@@ -39,7 +39,7 @@ class URMInner(HRMInner):
 
     def initial_states(self, seeds: torch.Tensor) -> States:
         """``(z_H [B, P + seq_len, D], z_L [B, 0, D])`` of new rows: init_hidden at every position."""
-        rows, config = len(seeds), self.config
+        rows, config = seeds.shape[0], self.config
         hidden = self.init_hidden.to(config.dtype).expand(rows, config.positions, -1)  # type: ignore[operator]
         return hidden, hidden[:, :0]
 

@@ -96,7 +96,7 @@ def check_seeds(owner: str, seeds: torch.Tensor, steps: torch.Tensor | int, rows
     if not isinstance(seeds, torch.Tensor) or seeds.dtype is not torch.int64:
         kind = seeds.dtype if isinstance(seeds, torch.Tensor) else type(seeds).__name__
         raise TypeError(f"{owner}: seeds is {kind}, expected a tensor of int64, one for each row")
-    if seeds.ndim != 1 or rows is not None and len(seeds) != rows:
+    if seeds.ndim != 1 or rows is not None and seeds.shape[0] != rows:
         expected = "[B]" if rows is None else f"[B] = [{rows}]"
         raise ValueError(f"{owner}: seeds has shape {list(seeds.shape)}, expected {expected}")
     if not isinstance(steps, torch.Tensor):

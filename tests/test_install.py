@@ -144,7 +144,12 @@ def test_wheel_carries_the_library_and_the_data(tree, python, tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert str(LIBRARY) in names
     assert not [name for name in names if "stale" in name or name.startswith(("csrc", "tests"))]
-    for data in [*tree.glob("hrm/**/*.yaml"), *tree.glob("hrm/**/*.jinja"), *tree.glob("hrm_kernels/**/*.json")]:
+    for data in [
+        *tree.glob("hrm/**/*.yaml"),
+        *tree.glob("hrm/**/*.jinja"),
+        *tree.glob("hrm/play/page/*"),
+        *tree.glob("hrm_kernels/**/*.json"),
+    ]:
         assert str(data.relative_to(tree)) in names
     assert pip(python, "install", str(wheel)).returncode == 0
     file, reason, self_test, _ = run(python, "-c", REPORT, cwd=tmp_path).splitlines()

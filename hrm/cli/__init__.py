@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from hrm.cli import adapt, analyze, calibrate, data, doctor, eval, models, scale, solve, train
+from hrm.cli import adapt, analyze, calibrate, data, doctor, eval, export, models, play, scale, solve, train
 from hrm.cli.errors import flush_output, report
 
 
@@ -58,10 +58,12 @@ app.add_typer(data.app, name="data", rich_help_panel=_BASICS)
 app.command(rich_help_panel=_BASICS)(train.train)
 app.command("eval", rich_help_panel=_BASICS)(eval.evaluate)
 app.command(rich_help_panel=_BASICS)(solve.solve)
+app.command(rich_help_panel=_BASICS)(play.play)
 app.command(rich_help_panel=_MORE)(calibrate.calibrate)
 app.command(rich_help_panel=_MORE)(scale.scale)
 app.command(rich_help_panel=_MORE)(adapt.adapt)
 app.command(rich_help_panel=_MORE)(analyze.analyze)
+app.command(rich_help_panel=_MORE)(export.export)
 app.command(rich_help_panel=_INFORMATION)(models.models)
 app.command(rich_help_panel=_INFORMATION)(doctor.doctor)
 

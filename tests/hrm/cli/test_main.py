@@ -47,7 +47,7 @@ def test_version(call):
 
 def test_commands_in_the_order_of_a_first_session(call):
     code, out, _ = call("--help")
-    commands = ["data", "train", "eval", "solve", "calibrate", "scale", "adapt", "analyze", "models", "doctor"]
+    commands = "data train eval solve play calibrate scale adapt analyze export models doctor".split()
     assert code == 0 and re.findall(r"^│ (\w+) ", out, re.M) == commands
     assert "--install-completion" in out
 
