@@ -7,6 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hrm_kernels.ops.sparse_sign_sgd import reference as sparse_sign_sgd
+
 aten = torch.ops.aten
 WAITS = {  # operators that tell the host what a tensor on the device holds
     aten._local_scalar_dense.default,
@@ -88,13 +90,19 @@ def told():
 
 
 @pytest.fixture
-def recorder():
+def as_on_a_gpu(monkeypatch):
+    """Optimisers check no values of tensors, which would wait for a GPU."""
+    monkeypatch.setattr(sparse_sign_sgd, "can_check_values", lambda weights: False)
+
+
+@pytest.fixture
+def recorder(as_on_a_gpu):
     """The class of modes that note operators."""
     return Recorder
 
 
 @pytest.fixture
-def recorded_capture():
+def recorded_capture(as_on_a_gpu):
     return RecordedCapture()
 
 
