@@ -89,7 +89,8 @@ class TrainConfig(BaseModel):
         threads: CPU threads of each process; None leaves the number to torch.
         compile: run the model through ``torch.compile``.
         cuda_graph: replay the whole step as one CUDA graph; only on a single GPU, without ``compile`` and
-            ``puzzle_emb_sharded``.
+            ``puzzle_emb_sharded``. ``distributed``: on several GPUs too, with the sums over processes (NCCL) in the
+            graph; not run on GPUs yet.
         max_steps: stop after this many steps of the run; the schedule stays that of ``epochs``.
         max_minutes: stop after this many minutes of this start of the run, including a last evaluation, which is
             expected to take as long as the one before; the schedule stays that of ``epochs``.
@@ -138,7 +139,7 @@ class TrainConfig(BaseModel):
     device: str = "auto"
     threads: PositiveInt | None = None
     compile: bool = False
-    cuda_graph: bool = True
+    cuda_graph: bool | Literal["distributed"] = True
     max_steps: PositiveInt | None = None
     max_minutes: float | None = Field(default=None, gt=0)
     early_stop_exact_accuracy: float | None = Field(default=None, gt=0, le=1)

@@ -65,6 +65,11 @@ class StepRunner:
         else:
             state.adam.keep_copies(state.model.config.dtype)
 
+    def close(self) -> None:
+        """Free the graph: NCCL does not end a communicator while a graph with its work exists."""
+        if self._graph is not None:
+            self._graph.forget()
+
     @property
     def depth(self) -> dict[str, int]:
         return {"H_cycles": self._depth.H_cycles, "L_cycles": self._depth.L_cycles}
@@ -177,7 +182,10 @@ def row_seeds(seed: int, rows: slice) -> Tensor:
 
 def graph_capture(config: TrainConfig, world: World) -> Capture | None:
     """What captures the steps of a run as a CUDA graph; None if they must run launch by launch."""
-    waits = config.puzzle_emb_sharded or world.size > 1  # exchanges between processes wait for the device
-    if not config.cuda_graph or config.compile or waits or world.device.type != "cuda":
+    if not config.cuda_graph or config.compile or world.device.type != "cuda":
+        return None
+    if config.puzzle_emb_sharded:  # the host asks how many rows each process requests
+        return None
+    if world.size > 1 and config.cuda_graph != "distributed":
         return None
     return CudaCapture(world.device, "cuda_graph=false")

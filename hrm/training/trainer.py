@@ -191,7 +191,8 @@ class Trainer:
         return Result(self.state.step, reason, self._folder.last_checkpoint, self._evaluation, self._best.best)
 
     def close(self) -> None:
-        """Leave the terminal and the logs in order."""
+        """Leave the terminal and the logs in order, and free the graph of the step."""
+        self.runner.close()
         self._reporter.close()
         if self._loggers:
             self._loggers.close()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from runs import rows
 from safetensors.torch import load_file
 
@@ -164,6 +165,66 @@ def test_other_shapes_start_over(recorded_capture):
         assert total == want
     assert replayed == [False] * 3 + [True] * 2 + [False] * 3 + [True] * 2 + [False]
     assert len(capture.recorders) == 2
+
+
+@pytest.fixture
+def alike(monkeypatch):
+    """The first of two processes whose other one has the same rows; notes what is summed and gathered."""
+    exchanged = []
+
+    def all_reduce(tensor, op=dist.ReduceOp.SUM, group=None):
+        if op == dist.ReduceOp.SUM:
+            exchanged.append(tensor.shape)
+            tensor.mul_(2)
+
+    def all_gather(parts, local, group=None):
+        exchanged.append(local.shape)
+        for part in parts:
+            part.copy_(local)
+
+    def gather(local, parts):
+        for part in parts:
+            part.copy_(local)
+
+    for function in (all_reduce, all_gather, gather):
+        monkeypatch.setattr(dist, function.__name__, function)
+    monkeypatch.setattr(dist, "barrier", lambda group=None: None)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda group=None: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda group=None: 0)
+    return World(0, 2, torch.device("cpu")), exchanged
+
+
+def test_the_sums_over_processes_are_part_of_the_graph(configure, alike, recorded):
+    world, exchanged = alike
+    changes = {"max_steps": 8, "log_every": 8}
+    replayed = train(configure("graph", **changes), world)
+    assert recorded.replays == 8 - WARM_UP and len(recorded.recorders) == 1
+    once = exchanged.count(exchanged[0])  # of the gradients: in the warm-up and in the capture, which replays repeat
+    assert exchanged[0].numel() > 1000 and once == WARM_UP + 1
+    exchanged.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "graph_capture", lambda config, world: None)
+        direct = train(configure("direct", **changes), world)
+    assert exchanged.count(exchanged[0]) == 8
+    assert_close_runs(*(run.checkpoint.parents[1] for run in (replayed, direct)))
+
+
+def test_a_closed_run_has_no_graph(configure, cpu, recorded):
+    run = Trainer(configure(max_steps=9), cpu)
+    for _ in range(WARM_UP + 1):
+        run.train_step()
+    assert run.runner._graph._replay is not None
+    run.close()
+    assert run.runner._graph._replay is None
+
+
+def test_several_gpus_capture_where_that_is_wanted(configure, monkeypatch):
+    monkeypatch.setattr("hrm.training.runner.CudaCapture", lambda device, off: "a capture")
+    world = World(0, 2, torch.device("cuda", 0))
+    assert graph_capture(configure(cuda_graph="distributed"), world) == "a capture"
+    assert graph_capture(configure(cuda_graph="distributed", puzzle_emb_sharded=True), world) is None
+    assert graph_capture(configure(), world) is None
 
 
 def test_when_steps_run_without_a_graph(configure, cpu):
