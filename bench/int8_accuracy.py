@@ -1,8 +1,10 @@
-"""``python -m bench.int8_accuracy``: what int8 products in the updates without gradients do to the shipped models.
+"""``python -m bench.int8_accuracy``: what 8-bit products in the updates without gradients do to the shipped models.
 
-The products are simulated in PyTorch: rows of activations and rows of weights are scaled to [-127, 127] and rounded,
-their integer products are summed exactly, and the sums are scaled back to float32. Attention, norms and SwiGLU stay in
-float32, and so do the last update of z_L and the last update of z_H of each segment, which carry gradients in training.
+The products are simulated in PyTorch. In int8, rows of activations and rows of weights are scaled to [-127, 127] and
+rounded, their integer products are summed exactly, and the sums are scaled back to float32. In FP8 (e4m3, as the matrix
+units of a GPU take it) they are scaled to [-448, 448], and the products are summed in float32. Attention, norms and
+SwiGLU stay in float32, and so do the last update of z_L and the last update of z_H of each segment, which carry
+gradients in training.
 
 Each variant solves the held-out puzzles of the model's card, next to float32 in plain PyTorch. The tables show the
 share of puzzles solved, how many puzzles only one of the two solves, how likely so unequal numbers are if both solve
@@ -54,8 +56,9 @@ class Variant:
         name: for the tables.
         forward_dtype: of the model.
         backend: of the updates that are not quantised.
-        products: which products of a block are in int8: some of :data:`ALL`.
+        products: which products of a block have 8 bits: some of :data:`ALL`.
         states: the states whose updates are quantised.
+        eight_bits: "int8" or "e4m3".
     """
 
     name: str
@@ -63,6 +66,7 @@ class Variant:
     backend: str = "reference"
     products: tuple[str, ...] = ()
     states: str = "HL"
+    eight_bits: str = "int8"
 
 
 FLOAT32 = Variant("float32")
@@ -72,6 +76,8 @@ VARIANTS = (
     Variant("int8", products=ALL),
     Variant("int8, MLP only", products=(MLP,)),
     Variant("int8, z_L only", products=ALL, states="L"),
+    Variant("FP8", products=ALL, eight_bits="e4m3"),
+    Variant("FP8, MLP only", products=(MLP,), eight_bits="e4m3"),
 )
 
 
@@ -88,28 +94,43 @@ def int8_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return F.linear(x, weight) * (x_scale * weight_scale.squeeze(-1))
 
 
-def product(x: torch.Tensor, weight: torch.Tensor, in_int8: bool) -> torch.Tensor:
-    return int8_product(x, weight) if in_int8 else F.linear(x, weight)
+def as_e4m3(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``x [..., K]`` rounded to e4m3, in float32, and the scale of each row, ``[..., 1]``."""
+    scale = x.abs().amax(-1, keepdim=True) / torch.finfo(torch.float8_e4m3fn).max
+    return (x / torch.where(scale == 0, 1, scale)).to(torch.float8_e4m3fn).float(), scale
 
 
-def mlp(x: torch.Tensor, weights: SwiGLU, eps: float, in_int8: bool) -> torch.Tensor:
-    inner = swiglu(product(x, weights.gate_up_proj.weight, in_int8))
-    return add_rms_norm(x, product(inner, weights.down_proj.weight, in_int8), eps)
+def e4m3_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """``x [..., K] @ weight [N, K].T``, with a scale for each row of x and each column of the result."""
+    (x, x_scale), (weight, weight_scale) = as_e4m3(x), as_e4m3(weight)
+    return F.linear(x, weight) * (x_scale * weight_scale.squeeze(-1))
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, which: str, variant: Variant) -> torch.Tensor:
+    """A product of a block, in 8 bits where the variant has ``which`` so."""
+    if which not in variant.products:
+        return F.linear(x, weight)
+    return (int8_product if variant.eight_bits == "int8" else e4m3_product)(x, weight)
+
+
+def mlp(x: torch.Tensor, weights: SwiGLU, eps: float, which: str, variant: Variant) -> torch.Tensor:
+    inner = swiglu(product(x, weights.gate_up_proj.weight, which, variant))
+    return add_rms_norm(x, product(inner, weights.down_proj.weight, which, variant), eps)
 
 
 def update(inner: HRMInner, level: Level, z: torch.Tensor, injection: torch.Tensor, variant: Variant) -> torch.Tensor:
-    """``level(z + injection)`` with the products of ``variant`` in int8."""
-    x, mixes_in_int8 = z + injection, MIXERS in variant.products
+    """``level(z + injection)`` with the products of ``variant`` in 8 bits."""
+    x = z + injection
     for block in level.layers:
         if isinstance(level, MixingModule):
-            x = mlp(x.transpose(1, 2), block.mlp_t, block.eps, mixes_in_int8).transpose(1, 2)  # type: ignore[arg-type]
+            x = mlp(x.transpose(1, 2), block.mlp_t, block.eps, MIXERS, variant).transpose(1, 2)  # type: ignore[arg-type]
         else:
             assert isinstance(block, PostNormBlock)
             attention = block.self_attn
             heads = Heads(inner.cos, inner.sin, attention.num_heads)
-            attended = rope_attention(product(x, attention.qkv_proj.weight, mixes_in_int8), heads)
-            x = add_rms_norm(x, product(attended, attention.o_proj.weight, mixes_in_int8), block.eps)
-        x = mlp(x, block.mlp, block.eps, MLP in variant.products)  # type: ignore[arg-type]
+            attended = rope_attention(product(x, attention.qkv_proj.weight, MIXERS, variant), heads)
+            x = add_rms_norm(x, product(attended, attention.o_proj.weight, MIXERS, variant), block.eps)
+        x = mlp(x, block.mlp, block.eps, MLP, variant)  # type: ignore[arg-type]
     return x
 
 
