@@ -47,6 +47,21 @@ def test_values_and_gradients(backend, layers, positions, tables):
         torch.testing.assert_close(a, b, **tolerance)
 
 
+@pytest.mark.parametrize("tables", [True, False])
+def test_the_way_of_a_gpu(monkeypatch, tables):
+    z, injection, blocks = arguments(2, 5, 2, 32, 2, torch.float64)
+    cos, sin = rope_tables(7, 32, device=DEVICE) if tables else (None, None)
+    inputs = [z, injection, *(w for block in blocks for w in block)]
+    results = []
+    for on_gpu in (False, True):
+        monkeypatch.setattr("hrm_kernels.ops.reasoning_module.first_position.on_gpu", lambda x, on_gpu=on_gpu: on_gpu)
+        with k.use_backend("reference"):
+            out = first_position(z, injection, blocks, cos, sin, 2)
+            results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
 def test_an_empty_batch():
     z, injection, blocks = arguments(0, 5, 2, 32, 2, torch.float32)
     assert first_position(z, injection, blocks, *rope_tables(5, 32, device=DEVICE), 2).shape == (0, 64)
