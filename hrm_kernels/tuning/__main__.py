@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hrm_kernels.backends import BackendUnavailable, use_backend
+from hrm_kernels.backends import BackendUnavailable, requested, use_backend
 from hrm_kernels.tuning import cpu_command
 from hrm_kernels.tuning.table import COMPARED, DTYPES, best, path_of, write
 
@@ -87,7 +87,8 @@ def problems(op: str, device: torch.device, dtype: torch.dtype) -> Iterator[tupl
     """
     from hrm_kernels.nn import rope_tables
     from hrm_kernels.ops.adam_atan2 import Step, adam_atan2
-    from hrm_kernels.ops.rope_attention import rope_attention
+    from hrm_kernels.ops.rope_attention import cuda_kernels, rope_attention, triton_kernels
+    from hrm_kernels.ops.rope_attention.heads import Heads
     from hrm_kernels.ops.sparse_sign_sgd import sparse_sign_sgd
     from hrm_kernels.ops.stablemax_cross_entropy import stablemax_cross_entropy
 
@@ -107,6 +108,21 @@ def problems(op: str, device: torch.device, dtype: torch.dtype) -> Iterator[tupl
         def call() -> Sequence[Tensor]:
             out = rope_attention(qkv, *tables, HEADS)
             return [out, *torch.autograd.grad(out, qkv, gradient)] if backward else [out]
+
+        return call
+
+    def attention_backward() -> Call:
+        heads = Heads(*rope_tables(POSITIONS, D // HEADS, device=device), HEADS)
+        qkv, gradient = random(BATCH, POSITIONS, 3 * D).to(dtype), random(BATCH, POSITIONS, D, seed=1).to(dtype)
+        reason = cuda_kernels.unsupported(qkv, heads)
+        if reason is not None:
+            raise BackendUnavailable(f"{op}: backend 'cuda' cannot serve this call: {reason}")
+        out, lse = triton_kernels.forward(qkv, heads, True)
+
+        def call() -> Sequence[Tensor]:
+            if requested() == "cuda":
+                return [cuda_kernels.backward(gradient, qkv, lse, heads)]
+            return [triton_kernels.backward(gradient, qkv, lse, out, heads)]
 
         return call
 
@@ -146,6 +162,8 @@ def problems(op: str, device: torch.device, dtype: torch.dtype) -> Iterator[tupl
         yield f"{BATCH} rows", functools.partial(attention, BATCH, False)
         yield f"{BATCH} rows and backward", functools.partial(attention, BATCH, True)
         yield "1 row", functools.partial(attention, 1, False)
+    elif op == "rope_attention_backward":
+        yield f"{BATCH} rows", attention_backward
     elif op == "stablemax_cross_entropy":
         yield f"{BATCH} rows and backward", loss
     elif op == "adam_atan2":

@@ -17,8 +17,12 @@ FOLDER = Path(__file__).parent / "devices"
 CANDIDATES = ("library", "fused", "fused_small", "whole_row")
 """Implementations of a block without gradients: :data:`hrm_kernels.ops.transformer_block.triton_block.PATHS`."""
 
-COMPARED = ("adam_atan2", "rope_attention", "sparse_sign_sgd", "stablemax_cross_entropy")
-"""Ops with a ``cuda`` and a ``triton`` backend for the same calls; the faster one should run."""
+COMPARED = ("adam_atan2", "rope_attention", "rope_attention_backward", "sparse_sign_sgd", "stablemax_cross_entropy")
+"""Ops with a ``cuda`` and a ``triton`` backend for the same calls; the faster one should run.
+
+``rope_attention`` is forward with and without backward. ``rope_attention_backward`` is for passes of blocks, which may
+use ``cuda`` for the backward only.
+"""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -7,6 +7,9 @@ import hrm_kernels as k
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.usefixtures("poisoned")
+
+from hrm_kernels.ops.swiglu import triton_kernels as swiglu  # noqa: E402
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -28,6 +31,15 @@ def test_compiles_without_graph_breaks():
         want = k.swiglu(k.add_rms_norm(x, 2 * x))
     torch.testing.assert_close(out, want, rtol=0, atol=0)
     torch.testing.assert_close(gradient, torch.autograd.grad(want.sum(), x)[0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_backward_of_swiglu_returns_what_forward_did(dtype):
+    gate_up, dout = torch.randn(3, 50, device=DEVICE).to(dtype), torch.randn(3, 25, device=DEVICE).to(dtype)
+    gradient, out = swiglu.backward(dout, gate_up, True)
+    assert torch.equal(out, swiglu.forward(gate_up))
+    alone, nothing = swiglu.backward(dout, gate_up)
+    assert torch.equal(gradient, alone) and nothing.numel() == 0
 
 
 def test_launchers_are_registered():

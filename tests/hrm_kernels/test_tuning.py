@@ -14,6 +14,7 @@ from hrm_kernels.tuning import table as tables
 
 pytest.importorskip("triton")
 
+from hrm_kernels.ops.rope_attention import gpu_kernels  # noqa: E402
 from hrm_kernels.ops.rope_attention.heads import Heads  # noqa: E402
 from hrm_kernels.ops.transformer_block import triton_block  # noqa: E402
 from hrm_kernels.ops.transformer_block import triton_kernels as fused  # noqa: E402
@@ -112,6 +113,33 @@ def test_cuda_is_unproven_until_the_table_says_otherwise(device):
     tables._of_device.cache_clear()
     with pytest.raises(TuningError, match="cuda is 3"):
         reasons[1]([OnGpu()])
+
+
+@pytest.mark.parametrize(
+    ("faster", "automatic", "forward", "backward"),
+    [
+        ([], True, "triton", "triton"),
+        (["rope_attention_backward"], True, "triton", "cuda"),
+        (["rope_attention"], True, "cuda", "cuda"),
+        (["rope_attention"], False, "triton", "triton"),  # triton was requested
+    ],
+)
+def test_attention_of_blocks_follows_the_table(device, monkeypatch, faster, automatic, forward, backward):
+    tables.write(device, {}, faster, {})
+    monkeypatch.setattr(gpu_kernels.cuda_kernels, "unsupported", lambda qkv, heads: None)
+    for kernels, name in ((gpu_kernels.cuda_kernels, "cuda"), (gpu_kernels.triton_kernels, "triton")):
+        for way in ("forward", "backward"):
+            monkeypatch.setattr(kernels, way, lambda *arguments, name=name: name)
+    qkv = [OnGpu()]
+    assert gpu_kernels.forward(qkv, None, True, automatic) == forward
+    assert gpu_kernels.backward(None, qkv, None, None, None, automatic) == backward
+
+
+def test_attention_of_blocks_on_what_cuda_cannot_run_is_triton(device, monkeypatch):
+    tables.write(device, {}, ["rope_attention"], {})
+    monkeypatch.setattr(gpu_kernels.cuda_kernels, "unsupported", lambda qkv, heads: "too long")
+    monkeypatch.setattr(gpu_kernels.triton_kernels, "forward", lambda *arguments: "triton")
+    assert gpu_kernels.forward([OnGpu()], None, True, True) == "triton"
 
 
 def test_an_op_without_comparison():

@@ -4,7 +4,7 @@ from typing import Any
 import torch
 
 from hrm_kernels.autodiff import has_tangent
-from hrm_kernels.backends import Backend, Op
+from hrm_kernels.backends import Backend, Op, requested
 from hrm_kernels.checks import check_count, check_eps, check_layers
 from hrm_kernels.damping import Damping, as_damping, by_row, check_damping
 from hrm_kernels.graphs import Graphs, capturable
@@ -61,7 +61,7 @@ def triton_updates(
 
     def run(z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
         weights, counters = others[: weight is not None], others[weight is not None :]
-        shared = Shared(shape[0], heads.contiguous(), eps)
+        shared = Shared(shape[0], heads.contiguous(), eps, requested() is None)
         H, L = ([weight.contiguous() for weight in weights] for weights in (H_weights, L_weights))
 
         def update(

@@ -21,7 +21,7 @@ class _Triton(torch.autograd.Function):
     def backward(ctx: Any, dout: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         from hrm_kernels.ops.swiglu import triton_kernels
 
-        return triton_kernels.backward(dout.contiguous(), *ctx.saved_tensors)
+        return triton_kernels.backward(dout.contiguous(), *ctx.saved_tensors)[0]
 
 
 _op = Op(

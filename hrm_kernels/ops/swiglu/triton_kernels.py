@@ -22,8 +22,11 @@ def forward_kernel(gate_up, out, I: tl.constexpr, BLOCK_I: tl.constexpr):
 
 
 @triton.jit
-def backward_kernel(dout, gate_up, dgate_up, I: tl.constexpr, BLOCK_I: tl.constexpr):
-    """Row program_id(0), columns of block program_id(1): [dgate | dup], with sigmoid and silu computed again."""
+def backward_kernel(dout, gate_up, dgate_up, out, I: tl.constexpr, AGAIN: tl.constexpr, BLOCK_I: tl.constexpr):
+    """Row program_id(0), columns of block program_id(1): [dgate | dup], with sigmoid and silu computed again.
+
+    With AGAIN also out, as forward computed it: gate and up are at hand.
+    """
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
     at = row * 2 * I + i
@@ -34,6 +37,8 @@ def backward_kernel(dout, gate_up, dgate_up, I: tl.constexpr, BLOCK_I: tl.conste
     dgate = g * up * sigmoid * (1 + gate * (1 - sigmoid))
     tl.store(dgate_up + at, dgate.to(dgate_up.dtype.element_ty), i < I)
     tl.store(dgate_up + at + I, (g * gate * sigmoid).to(dgate_up.dtype.element_ty), i < I)
+    if AGAIN:
+        tl.store(out + row * I + i, (gate * sigmoid * up).to(out.dtype.element_ty), i < I)
 
 
 @launcher(
@@ -51,16 +56,23 @@ def forward(gate_up: torch.Tensor) -> torch.Tensor:
 
 
 @launcher(
-    "triton_swiglu_backward(Tensor dout, Tensor gate_up) -> Tensor", lambda dout, gate_up: torch.empty_like(gate_up)
+    "triton_swiglu_backward(Tensor dout, Tensor gate_up, bool again=False) -> (Tensor, Tensor)",
+    lambda dout, gate_up, again=False: _gradients(dout, gate_up, again),
 )
-def backward(dout: torch.Tensor, gate_up: torch.Tensor) -> torch.Tensor:
-    """The gradient of gate_up; all contiguous."""
-    dgate_up = torch.empty_like(gate_up)
+def backward(dout: torch.Tensor, gate_up: torch.Tensor, again: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient of gate_up, and with ``again`` the result of :func:`forward`, else empty; all contiguous."""
+    dgate_up, out = _gradients(dout, gate_up, again)
     inner = gate_up.shape[-1] // 2
     if dout.numel():
         grid = (dout.numel() // inner, triton.cdiv(inner, BLOCK_I))
-        backward_kernel[grid](dout, gate_up, dgate_up, inner, BLOCK_I, num_warps=NUM_WARPS, enable_fp_fusion=True)
-    return dgate_up
+        backward_kernel[grid](
+            dout, gate_up, dgate_up, out, inner, again, BLOCK_I, num_warps=NUM_WARPS, enable_fp_fusion=True
+        )
+    return dgate_up, out
+
+
+def _gradients(dout: torch.Tensor, gate_up: torch.Tensor, again: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(gate_up), dout.new_empty(dout.shape if again else (0,))
 
 
 def cases() -> list[Case]:
@@ -69,5 +81,7 @@ def cases() -> list[Case]:
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         p, sizes = f"*{dtype_name(dtype)}", {"I": 1536, "BLOCK_I": BLOCK_I}
         result.append(Case(forward_kernel, {"gate_up": p, "out": p}, sizes, NUM_WARPS))
-        result.append(Case(backward_kernel, {"dout": p, "gate_up": p, "dgate_up": p}, sizes, NUM_WARPS))
+        for again in (False, True):
+            signature = {"dout": p, "gate_up": p, "dgate_up": p, "out": p}
+            result.append(Case(backward_kernel, signature, {**sizes, "AGAIN": again}, NUM_WARPS))
     return result

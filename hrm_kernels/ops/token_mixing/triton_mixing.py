@@ -33,9 +33,9 @@ class TokenMixing(torch.autograd.Function):
     def backward(ctx: Any, dout: torch.Tensor) -> Any:  # type: ignore[override]
         rows, gate_up, down, hidden, u, rstd = ctx.saved_tensors
         du = norm.backward(dout.contiguous(), u, rstd)
-        dhidden = swiglu.backward(du @ down, hidden)
-        dx = torch.addmm(du, dhidden, gate_up)
-        return dx, dhidden.t() @ rows, du.t() @ swiglu.forward(hidden), None, None
+        dhidden, out = swiglu.backward(du @ down, hidden, True)
+        ddown = du.t() @ out
+        return du.addmm_(dhidden, gate_up), dhidden.t() @ rows, ddown, None, None  # in place: addmm copies du first
 
 
 def token_mixing(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, eps: float) -> torch.Tensor:

@@ -12,8 +12,9 @@ import torch
 
 from hrm_kernels import tuning
 from hrm_kernels.autodiff import first_order
+from hrm_kernels.backends import requested
 from hrm_kernels.ops.add_rms_norm import triton_kernels as norm
-from hrm_kernels.ops.rope_attention import triton_kernels as attention
+from hrm_kernels.ops.rope_attention import gpu_kernels as attention
 from hrm_kernels.ops.rope_attention.heads import Heads
 from hrm_kernels.ops.swiglu import triton_kernels as swiglu
 from hrm_kernels.ops.transformer_block import triton_kernels as fused
@@ -25,11 +26,19 @@ Weights = Sequence[torch.Tensor]
 
 
 class Shared(NamedTuple):
-    """The arguments that all blocks of a pass share."""
+    """The arguments that all blocks of a pass share.
+
+    Attributes:
+        batch: B.
+        heads: with contiguous tables.
+        eps: of the norms.
+        automatic: no backend was requested, so the tuning table also chooses the kernels of attention.
+    """
 
     batch: int
     heads: Heads
     eps: float
+    automatic: bool = False
 
 
 def _by_row(tokens: torch.Tensor, shared: Shared) -> torch.Tensor:
@@ -38,7 +47,7 @@ def _by_row(tokens: torch.Tensor, shared: Shared) -> torch.Tensor:
 
 
 def _attend(qkv: torch.Tensor, shared: Shared, save: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    out, lse = attention.forward(_by_row(qkv, shared), shared.heads, save)
+    out, lse = attention.forward(_by_row(qkv, shared), shared.heads, save, shared.automatic)
     return out.view(qkv.shape[0], qkv.shape[1] // 3), lse
 
 
@@ -60,13 +69,13 @@ def backward_block(
     x, qkv, lse, attended, u1, rstd1, x1, gate_up, u2, rstd2 = saved
     qkv_weight, o, gate_up_weight, down = weights
     du2 = norm.backward(dout, u2, rstd2)
-    dgate_up = swiglu.backward(du2 @ down, gate_up)
-    ddown = du2.t() @ swiglu.forward(gate_up)
-    du1 = norm.backward(torch.addmm(du2, dgate_up, gate_up_weight), u1, rstd1)
+    dgate_up, hidden = swiglu.backward(du2 @ down, gate_up, True)
+    ddown = du2.t() @ hidden
+    du1 = norm.backward(du2.addmm_(dgate_up, gate_up_weight), u1, rstd1)  # in place: addmm copies du2 first
+    dweight_o = du1.t() @ attended
     out, dout, packed = (_by_row(tokens, shared) for tokens in (attended, du1 @ o, qkv))
-    dqkv = attention.backward(dout, packed, lse, out, shared.heads).view(qkv.shape)
-    dx = torch.addmm(du1, dqkv, qkv_weight)
-    return dx, (dqkv.t() @ x, du1.t() @ attended, dgate_up.t() @ x1, ddown)
+    dqkv = attention.backward(dout, packed, lse, out, shared.heads, shared.automatic).view(qkv.shape)
+    return du1.addmm_(dqkv, qkv_weight), (dqkv.t() @ x, dweight_o, dgate_up.t() @ x1, ddown)
 
 
 def _again(ctx: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -169,7 +178,7 @@ def blocks(x: torch.Tensor, weights: Weights, heads: Heads, eps: float, recomput
         return triton_mixing_block.blocks(x, weights, eps, recompute)
     flat = x.reshape(-1, x.shape[2]).contiguous()
     weights = [weight.contiguous() for weight in weights]
-    shared = Shared(x.shape[0], heads.contiguous(), eps)
+    shared = Shared(x.shape[0], heads.contiguous(), eps, requested() is None)
     if torch.is_grad_enabled() and (x.requires_grad or any(weight.requires_grad for weight in weights)):
         return Blocks.apply(flat, shared, recompute, *weights).view(x.shape)
     return infer(flat, weights, shared).view(x.shape)

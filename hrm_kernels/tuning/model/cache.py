@@ -43,15 +43,18 @@ class Cache:
     def touch(self, matrix: Matrix, row: int, column: int, write: bool = False) -> None:
         """Use the granule at ``(row, column)``, counted in granules."""
         key = (matrix.name, row, column)
-        held = self._held.pop(key, None)
-        if held is None:
-            rows = min(ROWS, matrix.rows - row * ROWS)
-            size = rows * min(COLUMNS, matrix.columns - column * COLUMNS) * matrix.itemsize
-            self._size += size
-            if not write:  # whole granules are written: nothing of them is fetched
-                self.read += size
-            held = size, False
-        self._held[key] = held[0], held[1] or write
+        held = self._held.get(key)
+        if held is not None:
+            self._held.move_to_end(key)
+            if write and not held[1]:
+                self._held[key] = held[0], True
+            return
+        rows = min(ROWS, matrix.rows - row * ROWS)
+        size = rows * min(COLUMNS, matrix.columns - column * COLUMNS) * matrix.itemsize
+        self._held[key] = size, write
+        self._size += size
+        if not write:  # whole granules are written: nothing of them is fetched
+            self.read += size
         while self._size > self.capacity:
             _, (size, changed) = self._held.popitem(last=False)
             self._size -= size

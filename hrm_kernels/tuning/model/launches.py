@@ -15,7 +15,7 @@ _TYPES = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64", torch.int32: "*i32",
     torch.float8_e4m3fn: "*fp8e4nv",
 }  # fmt: skip
-_PRODUCTS = {"matmul", "__matmul__", "mm", "addmm"}
+_PRODUCTS = {"matmul", "__matmul__", "mm", "addmm", "addmm_"}
 
 
 @dataclass(frozen=True)

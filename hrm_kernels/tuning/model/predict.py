@@ -146,12 +146,12 @@ def _library(launch: Launch) -> tuple[int, Work, Touch]:
     operands, result = [matrix_of(x), matrix_of(w)], matrix_of(out)
 
     def touch(cache: Cache) -> None:
-        if added is not None:  # addmm copies what is added into the result first, and reads it there
+        if added is not None and matrix_of(added) != result:  # addmm copies what is added into the result first
             traffic.pointwise(cache, [matrix_of(added)], [result])
-            traffic.pointwise(cache, [result], [])
         if K <= N or K <= 4096:
             left, right = Matrix(operands[0].name, M, K, 2), Matrix(operands[1].name, N, K, 2)
-            traffic.product(cache, left, [right], result, Tiles(128, 256, 64), 132)
+            onto = None if added is None else result
+            traffic.product(cache, left, [right], result, Tiles(128, 256, 64), 132, onto)
         else:  # a gradient of weights: all tiles at once, each through a part of the rows
             traffic.pointwise(cache, operands, [result])
 

@@ -1,0 +1,30 @@
+"""Attention inside a pass of blocks on a GPU: each way by the kernels that the tuning table found faster there.
+
+Both backends save the same log-sum-exp, so the forward of one and the backward of the other fit together.
+"""
+
+import torch
+
+from hrm_kernels.ops.rope_attention import cuda_kernels, triton_kernels
+from hrm_kernels.ops.rope_attention.heads import Heads
+from hrm_kernels.tuning.table import cuda_is_unproven
+
+_unproven = cuda_is_unproven("rope_attention")
+_backward_is_unproven = cuda_is_unproven("rope_attention_backward")
+
+
+def forward(qkv: torch.Tensor, heads: Heads, save: bool, automatic: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(out, lse)`` of contiguous arguments; lse is empty without ``save``. Not ``automatic``: by Triton."""
+    if automatic and _unproven(qkv) is None and cuda_kernels.unsupported(qkv, heads) is None:
+        return cuda_kernels.forward(qkv, heads, save)
+    return triton_kernels.forward(qkv, heads, save)
+
+
+def backward(
+    dout: torch.Tensor, qkv: torch.Tensor, lse: torch.Tensor, out: torch.Tensor, heads: Heads, automatic: bool
+) -> torch.Tensor:
+    """The gradient of qkv, from what :func:`forward` returned."""
+    proven = automatic and (_unproven(qkv) is None or _backward_is_unproven(qkv) is None)
+    if proven and cuda_kernels.unsupported(qkv, heads) is None:
+        return cuda_kernels.backward(dout, qkv, lse, heads)
+    return triton_kernels.backward(dout, qkv, lse, out, heads)
