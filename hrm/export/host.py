@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--max-steps", type=int)
     arguments = parser.parse_args()
     model = Model(Path(__file__).parent)
-    texts = []
+    texts: list[str] = []
     for puzzle in arguments.puzzles:
         is_file = len(puzzle) < 256 and Path(puzzle).is_file()
         texts += Path(puzzle).read_text(encoding="utf-8").splitlines() if is_file else [puzzle]
