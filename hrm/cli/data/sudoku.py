@@ -29,7 +29,8 @@ def sudoku(
     size: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Board size, 4, 6 or 9: of generated puzzles (default: 9), or required of files."
+            metavar="N",
+            help="Board size, 4, 6, 8, 9, 10, 12 or 16: of generated puzzles (default: 9), or required of files.",
         ),
     ] = None,
     train: Train = None,

@@ -1,4 +1,4 @@
-"""Sudoku of sizes 4 (boxes of 2 x 2), 6 (2 x 3) and 9 (3 x 3).
+"""Sudoku of sizes 4 (boxes of 2 x 2), 6 (2 x 3), 8 (2 x 4), 9 (3 x 3), 10 (2 x 5), 12 (3 x 4) and 16 (4 x 4).
 
 Tokens: 0 pad, 1 blank, 2 and up the digits, as in HRM (https://arxiv.org/abs/2506.21734) and its data set
 sudoku-extreme.

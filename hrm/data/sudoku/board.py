@@ -2,8 +2,11 @@
 
 import numpy as np
 
-BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}
+BOXES = {4: (2, 2), 6: (2, 3), 8: (2, 4), 9: (3, 3), 10: (2, 5), 12: (3, 4), 16: (4, 4)}
 """Rows and columns of a box, by size."""
+SIZES = "4, 6, 8, 9, 10, 12 or 16"
+"""The sizes in words."""
+LARGEST = max(BOXES)
 
 BLANK = 1
 """The token of a blank cell; digit d is token d + 1."""
@@ -12,9 +15,9 @@ BLANK = 1
 UNITS = {"row": (2, 3), "column": (0, 1), "box": (1, 3)}
 
 # The digit of each token as a bit; a blank or a pad has no bit.
-MASKS = np.concatenate([[0, 0], 1 << np.arange(9)]).astype(np.uint16)
+MASKS = np.concatenate([[0, 0], 1 << np.arange(LARGEST)]).astype(np.uint16)
 # The number of digits in each set.
-COUNTS = np.array([bin(mask).count("1") for mask in range(1 << 9)], np.uint8)
+COUNTS = np.array([bin(mask).count("1") for mask in range(1 << LARGEST)], np.uint8)
 
 
 _CELLS = (0, 1, 2, 3)  # the axes of a board

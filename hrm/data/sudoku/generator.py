@@ -98,7 +98,7 @@ def generate(
 
     Args:
         count: number of puzzles.
-        size: 4, 6 or 9.
+        size: one of :data:`hrm.data.sudoku.BOXES`.
         rng: the source of randomness.
         difficulty: how many clues and guesses.
         progress: called with the number of puzzles made so far.

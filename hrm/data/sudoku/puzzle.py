@@ -7,12 +7,14 @@ import numpy as np
 
 from hrm.data.csv_task import CsvTask
 from hrm.data.sudoku.augmentation import draw_symmetries
-from hrm.data.sudoku.board import BLANK, BOXES, MASKS, UNITS, as_units, candidates, once_twice, propagate
+from hrm.data.sudoku.board import BLANK, BOXES, MASKS, SIZES, UNITS, as_units, candidates, once_twice, propagate
 from hrm.data.symmetries import Symmetries
 from hrm.data.task import Cell
 from hrm.errors import InputError
 
 _BLANKS = ".0*_?xX"
+_DIGITS = "123456789ABCDEFG"
+"""The digits 1 to 16 as single characters."""
 _DROPPED = dict.fromkeys(map(ord, "|-+=│─┼ \t\r\n,;"))  # characters that people draw between cells
 _CLUE, _FILLED, _WRONG = "#000000", "#1f5fd0", "#f8c9c9"
 
@@ -24,17 +26,12 @@ class Sudoku(CsvTask):
     size: int = 9
 
     name: ClassVar[str] = "sudoku"
-    symbols: ClassVar[dict[str, int]] = {
-        **dict.fromkeys(_BLANKS, BLANK),
-        **{str(digit): digit + 1 for digit in range(1, 10)},
-    }
-    shapes: ClassVar[str] = "6 with 16, 8 with 36, or 11 with 81"
-    letters: ClassVar[str] = "xX"
-    lengths: ClassVar[str] = "16, 36 or 81 (sizes 4, 6, 9)"
+    shapes: ClassVar[str] = f"n + 2 with n * n, n one of {SIZES}"
+    lengths: ClassVar[str] = f"n * n, n one of {SIZES} (81 for 9 x 9)"
 
     def __post_init__(self) -> None:
         if self.size not in BOXES:
-            raise InputError(f"Sudoku of size {self.size} is not known; choose 4, 6 or 9")
+            raise InputError(f"Sudoku of size {self.size} is not known; choose {SIZES}")
 
     @classmethod
     def of_length(cls, length: int) -> "Sudoku | None":
@@ -58,6 +55,17 @@ class Sudoku(CsvTask):
         return self.size * self.size
 
     @property
+    def symbols(self) -> dict[str, int]:  # type: ignore[override]
+        digits = {digit: token for token, digit in enumerate(_DIGITS[: self.size], BLANK + 1)}
+        small = {digit.lower(): token for digit, token in digits.items()}
+        return dict.fromkeys(_BLANKS, BLANK) | digits | small
+
+    @property
+    def letters(self) -> str:  # type: ignore[override]
+        digits = _DIGITS[9 : self.size]
+        return "xX" + digits + digits.lower()
+
+    @property
     def box(self) -> tuple[int, int]:  # type: ignore[override]
         return BOXES[self.size]
 
@@ -71,13 +79,14 @@ class Sudoku(CsvTask):
                 f"Sudoku with {len(cells)} cells, expected {self.seq_len} ({self.size} x {self.size}); "
                 "write digits, and . or 0 for a blank"
             )
+        symbols = self.symbols
         for index, character in enumerate(cells):
-            if self.symbols.get(character, 99) > self.size + 1:
+            if character not in symbols:
                 raise InputError(
                     f"Sudoku has {character!r} at {self.place(index)}, "
-                    f"expected a digit 1 to {self.size}, or . or 0 for a blank"
+                    f"expected a digit 1 to {_DIGITS[self.size - 1]}, or . or 0 for a blank"
                 )
-        tokens = np.array([self.symbols[character] for character in cells], np.uint8)
+        tokens = np.array([symbols[character] for character in cells], np.uint8)
         repeated = self._repeated(tokens)
         if repeated:
             raise InputError(f"Sudoku has no solution: {repeated}; correct the clues")
@@ -157,7 +166,7 @@ class Sudoku(CsvTask):
 
     def _conflicts(self, tokens: np.ndarray) -> np.ndarray:
         """``[seq_len]`` bool: the cells whose digit occurs twice in a row, column or box."""
-        masks = as_units(MASKS[np.minimum(tokens, 10)].reshape(-1, 1), self.size)
+        masks = as_units(MASKS[np.minimum(tokens, len(MASKS) - 1)].reshape(-1, 1), self.size)
         double = np.zeros_like(masks)
         for axes in UNITS.values():
             double |= once_twice(masks, axes)[1]
@@ -174,4 +183,4 @@ class Sudoku(CsvTask):
 
 
 def _digit(token: int) -> str:
-    return str(int(token) - 1) if token > BLANK else ""
+    return _DIGITS[int(token) - 2] if token > BLANK else ""

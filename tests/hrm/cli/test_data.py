@@ -168,8 +168,8 @@ def test_options_that_exclude_each_other_or_are_out_of_range(tmp_path, hrm_data,
     (tmp_path / "csv").mkdir()
     out = ("--out", tmp_path / "out")
     calls = {
-        ("sudoku", *out, "--size", 5): ["size 5 is not known; choose 4, 6 or 9"],
-        ("sudoku", *out, "--size", 0): ["size 0 is not known; choose 4, 6 or 9"],
+        ("sudoku", *out, "--size", 5): ["size 5 is not known; choose 4, 6, 8, 9, 10, 12 or 16"],
+        ("sudoku", *out, "--size", 0): ["size 0 is not known; choose 4, 6, 8, 9, 10, 12 or 16"],
         ("sudoku", *out, "--train", 0): ["'--train'"],
         ("sudoku", *out, "--csv", tmp_path / "csv"): ["has no CSV file; expected train.csv or train.csv.gz"],
         ("sudoku", *out, "--csv", tmp_path / "no.csv"): ["no.csv is missing"],
@@ -238,4 +238,4 @@ def test_the_current_folder_is_refused_before_the_work(tmp_path, hrm_data, monke
 def test_debug_shows_the_traceback_and_keeps_the_exit_code(tmp_path, call):
     code, out, err = call("data", "sudoku", "--out", tmp_path / "out", "--size", 5, "--debug")
     assert (code, out) == (2, "") and err.startswith("Traceback (most recent call last):")
-    assert re.search(r"\nhrm.errors.InputError: .*choose 4, 6 or 9", err)
+    assert re.search(r"\nhrm.errors.InputError: .*choose 4, 6, 8, 9, 10, 12 or 16", err)

@@ -80,7 +80,7 @@ def test_malformed_rows_are_named_by_file_and_line(tmp_path, kind):
         (b"source,question,rating\n", "train.csv:1: no column 'answer' in source,question,rating"),
         (b"", "train.csv:1: no column 'question' in an empty file"),
         (b"question,answer\n", "train.csv has no puzzle below its header"),
-        (b"question,answer\n123,456\n", "train.csv:2: question has 3 characters, expected 16, 36 or 81"),
+        (b"question,answer\n123,456\n", "train.csv:2: question has 3 characters, expected n * n, n one of 4, 6, 8,"),
         (b"question,answer\n\xff\xfe,1\n", "train.csv cannot be read as CSV"),
     ],
 )

@@ -271,14 +271,38 @@ def test_task_of_picks_by_shape_or_name():
     assert [task_of(*shape) for shape in ((11, 81), (6, 16), (8, 36))] == [Sudoku(9), Sudoku(4), Sudoku(6)]
     assert task_of(11, 81, "sudoku") == Sudoku(9)
     assert set(TASKS) == {"sudoku", "maze", "arc"}
-    with pytest.raises(InputError, match="no known task has vocabulary 7 with 81 tokens; expected 6 with 16, 8 with"):
+    with pytest.raises(InputError, match="no known task has vocabulary 7 with 81 tokens; expected n . 2 with n"):
         task_of(7, 81)
     with pytest.raises(InputError, match="no maze task has vocabulary 11 with 81 tokens; expected 6 with n . n"):
         task_of(11, 81, "maze")
     with pytest.raises(InputError, match="task 'chess' is not known; expected one of sudoku"):
         task_of(11, 81, "chess")
-    with pytest.raises(InputError, match="size 5 is not known; choose 4, 6 or 9"):
+    with pytest.raises(InputError, match="size 5 is not known; choose 4, 6, 8, 9, 10, 12 or 16"):
         Sudoku(5)
+
+
+@pytest.mark.parametrize("size", [8, 10, 12, 16])
+def test_larger_boards(size):
+    task, digits = Sudoku(size), "123456789ABCDEFG"[:size]
+    height, width = BOXES[size]
+    rows = [[(row % height * width + row // height + column) % size for column in range(size)] for row in range(size)]
+    answer = "".join(digits[digit] for row in rows for digit in row)
+    tokens = task.parse(answer.lower())
+    assert task.format(tokens) == answer and task.vocab_size == size + 2
+    assert is_solved(tokens, size) and task.check(tokens, tokens) is None
+    puzzle = tokens.copy()
+    puzzle[:: size + 1] = 1  # a diagonal
+    solutions = solve(puzzle[None])
+    assert solutions.counts == 1 and (solutions.answers == tokens).all()
+    assert (task.parse(task.render(puzzle)) == puzzle).all()
+    twice = puzzle.copy()
+    twice[0] = tokens[1]
+    assert task.impossible(twice) == f"row 1 has {tokens[1] - 1} twice"
+    assert task_of(size + 2, size * size) == task
+    inputs, labels = augment(puzzle[None], tokens[None], np.random.default_rng(0))
+    assert task.solves(inputs, labels).all() and is_solved(labels[0], size)
+    if size > 9:
+        assert "A" not in Sudoku(9).symbols and task.symbols["a"] == 11
 
 
 def test_extra_clues_are_added_up_to_their_number():
