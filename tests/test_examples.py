@@ -2,24 +2,32 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import hrm
+from hrm.data import TASKS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PRINTS = {
     "adam_atan2": "accuracy: ",
     "custom_task": "of 100",
     "fixed_point_cell": "accuracy: ",
+    "nonogram": "of 100",
     "patch_a_model": "level: reasoning_module",
 }
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
+SLOW = {"nonogram"}  # it trains for 625 steps
+NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in NAMES])
 def test_example(name):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     environment.pop("TRITON_INTERPRET", None)
@@ -45,3 +53,21 @@ def test_public_names_are_enough(path):
 
 def test_a_task_takes_less_than_60_lines():
     assert len((EXAMPLES / "custom_task.py").read_text().splitlines()) < 60
+
+
+def test_nonograms_are_read_written_and_checked():
+    program = runpy.run_path(str(EXAMPLES / "nonogram.py"))
+    try:
+        task, (inputs, labels) = program["Nonogram"](), program["puzzles"](np.random.default_rng(0), 20)
+    finally:
+        del TASKS["nonogram"]
+    for puzzle, answer in zip(inputs, labels):
+        assert (task.parse(task.format(puzzle)) == puzzle).all() and (task.parse(task.format(answer)) == answer).all()
+        assert task.check(puzzle, answer) is None and task.check(puzzle, puzzle) is not None
+        wrong = answer.copy()
+        wrong[14] = 5 - wrong[14]  # a filled cell becomes empty, or the other way round
+        assert re.match(r"row 1 has \[.*\], and its clues are", task.check(puzzle, wrong))
+    assert task.format(task.parse("1 1,2,0,4/1,2,1 1,3")).startswith("1 1,2,0,4/1,2,1 1,3=")
+    for text in ("1,2", "1 1,2,0,4/1,2,1 1,3=####", "2 2,2,0,4/1,2,1 1,3"):
+        with pytest.raises(hrm.InputError, match="nonogram|do not fit"):
+            task.parse(text)
