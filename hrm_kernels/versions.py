@@ -15,5 +15,5 @@ def installed(package: str) -> str | None:
 
 
 def own() -> str:
-    """The version of this package."""
-    return installed("hrm") or UNKNOWN
+    """The version of this package, which is part of ``hrm`` or, for other projects, ``hrm-kernels``."""
+    return installed("hrm-kernels") or installed("hrm") or UNKNOWN

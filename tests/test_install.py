@@ -1,5 +1,6 @@
 """Installs copies of the tree, with and without a compiler, and looks at what lands."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -262,3 +263,55 @@ def test_source_distribution_has_what_a_build_needs(tree):
     wanted = [path.relative_to(tree) for path in (tree / "csrc").rglob("*") if path.is_file()]
     for path in [*wanted, "CMakeLists.txt", "setup.py", "pyproject.toml", "LICENSE", "hrm_kernels/native.py"]:
         assert (unpacked / path).exists(), path
+
+
+def load_build():
+    spec = importlib.util.spec_from_file_location("wheels_build", ROOT / "wheels" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def project(tree):
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        from pip._vendor import tomli as tomllib
+    return tomllib.loads((tree / "pyproject.toml").read_text())
+
+
+def test_trees_of_the_wheels(tmp_path):
+    """Together they have the packages and requirements of the whole, each at one place."""
+    build, whole = load_build(), project(ROOT)["project"]
+    kernels, hrm = project(build.kernels_tree(tmp_path / "kernels")), project(build.hrm_tree(tmp_path / "hrm"))
+    assert kernels["build-system"] == project(ROOT)["build-system"]
+    assert hrm["build-system"]["requires"] == ["setuptools>=77"]
+    assert kernels["project"]["version"] == hrm["project"]["version"] == whole["version"]
+    assert set(kernels["project"]["dependencies"]) < set(whole["dependencies"])
+    assert hrm["project"]["dependencies"] == [f"hrm-kernels=={whole['version']}", *whole["dependencies"]]
+    assert (tmp_path / "hrm" / "hrm").exists() and not (tmp_path / "hrm" / "hrm_kernels").exists()
+    assert (tmp_path / "kernels" / "hrm_kernels").exists() and not (tmp_path / "kernels" / LIBRARY.parent).exists()
+    for tree, config in (("kernels", kernels), ("hrm", hrm)):
+        found = config["tool"]["setuptools"]["packages"]["find"]["include"]
+        assert all((tmp_path / tree / name).is_dir() for name in found if "*" not in name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / LIBRARY).exists(), reason="the CPU library is not built")
+def test_wheels_work_without_a_compiler_outside_the_checkout(python, without_compiler, tmp_path):
+    dist = tmp_path / "dist"
+    options = ("--out", dist, "--prebuilt", (ROOT / LIBRARY).parent, "--no-isolation", "--unchecked")
+    run(sys.executable, ROOT / "wheels" / "build.py", *options, cwd=tmp_path)
+    names = sorted(path.name for path in dist.iterdir())
+    assert [name.split("-")[0] for name in names] == ["hrm", "hrm_kernels"]
+    assert names[0].endswith("-py3-none-any.whl") and not names[1].endswith("-any.whl")
+    for name, worked in ((names[1], "smoke: hrm-kernels 0"), (names[0], "smoke: hrm-kernels and hrm 0")):
+        result = pip(python, "install", str(dist / name), env=without_compiler)
+        assert result.returncode == 0, result.stderr
+        said = run(python, ROOT / "wheels" / "smoke.py", cwd=tmp_path, env=without_compiler)
+        assert worked in said and str(tmp_path / "venv") in said
+
+
+def test_prebuilt_libraries_that_are_not_there(tmp_path):
+    code, said = plan(ROOT, tmp_path, HRM_KERNELS_PREBUILT=str(tmp_path))
+    assert code == 1 and said.startswith("hrm: HRM_KERNELS_PREBUILT is ") and said.endswith("no libhrm_kernels_cpu.so")

@@ -11,6 +11,11 @@
 #include <thread>
 #include <vector>
 
+// For wheels: dlsym as glibc older than 2.34 has it, too. (The default version changed with the library it is in.)
+#if defined(HRM_PORTABLE) && defined(__GLIBC__) && defined(__x86_64__)
+__asm__(".symver dlsym,dlsym@GLIBC_2.2.5");
+#endif
+
 namespace hrm {
 
 void Team::wait(std::atomic<int64_t>& finished) {

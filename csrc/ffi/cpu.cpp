@@ -3,11 +3,17 @@
 #include <tvm/ffi/optional.h>
 #include <tvm/ffi/string.h>
 
+#include <sstream>
 #include <vector>
 
 #include "cpu/kernels.h"
 #include "ffi/checks.h"
 #include "ffi/interface.h"
+
+// For wheels: the C++ runtime has this constructor since GCC 9.
+#if defined(HRM_PORTABLE) && defined(__GLIBCXX__)
+template std::ostringstream::basic_ostringstream();
+#endif
 
 namespace hrm {
 namespace {
