@@ -36,6 +36,9 @@ class ResidualScales(nn.Module):
         alpha_1_init, alpha_2_init: their values at first, above 0 and below 1.
     """
 
+    alpha_1_param: nn.Parameter
+    alpha_2_param: nn.Parameter
+
     def __init__(self, hidden_size: int, layers: int, alpha_1_init: float, alpha_2_init: float) -> None:
         super().__init__()
         self.layers = layers
@@ -43,14 +46,16 @@ class ResidualScales(nn.Module):
             if not 0 < value < 1:
                 raise ValueError(f"ResidualScales: {name}_init is {value!r}, expected a number between 0 and 1")
             logit = math.log(value / (1 - value))
-            setattr(self, f"{name}_param", nn.Parameter(torch.full((hidden_size,), logit, dtype=torch.float32)))
+            values = torch.full((hidden_size,), logit, dtype=torch.float32)
+            self.register_parameter(f"{name}_param", nn.Parameter(values))
 
     def forward(self, dtype: torch.dtype) -> torch.Tensor:
         """``[4, D]`` in ``dtype``, computed in float32; inside :func:`hrm_kernels.frozen_weights` once."""
-        logits = [self.alpha_1_param, self.alpha_2_param]
+        logits: list[torch.Tensor] = [self.alpha_1_param, self.alpha_2_param]
 
         def make() -> torch.Tensor:
-            return residual_scales(*(one.sigmoid() for one in logits), self.layers).to(dtype)
+            alpha_1, alpha_2 = (one.sigmoid() for one in logits)
+            return residual_scales(alpha_1, alpha_2, self.layers).to(dtype)
 
         frozen = active()
         if frozen is None or torch.is_grad_enabled() or torch.compiler.is_compiling() or logits[0].is_cuda:

@@ -146,7 +146,7 @@ class SegmentRunner:
         for name, values in new.current_data.items():
             self._carry.current_data[name].copy_(values)
         numbers = [outputs[name] for name in ("q_halt_logits", "q_continue_logits")]
-        numbers.append(residual(outputs["change"]))
+        numbers.append(residual(outputs["change"]) if self._measures_residual else torch.zeros_like(numbers[0]))
         bits = [one.view(torch.int32).unsqueeze(1) for one in numbers]
         self._answers.copy_(torch.cat([outputs["logits"].argmax(-1).int(), *bits], 1))
 
@@ -155,7 +155,10 @@ class SegmentRunner:
         if self._has_noise:
             carry = disturbed(carry, inputs["scales"], inputs["seeds"])
         with self._weights:
-            return self._model(replace(carry, halted=inputs["halted"]), batch, weight=inputs.get("weights"))
+            carry = replace(carry, halted=inputs["halted"])
+            if "weights" in inputs:
+                return self._model(carry, batch, weight=inputs["weights"])
+            return self._model(carry, batch)
 
     def _mark_new_rows(self) -> None:
         if self._any_starts:

@@ -99,8 +99,8 @@ def triton_updates(
         fixed = [*H_weights, *L_weights, *(table for _, table in heads.tables())]
         constants = None if damping is None else damping.with_tensors([])
         sizes = (shape, len(H_layers), heads.cos is None, heads.num_heads, H_cycles, L_cycles, eps, constants)
-        sizes += (weight is None, complete, is_pre_norm)
-        z_H, z_L, *change = _graphs(run, inputs, fixed, sizes)
+        kind = (weight is None, complete, is_pre_norm)
+        z_H, z_L, *change = _graphs(run, inputs, fixed, (*sizes, *kind))
     else:
         z_H, z_L, *change = run(*inputs)
     return z_H.view(shape), z_L.view(shape), *change
