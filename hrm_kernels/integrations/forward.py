@@ -14,6 +14,7 @@ from hrm_kernels.integrations.calls import Inputs
 from hrm_kernels.integrations.projections import is_slow_in_pytorch, project, project_both
 from hrm_kernels.integrations.structure import Part
 from hrm_kernels.ops.add_rms_norm import add_rms_norm
+from hrm_kernels.ops.conv_swiglu import conv_swiglu
 from hrm_kernels.ops.reasoning_module import reasoning_module
 from hrm_kernels.ops.rope_attention import rope_attention
 from hrm_kernels.ops.swiglu import swiglu
@@ -24,8 +25,10 @@ OPS = {
     "bfloat16_linear": "linear",
     "norm": "add_rms_norm",
     "swiglu": "swiglu",
+    "conv_swiglu": "conv_swiglu",
     "attention": "rope_attention",
     "block": "transformer_block",
+    "conv_block": "rope_attention, conv_swiglu, add_rms_norm",
     "mixing_block": "transformer_block",
     "module": "reasoning_module",
     "mixing_module": "reasoning_module",
@@ -111,6 +114,12 @@ def _swiglu(module: nn.Module, part: Part, x: torch.Tensor, *_: Any) -> torch.Te
     return project(swiglu(gate_up), down)
 
 
+def _conv_swiglu(module: nn.Module, part: Part, x: torch.Tensor, *_: Any) -> torch.Tensor:
+    gate_up, down, convolution = (getattr(module, name) for name in part.names)
+    weight, bias = cast(convolution.weight, x.dtype).squeeze(1), cast(convolution.bias, x.dtype)
+    return project(conv_swiglu(project(x, gate_up), weight, bias), down)
+
+
 def _attention(module: nn.Module, part: Part, x: torch.Tensor, _: Any, cos: Tables, sin: Tables) -> torch.Tensor:
     qkv, out = (_weight(module, name, x.dtype) for name in part.names)
     return F.linear(rope_attention(F.linear(x, qkv), cos, sin, part.num_heads), out)
@@ -125,6 +134,13 @@ def _weights(module: nn.Module, part: Part, dtype: torch.dtype) -> Layer:
 
 def _block(module: nn.Module, part: Part, x: torch.Tensor, _: Any, cos: Tables, sin: Tables) -> torch.Tensor:
     return transformer_block(x, _weights(module, part, x.dtype), cos, sin, part.num_heads, part.eps)
+
+
+def _conv_block(module: nn.Module, part: Part, x: torch.Tensor, _: Any, cos: Tables, sin: Tables) -> torch.Tensor:
+    attention, mlp = (getattr(module, name) for name in part.names)
+    of_attention, of_mlp = part.inner
+    x = add_rms_norm(x, _attention(attention, of_attention, x, None, cos, sin), part.eps)
+    return add_rms_norm(x, _conv_swiglu(mlp, of_mlp, x), part.eps)
 
 
 def _mixing_block(module: nn.Module, part: Part, x: torch.Tensor, *_: Any) -> torch.Tensor:
@@ -147,8 +163,10 @@ _RUN: dict[str, Callable[..., torch.Tensor]] = {
     "linear": _linear,
     "norm": _norm,
     "swiglu": _swiglu,
+    "conv_swiglu": _conv_swiglu,
     "attention": _attention,
     "block": _block,
+    "conv_block": _conv_block,
     "mixing_block": _mixing_block,
     "module": _module,
     "mixing_module": _mixing_module,

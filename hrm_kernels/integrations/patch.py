@@ -39,12 +39,12 @@ def patch(model: nn.Module, backend: str | None = None) -> PatchReport:
     """Let the ops compute all modules of ``model`` that they can: one line for a model of another project.
 
     ``patch`` recognises whole reasoning modules, else whole post-norm blocks, else attention, SwiGLU and layers that
-    cast their weight, by structure and by parameter names: those of the published HRM and TRM code. It tries each
-    candidate on a copy first: short and long inputs, small and large states, training and evaluation. It replaces the
-    module only if output and gradients agree. The first call of each kind (shapes, dtypes, device, modes) is compared
-    too: both forwards run on a copy. If they differ, a warning says so, and the module's original forward computes this
-    call and all later ones. The comparison changes no random numbers, gradients or buffers. Values cannot be compared
-    under ``torch.compile`` or in the capture of a CUDA graph: run the model once before.
+    cast their weight, by structure and by parameter names: those of the published HRM, TRM, EqR and URM code. It tries
+    each candidate on a copy first: short and long inputs, small and large states, training and evaluation. It replaces
+    the module only if output and gradients agree. The first call of each kind (shapes, dtypes, device, modes) is
+    compared too: both forwards run on a copy. If they differ, a warning says so, and the module's original forward
+    computes this call and all later ones. The comparison changes no random numbers, gradients or buffers. Values cannot
+    be compared under ``torch.compile`` or in the capture of a CUDA graph: run the model once before.
 
     Parameters, state dict, ``.to(...)``, ``torch.compile`` and DistributedDataParallel work as before. A module with
     hooks, or with inner modules that have hooks, stays unchanged. If hooks, adapters or parametrizations are added

@@ -227,7 +227,7 @@ def _width(probe: nn.Module, part: Part) -> int:
     if part.kind == "norm":
         weight = probe._parameters.get("weight")
         return _WIDTH_OF_ANY if weight is None else len(weight)
-    if part.kind in ("swiglu", "attention"):
+    if part.kind in ("swiglu", "conv_swiglu", "attention"):
         return getattr(probe, part.names[0]).weight.shape[1]
     if part.kind in ("module", "mixing_module"):
         return _width(probe.layers[0], part.inner[0])  # type: ignore[index, arg-type]
@@ -239,6 +239,6 @@ def _head_dim(probe: nn.Module, part: Part) -> int:
         return getattr(probe, part.names[1]).weight.shape[1] // part.num_heads
     if part.kind == "module":
         return _head_dim(probe.layers[0], part.inner[0])  # type: ignore[index, arg-type]
-    if part.kind == "block":
+    if part.kind in ("block", "conv_block"):
         return _head_dim(getattr(probe, part.names[0]), part.inner[0])
     return 2  # mixing parts ignore the tables

@@ -100,8 +100,8 @@ class Part:
     """A module that one of the ops could compute.
 
     Attributes:
-        kind: ``linear``, ``bfloat16_linear``, ``norm``, ``swiglu``, ``attention``, ``block``, ``mixing_block``,
-            ``module`` or ``mixing_module``.
+        kind: ``linear``, ``bfloat16_linear``, ``norm``, ``swiglu``, ``conv_swiglu``, ``attention``, ``block``,
+            ``conv_block``, ``mixing_block``, ``module`` or ``mixing_module``.
         signature: the arguments of its ``forward``.
         names: attributes with its components (projections; attention and MLP; the list of layers). A SwiGLU has
             gate and up in one projection (two names), or separate (three).
@@ -188,7 +188,20 @@ def _swiglu(module: nn.Module) -> Part | None:
         if gate_up.shape[::-1] == down.shape:
             raise Unfit(f"it is an MLP without gate ({shapes}), which no op computes")
         raise Unfit(f"it looks like SwiGLU, but {shapes}, expected [2 I, D] and [D, I]")
+    convolution = _convolution(module, down.shape[1])
+    if convolution is not None:
+        return Part("conv_swiglu", _needed_signature("ConvSwiGLU", module), (*names, convolution))  # type: ignore[arg-type]
     return Part("swiglu", _needed_signature("SwiGLU", module), names)  # type: ignore[arg-type]
+
+
+def _convolution(module: nn.Module, inner: int) -> str | None:
+    """The name of URM's convolution: of each channel by itself, over its position and the one before; None without."""
+    for name, child in module.named_children():
+        if type(child) is nn.Conv1d and child.groups == child.in_channels == child.out_channels == inner:
+            sizes = (child.kernel_size, child.padding, child.stride, child.dilation, child.padding_mode)
+            if sizes == ((2,), (1,), (1,), (1,), "zeros") and child.bias is not None:
+                return name
+    return None
 
 
 def _separate_swiglu(module: nn.Module) -> Part | None:
@@ -243,7 +256,7 @@ def _block(module: nn.Module) -> Part | None:
     if len(parts) + len(unfit) != 2:
         return None
     kinds = [part.kind for part in parts.values()]
-    if kinds == ["attention", "attention"]:
+    if kinds == ["attention", "attention"] or ("conv_swiglu" in kinds and "attention" not in kinds):
         return None
     known = (*parts, *unfit)
     rest = [name for name, child in module.named_children() if name not in known and _has_parameters(child)]
@@ -257,7 +270,7 @@ def _block(module: nn.Module) -> Part | None:
     mixing = sorted(kinds) == ["swiglu", "swiglu"]
     names = tuple(parts) if mixing else tuple(sorted(parts, key=lambda name: parts[name].kind))
     return Part(
-        "mixing_block" if mixing else "block",
+        "mixing_block" if mixing else "conv_block" if "conv_swiglu" in kinds else "block",
         _needed_signature("a block", module),
         names,
         tuple(parts[name] for name in names),
@@ -270,7 +283,8 @@ def _only_by_itself(module: nn.Module, part: Part) -> str | None:
     """What keeps the op of a whole block from computing a part that fits; None where nothing does."""
     if part.kind == "swiglu" and len(part.names) == 3:
         return "has separate gate and up projections"
-    if any(getattr(module, name)._parameters.get("bias") is not None for name in part.names):
+    projections = part.names[:2] if part.kind == "conv_swiglu" else part.names
+    if any(getattr(module, name)._parameters.get("bias") is not None for name in projections):
         return "has biases"
     return None
 
@@ -291,6 +305,8 @@ def _module(module: nn.Module) -> Part | None:
         raise Unfit(f"it has parameters outside its layers ({', '.join([*others, *module._parameters])})")
     block = parts[0]
     assert block is not None
+    if block.kind == "conv_block":  # a URM adds its injection outside
+        return None
     return Part(
         "mixing_module" if block.kind == "mixing_block" else "module",
         signature,
