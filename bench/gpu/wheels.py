@@ -26,7 +26,7 @@ TESTS = ("pytest", "pytest-xdist", "hypothesis")
 def required() -> list[Requirement]:
     """What pyproject.toml asks for, without what the machine has."""
     try:
-        import tomllib
+        import tomllib  # type: ignore[import-not-found]
     except ModuleNotFoundError:  # Python 3.10
         from pip._vendor import tomli as tomllib  # type: ignore[no-redef]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

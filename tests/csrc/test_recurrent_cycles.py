@@ -337,10 +337,6 @@ MISTAKES = {
     "a block arrives before all of its threads": without(BLOCK, "void barrier() {\n    "),
     "threads do not wait for the polling thread": without(BLOCK, " {}\n    }\n    ", "\n  }\n};"),
     "all barriers of the grid are the first": ("expected += gridDim.x", "expected = kFirstCount + gridDim.x"),
-    "counts of arrivals do not wrap": (
-        "static_cast<int>(ptx::load_acquire(arrived) - expected) < 0",
-        "ptx::load_acquire(arrived) < expected",
-    ),
     "product: no wait": without(WAIT),
     "product: a wait too short": (WAIT, WAIT.replace("2", "1")),
     "product: no barrier of a slice": without(BLOCK, after="  // the slice has arrived"),
