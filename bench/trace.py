@@ -124,7 +124,8 @@ class Recorder(TorchDispatchMode):
         self.counts.allocated += sum(tensor.nbytes for tensor in new)
         if "empty" in packet.__name__ or not (new or function._schema.is_mutable):  # memory only, or a view
             return out
-        operations = flop_registry[packet](*args, **kwargs, out_val=out) if packet in flop_registry else 0
+        counted = torch.ops.aten.addmm if packet is torch.ops.aten.addmm_ else packet
+        operations = flop_registry[counted](*args, **kwargs, out_val=out) if counted in flop_registry else 0
         self.counts.launch(packet.__name__, _moved(packet, given, made), operations)
         return out
 
