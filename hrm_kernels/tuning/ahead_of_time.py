@@ -106,14 +106,20 @@ _SPILL = re.compile(r"\b(?:LDL|STL)\b|\bscratch_(?:load|store)")
 _TENSOR_CORE = re.compile(r"(?<![\w.])(?:[A-Z]G?MMA|UTC[A-Z]*MMA)\b|\bv_(?:mfma|smfmac|wmma)_")
 
 
+def kernel_files() -> dict[str, Path]:
+    """The files with kernels and their ``cases()``, by name: that of the op package for its ``triton_kernels.py``."""
+    files = {file.parent.name: file for file in sorted(OP_PACKAGES.glob("*/triton_kernels.py"))}
+    for file in sorted(OP_PACKAGES.glob("*/triton_persistent.py")):
+        files[f"{file.parent.name}_persistent"] = file
+    return files
+
+
 def collect(patterns: Sequence[str]) -> Iterator[tuple[str, Case]]:
-    """Yield the cases of op packages that match a pattern, with the kernel's name ("swiglu.forward_kernel")."""
-    for file in sorted(OP_PACKAGES.glob("*/triton_kernels.py")):
-        op = file.parent.name
-        if not any(fnmatch.fnmatch(op, pattern.partition(".")[0]) for pattern in patterns):
-            continue
-        for case in importlib.import_module(f"hrm_kernels.ops.{op}.triton_kernels").cases():
-            yield f"{op}.{case.kernel.__name__}", case
+    """Yield the cases of files whose name matches a pattern, with the kernel's name ("swiglu.forward_kernel")."""
+    for name, file in kernel_files().items():
+        if any(fnmatch.fnmatch(name, pattern.partition(".")[0]) for pattern in patterns):
+            for case in importlib.import_module(f"hrm_kernels.ops.{file.parent.name}.{file.stem}").cases():
+                yield f"{name}.{case.kernel.__name__}", case
 
 
 def _source(case: Case, target: str) -> Any:

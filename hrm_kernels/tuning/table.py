@@ -14,7 +14,7 @@ import torch
 from hrm_kernels.autodiff import traced_as_constant
 
 FOLDER = Path(__file__).parent / "devices"
-CANDIDATES = ("library", "fused", "fused_small", "whole_row")
+CANDIDATES = ("library", "fused", "fused_small", "whole_row", "persistent")
 """Implementations of a block without gradients: :data:`hrm_kernels.ops.transformer_block.triton_block.PATHS`."""
 
 COMPARED = ("adam_atan2", "rope_attention", "rope_attention_backward", "sparse_sign_sgd", "stablemax_cross_entropy")

@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 
 from hrm_kernels.ops.rope_attention import gpu_kernels  # noqa: E402
 from hrm_kernels.ops.rope_attention.heads import Heads  # noqa: E402
-from hrm_kernels.ops.transformer_block import triton_block  # noqa: E402
+from hrm_kernels.ops.transformer_block import triton_block, triton_persistent  # noqa: E402
 from hrm_kernels.ops.transformer_block import triton_kernels as fused  # noqa: E402
 from hrm_kernels.tuning import __main__ as command  # noqa: E402
 
@@ -201,6 +201,13 @@ def test_a_pass_takes_the_path_of_the_table(monkeypatch):
     assert taken == ["whole_row", "fused_small", "fused_small", "library"]  # too many rows, or too narrow ones
 
 
+def test_large_tiles_are_for_what_tensor_descriptors_can_read():
+    assert triton_persistent.cannot_run(torch.zeros(1, 64).half(), 96) is None
+    assert "for bfloat16 and float16, not float32" in triton_persistent.cannot_run(torch.zeros(1, 64), 96)
+    for dim, inner in ((60, 96), (64, 97)):
+        assert "multiple of 16 bytes" in triton_persistent.cannot_run(torch.zeros(1, dim).half(), inner)
+
+
 def test_measuring_runs_every_candidate_once_they_agree(monkeypatch):
     def run(function):
         function()
@@ -208,7 +215,7 @@ def test_measuring_runs_every_candidate_once_they_agree(monkeypatch):
 
     sizes = (288, 64, 9, 1)
     assert set(command.measure(HERE, torch.float16, 16, run, sizes)) == set(CANDIDATES)
-    assert set(command.measure(HERE, torch.float16, 41, run, sizes)) == {"library", "fused", "fused_small"}
+    assert set(command.measure(HERE, torch.float16, 41, run, sizes)) == set(CANDIDATES) - {"whole_row"}
     assert set(command.measure(HERE, torch.float32, 16, run, sizes)) == {"library"}
     monkeypatch.setitem(triton_block.PATHS, "fused", lambda x, weights, shared: x + 9)
     with pytest.raises(RuntimeError, match="fused differs from library"):

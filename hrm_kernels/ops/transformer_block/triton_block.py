@@ -19,6 +19,7 @@ from hrm_kernels.ops.rope_attention.heads import Heads
 from hrm_kernels.ops.swiglu import triton_kernels as swiglu
 from hrm_kernels.ops.transformer_block import triton_kernels as fused
 from hrm_kernels.ops.transformer_block import triton_mixing_block
+from hrm_kernels.ops.transformer_block import triton_persistent as persistent
 from hrm_kernels.ops.transformer_block.reference import run_blocks
 
 Weights = Sequence[torch.Tensor]
@@ -126,6 +127,8 @@ def infer(x: torch.Tensor, weights: Weights, shared: Shared) -> torch.Tensor:
         chosen = tuning.choose(x.device, x.dtype, x.shape[0])
     if chosen == "whole_row" and not fused.fits_a_row(x):  # the table was measured with the published sizes
         chosen = "fused_small"
+    if chosen == "persistent" and persistent.cannot_run(x, weights[3].shape[1]) is not None:
+        chosen = "fused"
     return PATHS[chosen](x, weights, shared)
 
 
@@ -153,6 +156,20 @@ def infer_fused(x: torch.Tensor, weights: Weights, shared: Shared, small: bool =
     return fused.normalize(u, sums, eps)
 
 
+def infer_persistent(x: torch.Tensor, weights: Weights, shared: Shared) -> torch.Tensor:
+    """As :func:`infer_fused`, in larger tiles that one program per multiprocessor goes through."""
+    eps = shared.eps
+    u, sums = x, None
+    for first in range(0, len(weights), 4):
+        qkv, o, gate_up, down = weights[first : first + 4]
+        attended, _ = _attend(persistent.linear(u, qkv, sums, eps), shared, False)
+        u, sums = persistent.linear_residual(attended, o, u, sums, eps)
+        hidden = persistent.linear_swiglu(u, gate_up, sums, eps)
+        u, sums = persistent.linear_residual(hidden, down, u, sums, eps)
+    assert sums is not None
+    return fused.normalize(u, sums, eps)
+
+
 def infer_whole_row(x: torch.Tensor, weights: Weights, shared: Shared) -> torch.Tensor:
     """Norms inside the preceding products, for few rows (:func:`fits_a_row`): five launches a block."""
     for first in range(0, len(weights), 4):
@@ -168,6 +185,7 @@ PATHS: dict[str, Callable[[torch.Tensor, Weights, Shared], torch.Tensor]] = {
     "fused": infer_fused,
     "fused_small": lambda x, weights, shared: infer_fused(x, weights, shared, True),
     "whole_row": infer_whole_row,
+    "persistent": infer_persistent,
 }
 """The candidates of :mod:`hrm_kernels.tuning`."""
 

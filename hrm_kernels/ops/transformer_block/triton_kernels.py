@@ -80,6 +80,18 @@ def _product(
 
 
 @triton.jit
+def _tile(N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Rows, columns and column tile of program_id(0). The tiles of a row are next to each other: they share rows of x.
+
+    Then x is read from memory once: the tiles of its rows run side by side, and the weights stay in the L2 cache.
+    """
+    TILES_N: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    at = tl.program_id(0) % TILES_N
+    m = tl.program_id(0) // TILES_N * BLOCK_M + tl.arange(0, BLOCK_M)
+    return m, at * BLOCK_N + tl.arange(0, BLOCK_N), at
+
+
+@triton.jit
 def linear_kernel(
     x,
     w,
@@ -95,9 +107,8 @@ def linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Tile (program_id(0), program_id(1)) of out = rstd * (x @ w^T); TILES 0: rows of x are not scaled."""
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    """Tile program_id(0) of out = rstd * (x @ w^T); TILES 0: rows of x are not scaled."""
+    m, n, _ = _tile(N, BLOCK_M, BLOCK_N)
     y = _product(x, w, m, n, M, N, K, BLOCK_M, BLOCK_N, BLOCK_K)
     if TILES > 0:
         y *= _rstd(sums, m, M, eps, K, TILES, BLOCK_TILES)[:, None]
@@ -122,8 +133,7 @@ def linear_swiglu_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """Tile of out ``[M, N]`` = silu(gate) * up with [gate | up] = rstd * (x @ w^T), w ``[2 N, K]``: two products."""
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m, n, _ = _tile(N, BLOCK_M, BLOCK_N)
     gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, K, BLOCK_K):
@@ -161,8 +171,7 @@ def linear_residual_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """Tile of out ``[M, N]`` = rstd * residual + x @ w^T, and its rows' sums of squares for the next rstd."""
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m, n, column_tile = _tile(N, BLOCK_M, BLOCK_N)
     y = _product(x, w, m, n, M, N, K, BLOCK_M, BLOCK_N, BLOCK_K)
     at = m[:, None].to(tl.int64) * N + n[None, :]
     mask = (m < M)[:, None] & (n < N)[None, :]
@@ -172,7 +181,7 @@ def linear_residual_kernel(
     u = (r + y).to(out.dtype.element_ty)
     tl.store(out + at, u, mask)
     wide = tl.where(mask, u.to(tl.float32), 0.0)
-    tl.store(out_sums + m * tl.num_programs(1) + tl.program_id(1), tl.sum(wide * wide, 1), m < M)
+    tl.store(out_sums + m * ((N + BLOCK_N - 1) // BLOCK_N) + column_tile, tl.sum(wide * wide, 1), m < M)
 
 
 @triton.jit
@@ -229,7 +238,7 @@ def _tiles(sums: torch.Tensor | None) -> dict[str, int]:
 
 
 def _launch(kernel, x, w, arrays, M, N, K, sums, eps, config: Tile) -> None:
-    grid = (triton.cdiv(M, config.BLOCK_M), triton.cdiv(N, config.BLOCK_N))
+    grid = (triton.cdiv(M, config.BLOCK_M) * triton.cdiv(N, config.BLOCK_N),)
     blocks = {"BLOCK_M": config.BLOCK_M, "BLOCK_N": config.BLOCK_N, "BLOCK_K": config.BLOCK_K}
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
     kernel[grid](x, w, *arrays, M, eps, N=N, K=K, **_tiles(sums), **blocks, **options)

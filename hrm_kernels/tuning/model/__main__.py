@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -41,14 +42,20 @@ def passes() -> Iterator[tuple[str, Callable[[], object]]]:
     weights = [_tensor(*shape) for shape in shapes]
     x = _tensor(BATCH * POSITIONS, D)
     saved: list[torch.Tensor] = []
-    for name in ("library", "fused"):
+    for name in ("library", "fused", "persistent"):
         yield f"no gradient, {name}", functools.partial(triton_block.PATHS[name], x, weights, shared)
     yield "forward", lambda: saved.extend(triton_block.forward_block(x, weights, shared)[1])
     yield "backward", lambda: triton_block.backward_block(_tensor(*x.shape), saved, weights, shared)
 
 
+def _programs(device: torch.device) -> int:
+    return H200.multiprocessors
+
+
 def rows(names: Sequence[str]) -> Iterator[Row]:
     """A row per launch of each pass: of its second run, whose caches hold what the first has left there."""
+    from hrm_kernels.ops.transformer_block import triton_persistent
+
     codes: dict[str, machine_code.Code] = {}
 
     def code_of(launch: Launch) -> machine_code.Code | None:
@@ -60,7 +67,7 @@ def rows(names: Sequence[str]) -> Iterator[Row]:
         return codes[key]
 
     for name, run in passes():
-        with recording() as launches:
+        with recording() as launches, mock.patch.object(triton_persistent, "_programs", _programs):
             run()
         if not any(fnmatch.fnmatch(name, pattern) for pattern in names):
             continue
@@ -76,7 +83,9 @@ def sources() -> dict[str, str]:
     """Digests of what the predictions follow from: the kernels and launches of the ops, by op, and this package."""
     ops = ("add_rms_norm", "rope_attention", "swiglu", "transformer_block")
     files = {op: [OP_PACKAGES / op / "triton_kernels.py"] for op in ops}
-    files["transformer_block"] += [OP_PACKAGES / "transformer_block" / "triton_block.py"]
+    files["transformer_block"] += [
+        OP_PACKAGES / "transformer_block" / name for name in ("triton_block.py", "triton_persistent.py")
+    ]
     files["model"] = sorted(Path(__file__).parent.glob("*.py"))
     return {name: digest(*paths) for name, paths in files.items()}
 

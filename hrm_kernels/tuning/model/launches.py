@@ -38,13 +38,24 @@ class Launch:
     num_stages: int = 3
 
     @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The arguments in memory, by name; those of tensor descriptors are what they describe."""
+        bases = {name: getattr(value, "base", value) for name, value in self.arguments.items()}
+        return {name: value for name, value in bases.items() if isinstance(value, torch.Tensor)}
+
+    @property
     def case(self) -> Case:
         """What Triton compiles for it, with the alignments of these arguments."""
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
         signature, constants, unaligned = {}, {}, []
         for parameter in self.kernel.params:
             name, value = parameter.name, self.arguments[parameter.name]
             if parameter.is_constexpr or value is None:
                 constants[name] = value
+            elif isinstance(value, TensorDescriptor):
+                kind = _TYPES[value.base.dtype].lstrip("*")
+                signature[name] = f"tensordesc<{kind}[{','.join(map(str, value.block_shape))}]>"
             elif isinstance(value, torch.Tensor):
                 signature[name] = _TYPES[value.dtype]
                 if value.storage_offset() * value.element_size() % 16:

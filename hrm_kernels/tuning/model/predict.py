@@ -121,7 +121,12 @@ def predict(launch: Launch, code: Code | None, caches: Sequence[Cache], gpu: Gpu
     }
     memory = moved[0] / gpu.bandwidth
     alone = max(of_chip.values()) / tiles * gpu.multiprocessors  # one tile on one multiprocessor
-    inside = max(of_chip.values()) if code is None else _wave_times(tiles, side, alone, gpu)
+    if code is None:
+        inside = max(of_chip.values())
+    elif launch.programs < tiles:  # each program goes through several tiles, and copies for the next meanwhile
+        inside = math.ceil(tiles / launch.programs) * alone + 2 * gpu.latency
+    else:
+        inside = _wave_times(tiles, side, alone, gpu)
     limit = max(of_chip, key=lambda name: of_chip[name]) if inside <= 1.1 * max(of_chip.values()) else "waves"
     if memory >= inside:
         limit = "memory"
@@ -158,30 +163,35 @@ def _library(launch: Launch) -> tuple[int, Work, Touch]:
     return 1, Work(2 * M * N * K), touch
 
 
-PRODUCTS = {"linear_kernel": 1, "linear_residual_kernel": 1, "linear_swiglu_kernel": 2}
+PRODUCTS = {
+    "linear_kernel": 1,
+    "linear_residual_kernel": 1,
+    "linear_swiglu_kernel": 2,
+    "persistent_linear_kernel": 1,
+    "persistent_residual_kernel": 1,
+    "persistent_swiglu_kernel": 2,
+}
 """Matrices side by side in a tile of the block's products."""
 
 
 def _product(launch: Launch, code: Code, at_once: int) -> tuple[int, Work, Touch]:
-    arguments, count = launch.arguments, PRODUCTS[launch.name]
+    arguments, tensors, count = launch.arguments, launch.tensors, PRODUCTS[launch.name]
     N, K = arguments["N"], arguments["K"]
-    tiles = Tiles(arguments["BLOCK_M"], arguments["BLOCK_N"], arguments["BLOCK_K"], n_fastest=N_FASTEST)
-    x, out, residual = arguments["x"], arguments["out"], arguments.get("residual")
-    weight = matrix_of(arguments["w"])
+    columns = arguments["BLOCK_N"]  # of the result; a persistent program counts those of both matrices
+    columns //= count if launch.name.startswith("persistent") else 1
+    tiles = Tiles(arguments["BLOCK_M"], columns, arguments["BLOCK_K"])
+    x, out, weight = tensors["x"], matrix_of(tensors["out"]), matrix_of(tensors["w"])
+    residual = matrix_of(tensors["residual"]) if "residual" in tensors else None
     weights = [Matrix(f"{weight.name} {part}", N, K, weight.itemsize) for part in range(count)]
 
     def touch(cache: Cache) -> None:
-        added = None if residual is None else matrix_of(residual)
-        traffic.product(cache, matrix_of(x), weights, matrix_of(out), tiles, at_once, added)
+        traffic.product(cache, matrix_of(x), weights, out, tiles, at_once, residual)
 
     work = _of_product(tiles.m, count * tiles.n, K, code, weight.itemsize)
     beside = tiles.m * tiles.n * 2 * (1 if residual is None else 2)
     number = math.ceil(x.shape[0] / tiles.m) * math.ceil(N / tiles.n)
     return number, Work(work.operations, work.port + 2 * beside, work.cached + beside), touch
 
-
-N_FASTEST = False
-"""Whether consecutive blocks of these products share rows of x."""
 
 ATTENTION = {"short_forward_kernel": 2, "short_backward_kernel": 5}
 """Products of ``S x S x d`` in a tile."""
@@ -205,7 +215,7 @@ def _attention(launch: Launch, code: Code, at_once: int) -> tuple[int, Work, Tou
 
 
 def _pointwise(launch: Launch) -> tuple[int, Work, Touch]:
-    size = sum(t.numel() * t.element_size() for t in launch.arguments.values() if isinstance(t, torch.Tensor))
+    size = sum(t.numel() * t.element_size() for t in launch.tensors.values())
     return launch.programs, Work(cached=size / launch.programs), _stream(launch)
 
 
@@ -216,7 +226,7 @@ _READ = {"backward_kernel": {"u", "rstd"}, "normalize_kernel": {"u"}, "short_bac
 
 def _stream(launch: Launch) -> Touch:
     read = _READ.get(launch.name, set())
-    tensors = {name: t for name, t in launch.arguments.items() if isinstance(t, torch.Tensor) and t.numel()}
+    tensors = {name: t for name, t in launch.tensors.items() if t.numel()}
     reads = [matrix_of(t) for name, t in tensors.items() if name not in _WRITTEN or name in read]
     writes = [matrix_of(t) for name, t in tensors.items() if name in _WRITTEN and name not in read]
     return lambda cache: traffic.pointwise(cache, reads, writes)
