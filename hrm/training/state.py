@@ -17,6 +17,9 @@ from hrm.weights import PUZZLE_EMB, PuzzleEmb, load
 from hrm_kernels.optim import AdamATan2, SparseSignSGD
 from hrm_kernels.sharded_embedding import ShardedEmbedding
 
+_STARTS = ("inner.H_init", "inner.L_init")
+"""The initial states of a TRM; an EqR has none."""
+
 
 class TrainingState:
     """Weights, optimisers, averages, carry and position of a run.
@@ -78,7 +81,7 @@ class TrainingState:
             self.carry = carry
 
     def start_from(self, model: str, puzzle_emb: PuzzleEmb) -> None:
-        """Start with the weights of another model.
+        """Start with the weights of another model. An EqR may start with a TRM's: it draws its initial states.
 
         Args:
             model: anything :func:`hrm.load` takes.
@@ -92,6 +95,8 @@ class TrainingState:
         weights = load(model, "cpu", puzzle_emb, rows, length, identifiers=names).state_dict()
         if PUZZLE_EMB in weights:
             weights[PUZZLE_EMB] = weights[PUZZLE_EMB][self._own_rows()]
+        if config.has_random_starts:
+            weights = {name: tensor for name, tensor in weights.items() if name not in _STARTS}
         self._load_weights(weights, f"--init {model}")
         if self.ema:
             self.ema = EMA(self.model, self.ema.rate)

@@ -102,6 +102,14 @@ def test_init_starts_with_the_weights_of_another_run(configure, cpu, sharded):
     assert resumed.step == 2
 
 
+def test_an_eqr_may_start_with_the_weights_of_a_trm(configure, cpu):
+    first = train(configure("first", max_steps=1, family="trm"), cpu)
+    begun = train(configure(max_steps=1, lr=0.0, family="eqr", init=str(first.checkpoint), puzzle_emb_lr=0.0), cpu)
+    wanted, found = (hrm.load(one.checkpoint).state_dict() for one in (first, begun))
+    assert wanted.keys() - found.keys() == {"inner.H_init", "inner.L_init"}
+    assert found and all(torch.equal(found[name], wanted[name]) for name in found)
+
+
 def test_init_refuses_models_that_do_not_fit(configure, cpu, tmp_path):
     first = train(configure("first", max_steps=1), cpu).checkpoint
     with pytest.raises(InputError, match="--init .*does not fit this run: inner.H_init is .16., expected .32."):
