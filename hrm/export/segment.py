@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
+from torch.overrides import TorchFunctionMode
 
 from hrm.errors import InputError
 from hrm.inference.engine.segment import residual
@@ -164,13 +166,16 @@ def program_of(module: Segment | Unrolled) -> ExportedProgram:
     """``torch.export`` of a module in evaluation mode, without gradients."""
     examples = module.examples()
     batch = Dim("batch", min=1, max=1 << 20)
-    with torch.no_grad(), evaluating(module):
-        program = _without_history(
-            torch.export.export(module, examples, dynamic_shapes=(tuple({0: batch} for _ in examples),))
-        )
-        if module.config.has_random_starts:  # neither ONNX nor every other runtime has this function
-            program = _without_history(program.run_decompositions({torch.ops.aten.erfinv.default: erfinv}))
-        return program
+    with torch.no_grad(), evaluating(module), _ElementaryFunctions():
+        program = torch.export.export(module, examples, dynamic_shapes=(tuple({0: batch} for _ in examples),))
+    return _without_history(program)
+
+
+class _ElementaryFunctions(TorchFunctionMode):
+    """Replaces a function that neither ONNX nor every other runtime has."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return erfinv(*args) if function is torch.erfinv else function(*args, **(kwargs or {}))
 
 
 def _without_history(program: ExportedProgram) -> ExportedProgram:
@@ -181,17 +186,17 @@ def _without_history(program: ExportedProgram) -> ExportedProgram:
 
 
 def erfinv(x: torch.Tensor) -> torch.Tensor:
-    """The inverse error function in elementary operations, for ``-1 < x < 1``; to a few units in the last place.
+    """The inverse error function of float32 numbers in functions that every runtime has in float32.
 
     A closed approximation (S. Winitzki, "A handy approximation for the error function and its inverse", 2008) is good
-    to three digits, and each of three steps of Halley's method triples them. They are computed in float64.
+    to three digits, and a step of Halley's method triples them. For numbers cut at two deviations, ``|x| < 0.9545``,
+    the error is below 2.2e-7 (that of ``torch.erfinv``: 6e-8).
     """
-    wide = x.double()
     a = 0.147
-    logarithm = torch.log((1 - wide) * (1 + wide))
+    logarithm = torch.log((1 - x) * (1 + x))
     half = 2 / (math.pi * a) + logarithm / 2
-    y = torch.sign(wide) * torch.sqrt(torch.sqrt(half * half - logarithm / a) - half)
-    for _ in range(3):
-        step = (torch.erf(y) - wide) * (math.sqrt(math.pi) / 2) * torch.exp(y * y)
+    y = torch.sign(x) * torch.sqrt(torch.clamp(torch.sqrt(half * half - logarithm / a) - half, min=0))
+    for _ in range(2):
+        step = (torch.erf(y) - x) * (math.sqrt(math.pi) / 2) * torch.exp(y * y)
         y = y - step / (1 + y * step)
-    return y.to(x.dtype)
+    return y
