@@ -113,7 +113,8 @@ def _store_smaller(model: "onnx.ModelProto", weights: WeightFormat) -> None:
     from onnx import helper, numpy_helper
 
     graph = model.graph
-    matrices, others = [], []
+    matrices: list[onnx.TensorProto] = []
+    others: list[onnx.TensorProto] = []
     for tensor in graph.initializer:
         values = numpy_helper.to_array(tensor)
         (matrices if _is_matrix(values) else others).append(tensor)

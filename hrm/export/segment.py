@@ -1,5 +1,6 @@
 """A segment as a ``torch.export`` program: tensors in, tensors out, any batch size, the weights inside."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -138,8 +139,8 @@ class Unrolled(nn.Module):
 def squares(before: States, after: States) -> torch.Tensor:
     """``[B, 2]`` float32: the squares of the change and of the new states, summed over all states, as of a model."""
     pairs = [(old, new) for old, new in zip(before, after) if new.shape[1]]
-    changed = sum((new - old).square().sum((1, 2)) for old, new in pairs)
-    return torch.stack((changed, sum(new.square().sum((1, 2)) for _, new in pairs)), 1)  # type: ignore[list-item]
+    sums = [((new - old).square().sum((1, 2)), new.square().sum((1, 2))) for old, new in pairs]
+    return torch.stack([functools.reduce(torch.add, one) for one in zip(*sums)], 1)
 
 
 def segment_program(model: HRM) -> ExportedProgram:
