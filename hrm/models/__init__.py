@@ -20,6 +20,7 @@ class Breadth(BaseModel):
 
     Attributes:
         trajectories: most trajectories per puzzle; a verified answer ends the others.
+        count: number of puzzles, the first of those of the card.
         exact_accuracy: share of puzzles solved.
         steps: mean segments per puzzle, of all its trajectories together.
     """
@@ -27,6 +28,7 @@ class Breadth(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     trajectories: int
+    count: int
     exact_accuracy: float
     steps: float
 

@@ -50,7 +50,13 @@ def main() -> None:
         metavar="DESCRIPTION=COMMAND=DIR",
         help="puzzles to measure on; first those of its training",
     )
-    parser.add_argument("--trajectories", type=int, metavar="K", help="measure with up to K trajectories too")
+    parser.add_argument(
+        "--trajectories",
+        type=int,
+        nargs=2,
+        metavar=("K", "COUNT"),
+        help="measure the first COUNT puzzles with up to K trajectories too",
+    )
     arguments = parser.parse_args()
     model, target = hrm.load(arguments.run), Path(__file__).parent / arguments.name
     measured: list[Puzzles] = arguments.measure
@@ -90,14 +96,18 @@ def _training_steps(run: Path) -> int:
     return int(locate(run).name.removeprefix("step_")) + (_training_steps(Path(before)) if before else 0)
 
 
-def _measure(model: Path, puzzles: Puzzles, trajectories: int | None) -> Accuracy:
+def _measure(model: Path, puzzles: Puzzles, several: list[int] | None) -> Accuracy:
     fixed = hrm.evaluate(model, puzzles.folder, device="cpu")
     early = hrm.evaluate(model, puzzles.folder, device="cpu", halt="calibrated")
     breadth = None
-    if trajectories is not None:
-        how = Trajectories(trajectories, augment=True)
-        many = hrm.evaluate(model, puzzles.folder, device="cpu", halt="calibrated", trajectories=how)
-        breadth = Breadth(trajectories=trajectories, exact_accuracy=many.exact_accuracy, steps=many.steps)
+    if several is not None:
+        how = Trajectories(several[0], augment=True)
+        many = hrm.evaluate(
+            model, puzzles.folder, device="cpu", halt="calibrated", trajectories=how, max_examples=several[1]
+        )
+        breadth = Breadth(
+            trajectories=several[0], count=many.count, exact_accuracy=many.exact_accuracy, steps=many.steps
+        )
     return Accuracy(
         puzzles=puzzles.description,
         data=puzzles.command,
