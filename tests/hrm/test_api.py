@@ -135,7 +135,7 @@ def test_scale_returns_what_it_writes(data, tmp_path):
         (count, segments) for count in (1, 2) for segments in (1, 2, 4, 8, 16)
     ]
     stored = json.loads((tmp_path / "scaling.json").read_text())
-    about = {"checkpoint": "HRM", "data": str(data), "split": "test", "halt": "q"}
+    about = {"checkpoint": "HRM", "data": str(data), "split": "test", "halt": "q", "damping": "none"}
     how = {"noise": 0.1, "start_noise": 0.0, "augment": False, "select": "check,vote,q", "seed": 0}
     assert stored == scaling.as_dict(**about, **how)
     assert str(scaling) == (tmp_path / "scaling.md").read_text().rstrip()

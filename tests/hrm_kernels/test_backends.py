@@ -207,7 +207,7 @@ def test_explain_takes_what_the_function_takes(capsys):
 def test_explain_knows_the_signatures_of_the_functions():
     ops = backends._ops
     public = [name for name in ops if name in k.__all__]
-    assert len(public) == 11
+    assert len(public) == 12
     for name in public:
         assert ops[name].signature == inspect.signature(vars(k)[name]), name
 

@@ -21,7 +21,7 @@ pytestmark = [
 ]
 OPS = ["add_rms_norm", "swiglu", "conv_swiglu", "linear", "rope_attention", "token_mixing", "transformer_block"]
 OPS += ["reasoning_module", "conv_cycles"]
-OPS += ["recurrent_cycles", "stablemax_cross_entropy", "stablemax_cross_entropy_with_argmax"]
+OPS += ["recurrent_cycles", "recurrent_segment", "stablemax_cross_entropy", "stablemax_cross_entropy_with_argmax"]
 OPS += ["adam_atan2", "sparse_sign_sgd"]
 LAYOUTS = st.sampled_from(["plain", "transposed", "strided", "shifted", "expanded"])
 MISFITS = [
@@ -138,7 +138,7 @@ def calls(draw, op):
     cycles = size(1, 3), size(1, 3)
 
     def recurrent(H, L, x, *weights):
-        return k.recurrent_cycles(H, L, x, *[[k.BlockWeights(*weights)]] * 2, *tables, heads, *cycles)
+        return getattr(k, op)(H, L, x, *[[k.BlockWeights(*weights)]] * 2, *tables, heads, *cycles)
 
     return recurrent, [*states, *weights]
 
