@@ -1,4 +1,4 @@
-"""`make demo` does what the README promises: the four commands, from data to a solved puzzle."""
+"""`make demo` does what the README promises: from data to a solved puzzle, and two puzzles of 9 x 9."""
 
 import csv
 import shlex
@@ -29,12 +29,12 @@ def run(arguments: list[str], folder: Path) -> str:
 
 def test_the_readme_shows_the_commands_of_the_makefile():
     shown = [shlex.split(line) for line in README if line.startswith("hrm ")]
-    assert len(demo_commands()) == 4
+    assert len(demo_commands()) == 6
     assert all(["hrm", *command] in shown for command in demo_commands())
 
 
 def test_the_demo_puzzle_is_held_out(tmp_path):
-    data, _, _, solve = demo_commands()
+    data, _, _, solve, *_ = demo_commands()
     run(data, tmp_path)
     task = Sudoku(4)
     puzzle = task.parse(solve[2])
@@ -43,9 +43,18 @@ def test_the_demo_puzzle_is_held_out(tmp_path):
     assert not (np.load(folder / "train" / "all__inputs.npy") == puzzle).all(1).any()
 
 
+def test_the_shipped_model_solves_a_newspaper_puzzle_and_a_hard_one(tmp_path):
+    *_, newspaper, hard = demo_commands()
+    (tmp_path / "demo").mkdir()
+    assert "\nvalid; " in run(newspaper, tmp_path)
+    assert "\nvalid; " in run(hard, tmp_path)
+    with Image.open(tmp_path / "demo" / "sudoku9.gif") as picture:
+        assert picture.n_frames >= 2
+
+
 @pytest.mark.slow
 def test_the_demo_learns_to_95_percent_and_solves_its_puzzle(tmp_path):
-    data, train, evaluate, solve = demo_commands()
+    data, train, evaluate, solve, *_ = demo_commands()
     run(data, tmp_path)
     run(train, tmp_path)
     with (tmp_path / "demo" / "run" / "evaluation.csv").open() as file:

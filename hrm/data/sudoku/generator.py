@@ -77,11 +77,14 @@ ANY = Difficulty()
 """Minimal puzzles: every clue is needed."""
 
 
-def _with_clues(inputs: np.ndarray, answers: np.ndarray, added: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Fill ``added`` (``[n]``) random blanks of each puzzle from its answer."""
-    blank = inputs == BLANK
-    order = np.where(blank, rng.random(inputs.shape), 2).argsort(1).argsort(1)  # the rank of each cell, blanks first
-    return np.where(blank & (order < added[:, None]), answers, inputs)
+def _ranks_of_blanks(inputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random order of the cells of each puzzle, blanks first: the rank of each cell."""
+    return np.where(inputs == BLANK, rng.random(inputs.shape), 2).argsort(1).argsort(1)
+
+
+def _with_clues(inputs: np.ndarray, answers: np.ndarray, ranks: np.ndarray, added: np.ndarray) -> np.ndarray:
+    """Fill the first ``added`` (``[n]``) blanks of each puzzle from its answer."""
+    return np.where((inputs == BLANK) & (ranks < added[:, None]), answers, inputs)
 
 
 _BARREN = 5_000  # the generator gives up after this many consecutive boards without a new puzzle
@@ -120,12 +123,13 @@ def generate(
         boards = _full_boards(batch, size, rng)
         inputs = _minimal(boards, rng)
         if extra:
-            inputs = _with_clues(inputs, boards, rng.integers(0, extra + 1, len(inputs)), rng)
+            ranks = _ranks_of_blanks(inputs, rng)
+            inputs = _with_clues(inputs, boards, ranks, rng.integers(0, extra + 1, len(inputs)))
         if clues:
             wanted, needed = rng.integers(clues[0], clues[1] + 1, len(inputs)), (inputs != BLANK).sum(1)
             fits = needed <= wanted
             inputs, boards = inputs[fits], boards[fits]
-            inputs = _with_clues(inputs, boards, (wanted - needed)[fits], rng)
+            inputs = _with_clues(inputs, boards, _ranks_of_blanks(inputs, rng), (wanted - needed)[fits])
         labels, counts, ratings = solve(inputs)
         keys, first = np.unique(row_keys(inputs), return_index=True)
         keep = np.sort(first[~np.isin(keys, known)])

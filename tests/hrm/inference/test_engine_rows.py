@@ -30,7 +30,7 @@ def test_a_row_does_not_depend_on_the_other_rows(puzzles, slots, family):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["sudoku4", "sudoku6", "maze11"])
+@pytest.mark.parametrize("name", ["sudoku4", "sudoku6", "sudoku9", "maze11"])
 def test_shipped_models_answer_the_same_in_any_slot_with_any_threads(name, dtype):
     """Models with attention and with token mixing.
 
