@@ -56,7 +56,7 @@ def test_commands_in_the_order_of_a_first_session(call):
     ("words", "completions"),
     [
         ("hrm sc", ["scale"]),
-        ("hrm eval sud", ["sudoku4", "sudoku6"]),
+        ("hrm eval sud", ["sudoku4", "sudoku6", "sudoku9"]),
         ("hrm train sudoku-extreme-f", ["sudoku-extreme-full"]),
         ("hrm eval sudoku4 --puzzle-emb ", ["strict", "keep", "mean", "zero"]),
     ],
