@@ -3,17 +3,15 @@ from typing import Any
 
 import torch
 
-from hrm_kernels.autodiff import has_tangent
 from hrm_kernels.backends import Backend, Op, requested
-from hrm_kernels.checks import check_count, check_eps, check_layers
-from hrm_kernels.damping import Damping, as_damping, by_row, check_damping
+from hrm_kernels.damping import Damping, as_damping, by_row
 from hrm_kernels.graphs import Graphs, capturable
 from hrm_kernels.ops.reasoning_module.cuda_kernels import passed_over
-from hrm_kernels.ops.recurrent_cycles import cuda_kernels, reference
+from hrm_kernels.ops.recurrent_cycles import arguments, cuda_kernels, reference
 from hrm_kernels.ops.recurrent_cycles.movement import move
 from hrm_kernels.ops.recurrent_cycles.spec import SPEC
 from hrm_kernels.ops.rope_attention.heads import Heads
-from hrm_kernels.ops.transformer_block import cpu_cannot_run_blocks, pre_norm, triton_cannot_run_blocks
+from hrm_kernels.ops.transformer_block import pre_norm
 from hrm_kernels.ops.transformer_block.weights import Layer, PreNormBlockWeights, by_block, flat, layers_of
 
 _graphs = Graphs()
@@ -124,12 +122,12 @@ def _cpu(
     if heads.mixing and z_H.shape[1] == 0:  # nothing to compute, and no weights to pack
         return z_H, z_L
     H_weights, L_weights = flat(H_layers), flat(L_layers)
-    arguments = z_H.contiguous(), z_L.contiguous(), x.contiguous(), H_weights, L_weights, heads, H_cycles, L_cycles, eps
+    given = z_H.contiguous(), z_L.contiguous(), x.contiguous(), H_weights, L_weights, heads, H_cycles, L_cycles, eps
     if isinstance(H_layers[0], PreNormBlockWeights):
         rows: tuple[Any, ...] = (None, 0.0, None, None) if damping is None else by_row(damping, z_H)
-        z_H, z_L, _ = cpu_segment.run(False, *arguments, None, *rows)
+        z_H, z_L, _ = cpu_segment.run(False, *given, None, *rows)
         return z_H, z_L
-    return run(*arguments) if damping is None else run_damped(*arguments, *by_row(damping, z_H))
+    return run(*given) if damping is None else run_damped(*given, *by_row(damping, z_H))
 
 
 def _unflatten(
@@ -154,18 +152,8 @@ _op = Op(
     SPEC,
     {
         "reference": Backend(reference.recurrent_cycles),
-        "triton": Backend(
-            _triton,
-            lambda z_H, z_L, x, H_layers, L_layers, heads, *rest: triton_cannot_run_blocks(
-                z_H, [*H_layers, *L_layers], heads
-            ),
-        ),
-        "cpu": Backend(
-            _cpu,
-            lambda z_H, z_L, x, H_layers, L_layers, heads, *rest: cpu_cannot_run_blocks(
-                z_H, [*H_layers, *L_layers], heads
-            ),
-        ),
+        "triton": Backend(_triton, arguments.triton_cannot_run),
+        "cpu": Backend(_cpu, arguments.cpu_cannot_run),
         "cuda": Backend(cuda_kernels.recurrent_cycles, cuda_kernels.unsupported, passed_over),
     },
     unflatten=_unflatten,
@@ -220,18 +208,7 @@ def recurrent_cycles(
     Source: HRM (arXiv 2506.21734), section 2, "Approximate gradient".
     """
     z_H, z_L, x, H_layers, L_layers = inputs = _op.under_autocast(z_H, z_L, x, H_layers, L_layers)
-    SPEC.check(z_H, z_L, x)
-    check_layers(SPEC.name, "H_layers", H_layers, "z_H", z_H, num_heads, cos, sin)
-    check_layers(SPEC.name, "L_layers", L_layers, "z_H", z_H, num_heads, cos, sin)
-    for name, cycles in (("H_cycles", H_cycles), ("L_cycles", L_cycles)):
-        check_count(SPEC.name, name, cycles)
-    check_eps(SPEC.name, eps)
-    check_damping(SPEC.name, damping, "z_H", z_H)
-    if has_tangent(inputs):
-        raise NotImplementedError(
-            f"{SPEC.name}: an argument carries a forward-mode tangent, which would be lost here as gradients are; "
-            "detach it (.detach()), or call reasoning_module for each update"
-        )
+    arguments.check(SPEC, inputs, cos, sin, num_heads, H_cycles, L_cycles, eps, damping)
     with torch.no_grad():
         heads = Heads(cos, sin, int(num_heads))
         z_H, z_L = _op(z_H, z_L, x, H_layers, L_layers, heads, int(H_cycles), int(L_cycles), eps, damping)

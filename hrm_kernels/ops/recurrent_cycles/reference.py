@@ -39,6 +39,15 @@ def run_cycles(
     return z_H, z_L
 
 
+def by_module(layers: Sequence[Layer], heads: Heads, eps: float) -> Update:
+    """The update of a module with these blocks."""
+
+    def update(z: torch.Tensor, injection: torch.Tensor, damping: Damping | None) -> torch.Tensor:
+        return reasoning_module(z, injection, layers, heads, eps, damping=damping)
+
+    return update
+
+
 def recurrent_cycles(
     z_H: torch.Tensor,
     z_L: torch.Tensor,
@@ -51,10 +60,5 @@ def recurrent_cycles(
     eps: float,
     damping: Damping | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    def H_update(z: torch.Tensor, injection: torch.Tensor, damping: Damping | None) -> torch.Tensor:
-        return reasoning_module(z, injection, H_layers, heads, eps, damping=damping)
-
-    def L_update(z: torch.Tensor, injection: torch.Tensor, damping: Damping | None) -> torch.Tensor:
-        return reasoning_module(z, injection, L_layers, heads, eps, damping=damping)
-
+    H_update, L_update = (by_module(layers, heads, eps) for layers in (H_layers, L_layers))
     return run_cycles(z_H, z_L, x, H_update, L_update, H_cycles, L_cycles, damping)

@@ -3,18 +3,15 @@ from typing import Any
 
 import torch
 
-from hrm_kernels.autodiff import has_tangent
 from hrm_kernels.backends import Backend, Op
-from hrm_kernels.checks import check_count, check_eps, check_layers
-from hrm_kernels.damping import Damping, as_damping, by_row, check_damping
+from hrm_kernels.damping import Damping, as_damping, by_row
 from hrm_kernels.ops.reasoning_module import cuda_kernels as module_on_cuda
+from hrm_kernels.ops.recurrent_cycles import arguments, triton_updates
 from hrm_kernels.ops.recurrent_cycles import cuda_kernels as cycles_on_cuda
-from hrm_kernels.ops.recurrent_cycles import triton_updates
 from hrm_kernels.ops.recurrent_cycles.movement import check_weight, move
 from hrm_kernels.ops.recurrent_segment import reference
 from hrm_kernels.ops.recurrent_segment.spec import SPEC
 from hrm_kernels.ops.rope_attention.heads import Heads
-from hrm_kernels.ops.transformer_block import cpu_cannot_run_blocks, triton_cannot_run_blocks
 from hrm_kernels.ops.transformer_block.weights import Layer, flat, layers_of
 
 
@@ -116,18 +113,8 @@ _op = Op(
     SPEC,
     {
         "reference": Backend(reference.recurrent_segment),
-        "triton": Backend(
-            _triton,
-            lambda z_H, z_L, x, H_layers, L_layers, heads, *rest: triton_cannot_run_blocks(
-                z_H, [*H_layers, *L_layers], heads
-            ),
-        ),
-        "cpu": Backend(
-            _cpu,
-            lambda z_H, z_L, x, H_layers, L_layers, heads, *rest: cpu_cannot_run_blocks(
-                z_H, [*H_layers, *L_layers], heads
-            ),
-        ),
+        "triton": Backend(_triton, arguments.triton_cannot_run),
+        "cpu": Backend(_cpu, arguments.cpu_cannot_run),
         "cuda": Backend(_cuda, _cuda_cannot_run, module_on_cuda.passed_over),
     },
     unflatten=_unflatten,
@@ -179,19 +166,8 @@ def recurrent_segment(
     Source: HRM (arXiv 2506.21734), section 2; damping of whole steps: FPRM (arXiv 2606.18206).
     """
     z_H, z_L, x, H_layers, L_layers = inputs = _op.under_autocast(z_H, z_L, x, H_layers, L_layers)
-    SPEC.check(z_H, z_L, x)
-    check_layers(SPEC.name, "H_layers", H_layers, "z_H", z_H, num_heads, cos, sin)
-    check_layers(SPEC.name, "L_layers", L_layers, "z_H", z_H, num_heads, cos, sin)
-    for name, cycles in (("H_cycles", H_cycles), ("L_cycles", L_cycles)):
-        check_count(SPEC.name, name, cycles)
-    check_eps(SPEC.name, eps)
+    arguments.check(SPEC, inputs, cos, sin, num_heads, H_cycles, L_cycles, eps, damping)
     check_weight(SPEC.name, weight, "z_H", z_H)
-    check_damping(SPEC.name, damping, "z_H", z_H)
-    if has_tangent(inputs):
-        raise NotImplementedError(
-            f"{SPEC.name}: an argument carries a forward-mode tangent, which would be lost here as gradients are; "
-            "detach it (.detach()), or call reasoning_module for each update"
-        )
     with torch.no_grad():
         heads = Heads(cos, sin, int(num_heads))
         new = _op(z_H, z_L, x, H_layers, L_layers, heads, int(H_cycles), int(L_cycles), eps, weight, damping)
