@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-import hrm_kernels as k
 from bench.workload import Workload, on_backend
 
 
@@ -33,9 +32,10 @@ def converted(value: Any, dtype: torch.dtype, source: torch.dtype) -> Any:
     """``value`` with each tensor of dtype ``source`` replaced by a leaf of dtype ``dtype``."""
     if isinstance(value, torch.Tensor):
         return value.detach().to(dtype).requires_grad_(value.requires_grad) if value.dtype == source else value
-    if isinstance(value, k.BlockWeights):
-        return k.BlockWeights(*(converted(w, dtype, source) for w in value))
-    return type(value)(converted(part, dtype, source) for part in value) if isinstance(value, list | tuple) else value
+    if not isinstance(value, list | tuple):
+        return value
+    parts = [converted(part, dtype, source) for part in value]
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
 
 
 def perturbed_results(

@@ -24,6 +24,7 @@ from bench.workload import Workload, on_backend
 from bench.workloads import adam_atan2, op_workload, sparse_sign_sgd
 from hrm.config import TRMConfig
 from hrm.model import HRM, Batch, Carry
+from hrm_kernels import specs
 
 BF16, F32 = torch.bfloat16, torch.float32
 SLOW = "PyTorch emulates bfloat16 on this CPU, many times slower than float32"
@@ -210,10 +211,10 @@ def ops(machine: Machine) -> Iterator[Case]:
 
 def op_workloads(itemsize: int) -> Iterator[tuple[Workload, float]]:
     """Ops at the published width and the share of time of each: a reduced set of ``bench_ops`` and ``bench_block``."""
-    models = ("reasoning_module", "recurrent_cycles")
     for op in OPS:
-        for batch in (1,) if op in models else (1, 8):
-            for backward in (False,) if op in models else (False, True):
+        is_long = op == "reasoning_module" or not specs()[op].differentiates  # passes over a module, many updates
+        for batch in (1,) if is_long else (1, 8):
+            for backward in (False,) if is_long else (False, True):
                 yield op_workload(op, Size(batch, SHORT), backward, itemsize=itemsize), 0.4
     for backward in (False, True):
         yield op_workload("rope_attention", Size(1, LONG), backward, itemsize=itemsize), 0.4

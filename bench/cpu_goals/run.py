@@ -11,7 +11,7 @@ import torch
 from bench.cpu_goals.cases import PARTS, Case
 from bench.cpu_goals.goals import NOT_HERE, Rows, Verdict, judge, worst_of
 from bench.cpu_goals.machine import Machine
-from bench.measure import measure
+from bench.measure import failure_of, measure
 from bench.turns import LEAST, seconds_waited
 
 PATIENCE = 3
@@ -136,7 +136,10 @@ def measure_case(case: Case, until: float) -> Rows:
     def rounds(turn: float) -> int:
         return max(LEAST, min(MOST_TURNS, int((until - time.perf_counter()) / max(turn, 1e-9))))
 
-    return measure(case.workload, "cpu", case.dtype, case.candidates, rounds, PATIENCE, until)
+    try:
+        return measure(case.workload, "cpu", case.dtype, case.candidates, rounds, PATIENCE, until)
+    except Exception as error:  # plain PyTorch in float64 failed: this case is judged as failed, the others go on
+        return {name: {"status": failure_of(error)} for name in case.candidates}
 
 
 def _sample(case: Case, rows: Rows, elapsed: float) -> dict[str, Any]:

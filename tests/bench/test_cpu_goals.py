@@ -3,22 +3,25 @@
 import json
 import re
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 import hrm_kernels
 from bench import models
+from bench.accuracy import Oracle
 from bench.cpu_goals import __main__ as command
 from bench.cpu_goals import cases, goals, machine, run
 from bench.cpu_goals.cases import BF16, F32, PARTS, Case
 from bench.cpu_goals.goals import Goal, Verdict, judge, worst_of
 from bench.cpu_goals.machine import NO_AMX, Machine
 from bench.cpu_goals.write import as_text
+from bench.inputs import OPS
 from bench.measure import Candidate, measure
 from bench.model_workloads import patched, segment_of
 from bench.sizes import Size
-from bench.workload import Workload
+from bench.workload import Workload, on_backend
 from bench.workloads import op_workload
 from hrm.config import HRMConfig, TRMConfig
 from hrm_kernels.integrations.replacement import is_replaced
@@ -133,6 +136,23 @@ def a_case(name, weight=1.0, not_here=None):
     goal = Goal(name, others=("PyTorch",), least=1.0, not_here=not_here)
     workload = Workload(name, lambda device, dtype, seed: (), lambda: [])
     return Case("ops", workload, F32, {}, (goal,), weight)
+
+
+def test_every_op_can_be_checked(monkeypatch):
+    small = partial(Size, width=16, heads=2, inner=8, layers=1)
+    monkeypatch.setattr(cases, "Size", lambda batch, positions: small(batch, min(positions, 4)))
+    workloads = [workload for workload, _ in cases.op_workloads(4)]
+    assert {workload.kind for workload in workloads} == set(OPS)
+    for workload in workloads:
+        arguments = workload.make("cpu", torch.float32, 0)
+        assert (
+            max(
+                Oracle(workload, lambda made=arguments: made, torch.float32).errors(
+                    workload.call(on_backend("reference", workload.op), arguments)
+                )
+            )
+            < 1e-5
+        )
 
 
 def test_every_case_gets_its_share_of_what_is_left():
@@ -280,3 +300,14 @@ def test_the_published_code_gives_the_same_after_patch(name, training):
     assert [row["status"] for row in measured.values()] == ["ok", "ok"]
     assert len(measured["ours"]["error"]) == (4 if not training else 1 + sum(1 for _ in plain.inner.parameters()))
     assert hrm_kernels.unpatch(plain) == 0 and hrm_kernels.unpatch(replaced) == number
+
+
+def test_a_case_that_cannot_be_checked_is_told_and_the_others_go_on():
+    case = next(cases.segments(AVX2))
+
+    def breaks(*arguments):
+        raise RuntimeError("no float64")
+
+    broken = replace(case, workload=replace(case.workload, eager=breaks))
+    measured = run.measure_case(broken, until=0.0)
+    assert judge(case.goals[0], measured).status == goals.FAILED
