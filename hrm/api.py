@@ -21,7 +21,7 @@ from hrm.data.format import open_dataset
 from hrm.errors import InputError
 from hrm.files import require_new, require_writable, write_json
 from hrm.inference.damping import AdaptiveDamping
-from hrm.inference.halting import CALIBRATION_FILE, calibration_folder, needs, parse_halting
+from hrm.inference.halting import CALIBRATION_FILE, calibration_folder, check_halting, needs, parse_halting
 from hrm.inference.selection import DEFAULT_ORDER
 from hrm.locate import require_known
 from hrm.progress import Progress, begun, silent
@@ -208,23 +208,24 @@ def evaluate(
     """
     out = _results_folder(out, _EVALUATION_FILES, force)
     _require_known(model)
-    halting = _halting(model, halt)
+    _check_halting(model, halt)
     if batch_size is None:
         batch_size = 256 if halt == "fixed" and trajectories == 1 and damping is None else 64
     dataset = _open(data, split)
     with _loaded(model, dataset, puzzle_emb, device) as (loaded, is_main):
         from hrm.inference import evaluate as evaluation
 
+        checks = needs(parse_halting(halt, loaded.folder)).check
         metrics = evaluation.evaluate(
             loaded,
             dataset,
             batch_size=batch_size,
             max_steps=max_steps,
-            halt=halting,
+            halt=halt,
             max_examples=max_examples,
             trajectories=trajectories,
             damping=AdaptiveDamping.of(damping),
-            task=None if trajectories == 1 and not needs(halting).check else _task_of(dataset),
+            task=_task_of(dataset) if trajectories != 1 or checks else None,
             out=out,
             progress=progress,
         )
@@ -239,7 +240,7 @@ def solve(
     puzzles: str,
     *,
     task: PuzzleTask | None = None,
-    halt: str | Halting = "q",
+    halt: str | Halting = "auto",
     max_steps: int | None = None,
     identifier: int = 0,
     batch_size: int = 64,
@@ -258,7 +259,7 @@ def solve(
     puzzles: list[str] | np.ndarray,
     *,
     task: PuzzleTask | None = None,
-    halt: str | Halting = "q",
+    halt: str | Halting = "auto",
     max_steps: int | None = None,
     identifier: int = 0,
     batch_size: int = 64,
@@ -276,7 +277,7 @@ def solve(
     puzzles: str | list[str] | np.ndarray,
     *,
     task: PuzzleTask | None = None,
-    halt: str | Halting = "q",
+    halt: str | Halting = "auto",
     max_steps: int | None = None,
     identifier: int = 0,
     batch_size: int = 64,
@@ -298,7 +299,7 @@ def solve(
         model: a model, or what :func:`hrm.load` takes.
         puzzles: one puzzle as text, several, or ``[n, seq_len]`` input tokens.
         task: reads puzzles and checks answers (default: the task of the package that has the model's shape).
-        halt: as for :func:`evaluate`; ``"q"`` ends a puzzle where ``q_halt > q_continue``.
+        halt: as for :func:`evaluate`; ``"auto"``: as calibrated if the model is, else ``"q"``.
         max_steps: most segments per puzzle (default: as in training).
         identifier: row of the puzzle embedding, for all puzzles.
         batch_size: trajectories processed together.
@@ -318,7 +319,7 @@ def solve(
             ``abstain`` is set, or an argument is impossible.
     """
     _require_known(model)
-    halting = _halting(model, halt)
+    _check_halting(model, halt)
     with _loaded(model, None, "strict", device) as (loaded, _):
         import numpy as np
 
@@ -337,7 +338,7 @@ def solve(
             task,
             tokens,
             max_steps=max_steps,
-            halt=halting,
+            halt=halt,
             puzzle_identifiers=np.full(len(tokens), identifier),
             batch_size=batch_size,
             abstain=abstain,
@@ -404,7 +405,7 @@ def scale(
         raise InputError("noise changes no answer of a single trajectory; give several trajectories, such as 1,4")
     out = _results_folder(out, _SCALING_FILES, force)
     _require_known(model)
-    halting = _halting(model, halt)
+    _check_halting(model, halt)
     dataset = _open(data, split)
     with _loaded(model, dataset, puzzle_emb, device, one_process="hrm scale") as (loaded, _):
         from hrm.inference import scaling
@@ -420,7 +421,7 @@ def scale(
             segments=list(_powers_of_two(loaded.config.halt_max_steps) if segments is None else segments),
             trajectories=list(trajectories),
             how=how,
-            halt=halting,
+            halt=halt,
             damping=AdaptiveDamping.of(damping),
             max_examples=max_examples,
             slots=batch_size,
@@ -688,9 +689,8 @@ def _require_known(model: Model) -> None:
         require_known(str(model))
 
 
-def _halting(model: Model, halt: str | Halting) -> Halting:
-    """The rule of halting, read before torch is imported."""
-    return parse_halting(halt, model if isinstance(model, str | Path) else None)
+def _check_halting(model: Model, halt: str | Halting) -> None:
+    check_halting(halt, model if isinstance(model, str | Path) else model.folder)
 
 
 def _folder_of(data: Data) -> Path:

@@ -294,10 +294,13 @@ class HRM(nn.Module):
         identifiers: which puzzle identifiers the rows of the puzzle embedding were trained on
             (:func:`hrm.data.fingerprint.names_fingerprint`); None if unknown.
         origin: the training run that the model was loaded from, and which of its checkpoints; None for other models.
+        folder: the folder that the model was loaded from, where the threshold of :func:`hrm.calibrate` is; None for
+            other models.
     """
 
     identifiers: str | None = None
     origin: str | None = None
+    folder: Path | None = None
     _configured_by: ClassVar[type[ModelConfig]] = HRMConfig
     _inner_type: ClassVar[type[HRMInner]] = HRMInner
 

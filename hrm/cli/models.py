@@ -41,7 +41,7 @@ def models(as_json: Json = False) -> None:
     Console().print(table)
     for card in shipped:
         print(f"{card.name}: {card.puzzles}; {card.parameters:,} parameters, {card.size / 1e6:.2f} MB; {card.folder}")
-        print(f'  hrm solve {card.name} "{card.example}" --halt calibrated --trace')
+        print(f'  hrm solve {card.name} "{card.example}" --trace')
 
 
 def _breadth(measured: "Accuracy") -> str:

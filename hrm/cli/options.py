@@ -48,8 +48,8 @@ Halt = Annotated[
         help="When a puzzle halts: fixed (after all segments), q (when q_halt > q_continue), margin:X (when "
         "q_halt - q_continue > X), stable:K (when K segments have not changed the answer), residual:EPS (when two "
         "segments have changed the states by less than EPS; residual:EPS:K for K segments), check (when the task "
-        "accepts the answer), several with | (or) and &, such as q|residual:0.01; or calibrated (by the threshold "
-        "that hrm calibrate stored).",
+        "accepts the answer), several with | (or) and &, such as q|residual:0.01; calibrated (by the threshold that "
+        "hrm calibrate stored); or auto (calibrated if the model is, else q).",
     ),
 ]
 BatchSize = Annotated[

@@ -50,7 +50,7 @@ def solve(
             "column 'question'); or - for standard input.",
         ),
     ],
-    halt: Halt = "q",
+    halt: Halt = "auto",
     max_steps: MaxSteps = None,
     trajectories: TrajectoryCount = 1,
     noise: Noise = None,
@@ -88,7 +88,7 @@ def solve(
     (the other puzzles are solved).
     """
     # Check everything that needs no torch first: importing it takes seconds.
-    from hrm.inference.halting import parse_halting
+    from hrm.inference.halting import check_halting
     from hrm.locate import require_known
 
     _check_output("--gif", gif, puzzle, ".gif")
@@ -97,7 +97,7 @@ def solve(
     if resume and out is None:
         raise InputError("--resume continues the file of --out; add --out FILE.csv or FILE.jsonl")
     require_known(model)
-    halting = parse_halting(halt, model)
+    check_halting(halt, model)
     file = None if out is None else AnswerFile(out, resume)
     parse_order(select)
     AdaptiveDamping.of(damping)
@@ -134,7 +134,7 @@ def solve(
                     loaded,
                     np.array(tokens, np.uint8).reshape(-1, task.seq_len),
                     task=task,
-                    halt=halting,
+                    halt=halt,
                     max_steps=max_steps,
                     identifier=identifier,
                     batch_size=batch_size,

@@ -67,7 +67,7 @@ def evaluate(
     """
     max_steps = model.config.halt_max_steps if max_steps is None else max_steps
     require_positive(batch_size=batch_size, max_steps=max_steps, max_examples=max_examples)
-    halting, settings = parse_halting(halt), replace(Trajectories.of(trajectories), stop=False)
+    halting, settings = parse_halting(halt, model.folder), replace(Trajectories.of(trajectories), stop=False)
     damping = AdaptiveDamping.of(damping)
     check_fits(model, dataset)
     if out is not None:

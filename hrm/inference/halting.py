@@ -153,30 +153,34 @@ def needs(rule: Halting) -> Needs:
     return Needs(True, getattr(rule, "residuals", 0), False)
 
 
-def parse_halting(halt: str | Halting, checkpoint: Path | str | None = None) -> Halting:
+def parse_halting(halt: str | Halting, source: Path | str | None = None) -> Halting:
     """The rule that ``halt`` names; torch is not imported.
 
     Args:
         halt: ``"q"``, ``"fixed"``, ``"check"``, ``"stable:K"``, ``"margin:X"``, ``"residual:EPS"``,
-            ``"residual:EPS:PATIENCE"`` or ``"calibrated"``; several with ``|`` (one is enough) or ``&`` (all must
-            hold; it binds more closely), such as ``"q|residual:0.01"``; a callable is returned as it is.
-        checkpoint: the model for ``"calibrated"``, as :func:`hrm.load` takes it; None for a model without a file.
+            ``"residual:EPS:PATIENCE"``, ``"calibrated"`` or ``"auto"`` (calibrated if the model is, else ``"q"``);
+            several with ``|`` (one is enough) or ``&`` (all must hold; it binds more closely), such as
+            ``"q|residual:0.01"``; a callable is returned as it is.
+        source: where the model comes from, as :func:`hrm.load` takes it, or its ``folder``; None for a model that was
+            not loaded.
 
     Raises:
-        InputError: the rule is unknown, or no threshold is stored beside ``checkpoint``.
+        InputError: the rule is unknown, or ``"calibrated"`` and no threshold is stored beside the model.
     """
     if callable(halt):
         return halt
     for sign, combination in (("|", AnyOf), ("&", AllOf)):
         if sign in str(halt):
-            return combination(tuple(parse_halting(part.strip(), checkpoint) for part in str(halt).split(sign)))
+            return combination(tuple(parse_halting(part.strip(), source) for part in str(halt).split(sign)))
     if halt in _NAMED:
         return _NAMED[halt]
     name, colon, value = str(halt).partition(":")
+    if halt == "auto":
+        return _calibrated(source) if source is not None and is_calibrated(source) else halts_by_q
     if halt == "calibrated":
-        if checkpoint is None:
-            raise InputError("halt is 'calibrated', and the model is an object; give its name, or halt='margin:X'")
-        return _calibrated(checkpoint)
+        if source is None:
+            raise InputError("halt is 'calibrated', and the model was not loaded from a folder; give halt='margin:X'")
+        return _calibrated(source)
     try:
         if name == "stable" and colon and int(value) >= 1:
             return Stable(int(value))
@@ -191,8 +195,14 @@ def parse_halting(halt: str | Halting, checkpoint: Path | str | None = None) -> 
         f"halt is {halt!r}, expected 'q', 'fixed', 'stable:K' (the answer unchanged for K segments, K at least 1), "
         "'margin:X' (q_halt above q_continue by more than X), 'residual:EPS' or 'residual:EPS:PATIENCE' (the states "
         "change by less than EPS), 'check' (the task accepts the answer), several of them with | or &, "
-        "or, for a model given by name, 'calibrated'"
+        "'calibrated' (by the threshold that hrm calibrate stored) or 'auto' (calibrated if the model is, else q)"
     )
+
+
+def check_halting(halt: str | Halting, source: Path | str | None) -> None:
+    """Refuse a rule as :func:`parse_halting` does, but if the model has to be downloaded first, refuse nothing."""
+    if source is None or locate(source).exists():
+        parse_halting(halt, source)
 
 
 _NAMED: dict[str, Halting] = {"q": halts_by_q, "fixed": halts_at_the_end, "check": halts_when_verified}
@@ -202,6 +212,11 @@ def calibration_folder(checkpoint: Path | str) -> Path:
     """The folder of :data:`CALIBRATION_FILE`: beside the weights of ``checkpoint``."""
     path = locate(checkpoint)
     return path if path.is_dir() or not path.exists() else path.parent
+
+
+def is_calibrated(source: Path | str) -> bool:
+    """Whether ``hrm calibrate`` has stored a threshold beside the model."""
+    return (calibration_folder(source) / CALIBRATION_FILE).is_file()
 
 
 def _calibrated(checkpoint: Path | str) -> Halting:

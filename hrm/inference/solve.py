@@ -126,7 +126,7 @@ def solve(
     puzzles: np.ndarray,
     *,
     max_steps: int | None = None,
-    halt: str | Halting = "q",
+    halt: str | Halting = "auto",
     puzzle_identifiers: np.ndarray | None = None,
     batch_size: int = 64,
     abstain: bool = False,
@@ -142,8 +142,7 @@ def solve(
         task: checks the answers.
         puzzles: ``[n, seq_len]`` input tokens, as ``task.parse`` returns them.
         max_steps: most segments for a puzzle; None is the model's ``halt_max_steps``.
-        halt: as for :class:`hrm.Engine`: ``"q"`` ends a puzzle where q_halt > q_continue, ``"fixed"`` after
-            ``max_steps`` segments.
+        halt: as for :class:`hrm.Engine`, such as ``"q"`` or ``"fixed"``, which takes ``max_steps`` segments.
         puzzle_identifiers: ``[n]`` rows of the puzzle embedding; None is 0, the blank one, for all.
         batch_size: number of trajectories side by side.
         abstain: give no answer rather than one that the task does not verify.
@@ -164,7 +163,7 @@ def solve(
         identifiers = _integers("puzzle_identifiers", puzzle_identifiers, f"[n] = [{len(puzzles)}]", 1)
     max_steps = model.config.halt_max_steps if max_steps is None else max_steps
     require_positive(max_steps=max_steps, batch_size=batch_size)
-    halting = parse_halting(halt)
+    halting = parse_halting(halt, model.folder)
     check_puzzles_fit(model, task, puzzles, identifiers)
     if not len(puzzles):
         return []

@@ -64,7 +64,8 @@ def load(
     """
     _check_choice("weights", weights, Weights)
     _check_choice("puzzle_emb", puzzle_emb, PuzzleEmb)
-    checkpoint = _read(Path(path), str(path), seq_len, weights)
+    found = _found(path)
+    checkpoint = _read(found, seq_len, weights)
     state, values, known = checkpoint.state, checkpoint.values, checkpoint.identifiers
     rows = values.get("num_puzzle_identifiers")
     if num_puzzle_identifiers is not None:
@@ -80,6 +81,7 @@ def load(
         model = from_published(state, checkpoint.config_type.parse(values), puzzle_emb)
     model = model.to(device).eval()
     model.origin = described(path)
+    model.folder = found if found.is_dir() else found.parent
     keeps_rows = not has_other_puzzles and rows == model.config.num_puzzle_identifiers
     model.identifiers = known if keeps_rows else identifiers
     return model
@@ -145,10 +147,13 @@ def _without_ones(shape: torch.Size) -> list[int]:
     return [size for size in shape if size != 1]
 
 
-def _read(path: Path, name: str, seq_len: int | None, weights: Weights) -> Checkpoint:
-    path = locate(path)
-    if not path.exists():
-        path = download(name)
+def _found(path: Path | str) -> Path:
+    """The folder or file of a model, downloaded if need be."""
+    found = locate(path)
+    return found if found.exists() else download(str(path))
+
+
+def _read(path: Path, seq_len: int | None, weights: Weights) -> Checkpoint:
     if (path / CONFIG_FILE).is_file():
         return _read_saved(path, weights)
     return read_published(path, seq_len, weights)

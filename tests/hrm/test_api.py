@@ -107,8 +107,9 @@ def test_solve_takes_text_texts_and_tokens():
     assert fixed.steps == 3 and hrm.solve("sudoku4", []) == []
     with pytest.raises(hrm.InputError, match="expected 16"):
         hrm.solve("sudoku4", "12")
-    with pytest.raises(hrm.InputError, match="the model is an object; give its name, or halt='margin:X'"):
-        hrm.solve(model, puzzle, halt="calibrated")
+    assert hrm.solve(model, puzzle, halt="calibrated").steps == one.steps
+    with pytest.raises(hrm.InputError, match="the model was not loaded from a folder; give halt='margin:X'"):
+        hrm.solve(hrm.HRM(model.config), puzzle, halt="calibrated")
 
 
 def test_evaluate_takes_names_and_objects(data, tmp_path):

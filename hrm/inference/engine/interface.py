@@ -61,7 +61,8 @@ class Engine:
             ``"fixed"`` after ``max_steps`` as published, ``"stable:K"`` when the answer has not changed for K segments,
             ``"margin:X"`` when q_halt - q_continue > X, ``"residual:EPS"`` when two segments have changed the states by
             less than EPS, ``"check"`` when the task accepts the answer, several of them such as ``"q|residual:0.01"``,
-            or a function of a :class:`hrm.inference.halting.Moment`.
+            ``"calibrated"`` by the threshold that :func:`hrm.calibrate` stored beside the model, ``"auto"`` by that
+            threshold or else ``"q"``, or a function of a :class:`hrm.inference.halting.Moment`.
         backend: backend of this engine's ops, as for :func:`hrm_kernels.use_backend`; None is the choice of the thread
             that makes the engine. Engines with different backends may run side by side.
         queue_size: puzzles that may wait for a slot; None is four per slot. :meth:`submit` blocks while the queue is
@@ -89,7 +90,7 @@ class Engine:
         slots: int = 64,
         max_steps: int = 16,
         min_steps: int = 1,
-        halt: str | Halting = "q",
+        halt: str | Halting = "auto",
         backend: str | None = None,
         queue_size: int | None = None,
         task: PuzzleTask | None = None,
@@ -104,7 +105,7 @@ class Engine:
             raise InputError(f"max_steps is {max_steps}, expected at most {_MOST_STEPS}")
         self.model, self.slots, self.max_steps, self.min_steps = model, int(slots), int(max_steps), int(min_steps)
         require_memory_for(model, self.slots)
-        self.halting = parse_halting(halt)
+        self.halting = parse_halting(halt, model.folder)
         self.queue_size = 4 * self.slots if queue_size is None else int(queue_size)
         self.backend = backend
         if abstain and task is None:

@@ -193,7 +193,7 @@ def test_a_valid_answer_exits_with_0(model, puzzles, call, monkeypatch):
         ("." * 16, ["{}", "--max-steps", "0"], "'--max-steps': "),
         ("." * 16, ["{}", "--batch-size", "-1"], "'--batch-size': "),
         ("." * 16, ["{}", "--device", "abacus"], "abacus"),
-        ("." * 16, ["{}", "--halt", "never"], "or, for a model given by name, 'calibrated'"),
+        ("." * 16, ["{}", "--halt", "never"], "or 'auto' (calibrated if the model is, else q)"),
     ],
 )
 def test_bad_input(model, tmp_path, call, content, arguments, message):

@@ -26,6 +26,8 @@ class Gate(torch.nn.Module):
         served: for each of them the first token of row 0.
     """
 
+    folder = None
+
     def __init__(self, permits=0, fails_at=None):
         super().__init__()
         self.config = HRMConfig(**SIZES)

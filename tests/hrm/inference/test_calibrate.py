@@ -5,8 +5,9 @@ from tiny_sudoku import tiny, write_data
 from hrm import InputError, load, save
 from hrm.data.format import open_dataset
 from hrm.inference.calibrate import calibrate, choose
+from hrm.inference.engine import Engine
 from hrm.inference.evaluate import evaluate
-from hrm.inference.halting import FixedPoint, parse_halting
+from hrm.inference.halting import AnyOf, FixedPoint, check_halting, halts_by_q, parse_halting
 
 
 def test_choosing_a_threshold():
@@ -74,3 +75,25 @@ def test_a_calibration_holds_in_evaluation(tmp_path, told):
     assert metrics.steps == pytest.approx(found.chosen.mean_steps)
     assert metrics.exact_accuracy >= evaluate(tiny(), dataset, batch_size=6).exact_accuracy - 1e-9
     assert (tmp_path / "model" / "halting.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_auto_is_the_calibrated_rule_where_there_is_one(tmp_path):
+    folder = tmp_path / "model"
+    save(tiny(), folder)
+    assert load(folder).folder == folder
+    assert parse_halting("auto") is parse_halting("auto", folder) is halts_by_q
+    (folder / "halting.json").write_text('{"threshold": 0.25, "rule": "q|residual"}')
+    rule = AnyOf((halts_by_q, FixedPoint(0.25)))
+    assert parse_halting("auto", folder) == parse_halting("calibrated", folder) == rule
+    with Engine(load(folder), slots=1) as engine, Engine(load(folder), slots=1, halt="q") as by_q:
+        assert (engine.halting, by_q.halting) == (rule, halts_by_q)
+    with Engine(load("sudoku9"), slots=1) as engine:
+        assert engine.halting == parse_halting("calibrated", "sudoku9")
+
+
+def test_a_rule_for_a_model_that_must_be_downloaded_is_checked_later(tmp_path):
+    check_halting("calibrated", "owner/model-of-the-hub")
+    save(tiny(), tmp_path / "model")
+    for source in (tmp_path / "model", "sudoku4"):
+        with pytest.raises(InputError, match="expected 'q', 'fixed'"):
+            check_halting("sometimes", source)

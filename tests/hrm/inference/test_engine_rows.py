@@ -43,7 +43,7 @@ def test_shipped_models_answer_the_same_in_any_slot_with_any_threads(name, dtype
     try:
         for slots, count in ((1, 1), (3, 2), (8, 1), (8, 2)):
             torch.set_num_threads(count)
-            with Engine(model, slots=slots, max_steps=3) as engine:
+            with Engine(model, slots=slots, max_steps=3, halt="q") as engine:
                 for result, frames in zip(engine.solve(rows), expected, strict=True):
                     assert_matches(result, frames)
     finally:

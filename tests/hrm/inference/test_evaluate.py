@@ -234,6 +234,8 @@ def test_early_halting_measures_what_the_published_protocol_predicts(tmp_path):
 class Oracle(nn.Module):
     """Has the given answers and q_halt for the given inputs; answers other inputs with the input."""
 
+    folder = None
+
     def __init__(self, config, answers, q_halt):
         super().__init__()
         self.config, self.answers, self.q_halt = config, answers, q_halt

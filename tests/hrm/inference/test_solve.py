@@ -16,6 +16,8 @@ TASK = Sudoku(4)
 class Scripted(nn.Module):
     """A row's first token selects a script: the answer and ``q_halt`` after each segment; q_continue is 0."""
 
+    folder = None
+
     def __init__(self, q_halt, answers, max_steps):
         super().__init__()
         self.config = HRMConfig(seq_len=16, vocab_size=6, halt_max_steps=max_steps)
