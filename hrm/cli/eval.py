@@ -27,6 +27,8 @@ from hrm.cli.options import (
     TrajectoryCount,
 )
 from hrm.cli.processes import is_main, say_checkpoint
+from hrm.errors import InputError
+from hrm.files import read_json
 from hrm.inference.damping import AdaptiveDamping
 from hrm.inference.selection import DEFAULT_ORDER, parse_order
 from hrm.progress import progress_bar
@@ -62,6 +64,10 @@ def evaluate(
         Path | None,
         typer.Option(metavar="DIR", help="A folder for predictions.npz, metrics.json and (ARC) submission.json."),
     ] = None,
+    pictures: Annotated[
+        bool,
+        typer.Option("--pictures", help="ARC: also draw the tasks with their attempts, pictures/TASK.png in --out."),
+    ] = False,
     force: Force = False,
     puzzle_emb: PuzzleEmbOption = PuzzleEmb.strict,
     device: Device = "auto",
@@ -75,6 +81,9 @@ def evaluate(
     """
     parse_order(select)
     AdaptiveDamping.of(damping)
+    tasks = data.expanduser() / "test_puzzles.json"
+    if pictures:
+        _require_arc(tasks, out, split, max_examples)
     from hrm import api
 
     with progress_bar(shown=is_main()) as progress:
@@ -97,10 +106,25 @@ def evaluate(
     if not is_main():
         return
     say_checkpoint(model)
+    if pictures and out is not None:
+        from hrm.inference.arc_pictures import draw_submission
+
+        folder = out.expanduser()
+        draw_submission(read_json(tasks), read_json(folder / "submission.json"), folder / "pictures")
     if as_json:
         print(json.dumps(metrics.json_values()))
     else:
         _print_table(f"{model} on {data.expanduser()} ({split})", metrics)
+
+
+def _require_arc(tasks: Path, out: Path | None, split: str, max_examples: int | None) -> None:
+    """Raises InputError if the evaluation would write no submission to draw."""
+    if out is None:
+        raise InputError("--pictures needs a folder to write to; add --out DIR")
+    if split != "test" or not tasks.is_file():
+        raise InputError(f"--pictures draws the test split of ARC data, and {tasks} does not exist or is not evaluated")
+    if max_examples is not None:
+        raise InputError("--pictures needs the votes of all examples; leave out --max-examples")
 
 
 def _several(count: int, *how: Any, **more: Any) -> "int | Trajectories":

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hrm.data.arc import SEQ_LEN, SIDE, VOCAB_SIZE, original, read_task, sizes
+from hrm.data.arc import SIDE, Arc, boards_of, original, read_task, sizes
 from hrm.data.format import PuzzleDataset
 from hrm.errors import InputError
 from hrm.files import read_json
@@ -36,12 +36,13 @@ class ArcVotes:
     Args:
         tasks: the content of ``test_puzzles.json``, ``{name: {"train": [...], "test": [{"input": grid, "output":
             grid}]}}``; the output of a test may be missing.
+        side: rows and columns of the boards.
 
     Raises:
         InputError: a value of ``tasks`` is not a task.
     """
 
-    def __init__(self, tasks: Mapping[str, Any]):
+    def __init__(self, tasks: Mapping[str, Any], side: int = SIDE):
         if not isinstance(tasks, Mapping):
             raise InputError("test_puzzles.json: expected an object of tasks by name; build the data set again")
         read = [read_task(name, "", value, f"test_puzzles.json: task {name}") for name, value in tasks.items()]
@@ -49,6 +50,7 @@ class ArcVotes:
             task.name: [(grid_digest(grid), None if out is None else grid_digest(out)) for grid, out in task.test]
             for task in read
         }
+        self.seq_len = side * side
         self.unmatched = 0
         """Predictions for inputs that are not test inputs of a task; they do not vote."""
         self._votes: dict[tuple[str, bytes], dict[bytes, list[float]]] = {  # per grid: votes, sum of sigmoid(q_halt)
@@ -61,7 +63,7 @@ class ArcVotes:
 
         Args:
             names: ``[n]``, the puzzles' names in ``identifiers.json``: those of (augmented) tasks.
-            inputs, predictions: ``[n, 900]`` tokens.
+            inputs, predictions: ``[n, seq_len]`` tokens.
             q_halt_logits: ``[n]``.
 
         Raises:
@@ -70,7 +72,7 @@ class ArcVotes:
         """
         inputs, predictions = np.asarray(inputs), np.asarray(predictions)
         logits = np.asarray(q_halt_logits, np.float64)
-        expected = (len(names), SIDE * SIDE)
+        expected = (len(names), self.seq_len)
         if inputs.shape != expected or predictions.shape != expected or logits.shape != expected[:1]:
             raise ValueError(
                 f"ArcVotes.add: inputs {list(inputs.shape)}, predictions {list(predictions.shape)} and q_halt_logits "
@@ -151,8 +153,10 @@ class ArcVotes:
 def votes_on(dataset: PuzzleDataset) -> ArcVotes | None:
     """Votes on the tasks of an ARC test split; None for any other split."""
     file = dataset.file("test_puzzles.json")
-    is_arc = (dataset.metadata.vocab_size, dataset.metadata.seq_len) == (VOCAB_SIZE, SEQ_LEN)
-    return ArcVotes(read_json(file)) if is_arc and dataset.split == "test" and file.is_file() else None
+    arc = Arc.from_shape(dataset.metadata.vocab_size, dataset.metadata.seq_len)
+    if arc is None or dataset.split != "test" or not file.is_file():
+        return None
+    return ArcVotes(read_json(file), arc.side)
 
 
 def count_votes(votes: ArcVotes, names: list[str], arrays: dict[str, np.ndarray]) -> None:
@@ -180,6 +184,6 @@ def count_votes(votes: ArcVotes, names: list[str], arrays: dict[str, np.ndarray]
 
 
 def _grids(tokens: np.ndarray) -> list[np.ndarray]:
-    """The grids of ``[n, 900]`` tokens."""
-    boards = (tokens.reshape(-1, SIDE, SIDE) - 2).astype(np.uint8)
+    """The grids of ``[n, side * side]`` tokens."""
+    boards = (boards_of(tokens) - 2).astype(np.uint8)
     return [board[:r, :c] for board, r, c in zip(boards, *(size.tolist() for size in sizes(tokens)), strict=True)]

@@ -125,7 +125,7 @@ def save_gif(images: Sequence[Image.Image], path: Path | str, frame_ms: int = 70
         last_ms: time for the last picture, in milliseconds.
     """
     durations = [2 * frame_ms] + [frame_ms] * (len(images) - 2) + [last_ms] if len(images) > 1 else [last_ms]
-    first, *others = _with_common_palette(images)
+    first, *others = with_common_palette(images)
     with written_beside(path) as part:
         first.save(part, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
 
@@ -137,7 +137,7 @@ def _draw_cells(draw: ImageDraw.ImageDraw, cells: list[list[Cell]], left: int, t
             draw.rectangle((x, y, x + size - 1, y + size - 1), fill=cell.background)
             if cell.text and size >= 12:
                 # a digit is easy to read at half the height of its cell; a longer text must fit the width
-                font = _font(min(size * 11 // 20, size * 9 // (8 * max(1, len(cell.text)))))
+                font = font_of(min(size * 11 // 20, size * 9 // (8 * max(1, len(cell.text)))))
                 draw.text((x + size / 2, y + size / 2), cell.text, fill=cell.foreground, font=font, anchor="mm")
 
 
@@ -183,10 +183,10 @@ def _draw_caption(draw: ImageDraw.ImageDraw, span: tuple[int, int], top: int, ca
         at_left, _, at_right = text.partition("\t")
         width = right - left
         if at_right:
-            small = _font(_TEXT)
+            small = font_of(_TEXT)
             draw.text((right, y), at_right, fill=_FAINT, font=small, anchor="rs")
             width -= round(small.getlength(at_right)) + 12
-        font = _font(size, bold=size == _TITLE)
+        font = font_of(size, bold=size == _TITLE)
         draw.text((left, y), _shortened(at_left, font, width), fill=fill, font=font, anchor="ls")
 
 
@@ -199,7 +199,7 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 @cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+def font_of(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans as matplotlib ships it, so that pictures are the same on every machine."""
     import matplotlib
 
@@ -207,7 +207,7 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(folder / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")), max(6, size))
 
 
-def _with_common_palette(images: Sequence[Image.Image]) -> list[Image.Image]:
+def with_common_palette(images: Sequence[Image.Image]) -> list[Image.Image]:
     """The pictures with a common palette of 256 colours that has the exact colours of flat areas.
 
     Pillow's palettes would shift flat colours, and differ from picture to picture.

@@ -57,6 +57,9 @@ def arc(
     tasks: Annotated[
         str | None, typer.Option(metavar="ID,...", help="Tasks to use, by name (default: all of the subsets).")
     ] = None,
+    side: Annotated[
+        int, typer.Option(min=1, max=30, metavar="N", help="Rows and columns of the board, for small grids.")
+    ] = 30,
     augment: Annotated[
         int, typer.Option(min=0, metavar="N", help="Variants added to each task: rotated, reflected, recoloured.")
     ] = 1000,
@@ -103,6 +106,7 @@ def arc(
             out,
             reader.tasks.values(),
             test_subsets=tested,
+            side=side,
             augment=augment,
             seed=seed,
             overwrite=force,

