@@ -1,7 +1,7 @@
 """Small trained models that come with the package: ``hrm.load("sudoku4")``, ``hrm solve sudoku4 "..."``, offline.
 
 Each has a folder with the checkpoint as :func:`hrm.save` writes it, ``card.json`` (how it was made, and its accuracy),
-and ``halting.json`` (of ``hrm calibrate``, for ``--halt calibrated``). ``python -m hrm.models`` makes one from a run.
+and ``halting.json`` (of ``hrm calibrate``; ``hrm solve`` halts by it). ``python -m hrm.models`` makes one from a run.
 """
 
 import math
@@ -33,6 +33,22 @@ class Breadth(BaseModel):
     steps: float
 
 
+class Longer(BaseModel):
+    """What a single trajectory reaches that may take more segments than in training, and halts early.
+
+    Attributes:
+        segments: most segments per puzzle.
+        exact_accuracy: share of puzzles solved.
+        steps: mean segments per puzzle.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    segments: int
+    exact_accuracy: float
+    steps: float
+
+
 class Accuracy(BaseModel):
     """What ``hrm eval`` measured on held-out puzzles.
 
@@ -44,6 +60,7 @@ class Accuracy(BaseModel):
         steps: segments per puzzle.
         early_exact_accuracy: share of puzzles solved if each halts by the calibrated threshold.
         early_steps: mean segments per puzzle then.
+        longer: with more segments than in training; None where this was not measured.
         breadth: with several trajectories that halt early, each with the puzzle changed by a symmetry; None where this
             was not measured.
     """
@@ -57,6 +74,7 @@ class Accuracy(BaseModel):
     steps: int
     early_exact_accuracy: float
     early_steps: float
+    longer: Longer | None = None
     breadth: Breadth | None = None
 
     def interval(self, share: float) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from hrm.data import task_of
 from hrm.files import read_json, write_json
 from hrm.inference.engine import Trajectories
 from hrm.locate import locate
-from hrm.models import CARD, Accuracy, Breadth, Card
+from hrm.models import CARD, Accuracy, Breadth, Card, Longer
 
 
 class Puzzles(NamedTuple):
@@ -57,6 +57,7 @@ def main() -> None:
         metavar=("K", "COUNT"),
         help="measure the first COUNT puzzles with up to K trajectories too",
     )
+    parser.add_argument("--longer", type=int, metavar="N", help="measure with up to N segments too")
     arguments = parser.parse_args()
     model, target = hrm.load(arguments.run), Path(__file__).parent / arguments.name
     measured: list[Puzzles] = arguments.measure
@@ -78,7 +79,7 @@ def main() -> None:
         batch_size=read_json(arguments.run / "training.json")["global_batch_size"],
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         calibration=command,
-        accuracy=tuple(_measure(target, puzzles, arguments.trajectories) for puzzles in measured),
+        accuracy=tuple(_measure(target, puzzles, arguments.trajectories, arguments.longer) for puzzles in measured),
         made_with={
             "torch": torch.__version__,
             "device": f"cpu, {platform.machine()}",
@@ -96,10 +97,13 @@ def _training_steps(run: Path) -> int:
     return int(locate(run).name.removeprefix("step_")) + (_training_steps(Path(before)) if before else 0)
 
 
-def _measure(model: Path, puzzles: Puzzles, several: list[int] | None) -> Accuracy:
+def _measure(model: Path, puzzles: Puzzles, several: list[int] | None, segments: int | None) -> Accuracy:
     fixed = hrm.evaluate(model, puzzles.folder, device="cpu")
     early = hrm.evaluate(model, puzzles.folder, device="cpu", halt="calibrated")
-    breadth = None
+    longer = breadth = None
+    if segments is not None:
+        more = hrm.evaluate(model, puzzles.folder, device="cpu", halt="calibrated", max_steps=segments)
+        longer = Longer(segments=segments, exact_accuracy=more.exact_accuracy, steps=more.steps)
     if several is not None:
         how = Trajectories(several[0], augment=True)
         many = hrm.evaluate(
@@ -116,6 +120,7 @@ def _measure(model: Path, puzzles: Puzzles, several: list[int] | None) -> Accura
         steps=int(fixed.steps),
         early_exact_accuracy=early.exact_accuracy,
         early_steps=early.steps,
+        longer=longer,
         breadth=breadth,
     )
 
