@@ -22,7 +22,7 @@ from hrm_kernels.integrations.compare import compare, first_line
 from hrm_kernels.integrations.forward import BY_ROW, can_serve, op_forward, pays, run
 from hrm_kernels.integrations.near_misses import suspects
 from hrm_kernels.integrations.projections import product
-from hrm_kernels.integrations.snapshot import HOOKS, Snapshot
+from hrm_kernels.integrations.snapshot import HOOKS, Snapshot, is_fitting_dtype
 from hrm_kernels.integrations.structure import Part
 
 STATE = "_hrm_kernels_patch"
@@ -126,7 +126,9 @@ def _is_as_patched(module: nn.Module, types: tuple[type, ...], dtype: torch.dtyp
     if len(modules) != len(types):
         return False
     for inner, expected in zip(modules, types):
-        if type(inner) is not expected or (expected is nn.Linear and inner.weight.dtype != dtype):
+        if type(inner) is not expected:
+            return False
+        if expected in (nn.Linear, nn.Conv1d) and not is_fitting_dtype(expected, inner.weight.dtype, dtype):
             return False
         if inner is not module and (inner._forward_hooks or inner._forward_pre_hooks):
             return False

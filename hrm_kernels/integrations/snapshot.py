@@ -20,14 +20,14 @@ class Snapshot:
             Values are compared by identity first, so this is fast.
         hooks: hooks of the inner modules.
         parameters: for each parameter its dictionary, the size of that dictionary, its name and shape (None without),
-            and whether an ``nn.Linear`` holds it, which takes states of its dtype only.
+            and the type of the module that holds it.
         buffers: for each buffer its dictionary, name, value and version.
         agreed: for each kind of call whether the ops compute it (else the original forward does).
     """
 
     dictionaries: list[tuple[dict[str, Any], dict[str, Any]]]
     hooks: list[dict[Any, Any]]
-    parameters: list[tuple[dict[str, Any], int, str, torch.Size | None, bool]]
+    parameters: list[tuple[dict[str, Any], int, str, torch.Size | None, type]]
     buffers: list[tuple[dict[str, Any], str, Any, int]]
     agreed: dict[Hashable, bool] = field(default_factory=dict)
 
@@ -41,7 +41,7 @@ class Snapshot:
             [(current, dict(current)) for current in dictionaries],
             [getattr(inner, hooks) for inner in modules for hooks in HOOKS if inner is not module],
             [
-                (inner._parameters, len(inner._parameters), name, getattr(value, "shape", None), _is_plain(inner))
+                (inner._parameters, len(inner._parameters), name, getattr(value, "shape", None), type(inner))
                 for inner in modules
                 for name, value in inner._parameters.items()
             ],
@@ -73,17 +73,24 @@ class Snapshot:
         """Whether the ops may compute states of ``dtype``: no inner hooks, only plain parameters of fitting dtypes."""
         if any(self.hooks):
             return False
-        for parameters, _, name, shape, plain in self.parameters:
+        for parameters, _, name, shape, kind in self.parameters:
             if shape is None:
                 continue
             parameter = parameters[name]
-            if type(parameter) is not nn.Parameter or plain and parameter.dtype != dtype:
+            if type(parameter) is not nn.Parameter or not is_fitting_dtype(kind, parameter.dtype, dtype):
                 return False
         return True
 
 
-def _is_plain(module: nn.Module) -> bool:
-    return type(module) is nn.Linear
+def is_fitting_dtype(kind: type, weight: torch.dtype, state: torch.dtype) -> bool:
+    """Whether the ops compute states of dtype ``state`` as a module of type ``kind`` with such weights does.
+
+    ``nn.Linear`` takes states of its dtype only. The published URM keeps its convolutions in bfloat16 and rounds wider
+    states to it, which the ops do not.
+    """
+    if weight == state or kind not in (nn.Linear, nn.Conv1d):
+        return True
+    return kind is nn.Conv1d and weight.itemsize > 2
 
 
 def _configuration(module: nn.Module) -> Any:

@@ -1,5 +1,7 @@
 """``patch`` on models with the layer layout and the parameter names of the EqR and URM code bases."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -38,7 +40,7 @@ class Attention(nn.Module):
             return x
         cos, sin = (table[:, None] for table in cos_sin)
         first, second = x.chunk(2, -1)
-        return x * cos + torch.cat((-second, first), -1) * sin
+        return (x * cos + torch.cat((-second, first), -1) * sin).to(x.dtype)
 
     def forward(self, cos_sin, hidden_states):
         q, k, v = self.qkv_proj(hidden_states).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(2)
@@ -69,6 +71,19 @@ class ConvMlp(Mlp):
         return self.down_proj(self.last(y))
 
 
+class PublishedConvMlp(ConvMlp):
+    """The convolution in bfloat16, as the published code has it: it rounds states of any dtype, for the rest too."""
+
+    def __init__(self):
+        super().__init__()
+        self.dwconv.to(torch.bfloat16)
+
+    def forward(self, x):
+        gate, up = self.gate_up_proj(x).chunk(2, -1)
+        y = self.dwconv((F.silu(gate) * up).transpose(1, 2).to(self.dwconv.weight.dtype))
+        return self.down_proj(F.silu(y[..., : x.shape[1]]).transpose(1, 2))
+
+
 class UrmBlock(nn.Module):
     def __init__(self, mlp):
         super().__init__()
@@ -80,14 +95,15 @@ class UrmBlock(nn.Module):
 
 
 class Urm(nn.Module):
-    def __init__(self, make_mlp=ConvMlp):
+    def __init__(self, make_mlp=ConvMlp, dtype=torch.float32):
         super().__init__()
+        self.dtype = dtype
         self.embedding = nn.Embedding(9, 32)
         self.layers = nn.ModuleList(UrmBlock(make_mlp()) for _ in range(2))
         self.lm_head = Cast(32, 9)
 
     def forward(self, tokens):
-        x = self.embedding(tokens)
+        x = self.embedding(tokens).to(self.dtype)
         hidden, tables = torch.ones_like(x), rope_tables(tokens.shape[1], 16)
         for _ in range(3):
             hidden = hidden + x
@@ -144,10 +160,10 @@ class Eqr(nn.Module):
         return self.lm_head(self.L_level(z_H, z_L, cos_sin=tables))
 
 
-def results(model):
+def results(model, tokens=TOKENS):
     torch.manual_seed(1)
     model.zero_grad()
-    logits = model(TOKENS)
+    logits = model(tokens)
     logits.square().mean().backward()
     return [logits.detach(), *(parameter.grad.clone() for parameter in model.parameters())]
 
@@ -169,6 +185,29 @@ def test_a_urm():
     assert list(model.state_dict()) == names and "layers.0.mlp.dwconv.weight" in names
     assert hrm_kernels.unpatch(model) == 3
     assert all(map(torch.equal, results(model), want))
+
+
+def error(values, truth):
+    return torch.stack([(a - b).norm() / b.norm() for a, b in zip(values, truth, strict=True)])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_urm_with_a_convolution_in_bfloat16(dtype):
+    torch.manual_seed(0)
+    model = Urm(PublishedConvMlp, dtype)
+    wide = copy.deepcopy(model).double()
+    wide.dtype = torch.float64
+    tokens = torch.randint(0, 9, (16, 8))  # enough that the errors are no chance
+    truth, plain = results(wide, tokens), results(model, tokens)
+    assert hrm_kernels.patch(model).replaced["layers.0"] == BLOCK_OPS
+    ours = results(model, tokens)
+    assert "mlp.dwconv.weight" in model.layers[0].state_dict() and model.layers[0].mlp.dwconv.bias.grad.any()
+    if dtype is torch.float32:  # the ops do not round states to bfloat16, so the blocks run as they are
+        assert all(map(torch.equal, ours, plain))
+    else:
+        assert not torch.equal(ours[0], plain[0])
+        assert (error(ours, truth) <= 2 * error(plain, truth)).all()
+    assert hrm_kernels.unpatch(model) == 3
 
 
 @pytest.mark.parametrize("mlp", [lambda: ConvMlp(kernel=3), lambda: ConvMlp(last=F.gelu)], ids=["kernel", "activation"])
