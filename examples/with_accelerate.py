@@ -1,4 +1,7 @@
-"""The layers and AdamATan2 in Accelerate (pip install accelerate). Run it: python examples/with_accelerate.py"""
+"""The layers and AdamATan2 in Accelerate (pip install accelerate).
+
+Run it: python examples/with_accelerate.py, or in two processes: torchrun --nproc-per-node 2 examples/with_accelerate.py
+"""
 
 import tempfile
 
@@ -11,6 +14,7 @@ from hrm_kernels.optim import AdamATan2
 
 try:
     from accelerate import Accelerator
+    from accelerate.utils import broadcast_object_list
 except ImportError:
     raise SystemExit("with_accelerate.py needs Accelerate: pip install accelerate") from None
 
@@ -40,7 +44,7 @@ if __name__ == "__main__":
     model, optimizer, batches = accelerator.prepare(
         model,
         AdamATan2(model.parameters(), lr=3e-3, weight_decay=0.1),
-        torch.utils.data.DataLoader(torch.randint(10, (64 * 80, 8)), batch_size=64),
+        torch.utils.data.DataLoader(torch.randint(10, (64 * 80 * accelerator.num_processes, 8)), batch_size=64),
     )
     losses = []
     for digits in batches:
@@ -52,12 +56,16 @@ if __name__ == "__main__":
             optimizer.zero_grad()
         losses.append(loss.item())
     with tempfile.TemporaryDirectory() as folder:
-        accelerator.save_state(folder)
+        (shared,) = broadcast_object_list([folder])  # the folder of process 0 for all
+        accelerator.save_state(shared)
         saved = [parameter.detach().clone() for parameter in model.parameters()]
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.zero_()
-        accelerator.load_state(folder)
+        accelerator.wait_for_everyone()
+        accelerator.load_state(shared)
+        accelerator.wait_for_everyone()  # before the folder is deleted
     assert all(torch.equal(a, b) for a, b in zip(saved, model.parameters()))
-    print(f"loss: {losses[0]:.3f}, after 40 steps {losses[-1]:.3f}")
+    accelerator.print(f"loss: {losses[0]:.3f}, after 40 steps {losses[-1]:.3f} ({accelerator.num_processes} processes)")
     assert losses[-1] < 0.7 * losses[0]
+    accelerator.end_training()

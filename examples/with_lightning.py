@@ -1,5 +1,9 @@
-"""The layers and AdamATan2 in Lightning (pip install lightning). Run it: python examples/with_lightning.py"""
+"""The layers and AdamATan2 in Lightning (pip install lightning).
 
+Run it: python examples/with_lightning.py [--processes 2]
+"""
+
+import argparse
 import logging
 import tempfile
 import warnings
@@ -42,20 +46,27 @@ class Sorter(lightning.LightningModule):
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--processes", type=int, default=1)
+    processes = parser.parse_args().processes
     warnings.filterwarnings("ignore", module="lightning")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     lightning.seed_everything(0, verbose=False)
-    digits = torch.utils.data.DataLoader(torch.randint(10, (64 * 80, 8)), batch_size=64)
+    digits = torch.utils.data.DataLoader(torch.randint(10, (64 * 80 * processes, 8)), batch_size=64)
     model = Sorter()
     with tempfile.TemporaryDirectory() as folder:
+        # With several processes Lightning starts this program once more for each, and gives each its part of the data.
         trainer = lightning.Trainer(
-            max_epochs=1, accelerator="cpu", precision="bf16-mixed", accumulate_grad_batches=2, gradient_clip_val=1.0,
-            default_root_dir=folder, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False,
+            max_epochs=1, accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto",
+            precision="bf16-mixed", accumulate_grad_batches=2, gradient_clip_val=1.0, default_root_dir=folder,
+            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         trainer.fit(model, digits)
-        trainer.save_checkpoint(f"{folder}/last.ckpt")
-        again = Sorter.load_from_checkpoint(f"{folder}/last.ckpt", weights_only=True)
+        file = trainer.strategy.broadcast(f"{folder}/last.ckpt")  # the file of process 0 for all
+        trainer.save_checkpoint(file)
+        again = Sorter.load_from_checkpoint(file, weights_only=True)
+        trainer.strategy.barrier()  # before the folder is deleted
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
-    print(f"loss: {model.losses[0]:.3f}, after 40 steps {model.losses[-1]:.3f}")
+    if trainer.is_global_zero:
+        print(f"loss: {model.losses[0]:.3f}, after 40 steps {model.losses[-1]:.3f} ({trainer.world_size} processes)")
     assert model.losses[-1] < 0.7 * model.losses[0]

@@ -30,13 +30,14 @@ SLOW = {"ddp_loop", "nonogram"}  # its processes import torch each; it trains fo
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 
-def run(name, *arguments):
+def run(name, *arguments, launcher=()):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, EXAMPLES / f"{name}.py", *arguments]
+    command = [sys.executable, *launcher, EXAMPLES / f"{name}.py", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     assert PRINTS[name] in done.stdout + done.stderr
+    return done
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in NAMES])
@@ -50,6 +51,20 @@ def test_example(name):
 @pytest.mark.slow
 def test_ddp_loop_compiled():
     run("ddp_loop", "--compile", "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, arguments, launcher",
+    [
+        ("with_lightning", ("--processes", "2"), ()),
+        ("with_accelerate", (), ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")),
+    ],
+)
+def test_two_processes(name, arguments, launcher):
+    pytest.importorskip(NEEDS[name])
+    done = run(name, *arguments, launcher=launcher)
+    assert "(2 processes)" in done.stdout
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
