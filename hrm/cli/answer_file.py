@@ -3,7 +3,8 @@
 import csv
 import json
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from hrm.data.task import PuzzleTask
 
 _NOT_IN_CSV = ("trace", "trajectories", "chosen")
+_SECONDS, _MOST = 10.0, 4096
+"""What a part takes about, and the most puzzles in it: no more is lost if the call is stopped."""
 
 Record = dict[str, Any]
 """A puzzle and its answer, as ``hrm solve --json`` prints them."""
@@ -23,21 +26,55 @@ Record = dict[str, Any]
 class AnswerFile:
     """Answers on their way into a file: JSON lines in ``<path>.part``, until all puzzles are solved.
 
+    The first line of the part has the settings of the call, each other line a record.
+
     Attributes:
         records: the answers of an earlier call that was resumed.
     """
 
-    def __init__(self, path: Path, resume: bool) -> None:
+    def __init__(self, path: Path, resume: bool, settings: Mapping[str, Any]) -> None:
         """
+        Args:
+            path: of the finished file; its ending says CSV or JSON lines.
+            resume: continue the part of an earlier call, if there is one.
+            settings: JSON values that change answers; those of the earlier call must be the same.
+
         Raises:
-            InputError: an earlier call left a part, and ``resume`` is not set.
+            InputError: an earlier call left a part, and ``resume`` is not set, or its settings differ.
         """
         self.path, self.part = path, path.with_name(f"{path.name}.part")
-        if self.part.exists() and not resume:
+        self._settings = dict(settings)
+        self.records: list[Record] = []
+        if not self.part.exists():
+            return
+        if not resume:
             raise InputError(
                 f"{self.part} has answers of a call that did not end; add --resume to continue it, or remove the file"
             )
-        self.records: list[Record] = self._read() if self.part.exists() else []
+        lines = self._read()
+        if not lines:
+            self.part.unlink()  # the call was stopped before its first line was whole
+            return
+        earlier, *self.records = lines
+        if "settings" not in earlier:
+            raise InputError(f"{self.part} does not hold answers of this hrm solve; remove it")
+        for name, value in self._settings.items():
+            was = earlier["settings"].get(name)
+            if was != value:
+                raise InputError(
+                    f"{self.part}: the call that did not end had {name} {was}, this one has {value}; call with "
+                    f"{name} {was}, or remove the file"
+                )
+
+    def parts(self, puzzles: Sequence["PuzzleInput"], least: int) -> Iterator[Sequence["PuzzleInput"]]:
+        """The puzzles without an answer, in parts that are solved and added in turn, ``least`` or more at once."""
+        start, size = len(self.records), least
+        while start < len(puzzles):
+            began = time.monotonic()
+            yield puzzles[start : start + size]
+            start += size
+            faster = _SECONDS / max(time.monotonic() - began, 1e-3)
+            size = max(least, min(_MOST, int(size * min(faster, 4))))
 
     def check(self, task: "PuzzleTask", puzzles: Sequence["PuzzleInput"]) -> None:
         """
@@ -57,6 +94,8 @@ class AnswerFile:
         """Append answers; they are on the disk when it returns."""
         self.part.parent.mkdir(parents=True, exist_ok=True)
         with self.part.open("a", encoding="utf-8") as file:
+            if not file.tell():
+                file.write(json.dumps({"settings": self._settings}) + "\n")
             file.writelines(json.dumps(record) + "\n" for record in records)
             file.flush()
             os.fsync(file.fileno())
@@ -66,7 +105,7 @@ class AnswerFile:
 
         Returns all records.
         """
-        records = self._read()
+        _, *records = self._read()
         with written_beside(self.path) as part, part.open("w", newline="", encoding="utf-8") as file:
             if self.path.suffix.lower() == ".jsonl":
                 file.writelines(json.dumps(record) + "\n" for record in records)
@@ -79,15 +118,18 @@ class AnswerFile:
         return records
 
     def _read(self) -> list[Record]:
-        """The whole records of the part; a record that was cut off is removed from it."""
+        """The whole lines of the part; one that was cut off is removed from it."""
         data = self.part.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
             os.truncate(self.part, len(whole))
         try:
-            return [json.loads(line) for line in whole.splitlines()]
+            lines = [json.loads(line) for line in whole.splitlines()]
         except ValueError:
-            raise InputError(f"{self.part} does not hold answers of hrm solve; remove it") from None
+            lines = [None]
+        if not all(isinstance(line, dict) for line in lines):
+            raise InputError(f"{self.part} does not hold answers of this hrm solve; remove it")
+        return lines
 
 
 def text_of(task: "PuzzleTask", puzzle: "PuzzleInput") -> str:

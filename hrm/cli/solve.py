@@ -36,9 +36,6 @@ from hrm.progress import Progress, progress_bar
 if TYPE_CHECKING:
     from hrm.data.task import PuzzleTask
 
-_PUZZLES_AT_ONCE = 4096
-"""With ``--out``: so many answers are written together, and no more are lost if the call is stopped."""
-
 
 def solve(
     model: Model,
@@ -89,7 +86,7 @@ def solve(
     """
     # Check everything that needs no torch first: importing it takes seconds.
     from hrm.inference.halting import check_halting
-    from hrm.locate import require_known
+    from hrm.locate import locate, require_known
 
     _check_output("--gif", gif, puzzle, ".gif")
     _check_output("--png", png, puzzle, ".png")
@@ -98,9 +95,24 @@ def solve(
         raise InputError("--resume continues the file of --out; add --out FILE.csv or FILE.jsonl")
     require_known(model)
     check_halting(halt, model)
-    file = None if out is None else AnswerFile(out, resume)
     parse_order(select)
     AdaptiveDamping.of(damping)
+    settings = {
+        "MODEL": str(locate(model).resolve()),
+        "--halt": halt,
+        "--max-steps": max_steps,
+        "--trajectories": trajectories,
+        "--noise": noise,
+        "--start-noise": start_noise,
+        "--augment": augment,
+        "--select": select,
+        "--seed": seed,
+        "--damping": damping,
+        "--abstain": abstain,
+        "--trace": trace,
+        "--identifier": identifier,
+    }
+    file = None if out is None else AnswerFile(out, resume, settings)
     source, one_only = read_source(puzzle), bool(gif or png)
     task = _known_task(model)
     puzzles = None if task is None else read_puzzles(task, source, one_only)
@@ -122,9 +134,9 @@ def solve(
         tally, done = Tally(), 0 if file is None else len(file.records)
         for record in () if file is None else file.records:
             tally.add(record)
-        size = _PUZZLES_AT_ONCE if file is not None else max(1, len(puzzles))
-        parts = [puzzles[start : start + size] for start in range(done, len(puzzles), size)]
-        readable = sum(one.tokens is not None for part in parts for one in part)
+        least = max(1, batch_size // trajectories)
+        parts = [puzzles] if file is None else file.parts(puzzles, least)
+        readable = sum(one.tokens is not None for one in puzzles[done:])
         before, records = 0, []
         answers = Answers(task, [], [], loaded.config.learns_to_continue, trace)
         with progress_bar(readable > 1) as progress:

@@ -3,6 +3,7 @@ import gzip
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from hrm import HRM, HRMConfig, load, save
 from hrm import api as hrm_api
+from hrm.cli.answer_file import AnswerFile
 from hrm.data.sudoku import Sudoku, generate
 from hrm.inference.solve import solve
 
@@ -264,7 +266,7 @@ def test_a_call_that_was_stopped_is_resumed(model, puzzles, call, tmp_path, monk
     texts = [TASK.format(one) for one in puzzles]
     source, out, part = (tmp_path / name for name in ("q.txt", "a.jsonl", "a.jsonl.part"))
     source.write_text("\n".join(texts))
-    monkeypatch.setattr("hrm.cli.solve._PUZZLES_AT_ONCE", 2)
+    monkeypatch.setattr("hrm.cli.answer_file._MOST", 2)
     asked, solve_all = [], hrm_api.solve
 
     def stops(model, tokens, **options):
@@ -274,8 +276,8 @@ def test_a_call_that_was_stopped_is_resumed(model, puzzles, call, tmp_path, monk
         return solve_all(model, tokens, **options)
 
     monkeypatch.setattr("hrm.api.solve", stops)
-    assert call("solve", model, source, "--out", out)[0] == 2
-    assert len(part.read_text().splitlines()) == 4 and not out.exists()
+    assert call("solve", model, source, "--out", out, "--batch-size", 2)[0] == 2
+    assert len(part.read_text().splitlines()) == 1 + 4 and not out.exists()
     code, _, err = call("solve", model, source, "--out", out)
     assert code == 2 and "a.jsonl.part has answers of a call that did not end; add --resume" in err
     with part.open("a") as file:
@@ -284,12 +286,35 @@ def test_a_call_that_was_stopped_is_resumed(model, puzzles, call, tmp_path, monk
     code, _, err = call("solve", model, source, "--out", out, "--resume")
     assert code == 2 and "answer 1 is not to puzzle 1 of this call" in err
     source.write_text("\n".join(texts))
-    assert call("solve", model, source, "--out", out, "--resume")[:2] == (1, "0 of 6 answers valid\n")
+    code, _, err = call("solve", model, source, "--out", out, "--resume", "--halt", "fixed")
+    assert code == 2 and re.search(r"did not end had --halt \w+, this one has fixed; call with --halt \w+, or rem", err)
+    code, text, _ = call("solve", model, source, "--out", out, "--resume", "--batch-size", 2)
+    assert (code, text) == (1, "0 of 6 answers valid\n")
     assert asked == [2, 2, 2, 2] and not part.exists()
     resumed = out.read_text()
     assert call("solve", model, source, "--out", out)[0] == 1 and out.read_text() == resumed
     code, _, err = call("solve", model, source, "--resume")
     assert code == 2 and "--resume continues the file of --out" in err
+
+
+def test_the_part_of_another_program_is_refused(model, puzzles, call, tmp_path):
+    out, part = tmp_path / "a.csv", tmp_path / "a.csv.part"
+    for text in ("x,y\n1,2\n", '{"place": ""}\n', "[1]\n", b"\xff\xfe\n"):
+        part.write_bytes(text if isinstance(text, bytes) else text.encode())
+        code, _, err = call("solve", model, TASK.format(puzzles[0]), "--out", out, "--resume")
+        assert code == 2 and f"{part} does not hold answers of this hrm solve; remove it" in err
+    part.write_text('{"settings": {"MO')
+    assert call("solve", model, TASK.format(puzzles[0]), "--out", out, "--resume")[0] == 1
+    assert out.read_text().count("\n") == 2 and not part.exists()
+
+
+def test_parts_grow_up_to_a_time(tmp_path, monkeypatch):
+    now, sizes = [0.0], []
+    monkeypatch.setattr("hrm.cli.answer_file.time.monotonic", lambda: now[0])
+    for part in AnswerFile(tmp_path / "a.csv", False, {}).parts(range(1000), 2):
+        sizes.append(len(part))
+        now[0] += 0.1 * len(part)
+    assert sizes[:5] == [2, 8, 32, 100, 100] and sum(sizes) == 1000
 
 
 def test_wrong_input_is_refused_before_torch_is_imported(model, several, tmp_path):
