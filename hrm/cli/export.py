@@ -97,7 +97,7 @@ def export(
 
         exported = export_web(
             loaded, folder, task=task, weights=weights.value, runtime=runtime, examples=examples, name=name,
-            checkpoint=model, overwrite=force,
+            overwrite=force,
         )  # fmt: skip
     if as_json:
         print(json.dumps({"folder": str(folder), "bytes": exported.bytes} | asdict(exported.compared)))

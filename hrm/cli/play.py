@@ -41,7 +41,7 @@ def play(
         played = []
         for name, short in zip(names, unique_names(names)):
             loaded = load(name, world.device)
-            played.append(Played(loaded, page_model(loaded, api.task_of_model(name, loaded), short, name)))
+            played.append(Played(loaded, page_model(loaded, api.task_of_model(name, loaded), short)))
         with PlayServer(("127.0.0.1", port), played) as server:
             print(f"{server.url}    (Ctrl-C ends it)", flush=True)
             if browser:

@@ -68,7 +68,7 @@ class Model:
     def solve(
         self,
         puzzles: Any,
-        halt: "str | float" = "q",
+        halt: "str | float" = "auto",
         max_steps: "int | None" = None,
         identifiers: Any = 0,
         seeds: Any = 0,
@@ -77,8 +77,8 @@ class Model:
 
         Args:
             puzzles: integers.
-            halt: ``"q"`` (where q_halt > q_continue), a number (where q_halt - q_continue exceeds it) or ``"fixed"``
-                (after ``max_steps`` segments).
+            halt: ``"q"`` (where q_halt > q_continue), a number (where q_halt - q_continue exceeds it), ``"fixed"``
+                (after ``max_steps`` segments) or ``"auto"``: as calibrated if the model is, else ``"q"``.
             max_steps: most segments (default: as in training, or as many as the file has).
             identifiers: rows of the puzzle embedding, one or ``[n]``.
             seeds: of random starts, one or ``[n]``.
@@ -112,19 +112,25 @@ class Model:
                         step, tokens[row], float(q_halt[row]), float(q_continue[row]), float(outputs["residual"][row])
                     )
                 )
-            goes_on = np.ones(len(running), bool) if halt == "fixed" else ~(q_halt - q_continue > _threshold(halt))
+            goes_on = np.array([not self._halts(halt, answers[number]) for number in running])
             running = running[goes_on]
             feeds |= {name: outputs["next_" + name] for name in ("z_H", "z_L") if "next_" + name in outputs}
             feeds = {name: values[goes_on] for name, values in feeds.items()}
         return answers
 
+    def _halts(self, halt: "str | float", frames: list[Answer]) -> bool:
+        known, margin = self.about["calibrated"], frames[-1].q_halt - frames[-1].q_continue
+        if halt == "fixed":
+            return False
+        if halt == "auto" and known is not None:  # the rule that hrm calibrate stored; several are joined by |
+            rests = len(frames) > 1 and all(frame.residual < known["threshold"] for frame in frames[-2:])
+            holds = {"q": margin > 0, "margin": margin > known["threshold"], "residual": rests}
+            return any(holds[rule] for rule in known["rule"].split("|"))
+        return margin > (0.0 if halt in ("q", "auto") else float(halt))
+
     def _run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = [one.name for one in self._session.get_outputs()]
         return dict(zip(names, self._session.run(names, {name: feeds[name] for name in self._arguments})))
-
-
-def _threshold(halt: "str | float") -> float:
-    return 0.0 if halt == "q" else float(halt)
 
 
 def _providers() -> list[str]:
@@ -135,7 +141,9 @@ def _providers() -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Solve puzzles with the exported model in this folder.")
     parser.add_argument("puzzles", nargs="+", metavar="PUZZLE", help="a puzzle, or a file with one per line")
-    parser.add_argument("--halt", default="q", help="q, fixed, or a threshold of q_halt - q_continue")
+    parser.add_argument(
+        "--halt", default="auto", help="q, fixed, a threshold of q_halt - q_continue, or auto: as calibrated, else q"
+    )
     parser.add_argument("--max-steps", type=int)
     arguments = parser.parse_args()
     model = Model(Path(__file__).parent)

@@ -31,7 +31,6 @@ def export_web(
     runtime: Path | None = None,
     examples: Examples | None = None,
     name: str = "model",
-    checkpoint: Path | str | None = None,
     overwrite: bool = False,
 ) -> Exported:
     """Write the page with ``model`` inside into a new ``folder``, and compare the model as :func:`export_onnx` does.
@@ -43,14 +42,13 @@ def export_web(
         folder: must be new or empty unless ``overwrite``.
         task, weights, examples, name: as for :func:`export_onnx`.
         runtime: the folder of the npm package onnxruntime-web; None downloads it with npm.
-        checkpoint: where the model comes from, for its calibrated rule of halting.
         overwrite: replace an existing folder.
 
     Raises:
         InputError: a package is missing, npm is missing or fails, the page cannot show the task, or the folder exists.
     """
     require_packages()
-    about = page_model(model, task, name, checkpoint)
+    about = page_model(model, task, name)
     module = Segment(model)
     with folder_written_beside(folder, overwrite) as part:
         copy_runtime(part / "ort", runtime)

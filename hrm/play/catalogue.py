@@ -22,7 +22,7 @@ _EXAMPLES = 16  # generated, of which the page shows one
 
 
 def about_model(model: HRM, task: PuzzleTask | None, name: str) -> dict[str, Any]:
-    """What a host must know of a model, as JSON values: sizes, symbols, the board."""
+    """What a host must know of a model, as JSON values: sizes, symbols, the board, the calibrated rule of halting."""
     config = model.config
     symbols = task.symbols if isinstance(task, CsvTask) else {}
     symbols = {text: token for text, token in symbols.items() if token < config.vocab_size}
@@ -46,17 +46,17 @@ def about_model(model: HRM, task: PuzzleTask | None, name: str) -> dict[str, Any
         "halt_max_steps": config.halt_max_steps,
         "learns_to_continue": config.learns_to_continue,
         "random_starts": config.has_random_starts,
+        "calibrated": None if model.folder is None else _calibrated(model.folder),
     }
 
 
-def page_model(model: HRM, task: PuzzleTask | None, name: str, checkpoint: Path | str | None) -> dict[str, Any]:
-    """:func:`about_model`, with a title, the calibrated rule of halting and an example.
+def page_model(model: HRM, task: PuzzleTask | None, name: str) -> dict[str, Any]:
+    """:func:`about_model`, with a title and an example.
 
     Args:
         model: the model.
         task: its task.
         name: the model's name.
-        checkpoint: what :func:`hrm.load` takes; None for a model object.
 
     Raises:
         InputError: the page cannot show this task.
@@ -67,13 +67,12 @@ def page_model(model: HRM, task: PuzzleTask | None, name: str, checkpoint: Path 
     about = about_model(model, task, name)
     kind = "Sudoku" if isinstance(task, Sudoku) else "maze"
     about["title"] = f"{name} ({task.size} × {task.size} {kind})"
-    about["calibrated"] = None if checkpoint is None else _calibrated(checkpoint)
     about["example"] = task.format(_example(task))
     return about
 
 
-def _calibrated(checkpoint: Path | str) -> dict[str, Any] | None:
-    file = calibration_folder(checkpoint) / CALIBRATION_FILE
+def _calibrated(folder: Path) -> dict[str, Any] | None:
+    file = calibration_folder(folder) / CALIBRATION_FILE
     values = read_json(file) if file.is_file() else {}
     if not isinstance(values.get("threshold"), int | float):
         return None

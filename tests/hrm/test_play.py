@@ -21,7 +21,7 @@ EXAMPLE = "..1.3.......12.."
 @pytest.fixture(scope="module")
 def server():
     model = hrm.load("sudoku4")
-    with PlayServer(("127.0.0.1", 0), [Played(model, page_model(model, Sudoku(4), "sudoku4", "sudoku4"))]) as server:
+    with PlayServer(("127.0.0.1", 0), [Played(model, page_model(model, Sudoku(4), "sudoku4"))]) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
@@ -81,6 +81,6 @@ def test_it_refuses_other_hosts_and_bad_requests(server):
 def test_other_tasks_are_refused():
     model = hrm.load("sudoku4")
     with pytest.raises(InputError, match="m has no known task; the page shows models of Sudoku and of mazes"):
-        page_model(model, None, "m", None)
+        page_model(model, None, "m")
     assert task_of_model("sudoku4", model) == Sudoku(4)
     assert unique_names(["runs/a", "b", "other/a"]) == ["a", "b", "a 2"]

@@ -32,9 +32,8 @@ function choose(chosen) {
   $("model").value = model.name;
   $("hint").textContent = `${task.hint}. One line or several.`;
   $("limit").value = model.halt_max_steps;
-  const rules = [["q", "when sure (Q)"]];
-  if (model.calibrated) rules.push(["calibrated", "calibrated"]);
-  rules.push(["stable", "answer rests for 2"], ["residual", "state rests"], ["check", "when the answer is valid"], ["fixed", "after all segments"]);
+  const rules = model.calibrated ? [["calibrated", "when sure (calibrated)"]] : []; // the first one is the default
+  rules.push(["q", "when sure (Q)"], ["stable", "answer rests for 2"], ["residual", "state rests"], ["check", "when the answer is valid"], ["fixed", "after all segments"]);
   $("halt").replaceChildren(...rules.map(([value, text]) => new Option(text, value)));
   makeBoard();
   makePad();

@@ -143,6 +143,23 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
         export_onnx(random_model("hrm"), tmp_path / "a")
 
 
+def test_the_host_halts_as_calibrated():
+    pytest.importorskip("onnxruntime")
+    from hrm.export.host import Answer, Model
+
+    def halts(halt, known, *frames):
+        host = object.__new__(Model)
+        host.about = {"calibrated": known and dict(zip(("rule", "threshold"), known))}
+        return host._halts(halt, [Answer(0, np.zeros(1), margin, 0.0, residual) for margin, residual in frames])
+
+    moves, rests = (1.0, 9.0), (1.0, 0.01)
+    assert halts("auto", None, moves) and halts("q", ("margin", 2.0), moves) and halts(0.5, ("margin", 2.0), moves)
+    assert not halts("auto", ("margin", 2.0), moves) and halts("auto", ("margin", 0.5), moves)
+    assert not halts("auto", ("residual", 0.1), rests) and not halts("auto", ("residual", 0.1), moves, rests)
+    assert halts("auto", ("residual", 0.1), rests, rests) and halts("auto", ("q|residual", 0.1), moves)
+    assert not halts("fixed", ("margin", 0.5), moves)
+
+
 @pytest.mark.slow
 def test_a_program_is_saved_loaded_and_run(tmp_path):
     model = random_model("eqr")
@@ -171,7 +188,12 @@ def test_onnx_of_every_family_answers_alike(name, tmp_path):
 @pytest.mark.parametrize(
     "name, task, settles",
     # maze11 does not settle on mazes that it cannot solve: there rounding decides the late answers, 3 of 1,024
-    [("sudoku4", Sudoku(4), True), ("sudoku6", Sudoku(6), True), ("maze11", Maze(11), False)],
+    [
+        ("sudoku4", Sudoku(4), True),
+        ("sudoku6", Sudoku(6), True),
+        ("sudoku9", Sudoku(9), True),
+        ("maze11", Maze(11), False),
+    ],
 )
 def test_shipped_models_answer_alike(name, task, settles, tmp_path):
     require_onnx()
