@@ -61,18 +61,19 @@ class URMInner(HRMInner):
     def segment(self, z_H: torch.Tensor, z_L: torch.Tensor, x: torch.Tensor, damping: Damping | None = None) -> States:
         """:meth:`loops`, faster: the updates without gradients are one call (:func:`hrm_kernels.conv_cycles`).
 
-        With ``recompute`` the others take less memory (:func:`hrm_kernels.fixed_point`).
+        Those with gradients are another one, or with ``recompute`` take less memory (:func:`hrm_kernels.fixed_point`).
         """
         config = self.config
         total = config.H_cycles * config.L_cycles
         differentiates = torch.is_grad_enabled() or has_tangent((z_H, x))
         kept = min(self.gradient_updates(), total) if differentiates else 0
         if kept < total:
-            z_H = self.updates_without_gradients(z_H, x, total - kept)
-        if kept:
-            z_H = hrm_kernels.fixed_point(
-                self.update_hidden, z_H, x, steps=kept, gradient="full", recompute=config.recompute
-            )
+            with torch.no_grad():
+                z_H = self.updates(z_H, x, total - kept, as_constants=True)
+        if kept and config.recompute:
+            z_H = hrm_kernels.fixed_point(self.updates, z_H, x, 1, steps=kept, gradient="full", recompute=True)
+        elif kept:
+            z_H = self.updates(z_H, x, kept)
         return z_H, z_L
 
     def moved_segment(
@@ -86,13 +87,13 @@ class URMInner(HRMInner):
         """As for an HRM; the change is measured after the updates."""
         return move((z_H, z_L), self.segment(z_H, z_L, x), weight)
 
-    def updates_without_gradients(self, z_H: torch.Tensor, x: torch.Tensor, count: int) -> torch.Tensor:
-        """``count`` updates of the state, ``[B, P + seq_len, D]``."""
+    def updates(self, z_H: torch.Tensor, x: torch.Tensor, count: int, as_constants: bool = False) -> torch.Tensor:
+        """``count`` updates of the state, ``[B, P + seq_len, D]``, in one call; ``as_constants`` loses tangents."""
         config = self.config
-        with torch.no_grad():
-            layers = [layer.weights(config.dtype) for layer in self.layers]  # type: ignore[operator]
-            inputs = without_tangents((z_H, x, layers))
-            return hrm_kernels.conv_cycles(*inputs, self.cos, self.sin, config.num_heads, count, config.rms_norm_eps)
+        layers = [layer.weights(config.dtype) for layer in self.layers]  # type: ignore[operator]
+        if as_constants:
+            z_H, x, layers = without_tangents((z_H, x, layers))
+        return hrm_kernels.conv_cycles(z_H, x, layers, self.cos, self.sin, config.num_heads, count, config.rms_norm_eps)
 
     def q_values(self, z_H: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``(q_halt, 0)``, ``[B]`` float32 both, so that rows halt where q_halt > 0."""

@@ -18,7 +18,7 @@ FOLDER = Path(os.environ.get("HRM_KERNELS_LIBRARIES") or Path(__file__).parent /
 INSTRUCTION_SET = os.environ.get("HRM_KERNELS_INSTRUCTION_SET", "")
 """The instruction set of the CPU kernels, for tests: avx512, avx2, portable, or empty for the best available one."""
 
-INTERFACE = 5
+INTERFACE = 6
 """The version of the functions' arguments; equal to kInterface of csrc/ffi/interface.h in a matching library."""
 
 COMPILERS = {

@@ -278,8 +278,8 @@ class PostNormBlock(nn.Module):
 class URMBlock(nn.Module):
     """Attention and :class:`ConvSwiGLU`, each followed by ``add_rms_norm`` with its input: one block of a URM.
 
-    ``forward(x [B, S, D], cos, sin) -> [B, S, D]``; tables from :func:`rope_tables`, or None for both. Updates without
-    gradients are faster as one call of :func:`hrm_kernels.conv_cycles`, on the :meth:`weights` of all blocks.
+    ``forward(x [B, S, D], cos, sin) -> [B, S, D]``; tables from :func:`rope_tables`, or None for both. Updates are
+    faster as one call of :func:`hrm_kernels.conv_cycles`, on the :meth:`weights` of all blocks.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, expansion: float = 4.0, eps: float = 1e-5) -> None:
@@ -289,7 +289,7 @@ class URMBlock(nn.Module):
         self.mlp = ConvSwiGLU(hidden_size, expansion)
 
     def weights(self, dtype: torch.dtype) -> ConvBlockWeights:
-        """The block's weights in ``dtype``, for :func:`hrm_kernels.conv_cycles`."""
+        """The block's weights in ``dtype``, differentiable, for :func:`hrm_kernels.conv_cycles`."""
         attention, mlp = self.self_attn, self.mlp
         linears = (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj)
         return ConvBlockWeights._make((*(cast(linear.weight, dtype) for linear in linears), *mlp.convolution(dtype)))

@@ -13,27 +13,26 @@ extern "C" {
 enum hrm_dtype { HRM_FLOAT32 = 0, HRM_BFLOAT16 = 1 };
 
 // Sizes of the blocks of a module. A block either attends (heads, head_dim) or mixes positions by a SwiGLU of inner
-// size `mixing`; the other sizes are 0.
+// size `mixing`; the other sizes are 0. A block that attends may have a ConvSwiGLU.
 struct hrm_shape {
   int64_t batch, positions, dim, heads, head_dim, inner;
   float eps;
   int64_t mixing = 0;
+  bool convolves = false;
 };
 
 // The weights of one block, [out, in]. A block that mixes positions has its gate_up [2 mixing, positions] and down
-// [positions, mixing] for that in place of qkv and o.
+// [positions, mixing] for that in place of qkv and o. One with ConvSwiGLU has besides the conv [inner, 2] and conv_bias
+// [inner] of its convolution.
 struct hrm_weights {
   const void *qkv, *o, *gate_up, *down;
+  const void *conv = nullptr, *conv_bias = nullptr;
 };
 
 // Gradients of the weights, in their dtype; nullptr for gradients that are not needed.
 struct hrm_weight_gradients {
   void *qkv, *o, *gate_up, *down;
-};
-
-// The weights of a block with ConvSwiGLU: besides, conv [inner, 2] and conv_bias [inner] of its convolution.
-struct hrm_conv_weights {
-  const void *qkv, *o, *gate_up, *down, *conv, *conv_bias;
+  void *conv = nullptr, *conv_bias = nullptr;
 };
 
 // How far updates move a state, and their noise: state = (1 - weight) state + weight * update + scale * normal numbers.
@@ -87,26 +86,22 @@ struct hrm_cpu_kernels {
                       int64_t state_count, void* const* outputs, int dtype, const float* cos, const float* sin,
                       const hrm_movement* movement, int threads);
 
-  // Number of floats that the forward saves of `layers` blocks for blocks_backward.
-  int64_t (*saved_size)(hrm_shape shape, int64_t layers, int recompute);
+  // Number of floats that the forward saves of `cycles` passes through `layers` blocks for blocks_backward.
+  int64_t (*saved_size)(hrm_shape shape, int64_t layers, int64_t cycles, int recompute);
 
-  // Runs blocks on x (+ injection, unless nullptr) and fills `saved`. With damping, which may be nullptr, out is x
-  // moved towards the result of the blocks; the backward is still that of the blocks.
-  void (*blocks_forward)(hrm_shape shape, const float* packed, int64_t layers, const void* x, const void* injection,
-                         void* out, int dtype, const float* cos, const float* sin, int recompute, float* saved,
-                         const hrm_damping* damping, int threads);
+  // Runs blocks on x (+ injection, unless nullptr), then `cycles` - 1 times on the result (+ injection), and fills
+  // `saved`. With damping, which may be nullptr and needs cycles = 1, out is x moved towards the result of the blocks;
+  // the backward is still that of the blocks.
+  void (*blocks_forward)(hrm_shape shape, const float* packed, int64_t layers, int64_t cycles, const void* x,
+                         const void* injection, void* out, int dtype, const float* cos, const float* sin, int recompute,
+                         float* saved, const hrm_damping* damping, int threads);
 
-  // Computes the gradients of x (equal to that of the injection) and of the weights from the gradient of the output.
+  // Computes the gradients of x, of the injection (unless dinjection is nullptr; with one cycle it is that of x) and of
+  // the weights from the gradient of the output. Blocks that mix positions take one cycle only.
   void (*blocks_backward)(hrm_shape shape, const float* packed, const float* packed_backward, int64_t layers,
-                          const void* dout, void* dx, const hrm_weight_gradients* dweights, int dtype, const float* cos,
-                          const float* sin, int recompute, const float* saved, int threads);
-
-  // Packs blocks with ConvSwiGLU, and runs them on x + injection, then `cycles` - 1 times on the result + injection.
-  int64_t (*conv_packed_size)(hrm_shape shape);
-  void (*pack_conv_blocks)(hrm_shape shape, const hrm_conv_weights* weights, int64_t layers, int dtype, float* packed,
-                           int threads);
-  void (*conv_cycles)(hrm_shape shape, const float* packed, int64_t layers, const void* x, const void* injection,
-                      void* out, int64_t cycles, int dtype, const float* cos, const float* sin, int threads);
+                          int64_t cycles, const void* dout, void* dx, void* dinjection,
+                          const hrm_weight_gradients* dweights, int dtype, const float* cos, const float* sin,
+                          int recompute, const float* saved, int threads);
 
   // Standard normal numbers [batch, positions, dim] float32, from the seeds and steps of the rows.
   void (*noise)(int64_t batch, int64_t positions, int64_t dim, const int64_t* seeds, const int64_t* steps,

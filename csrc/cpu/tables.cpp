@@ -10,7 +10,6 @@ void add(hrm_cpu_kernels& table) {
   table.tile_rows = kTileRows;
   table.element_bytes = sizeof(Element);
   add_blocks(table);
-  add_conv_cycles(table);
   add_linear(table);
   add_rope_attention(table);
   add_token_mixing(table);

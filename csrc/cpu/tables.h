@@ -7,7 +7,6 @@ namespace hrm::HRM_ISA {
 
 void add_blocks(hrm_cpu_kernels& table);
 void add_checksum(hrm_cpu_kernels& table);
-void add_conv_cycles(hrm_cpu_kernels& table);
 void add_conv_swiglu(hrm_cpu_kernels& table);
 void add_linear(hrm_cpu_kernels& table);
 void add_rope_attention(hrm_cpu_kernels& table);

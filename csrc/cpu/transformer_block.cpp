@@ -2,12 +2,14 @@
 //
 // Between two attentions the rows are independent, so one task computes a group of rows through the output projection,
 // norm, SwiGLU, norm, and the next block's qkv: two barriers per block, whatever the number of products. Where blocks
-// mix positions instead, the tasks alternate between kWidth channels of all positions, and groups of rows.
+// mix positions instead, the tasks alternate between kWidth channels of all positions, and groups of rows. A ConvSwiGLU
+// reads the row before a group, which another task computes: a third barrier per block.
 #include <initializer_list>
 #include <utility>
 
 #include "cpu/attention.h"
 #include "cpu/cache.h"
+#include "cpu/convolution.h"
 #include "cpu/damping.h"
 #include "cpu/kernels.h"
 #include "cpu/mixing.h"
@@ -39,6 +41,8 @@ struct Geometry {
         mixer(s.positions, s.mixing, s.eps) {}
 
   bool mixes() const { return shape.mixing > 0; }
+  bool convolves() const { return shape.convolves; }
+  Convolution convolution(const float* taps) const { return {shape.positions, inner, taps}; }
   int64_t pieces() const { return shape.batch * dim.panels(); }
 
   // The most rows of a task: the state and the inner rows of SwiGLU fill three quarters of an L2 cache. Each task reads
@@ -66,10 +70,15 @@ struct Geometry {
     return mixes() ? whole(forward > backward ? forward : backward) : 0;
   }
   int64_t packed() const {
-    return mixing() + matrix(qkv, dim) + matrix(dim, attended) + matrix(gate_up, dim) + matrix(dim, inner);
+    return mixing() + matrix(qkv, dim) + matrix(dim, attended) + matrix(gate_up, dim) + matrix(dim, inner) + taps();
+  }
+  int64_t taps() const {  // of a ConvSwiGLU, which are float32
+    constexpr int64_t kElements = sizeof(float) / sizeof(Element);
+    return convolves() ? convolution(nullptr).floats() * kElements : 0;
   }
   // Sizes in floats.
   int64_t floats(Columns columns) const { return floats_for(columns.panels() * stride * kWidth); }
+  int64_t activated_floats() const { return convolves() ? floats(inner) : 0; }
   static int64_t whole(int64_t count) { return (count + kWidth - 1) / kWidth * kWidth; }
   int64_t rstd1_floats() const { return mixes() ? pieces() * kWidth : whole(rows); }  // of each channel, or row
   int64_t rstd2_floats() const { return whole(rows); }
@@ -82,12 +91,14 @@ struct Geometry {
 // The matrices of a packed block.
 struct Packed {
   const Element *mixing, *qkv, *o, *gate_up, *down;
+  const float* taps;
   Packed(const Geometry& g, const float* base, int64_t layer) {
     mixing = reinterpret_cast<const Element*>(base) + layer * g.packed();
     qkv = mixing + g.mixing();
     o = qkv + g.matrix(g.qkv, g.dim);
     gate_up = o + g.matrix(g.dim, g.attended);
     down = gate_up + g.matrix(g.gate_up, g.dim);
+    taps = reinterpret_cast<const float*>(down + g.matrix(g.dim, g.inner));
   }
 };
 
@@ -97,6 +108,7 @@ struct Layer {
   Packed weights;
   Panels in, qkv, attended, middle, gate_up, out;
   float *rstd1, *rstd2, *lse;
+  Panels activated;               // silu(gate) * up, for a ConvSwiGLU
   Panels injection, injection2;   // added to `in` first; data is nullptr for none
   Panels start{nullptr, 0};       // what `in` is without the injection; data is nullptr where `in` holds it
   Damped damped{};                // of the last block of a damped update
@@ -186,13 +198,11 @@ inline void tail_of_pre_norm(const Geometry& g, const Layer& layer, int64_t firs
   }
 }
 
-// Computes these rows from the attention, or the mixing, to the block's output. hidden: panels of the inner size for
-// `rows` rows; normed: of the state, for pre-norm blocks.
-inline void tail(const Geometry& g, const Layer& layer, int64_t first, int64_t rows, Panels hidden, Panels normed,
-                 float* sums) {
-  if (layer.scales) return tail_of_pre_norm(g, layer, first, rows, hidden, normed, sums);
+// Computes these rows from the attention, or the mixing, to the SwiGLU, into `hidden`.
+inline void compute_hidden(const Geometry& g, const Layer& layer, int64_t first, int64_t rows, Panels hidden,
+                           float* sums) {
   const int64_t dim = g.dim.panels();
-  const Panels in = layer.in.from(0, first), middle = layer.middle.from(0, first), out = layer.out.from(0, first);
+  const Panels in = layer.in.from(0, first), middle = layer.middle.from(0, first);
   if (!g.mixes()) {
     product_plus(layer.attended.from(0, first), g.attended.panels(), layer.weights.o, dim, rows, sums, in, middle);
     for (int64_t row = 0; row < rows; ++row) {
@@ -211,12 +221,32 @@ inline void tail(const Geometry& g, const Layer& layer, int64_t first, int64_t r
               }
             });
           });
-  product_plus(hidden, g.inner.panels(), layer.weights.down, dim, rows, sums, middle, out);
+}
+
+// Computes these rows from `hidden` to the block's output.
+inline void compute_output(const Geometry& g, const Layer& layer, int64_t first, int64_t rows, Panels hidden,
+                           float* sums) {
+  const int64_t dim = g.dim.panels();
+  const Panels out = layer.out.from(0, first);
+  product_plus(hidden, g.inner.panels(), layer.weights.down, dim, rows, sums, layer.middle.from(0, first), out);
   for (int64_t row = 0; row < rows; ++row) {
     const float rstd = norm_row(out, dim, row, g.shape.dim, g.shape.eps);
     if (layer.rstd2) layer.rstd2[first + row] = rstd;
     if (layer.damped.damping) layer.damped.blend(layer.out, first + row, g.shape.positions, g.shape.dim);
   }
+}
+
+// Computes these rows from the attention, the mixing or the convolution's input to the block's output. hidden: panels
+// of the inner size for `rows` rows; normed: of the state, for pre-norm blocks.
+inline void tail(const Geometry& g, const Layer& layer, int64_t first, int64_t rows, Panels hidden, Panels normed,
+                 float* sums) {
+  if (layer.scales) return tail_of_pre_norm(g, layer, first, rows, hidden, normed, sums);
+  if (g.convolves()) {
+    g.convolution(layer.weights.taps).forward(layer.activated, first, rows, hidden);
+  } else {
+    compute_hidden(g, layer, first, rows, hidden, sums);
+  }
+  compute_output(g, layer, first, rows, hidden, sums);
 }
 
 // Computes a piece of a block up to the norm after its mixing, in this thread's memory.
@@ -294,6 +324,11 @@ void run_layers(const Geometry& g, int64_t count, const ThreadMemory& memory, Te
     team.for_each(g.shape.batch * g.shape.heads, [&](int64_t task) {
       attend(heads, task / g.shape.heads, task % g.shape.heads, now.attended, now.lse, own);
     });
+    if (g.convolves()) {
+      rows_of([&](int64_t first, int64_t rows) {
+        compute_hidden(g, now, first, rows, now.activated.from(0, first), sums);
+      });
+    }
   }
 }
 
@@ -346,6 +381,16 @@ void pack_blocks(hrm_shape shape, const hrm_weights* weights, int64_t layers, in
         backward ? pack_into(MixerGradient(g.mixer)) : pack_into(g.mixer);
       });
     }
+    for (int64_t layer = 0; layer < layers && g.convolves(); ++layer) {
+      team.for_each(g.inner.panels(), [&](int64_t panel) {
+        with_type(dtype, [&](auto type) {
+          using T = decltype(type);
+          const hrm_weights& w = weights[layer];
+          Convolution::pack(static_cast<const T*>(w.conv), static_cast<const T*>(w.conv_bias), g.inner, panel,
+                            const_cast<float*>(Packed(g, packed, layer).taps));
+        });
+      });
+    }
   });
 }
 
@@ -359,12 +404,13 @@ void run_updates(hrm_shape shape, const hrm_update* updates, int64_t count, cons
   const bool damped = count > 0 && updates[0].damping;
   const int64_t squares_floats = movement ? Geometry::whole(state_count * g.rows * 2) : 0;
   Scratch scratch{workspace(squares_floats + (state_count + damped) * state_floats + g.floats(g.qkv) +
-                            g.floats(g.attended) + threads * memory.each)};
+                            g.floats(g.attended) + g.activated_floats() + threads * memory.each)};
   float* squares = scratch.floats(squares_floats);
   Panels state[3];
   for (int64_t i = 0; i < state_count; ++i) state[i] = scratch.panels(g.dim.panels(), g.stride);
   const Panels qkv = scratch.panels(g.qkv.panels(), g.stride);
   const Panels attended = scratch.panels(g.attended.panels(), g.stride);
+  const Panels activated = scratch.panels(g.convolves() ? g.inner.panels() : 0, g.stride);
   const Panels plain = damped ? scratch.panels(g.dim.panels(), g.stride) : Panels{nullptr, 0};
   memory.base = scratch.next;
   int64_t layers = 0;
@@ -392,6 +438,7 @@ void run_updates(hrm_shape shape, const hrm_update* updates, int64_t count, cons
                   nullptr,
                   nullptr,
                   nullptr,
+                  activated,
                   starts && update->injection >= 0 ? state[update->injection] : none,
                   starts && update->injection2 >= 0 ? state[update->injection2] : none};
       if (update->damping) {
@@ -450,36 +497,43 @@ struct Saved {
   }
 };
 
-// The parts of `saved`: without recomputation all values of each block and the last output, else only the inputs.
-int64_t saved_size(hrm_shape shape, int64_t layers, int recompute) {
+// The parts of `saved`: without recomputation for each cycle all values of its blocks and its output, else only the
+// inputs of all blocks.
+int64_t saved_cycle(const Geometry& g, int64_t layers) { return layers * Saved::size(g) + g.floats(g.dim); }
+int64_t saved_size(hrm_shape shape, int64_t layers, int64_t cycles, int recompute) {
   const Geometry g(shape);
-  return recompute ? layers * g.floats(g.dim) : layers * Saved::size(g) + g.floats(g.dim);
+  return cycles * (recompute ? layers * g.floats(g.dim) : saved_cycle(g, layers));
 }
 
-Saved saved_layer(const Geometry& g, float* saved, int64_t i) {
-  return Saved(g, saved + i * Saved::size(g), Scratch{saved + (i + 1) * Saved::size(g)}.panels(0, g.stride));
+// Block `i` of all cycles.
+Saved saved_layer(const Geometry& g, float* saved, int64_t layers, int64_t i) {
+  float* own = saved + i / layers * saved_cycle(g, layers) + i % layers * Saved::size(g);
+  return Saved(g, own, Scratch{own + Saved::size(g)}.panels(0, g.stride));
 }
 
-Layer with_gradients(const Geometry& g, const float* packed, int64_t i, const Saved& s) {
-  return {Packed(g, packed, i), s.in,        s.qkv, s.attended, s.middle, s.gate_up, s.out, s.rstd1, s.rstd2, s.lse,
-          {nullptr, 0},         {nullptr, 0}};
+Layer with_gradients(const Packed& weights, const Saved& s, Panels activated) {
+  return {weights, s.in,    s.qkv, s.attended, s.middle,     s.gate_up,   s.out,
+          s.rstd1, s.rstd2, s.lse, activated,  {nullptr, 0}, {nullptr, 0}};
 }
 
-void blocks_forward(hrm_shape shape, const float* packed, int64_t layers, const void* x, const void* injection,
-                    void* out, int dtype, const float* cos, const float* sin, int recompute, float* saved,
-                    const hrm_damping* damping, int threads) {
+void blocks_forward(hrm_shape shape, const float* packed, int64_t layers, int64_t cycles, const void* x,
+                    const void* injection, void* out, int dtype, const float* cos, const float* sin, int recompute,
+                    float* saved, const hrm_damping* damping, int threads) {
   const Geometry g(shape);
   ThreadMemory memory(g, threads, false);
-  const int64_t one = g.floats(g.dim);
-  Scratch scratch{workspace((damping ? 3 : 2) * one + g.floats(g.qkv) + g.floats(g.attended) + threads * memory.each)};
+  const int64_t one = g.floats(g.dim), count = layers * cycles;
+  Scratch scratch{workspace((damping ? 3 : 2) * one + g.floats(g.qkv) + g.floats(g.attended) + g.activated_floats() +
+                            threads * memory.each)};
   const Panels state = scratch.panels(g.dim.panels(), g.stride), add = scratch.panels(g.dim.panels(), g.stride);
   const Panels qkv = scratch.panels(g.qkv.panels(), g.stride);
   const Panels attended = scratch.panels(g.attended.panels(), g.stride);
+  const Panels activated = scratch.panels(g.convolves() ? g.inner.panels() : 0, g.stride);
   const Panels blended = damping ? scratch.panels(g.dim.panels(), g.stride) : Panels{nullptr, 0};
   memory.base = scratch.next;
   const Panels none{nullptr, 0};
   const auto input = [&](int64_t i) { return Scratch{saved + i * one}.panels(0, g.stride); };  // with recomputation
-  const Panels first = recompute ? input(0) : saved_layer(g, saved, 0).in;
+  const auto kept = [&](int64_t i) { return saved_layer(g, saved, layers, i); };               // without
+  const Panels first = recompute ? input(0) : kept(0).in;
 
   parallel(threads, [&](Team::Member& team) {
     const TileScope tiles;
@@ -488,25 +542,20 @@ void blocks_forward(hrm_shape shape, const float* packed, int64_t layers, const 
       if (injection) unpack(static_cast<const decltype(type)*>(injection), g.dim, add, g.rows, team);
       if (damping) unpack(static_cast<const decltype(type)*>(x), g.dim, blended, g.rows, team);
     });
-    run_layers(g, layers, memory, team, cos, sin, [&](int64_t i) {
-      Layer layer = recompute ? Layer{Packed(g, packed, i),
-                                      input(i),
-                                      qkv,
-                                      attended,
-                                      state,
-                                      none,
-                                      i + 1 < layers ? input(i + 1) : state,
-                                      nullptr,
-                                      nullptr,
-                                      nullptr,
-                                      none,
-                                      none}
-                              : with_gradients(g, packed, i, saved_layer(g, saved, i));
-      if (i == 0 && injection) layer.injection = add;
-      if (i == layers - 1 && damping) layer.damped = {damping, blended, 0};
+    run_layers(g, count, memory, team, cos, sin, [&](int64_t i) {
+      const Packed weights(g, packed, i % layers);
+      Layer layer =
+          recompute ? Layer{weights, input(i), qkv,     attended,  state, none, i + 1 < count ? input(i + 1) : state,
+                            nullptr, nullptr,  nullptr, activated, none,  none}
+                    : with_gradients(weights, kept(i), activated);
+      if (i % layers == 0) {
+        if (injection) layer.injection = add;
+        if (i && !recompute) layer.start = kept(i - 1).out;
+      }
+      if (i == count - 1 && damping) layer.damped = {damping, blended, 0};
       return layer;
     });
-    const Panels last = damping ? blended : recompute ? state : saved_layer(g, saved, layers - 1).out;
+    const Panels last = damping ? blended : recompute ? state : kept(count - 1).out;
     with_type(dtype, [&](auto type) { pack(last, g.dim, static_cast<decltype(type)*>(out), g.rows, team); });
   });
 }
@@ -518,12 +567,14 @@ struct WeightGradient {
   TransposedProduct factors;
   Columns outputs, inputs;
   void* gradient;
+  bool fresh;  // the sums replace what `gradient` holds; else they are added
 
-  WeightGradient(Panels dy, Panels x, Columns outputs_, Columns inputs_, int64_t rows, void* gradient_)
+  WeightGradient(Panels dy, Panels x, Columns outputs_, Columns inputs_, int64_t rows, void* gradient_, bool fresh_)
       : factors{dy, x, outputs_.panels(), inputs_.panels(), rows},
         outputs(outputs_),
         inputs(inputs_),
-        gradient(gradient_) {}
+        gradient(gradient_),
+        fresh(fresh_) {}
 
   int64_t pack_tasks() const { return gradient ? factors.pack_tasks() : 0; }
   int64_t groups_in() const { return (inputs.panels() + kGroupIn - 1) / kGroupIn; }
@@ -547,13 +598,15 @@ struct WeightGradient {
         const float* lanes = sums.at(p, row);
         T* run = to + output * inputs.real();
         if (const int64_t first = inputs.whole(in + p); first >= 0) {
-          store(run + first, load(lanes));
-          store(run + first + kLanes, load(lanes + kLanes));
+          for (int64_t half = 0; half < kWidth; half += kLanes) {
+            T* at = run + first + half;
+            store(at, fresh ? load(lanes + half) : load(at) + load(lanes + half));
+          }
           continue;
         }
         for (int64_t lane = 0; lane < kWidth; ++lane) {
           const int64_t input = inputs.column(in + p, lane);
-          if (input >= 0) assign(run[input], lanes[lane]);
+          if (input >= 0) assign(run[input], fresh ? lanes[lane] : to_float(run[input]) + lanes[lane]);
         }
       }
     }
@@ -595,9 +648,78 @@ inline void mix_backward(const Geometry& g, const Packed& forward, const Packed&
   });
 }
 
-void blocks_backward(hrm_shape shape, const float* packed, const float* packed_backward, int64_t layers,
-                     const void* dout, void* dx, const hrm_weight_gradients* dweights, int dtype, const float* cos,
-                     const float* sin, int recompute, const float* saved, int threads) {
+// The gradients that a block's backward passes on from step to step.
+struct Gradients {
+  Panels dy, du2, du1, dattended, dqkv, dgate_up;
+  Panels inner;      // the values that `down` reads
+  Panels activated;  // for a ConvSwiGLU: y, and the gradient dc
+  Panels dc;
+
+  static int64_t floats(const Geometry& g) {
+    return 3 * g.floats(g.dim) + g.floats(g.attended) + g.floats(g.qkv) + g.floats(g.gate_up) + g.floats(g.inner) +
+           2 * g.activated_floats();
+  }
+  Gradients(const Geometry& g, float* memory) {
+    Scratch scratch{memory};
+    for (Panels* state : {&dy, &du2, &du1}) *state = scratch.panels(g.dim.panels(), g.stride);
+    dattended = scratch.panels(g.attended.panels(), g.stride);
+    dqkv = scratch.panels(g.qkv.panels(), g.stride);
+    dgate_up = scratch.panels(g.gate_up.panels(), g.stride);
+    inner = scratch.panels(g.inner.panels(), g.stride);
+    for (Panels* one : {&activated, &dc}) *one = scratch.panels(g.convolves() ? g.inner.panels() : 0, g.stride);
+  }
+};
+
+// Computes for rows [first, first + rows) the gradient du2 of the sum before the second norm, and of the SwiGLU: that
+// of gate_up, or with a ConvSwiGLU dc. And again the values that `down` reads.
+inline void backward_of_output(const Geometry& g, const Packed& forward, const Packed& backward, const Saved& s,
+                               const Gradients& d, int64_t first, int64_t rows, float* sums) {
+  const int64_t dim = g.dim.panels();
+  const Panels d2 = d.du2.from(0, first), gate_up = s.gate_up.from(0, first), dgu = d.dgate_up.from(0, first);
+  const Panels h = d.inner.from(0, first);
+  copy_rows(d.dy.from(0, first), dim, rows, d2, rows);
+  for (int64_t row = 0; row < rows; ++row) {
+    norm_row_backward(d2, s.out.from(0, first), dim, row, g.shape.dim, s.rstd2[first + row]);
+  }
+  if (g.convolves()) {
+    product(d2, dim, backward.down, g.inner.panels(), rows, sums, keep(d.dc.from(0, first)));
+    g.convolution(forward.taps).backward(s.gate_up, first, rows, d.activated, d.inner, d.dc);
+    return;
+  }
+  product(d2, dim, backward.down, g.inner.panels(), rows, sums,
+          [&](Tile& tile, int64_t row, int64_t count, int64_t panel) HRM_ALWAYS {
+            for_rows(tile, count, [&](int j, Vec* columns) HRM_ALWAYS {
+              for (int64_t half = 0; half < 2; ++half) {  // kLanes columns of inner: one panel of gate_up
+                const Element* from = gate_up.at(2 * panel + half, row + j);
+                Element* to = dgu.at(2 * panel + half, row + j);
+                const Vec gate = load(from), up = load(from + kLanes), dh = columns[half];
+                const Vec s_gate = sigmoid(gate), silu = gate * s_gate;
+                store(to, dh * up * (s_gate + silu * (1.0f - s_gate)));
+                store(to + kLanes, dh * silu);
+                store(h.at(panel, row + j) + half * kLanes, silu * up);
+              }
+            });
+          });
+}
+
+// Computes for these rows the gradient du1 of the sum before the first norm, and that of the attention.
+inline void backward_of_hidden(const Geometry& g, const Packed& forward, const Packed& backward, const Saved& s,
+                               const Gradients& d, int64_t first, int64_t rows, float* sums) {
+  const int64_t dim = g.dim.panels();
+  const Panels d1 = d.du1.from(0, first);
+  if (g.convolves()) g.convolution(forward.taps).gate_up_backward(s.gate_up, d.dc, first, rows, d.dgate_up);
+  product_plus(d.dgate_up.from(0, first), g.gate_up.panels(), backward.gate_up, dim, rows, sums, d.du2.from(0, first),
+               d1);
+  if (g.mixes()) return;
+  for (int64_t row = 0; row < rows; ++row) {
+    norm_row_backward(d1, s.middle.from(0, first), dim, row, g.shape.dim, s.rstd1[first + row]);
+  }
+  product(d1, dim, backward.o, g.attended.panels(), rows, sums, keep(d.dattended.from(0, first)));
+}
+
+void blocks_backward(hrm_shape shape, const float* packed, const float* packed_backward, int64_t layers, int64_t cycles,
+                     const void* dout, void* dx, void* dinjection, const hrm_weight_gradients* dweights, int dtype,
+                     const float* cos, const float* sin, int recompute, const float* saved, int threads) {
   const Geometry g(shape);
   ThreadMemory memory(g, threads, true);
   const int64_t group = kGroupOut * kGroupIn * kWidth * kWidth;
@@ -609,19 +731,14 @@ void blocks_backward(hrm_shape shape, const float* packed, const float* packed_b
   for (const auto& [outputs, inputs] : sizes) {
     gradient_elements += transposed_elements(outputs.panels(), inputs.panels(), g.rows);
   }
-  Scratch scratch{workspace(3 * g.floats(g.dim) + g.floats(g.attended) + g.floats(g.qkv) + g.floats(g.gate_up) +
-                            g.floats(g.inner) + (g.mixes() ? MixingSums(g.mixer, g.pieces()).floats() : 0) +
-                            (recompute ? Saved::size(g) + g.floats(g.dim) : 0) + floats_for(gradient_elements) +
-                            threads * memory.each)};
-  const Panels dy = scratch.panels(dim, g.stride), du2 = scratch.panels(dim, g.stride);
-  const Panels du1 = scratch.panels(dim, g.stride);
-  const Panels dattended = scratch.panels(g.attended.panels(), g.stride);
-  const Panels dqkv = scratch.panels(g.qkv.panels(), g.stride);
-  const Panels dgate_up = scratch.panels(g.gate_up.panels(), g.stride);
-  const Panels inner = scratch.panels(g.inner.panels(), g.stride);
+  Scratch scratch{workspace(Gradients::floats(g) + (g.mixes() ? MixingSums(g.mixer, g.pieces()).floats() : 0) +
+                            (recompute ? Saved::size(g) + g.floats(g.dim) : 0) + (dinjection ? g.floats(g.dim) : 0) +
+                            floats_for(gradient_elements) + threads * memory.each)};
+  const Gradients d(g, scratch.floats(Gradients::floats(g)));
   MixingSums mixed(g.mixer, g.pieces());
   if (g.mixes()) mixed.place(scratch.floats(mixed.floats()));
   float* again = recompute ? scratch.floats(Saved::size(g) + g.floats(g.dim)) : nullptr;
+  const Panels injected = scratch.panels(dinjection ? dim : 0, g.stride);  // the gradient of the injection
   float* packed_factors = scratch.floats(floats_for(gradient_elements));
   memory.base = scratch.next;
 
@@ -630,56 +747,43 @@ void blocks_backward(hrm_shape shape, const float* packed, const float* packed_b
     float* own = memory.of(team.rank());
     float* sums = own;
     const int64_t blocks = memory.blocks;
-    with_type(dtype, [&](auto type) { unpack(static_cast<const decltype(type)*>(dout), g.dim, dy, g.rows, team); });
-    for (int64_t i = layers - 1; i >= 0; --i) {
-      Saved s = saved_layer(g, again ? again : const_cast<float*>(saved), again ? 0 : i);
+    const auto rows_of = [&](auto compute) {  // compute(first, rows) for each task's rows
+      team.for_each(blocks, [&](int64_t task) {
+        const int64_t first = g.block_start(task, blocks);
+        compute(first, g.block_start(task + 1, blocks) - first);
+      });
+    };
+    with_type(dtype, [&](auto type) { unpack(static_cast<const decltype(type)*>(dout), g.dim, d.dy, g.rows, team); });
+    for (int64_t i = layers * cycles - 1; i >= 0; --i) {
+      const int64_t layer = i % layers;
+      const bool fresh = i / layers == cycles - 1;  // the gradients of weights: later cycles come first
+      const Packed forward(g, packed, layer), weights(g, packed_backward, layer);
+      Saved s = again ? saved_layer(g, again, 1, 0) : saved_layer(g, const_cast<float*>(saved), layers, i);
       if (recompute) {
         s.in = Scratch{const_cast<float*>(saved) + i * g.floats(g.dim)}.panels(0, g.stride);
-        run_layers(g, 1, memory, team, cos, sin, [&](int64_t) { return with_gradients(g, packed, i, s); });
+        run_layers(g, 1, memory, team, cos, sin, [&](int64_t) { return with_gradients(forward, s, d.activated); });
       }
-      const Packed weights(g, packed_backward, i);
-      team.for_each(blocks, [&](int64_t task) {
-        const int64_t first = g.block_start(task, blocks), rows = g.block_start(task + 1, blocks) - first;
-        const Panels d2 = du2.from(0, first), d1 = du1.from(0, first);
-        const Panels gate_up = s.gate_up.from(0, first), dgu = dgate_up.from(0, first), h = inner.from(0, first);
-        copy_rows(dy.from(0, first), dim, rows, d2, rows);
-        for (int64_t row = 0; row < rows; ++row) {
-          norm_row_backward(d2, s.out.from(0, first), dim, row, g.shape.dim, s.rstd2[first + row]);
-        }
-        product(d2, dim, weights.down, g.inner.panels(), rows, sums,
-                [&](Tile& tile, int64_t row, int64_t count, int64_t panel) HRM_ALWAYS {
-                  for_rows(tile, count, [&](int j, Vec* columns) HRM_ALWAYS {
-                    for (int64_t half = 0; half < 2; ++half) {  // kLanes columns of inner: one panel of gate_up
-                      const Element* from = gate_up.at(2 * panel + half, row + j);
-                      Element* to = dgu.at(2 * panel + half, row + j);
-                      const Vec gate = load(from), up = load(from + kLanes), dh = columns[half];
-                      const Vec s_gate = sigmoid(gate), silu = gate * s_gate;
-                      store(to, dh * up * (s_gate + silu * (1.0f - s_gate)));
-                      store(to + kLanes, dh * silu);
-                      store(h.at(panel, row + j) + half * kLanes, silu * up);
-                    }
-                  });
-                });
-        product_plus(dgu, g.gate_up.panels(), weights.gate_up, dim, rows, sums, d2, d1);
-        if (g.mixes()) return;
-        for (int64_t row = 0; row < rows; ++row) {
-          norm_row_backward(d1, s.middle.from(0, first), dim, row, g.shape.dim, s.rstd1[first + row]);
-        }
-        product(d1, dim, weights.o, g.attended.panels(), rows, sums, keep(dattended.from(0, first)));
+      rows_of([&](int64_t first, int64_t rows) {
+        backward_of_output(g, forward, weights, s, d, first, rows, sums);
+        if (!g.convolves()) backward_of_hidden(g, forward, weights, s, d, first, rows, sums);
       });
-      const hrm_weight_gradients& to = dweights[i];
+      if (g.convolves()) {
+        rows_of([&](int64_t first, int64_t rows) { backward_of_hidden(g, forward, weights, s, d, first, rows, sums); });
+      }
+      const hrm_weight_gradients& to = dweights[layer];
       if (g.mixes()) {
-        mix_backward(g, Packed(g, packed, i), weights, s, du1, dy, mixed, to, dtype, own, team);
+        mix_backward(g, forward, weights, s, d.du1, d.dy, mixed, to, dtype, own, team);
       } else {
         const Heads heads = g.heads(s.qkv, cos, sin);
         team.for_each(g.shape.batch * g.shape.heads, [&](int64_t task) {
-          attend_backward(heads, task / g.shape.heads, task % g.shape.heads, dattended, s.attended, s.lse, dqkv, own);
+          attend_backward(heads, task / g.shape.heads, task % g.shape.heads, d.dattended, s.attended, s.lse, d.dqkv,
+                          own);
         });
       }
-      WeightGradient gradients[4] = {{dqkv, s.in, g.qkv, g.dim, g.rows, g.mixes() ? nullptr : to.qkv},
-                                     {du1, s.attended, g.dim, g.attended, g.rows, g.mixes() ? nullptr : to.o},
-                                     {dgate_up, s.middle, g.gate_up, g.dim, g.rows, to.gate_up},
-                                     {du2, inner, g.dim, g.inner, g.rows, to.down}};
+      WeightGradient gradients[4] = {{d.dqkv, s.in, g.qkv, g.dim, g.rows, g.mixes() ? nullptr : to.qkv, fresh},
+                                     {d.du1, s.attended, g.dim, g.attended, g.rows, g.mixes() ? nullptr : to.o, fresh},
+                                     {d.dgate_up, s.middle, g.gate_up, g.dim, g.rows, to.gate_up, fresh},
+                                     {d.du2, d.inner, g.dim, g.inner, g.rows, to.down, fresh}};
       Scratch room{packed_factors};
       int64_t packs = 0;
       for (WeightGradient& gradient : gradients) {
@@ -695,13 +799,14 @@ void blocks_backward(hrm_shape shape, const float* packed, const float* packed_b
         });
       }
       const int64_t inputs = g.mixes() ? 0 : blocks;  // tasks that compute the gradient of the block's input
-      int64_t tasks = inputs;
+      const int64_t channels = to.conv || to.conv_bias ? g.inner.panels() : 0;  // tasks for those of a convolution
+      int64_t tasks = inputs + channels;
       for (const WeightGradient& gradient : gradients) tasks += gradient.tasks();
       team.for_each(tasks, [&](int64_t task) {
         if (task < inputs) {
           const int64_t first = g.block_start(task, blocks), rows = g.block_start(task + 1, blocks) - first;
-          product_plus(dqkv.from(0, first), g.qkv.panels(), weights.qkv, dim, rows, sums, du1.from(0, first),
-                       dy.from(0, first));
+          product_plus(d.dqkv.from(0, first), g.qkv.panels(), weights.qkv, dim, rows, sums, d.du1.from(0, first),
+                       d.dy.from(0, first));
           return;
         }
         task -= inputs;
@@ -712,9 +817,28 @@ void blocks_backward(hrm_shape shape, const float* packed, const float* packed_b
           }
           task -= gradient.tasks();
         }
+        with_type(dtype, [&](auto type) {
+          using T = decltype(type);
+          g.convolution(forward.taps)
+              .add_gradients(d.activated, d.dc, g.rows, task, fresh, static_cast<T*>(to.conv),
+                             static_cast<T*>(to.conv_bias));
+        });
       });
+      if (dinjection && layer == 0) {
+        team.for_each(dim, [&](int64_t panel) {
+          for (int64_t at = 0; at < g.rows * kWidth; at += kLanes) {
+            const Vec gradient = load(d.dy.at(panel, 0) + at);
+            Element* sum = injected.at(panel, 0) + at;
+            store(sum, fresh ? gradient : load(sum) + gradient);
+          }
+        });
+      }
     }
-    with_type(dtype, [&](auto type) { pack(dy, g.dim, static_cast<decltype(type)*>(dx), g.rows, team); });
+    with_type(dtype, [&](auto type) {
+      using T = decltype(type);
+      pack(d.dy, g.dim, static_cast<T*>(dx), g.rows, team);
+      if (dinjection) pack(injected, g.dim, static_cast<T*>(dinjection), g.rows, team);
+    });
   });
 }
 

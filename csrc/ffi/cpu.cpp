@@ -148,15 +148,20 @@ struct Blocks {
   }
 };
 
-// The matrices of a block, or their gradients: matrix(which, rows, columns) for each.
-template <class Matrices, class Matrix>
-Matrices each_matrix(const hrm_shape& s, Matrix matrix) {
+// The weights of a block, or their gradients: weight(which, sizes) for each.
+template <class Weights, class Weight>
+Weights each_weight(const hrm_shape& s, Weight weight) {
   const int64_t wide = s.heads * s.head_dim;
-  if (s.mixing) {
-    return {matrix(0, 2 * s.mixing, s.positions), matrix(1, s.positions, s.mixing), matrix(2, 2 * s.inner, s.dim),
-            matrix(3, s.dim, s.inner)};
+  Weights all{};
+  all.qkv = weight(0, s.mixing ? std::vector{2 * s.mixing, s.positions} : std::vector{3 * wide, s.dim});
+  all.o = weight(1, s.mixing ? std::vector{s.positions, s.mixing} : std::vector{s.dim, wide});
+  all.gate_up = weight(2, std::vector{2 * s.inner, s.dim});
+  all.down = weight(3, std::vector{s.dim, s.inner});
+  if (s.convolves) {
+    all.conv = weight(4, std::vector{s.inner, int64_t{2}});
+    all.conv_bias = weight(5, std::vector{s.inner});
   }
-  return {matrix(0, 3 * wide, s.dim), matrix(1, s.dim, wide), matrix(2, 2 * s.inner, s.dim), matrix(3, s.dim, s.inner)};
+  return all;
 }
 
 struct Tables {
@@ -181,6 +186,24 @@ int64_t mixing_packed_size(int64_t positions, int64_t dim, int64_t width, int64_
   return kernels(bfloat16).packed_size(block_shape("mixing_packed_size", 1, positions, dim, 0, width, inner, 1));
 }
 
+// Packs blocks of this shape; all weights are of one dtype.
+void pack_weights(const char* op, const Array<Tensor>& weights, const hrm_shape& shape, bool backward,
+                  TensorView packed, int threads) {
+  const Tensor first = weights[0];
+  const int code = dtype_code(op, "weights[0]", first);
+  std::vector<hrm_weights> blocks;
+  for (size_t i = 0; i < weights.size(); i += shape.convolves ? 6 : 4) {
+    blocks.push_back(each_weight<hrm_weights>(shape, [&](size_t which, std::vector<int64_t> sizes) {
+      return cpu_tensor(op, "a weight", weights[i + which], first.dtype(), std::move(sizes));
+    }));
+  }
+  const int64_t layers = static_cast<int64_t>(blocks.size());
+  check_range(op, "layers", layers, 1024);
+  const int64_t size = layers * kernels(code).packed_size(shape);
+  float* to = static_cast<float*>(aligned(op, "packed", cpu_tensor(op, "packed", packed, kFloat32, {size}), 64));
+  kernels(code).pack_blocks(shape, blocks.data(), layers, code, backward, to, threads);
+}
+
 // weights: the four matrices of each block: qkv or mix_gate_up, o or mix_down, gate_up, down.
 void pack_blocks(Array<Tensor> weights, int64_t heads, bool backward, TensorView packed, int64_t threads) {
   const char* op = "pack_blocks";
@@ -197,19 +220,10 @@ void pack_blocks(Array<Tensor> weights, int64_t heads, bool backward, TensorView
                               << "; pass [3 H d, D], [D, H d] and [D, I], or with num_heads = 0 [2 T, S], [S, T] and "
                               << "[D, I]";
   }
-  const int code = dtype_code(op, "weights[0]", first);
   const int64_t width = heads ? first.size(0) / (3 * heads) : second.size(1);
-  const hrm_shape shape = block_shape(op, 1, heads ? 1 : second.size(0), down.size(0), heads, width, down.size(1), 1);
-  std::vector<hrm_weights> blocks;
-  for (size_t i = 0; i < weights.size(); i += 4) {
-    blocks.push_back(each_matrix<hrm_weights>(shape, [&](size_t which, int64_t rows, int64_t columns) {
-      return cpu_tensor(op, "a weight", weights[i + which], first.dtype(), {rows, columns});
-    }));
-  }
-  const int64_t layers = static_cast<int64_t>(blocks.size());
-  const int64_t size = layers * kernels(code).packed_size(shape);
-  float* to = static_cast<float*>(aligned(op, "packed", cpu_tensor(op, "packed", packed, kFloat32, {size}), 64));
-  kernels(code).pack_blocks(shape, blocks.data(), layers, code, backward, to, team);
+  const int64_t positions = heads ? 1 : second.size(0);
+  pack_weights(op, weights, block_shape(op, 1, positions, down.size(0), heads, width, down.size(1), 1), backward,
+               packed, team);
 }
 
 // A checksum over all bytes of the weights.
@@ -435,17 +449,18 @@ void recurrent_segment(TensorView z_H, TensorView z_L, TensorView x, TensorView 
 
 void run_forward(const Blocks& blocks, TensorView x, Optional<TensorView> injection, TensorView packed, int64_t layers,
                  Optional<TensorView> cos, Optional<TensorView> sin, TensorView out, bool recompute, TensorView saved,
-                 const hrm_damping* damping) {
+                 const hrm_damping* damping, int64_t cycles = 1) {
   const Tables tables(blocks, cos, sin);
   const void* from = blocks.state("x", x);
   const void* add = injection.has_value() ? blocks.state("injection", injection.value()) : nullptr;
   void* to = blocks.state("out", out);
   const float* weights = blocks.packed("packed", packed, layers);
-  float* kept = blocks.floats("saved", saved, kernels(blocks.code).saved_size(blocks.shape, layers, recompute));
+  const int64_t size = kernels(blocks.code).saved_size(blocks.shape, layers, cycles, recompute);
+  float* kept = blocks.floats("saved", saved, size);
   if (blocks.empty()) return;
   kernels(blocks.code)
-      .blocks_forward(blocks.shape, weights, layers, from, add, to, blocks.code, tables.cos, tables.sin, recompute,
-                      kept, damping, blocks.threads);
+      .blocks_forward(blocks.shape, weights, layers, cycles, from, add, to, blocks.code, tables.cos, tables.sin,
+                      recompute, kept, damping, blocks.threads);
 }
 
 void blocks_forward(TensorView x, Optional<TensorView> injection, TensorView packed, int64_t layers,
@@ -481,51 +496,81 @@ void noise(TensorView seeds, TensorView steps, int64_t stream, TensorView out, i
   }
 }
 
-// dweights: the gradients of the four matrices of each block, as in pack_blocks; None for gradients not needed.
+// The gradients of the weights of each block, in the order of its weights; None for gradients not needed.
+std::vector<hrm_weight_gradients> weight_gradients(const Blocks& blocks, const Array<Optional<Tensor>>& tensors,
+                                                   int64_t layers) {
+  const size_t each = blocks.shape.convolves ? 6 : 4;
+  if (static_cast<int64_t>(tensors.size()) != static_cast<int64_t>(each) * layers) {
+    TVM_FFI_THROW(ValueError) << blocks.op << ": dweights has " << tensors.size() << " tensors; pass "
+                              << static_cast<int64_t>(each) * layers;
+  }
+  std::vector<hrm_weight_gradients> gradients;
+  for (size_t i = 0; i < tensors.size(); i += each) {
+    const auto gradient = [&](size_t which, std::vector<int64_t> sizes) -> void* {
+      const Optional<Tensor> requested = tensors[i + which];
+      if (!requested.has_value()) return nullptr;
+      const Tensor tensor = requested.value();
+      return cpu_tensor(blocks.op, "a weight's gradient", tensor, blocks.dtype, std::move(sizes));
+    };
+    gradients.push_back(each_weight<hrm_weight_gradients>(blocks.shape, gradient));
+  }
+  return gradients;
+}
+
+void run_backward(const Blocks& blocks, TensorView dout, TensorView packed, TensorView packed_backward, int64_t layers,
+                  int64_t cycles, Optional<TensorView> cos, Optional<TensorView> sin, bool recompute, TensorView saved,
+                  TensorView dx, Optional<TensorView> dinjection, const Array<Optional<Tensor>>& dweights) {
+  const Tables tables(blocks, cos, sin);
+  const void* from = blocks.state("dout", dout);
+  void* to = blocks.state("dx", dx);
+  void* injected = dinjection.has_value() ? blocks.state("dinjection", dinjection.value()) : nullptr;
+  const float* weights = blocks.packed("packed", packed, layers);
+  const float* backward = blocks.packed("packed_backward", packed_backward, layers);
+  const int64_t size = kernels(blocks.code).saved_size(blocks.shape, layers, cycles, recompute);
+  const float* kept = blocks.floats("saved", saved, size);
+  const std::vector<hrm_weight_gradients> gradients = weight_gradients(blocks, dweights, layers);
+  if (blocks.empty()) return;
+  kernels(blocks.code)
+      .blocks_backward(blocks.shape, weights, backward, layers, cycles, from, to, injected, gradients.data(),
+                       blocks.code, tables.cos, tables.sin, recompute, kept, blocks.threads);
+}
+
 void blocks_backward(TensorView dout, TensorView packed, TensorView packed_backward, int64_t layers,
                      Optional<TensorView> cos, Optional<TensorView> sin, bool recompute, TensorView saved,
                      TensorView dx, Array<Optional<Tensor>> dweights, int64_t heads, int64_t width, int64_t inner,
                      double eps, int64_t threads) {
   const Blocks blocks("blocks_backward", "dout", dout, heads, width, inner, eps, threads);
-  const Tables tables(blocks, cos, sin);
-  const void* from = blocks.state("dout", dout);
-  void* to = blocks.state("dx", dx);
-  const float* weights = blocks.packed("packed", packed, layers);
-  const float* backward = blocks.packed("packed_backward", packed_backward, layers);
-  const float* kept = blocks.floats("saved", saved, kernels(blocks.code).saved_size(blocks.shape, layers, recompute));
-  if (static_cast<int64_t>(dweights.size()) != 4 * layers) {
-    TVM_FFI_THROW(ValueError) << blocks.op << ": dweights has " << dweights.size() << " tensors; pass " << 4 * layers;
-  }
-  std::vector<hrm_weight_gradients> gradients;
-  for (size_t i = 0; i < dweights.size(); i += 4) {
-    const auto matrix = [&](size_t which, int64_t rows, int64_t columns) -> void* {
-      const Optional<Tensor> requested = dweights[i + which];
-      if (!requested.has_value()) return nullptr;
-      const Tensor gradient = requested.value();
-      return cpu_tensor(blocks.op, "a weight's gradient", gradient, blocks.dtype, {rows, columns});
-    };
-    gradients.push_back(each_matrix<hrm_weight_gradients>(blocks.shape, matrix));
-  }
-  if (blocks.empty()) return;
-  kernels(blocks.code)
-      .blocks_backward(blocks.shape, weights, backward, layers, from, to, gradients.data(), blocks.code, tables.cos,
-                       tables.sin, recompute, kept, blocks.threads);
+  run_backward(blocks, dout, packed, packed_backward, layers, 1, cos, sin, recompute, saved, dx, std::nullopt,
+               dweights);
 }
+
+// Blocks with ConvSwiGLU.
+hrm_shape with_convolution(hrm_shape shape) {
+  shape.convolves = true;
+  return shape;
+}
+
+struct ConvBlocks : Blocks {
+  int64_t cycles;
+
+  ConvBlocks(const char* op_, const char* name, TensorView x, int64_t heads, int64_t width, int64_t inner,
+             int64_t cycles_, double eps, int64_t threads_)
+      : Blocks(op_, name, x, heads, width, inner, eps, threads_), cycles(cycles_) {
+    check_range(op, "num_heads", heads);
+    check_range(op, "cycles", cycles);
+    shape = with_convolution(shape);
+  }
+};
 
 // The number of floats of a packed block with ConvSwiGLU.
 int64_t conv_packed_size(int64_t dim, int64_t heads, int64_t head_dim, int64_t inner, bool bfloat16) {
   check_range("conv_packed_size", "num_heads", heads);
-  return kernels(bfloat16).conv_packed_size(block_shape("conv_packed_size", 1, 1, dim, heads, head_dim, inner, 1));
-}
-
-float* packed_conv_blocks(const char* op, TensorView packed, int64_t layers, const hrm_shape& shape, int code) {
-  check_range(op, "layers", layers, 1024);
-  const int64_t size = layers * kernels(code).conv_packed_size(shape);
-  return static_cast<float*>(aligned(op, "packed", cpu_tensor(op, "packed", packed, kFloat32, {size}), 64));
+  const hrm_shape shape = block_shape("conv_packed_size", 1, 1, dim, heads, head_dim, inner, 1);
+  return kernels(bfloat16).packed_size(with_convolution(shape));
 }
 
 // weights: qkv, o, gate_up, down, conv and conv_bias of each block.
-void pack_conv_blocks(Array<Tensor> weights, int64_t heads, TensorView packed, int64_t threads) {
+void pack_conv_blocks(Array<Tensor> weights, int64_t heads, bool backward, TensorView packed, int64_t threads) {
   const char* op = "pack_conv_blocks";
   if (weights.size() == 0 || weights.size() % 6) {
     TVM_FFI_THROW(ValueError) << op << ": weights has " << weights.size() << " tensors; pass six for each block";
@@ -538,36 +583,41 @@ void pack_conv_blocks(Array<Tensor> weights, int64_t heads, TensorView packed, i
     TVM_FFI_THROW(ValueError) << op << ": weights[0] has shape " << to_string(qkv.shape()) << ", weights[3] "
                               << to_string(down.shape()) << "; pass [3 H d, D] and [D, I]";
   }
-  const int code = dtype_code(op, "weights[0]", qkv);
-  const int64_t wide = qkv.size(0) / 3, dim = down.size(0), inner = down.size(1);
-  const hrm_shape shape = block_shape(op, 1, 1, dim, heads, wide / heads, inner, 1);
-  std::vector<hrm_conv_weights> blocks;
-  for (size_t i = 0; i < weights.size(); i += 6) {
-    const auto weight = [&](size_t which, std::vector<int64_t> sizes) {
-      return cpu_tensor(op, "a weight", weights[i + which], qkv.dtype(), std::move(sizes));
-    };
-    blocks.push_back({weight(0, {3 * wide, dim}), weight(1, {dim, wide}), weight(2, {2 * inner, dim}),
-                      weight(3, {dim, inner}), weight(4, {inner, 2}), weight(5, {inner})});
-  }
-  const int64_t layers = static_cast<int64_t>(blocks.size());
-  float* to = packed_conv_blocks(op, packed, layers, shape, code);
-  kernels(code).pack_conv_blocks(shape, blocks.data(), layers, code, to, team);
+  const int64_t wide = qkv.size(0) / 3;
+  const hrm_shape shape = block_shape(op, 1, 1, down.size(0), heads, wide / heads, down.size(1), 1);
+  pack_weights(op, weights, with_convolution(shape), backward, packed, team);
 }
 
+// Runs `cycles` times all blocks over the state + injection.
 void conv_cycles(TensorView x, TensorView injection, TensorView packed, int64_t layers, Optional<TensorView> cos,
                  Optional<TensorView> sin, TensorView out, int64_t heads, int64_t width, int64_t inner, int64_t cycles,
                  double eps, int64_t threads) {
-  check_range("conv_cycles", "num_heads", heads);
-  check_range("conv_cycles", "cycles", cycles);
-  const Blocks blocks("conv_cycles", "x", x, heads, width, inner, eps, threads);
+  const ConvBlocks blocks("conv_cycles", "x", x, heads, width, inner, cycles, eps, threads);
   const Tables tables(blocks, cos, sin);
-  const void *from = blocks.state("x", x), *add = blocks.state("injection", injection);
-  void* to = blocks.state("out", out);
-  const float* weights = packed_conv_blocks(blocks.op, packed, layers, blocks.shape, blocks.code);
+  const void* states[2] = {blocks.state("x", x), blocks.state("injection", injection)};
+  void* outputs[2] = {blocks.state("out", out), nullptr};
+  const hrm_update update{0, 1, -1, blocks.packed("packed", packed, layers), layers};
   if (blocks.empty()) return;
+  const std::vector<hrm_update> updates(static_cast<size_t>(cycles), update);
   kernels(blocks.code)
-      .conv_cycles(blocks.shape, weights, layers, from, add, to, cycles, blocks.code, tables.cos, tables.sin,
-                   blocks.threads);
+      .run_updates(blocks.shape, updates.data(), cycles, states, 2, outputs, blocks.code, tables.cos, tables.sin,
+                   nullptr, blocks.threads);
+}
+
+void conv_cycles_forward(TensorView x, TensorView injection, TensorView packed, int64_t layers,
+                         Optional<TensorView> cos, Optional<TensorView> sin, TensorView out, TensorView saved,
+                         int64_t heads, int64_t width, int64_t inner, int64_t cycles, double eps, int64_t threads) {
+  const ConvBlocks blocks("conv_cycles_forward", "x", x, heads, width, inner, cycles, eps, threads);
+  run_forward(blocks, x, injection, packed, layers, cos, sin, out, false, saved, nullptr, cycles);
+}
+
+// dinjection: the gradient of the injection, or None with one cycle, where it is dx.
+void conv_cycles_backward(TensorView dout, TensorView packed, TensorView packed_backward, int64_t layers,
+                          Optional<TensorView> cos, Optional<TensorView> sin, TensorView saved, TensorView dx,
+                          Optional<TensorView> dinjection, Array<Optional<Tensor>> dweights, int64_t heads,
+                          int64_t width, int64_t inner, int64_t cycles, double eps, int64_t threads) {
+  const ConvBlocks blocks("conv_cycles_backward", "dout", dout, heads, width, inner, cycles, eps, threads);
+  run_backward(blocks, dout, packed, packed_backward, layers, cycles, cos, sin, false, saved, dx, dinjection, dweights);
 }
 
 Blocks attention_sizes(const char* op, TensorView qkv, int64_t heads, int64_t threads) {
@@ -897,6 +947,8 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(blocks_backward, hrm::blocks_backward)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(conv_packed_size, hrm::conv_packed_size)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(pack_conv_blocks, hrm::pack_conv_blocks)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(conv_cycles, hrm::conv_cycles)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(conv_cycles_forward, hrm::conv_cycles_forward)
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(conv_cycles_backward, hrm::conv_cycles_backward)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(rope_attention_forward, hrm::rope_attention_forward)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(rope_attention_backward, hrm::rope_attention_backward)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(add_rms_norm_forward, hrm::add_rms_norm_forward)

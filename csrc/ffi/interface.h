@@ -6,7 +6,7 @@
 
 namespace hrm {
 
-constexpr int64_t kInterface = 5;
+constexpr int64_t kInterface = 6;
 
 inline int64_t interface() { return kInterface; }
 

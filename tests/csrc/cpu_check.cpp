@@ -354,7 +354,7 @@ Matrix attention_backward(const Matrix& dout, const Matrix& given, const Matrix&
 }
 
 struct Weights {
-  Matrix qkv, o, gate_up, down;
+  Matrix qkv{0, 0}, o{0, 0}, gate_up{0, 0}, down{0, 0};
 };
 
 // One block, with the values that its backward needs.
@@ -380,18 +380,28 @@ struct Block {
 
   // Returns the gradient of x; stores those of the weights in `gradients`.
   Matrix backward(const Matrix& dout, std::vector<Weights>& gradients) const {
-    const auto of_weights = [](const Matrix& dy, const Matrix& input) {
-      return times_transposed(transposed(dy), transposed(input));
-    };
-    const auto of_input = [](const Matrix& dy, const Matrix& w) { return times_transposed(dy, transposed(w)); };
     const Matrix du2 = norm_backward(dout, u2, shape.eps);
     const Matrix dgate_up = swiglu_backward(of_input(du2, weights.down), gate_up);
+    gradients.emplace_back();
+    gradients.back().down = of_weights(du2, inner);
+    return backward_of_swiglu(du2, dgate_up, gradients.back());
+  }
+
+  // The same from the gradient of the second sum and that of gate_up; not for `down`.
+  Matrix backward_of_swiglu(const Matrix& du2, const Matrix& dgate_up, Weights& gradients) const {
     const Matrix du1 = norm_backward(du2 + of_input(dgate_up, weights.gate_up), u1, shape.eps);
     const Matrix dqkv = attention_backward(of_input(du1, weights.o), qkv, attended, shape, angles);
-    gradients.push_back(
-        {of_weights(dqkv, x), of_weights(du1, attended), of_weights(dgate_up, middle), of_weights(du2, inner)});
+    gradients.qkv = of_weights(dqkv, x);
+    gradients.o = of_weights(du1, attended);
+    gradients.gate_up = of_weights(dgate_up, middle);
     return du1 + of_input(dqkv, weights.qkv);
   }
+
+ private:
+  static Matrix of_weights(const Matrix& dy, const Matrix& input) {
+    return times_transposed(transposed(dy), transposed(input));
+  }
+  static Matrix of_input(const Matrix& dy, const Matrix& w) { return times_transposed(dy, transposed(w)); }
 };
 
 // ---- the checks
@@ -454,6 +464,28 @@ Matrix convolved(const Matrix& y, const Elements& weight, const Elements& bias, 
   return result;
 }
 
+// The gradients of a convolution's y, weight [inner, 2] and bias [1, inner].
+struct ConvolutionGradients {
+  Matrix y, weight, bias;
+
+  ConvolutionGradients(const Matrix& input, const Elements& taps, const Elements& biases, int64_t positions,
+                       const Matrix& dout)
+      : y(input.rows, input.columns), weight(input.columns, 2), bias(1, input.columns) {
+    Matrix dc(input.rows, input.columns);
+    for (int64_t row = input.rows; row-- > 0;) {  // the gradient of y needs dc of the next row
+      for (int64_t i = 0; i < input.columns; ++i) {
+        const double before = row % positions ? input(row - 1, i) : 0;
+        const double c = taps[2 * i] * before + taps[2 * i + 1] * input(row, i) + biases[i], s = sigmoid(c);
+        dc(row, i) = dout(row, i) * (s + c * s * (1 - s));
+        y(row, i) = taps[2 * i + 1] * dc(row, i) + ((row + 1) % positions ? taps[2 * i] * dc(row + 1, i) : 0);
+        weight(i, 0) += dc(row, i) * before;
+        weight(i, 1) += dc(row, i) * input(row, i);
+        bias(0, i) += dc(row, i);
+      }
+    }
+  }
+};
+
 void check_conv_swiglu(const hrm_cpu_kernels& kernels, int dtype, int64_t batch, int64_t positions, int64_t inner) {
   start_numbers();
   const int64_t rows = batch * positions;
@@ -461,19 +493,8 @@ void check_conv_swiglu(const hrm_cpu_kernels& kernels, int dtype, int64_t batch,
   const Elements weight(dtype, random(inner, 2)), bias(dtype, random(1, inner));
   const Matrix y = swiglu(gate_up.matrix(rows, 2 * inner));
   const Matrix want = convolved(y, weight, bias, positions);
-  Matrix dc(rows, inner), dy(rows, inner), dweight(inner, 2), dbias(1, inner);
-  for (int64_t row = rows; row-- > 0;) {  // dy of a row needs dc of the next one
-    for (int64_t i = 0; i < inner; ++i) {
-      const double y_before = row % positions ? y(row - 1, i) : 0;
-      const double c = weight[2 * i] * y_before + weight[2 * i + 1] * y(row, i) + bias[i], s = sigmoid(c);
-      dc(row, i) = dout[row * inner + i] * (s + c * s * (1 - s));
-      dy(row, i) = weight[2 * i + 1] * dc(row, i) + ((row + 1) % positions ? weight[2 * i] * dc(row + 1, i) : 0);
-      dweight(i, 0) += dc(row, i) * y_before;
-      dweight(i, 1) += dc(row, i) * y(row, i);
-      dbias(0, i) += dc(row, i);
-    }
-  }
-  const Matrix want_gradient = swiglu_backward(dy, gate_up.matrix(rows, 2 * inner));
+  const ConvolutionGradients gradients(y, weight, bias, positions, dout.matrix(rows, inner));
+  const Matrix want_gradient = swiglu_backward(gradients.y, gate_up.matrix(rows, 2 * inner));
   for (int threads : kThreads) {
     const Elements out(dtype, rows * inner), gradient(dtype, 2 * rows * inner);
     const Elements got_dweight(dtype, 2 * inner), got_dbias(dtype, inner);
@@ -485,8 +506,8 @@ void check_conv_swiglu(const hrm_cpu_kernels& kernels, int dtype, int64_t batch,
     check.about = described("conv_swiglu", dtype, {batch, positions, inner});
     check("out", out, want, kTolerance);
     check("dgate_up", gradient, want_gradient, kTolerance);
-    check("dweight", got_dweight, dweight, kTolerance, 1);  // 0 for the position before the only one
-    check("dbias", got_dbias, dbias, kTolerance);
+    check("dweight", got_dweight, gradients.weight, kTolerance, 1);  // 0 for the position before the only one
+    check("dbias", got_dbias, gradients.bias, kTolerance);
   }
 }
 
@@ -692,10 +713,10 @@ void check_blocks(const hrm_cpu_kernels& kernels, int dtype, const hrm_shape& s,
     layers.pack(packed, false, threads);
     layers.pack(backward, true, threads);
     for (int recompute : {0, 1}) {
-      const Elements saved(HRM_FLOAT32, kernels.saved_size(s, layers.count, recompute), 64);
+      const Elements saved(HRM_FLOAT32, kernels.saved_size(s, layers.count, 1, recompute), 64);
       const Elements out(dtype, elements), dx(dtype, elements);
       poison_workspace();
-      kernels.blocks_forward(s, packed.floats(), layers.count, x.data(), with_angles ? injection.data() : nullptr,
+      kernels.blocks_forward(s, packed.floats(), layers.count, 1, x.data(), with_angles ? injection.data() : nullptr,
                              out.data(), dtype, cosines, sines, recompute, saved.floats(), nullptr, threads);
       const int64_t wide = s.heads * s.head_dim;
       const Elements qkv(dtype, 3 * wide * s.dim), o(dtype, s.dim * wide), gate_up(dtype, 2 * s.inner * s.dim);
@@ -703,8 +724,8 @@ void check_blocks(const hrm_cpu_kernels& kernels, int dtype, const hrm_shape& s,
       const hrm_weight_gradients gradients[2] = {{qkv.data(), o.data(), gate_up.data(), down.data()},
                                                  {qkv2.data(), nullptr, nullptr, down2.data()}};
       poison_workspace();
-      kernels.blocks_backward(s, packed.floats(), backward.floats(), layers.count, dout.data(), dx.data(), gradients,
-                              dtype, cosines, sines, recompute, saved.floats(), threads);
+      kernels.blocks_backward(s, packed.floats(), backward.floats(), layers.count, 1, dout.data(), dx.data(), nullptr,
+                              gradients, dtype, cosines, sines, recompute, saved.floats(), threads);
       check.about = described(with_angles ? "blocks" : "blocks without RoPE", dtype,
                               {s.batch, s.positions, s.dim, s.heads, s.head_dim, s.inner});
       check("out", out, blocks[1].out, pass_tolerance(kernels, s.dim));
@@ -812,6 +833,37 @@ void check_updates(const hrm_cpu_kernels& kernels, int dtype, const hrm_shape& s
   }
 }
 
+// A block with ConvSwiGLU: what differs from a plain one.
+struct ConvBlock {
+  const Elements &conv, &bias;
+  const Block plain;
+  const Matrix inside, u2, out;
+
+  ConvBlock(const Weights& w, const Elements& conv_, const Elements& bias_, const hrm_shape& s, const Angles& a,
+            const Matrix& x)
+      : conv(conv_),
+        bias(bias_),
+        plain(w, s, a, x),
+        inside(convolved(plain.inner, conv, bias, s.positions)),
+        u2(plain.middle + times_transposed(inside, w.down)),
+        out(norm(u2, s.eps)) {}
+
+  // Returns the gradient of x; adds those of the weights, of conv [inner, 2] and of bias [1, inner].
+  Matrix backward(const Matrix& dout, Weights& of_weights, Matrix& of_conv, Matrix& of_bias) const {
+    const Matrix du2 = norm_backward(dout, u2, plain.shape.eps);
+    const ConvolutionGradients inner(plain.inner, conv, bias, plain.shape.positions,
+                                     times_transposed(du2, transposed(plain.weights.down)));
+    of_conv = of_conv + inner.weight;
+    of_bias = of_bias + inner.bias;
+    Weights own;
+    const Matrix dx = plain.backward_of_swiglu(du2, swiglu_backward(inner.y, plain.gate_up), own);
+    own.down = times_transposed(transposed(du2), transposed(inside));
+    of_weights = {of_weights.qkv + own.qkv, of_weights.o + own.o, of_weights.gate_up + own.gate_up,
+                  of_weights.down + own.down};
+    return dx;
+  }
+};
+
 // Two updates of a module of two blocks.
 void check_conv_cycles(const hrm_cpu_kernels& kernels, int dtype, const hrm_shape& s) {
   start_numbers();
@@ -823,28 +875,75 @@ void check_conv_cycles(const hrm_cpu_kernels& kernels, int dtype, const hrm_shap
   const Angles angles = some_angles(s, s.head_dim % 2 == 0);
   const Elements cos(HRM_FLOAT32, angles.cos), sin(HRM_FLOAT32, angles.sin);
 
+  const Elements dout(dtype, random(rows, s.dim));
+  std::vector<ConvBlock> blocks;
+  blocks.reserve(4);
   Matrix want = z.matrix(rows, s.dim);
   for (int update = 0; update < 2; ++update) {
     want = want + injection.matrix(rows, s.dim);
     for (int layer = 0; layer < 2; ++layer) {
-      const Block plain(layers.matrices[layer], s, angles, want);
-      const Matrix inside = convolved(plain.inner, conv[layer], bias[layer], s.positions);
-      want = norm(plain.middle + times_transposed(inside, plain.weights.down), s.eps);
+      blocks.emplace_back(layers.matrices[layer], conv[layer], bias[layer], s, angles, want);
+      want = blocks.back().out;
     }
   }
+  Matrix dx = dout.matrix(rows, s.dim), want_dinjection(rows, s.dim);
+  std::vector<Weights> dweights;
+  for (const Weights& w : layers.matrices) {
+    dweights.push_back({Matrix(w.qkv.rows, w.qkv.columns), Matrix(w.o.rows, w.o.columns),
+                        Matrix(w.gate_up.rows, w.gate_up.columns), Matrix(w.down.rows, w.down.columns)});
+  }
+  Matrix dconv[2] = {{s.inner, 2}, {s.inner, 2}}, dbias[2] = {{1, s.inner}, {1, s.inner}};
+  for (int i = 3; i >= 0; --i) {
+    dx = blocks[i].backward(dx, dweights[i % 2], dconv[i % 2], dbias[i % 2]);
+    if (i % 2 == 0) want_dinjection = want_dinjection + dx;
+  }
+  const float *cosines = angles.there ? cos.floats() : nullptr, *sines = angles.there ? sin.floats() : nullptr;
+  hrm_shape shape = s;
+  shape.convolves = true;
+  hrm_weights weights[2] = {layers.pointers[0], layers.pointers[1]};
+  for (int layer = 0; layer < 2; ++layer) {
+    weights[layer].conv = conv[layer].data();
+    weights[layer].conv_bias = bias[layer].data();
+  }
   for (int threads : kThreads) {
-    const Elements packed(HRM_FLOAT32, 2 * kernels.conv_packed_size(s), 64), out(dtype, rows * s.dim);
-    hrm_conv_weights weights[2];
-    for (int layer = 0; layer < 2; ++layer) {
-      const hrm_weights& w = layers.pointers[layer];
-      weights[layer] = {w.qkv, w.o, w.gate_up, w.down, conv[layer].data(), bias[layer].data()};
-    }
-    kernels.pack_conv_blocks(s, weights, 2, dtype, packed.floats(), threads);
-    poison_workspace();
-    kernels.conv_cycles(s, packed.floats(), 2, z.data(), injection.data(), out.data(), 2, dtype,
-                        angles.there ? cos.floats() : nullptr, angles.there ? sin.floats() : nullptr, threads);
+    const Elements packed(HRM_FLOAT32, 2 * kernels.packed_size(shape), 64), backward(HRM_FLOAT32, packed.count, 64);
+    kernels.pack_blocks(shape, weights, 2, dtype, false, packed.floats(), threads);
+    kernels.pack_blocks(shape, weights, 2, dtype, true, backward.floats(), threads);
     check.about = described("conv_cycles", dtype, {s.batch, s.positions, s.dim, s.heads, s.head_dim, s.inner});
-    check("out", out, want, pass_tolerance(kernels, s.dim));
+    const double tolerance = pass_tolerance(kernels, s.dim);
+    // Gradients of weights are sums over updates, rounded to bfloat16 after each, as PyTorch's are.
+    const double of_sums = dtype == HRM_BFLOAT16 ? std::fmax(tolerance, 4 / 512.0) : tolerance;
+    const Elements out(dtype, rows * s.dim);
+    const hrm_update update{0, 1, -1, packed.floats(), 2};
+    const hrm_update updates[2] = {update, update};
+    const void* states[2] = {z.data(), injection.data()};
+    void* outputs[2] = {out.data(), nullptr};
+    poison_workspace();
+    kernels.run_updates(shape, updates, 2, states, 2, outputs, dtype, cosines, sines, nullptr, threads);
+    check("out", out, want, tolerance);
+    for (int recompute : {0, 1}) {
+      const Elements saved(HRM_FLOAT32, kernels.saved_size(shape, 2, 2, recompute), 64), again(dtype, rows * s.dim);
+      const Elements got_dx(dtype, rows * s.dim), dinjection(dtype, rows * s.dim);
+      const Elements gate_up(dtype, 2 * s.inner * s.dim), down(dtype, s.dim * s.inner), taps(dtype, 2 * s.inner);
+      const Elements biases(dtype, s.inner);
+      hrm_weight_gradients gradients[2] = {{nullptr, nullptr, gate_up.data(), down.data()},
+                                           {nullptr, nullptr, nullptr, nullptr}};
+      gradients[0].conv = taps.data();
+      gradients[1].conv_bias = biases.data();
+      poison_workspace();
+      kernels.blocks_forward(shape, packed.floats(), 2, 2, z.data(), injection.data(), again.data(), dtype, cosines,
+                             sines, recompute, saved.floats(), nullptr, threads);
+      poison_workspace();
+      kernels.blocks_backward(shape, packed.floats(), backward.floats(), 2, 2, dout.data(), got_dx.data(),
+                              dinjection.data(), gradients, dtype, cosines, sines, recompute, saved.floats(), threads);
+      check("out with gradients", again, want, tolerance);
+      check("dx", got_dx, dx, tolerance);
+      check("dinjection", dinjection, want_dinjection, tolerance);
+      check("dgate_up of layer 0", gate_up, dweights[0].gate_up, of_sums);
+      check("ddown of layer 0", down, dweights[0].down, of_sums);
+      check("dconv of layer 0", taps, dconv[0], of_sums, 1);  // 0 for the position before the only one
+      check("dbias of layer 1", biases, dbias[1], of_sums);
+    }
   }
 }
 

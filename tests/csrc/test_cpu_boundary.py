@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hrm_kernels import native
 from hrm_kernels.noise import plain_noise
-from hrm_kernels.ops.transformer_block.cpu_block import _saved_size
+from hrm_kernels.ops.transformer_block.cpu_block import saved_size
 from hrm_kernels.recycling import empty
 
 library = native.load("cpu")
@@ -26,7 +26,10 @@ WITHOUT_TENSORS = [
 ]  # fmt: skip
 FUNCTIONS = [function for function in EXPORTED if function not in WITHOUT_TENSORS]
 COUNTS = (HEADS, HEAD_DIM, INNER)
-BLOCKS = ("infer_blocks", "recurrent_cycles", "recurrent_segment", "conv_cycles", "blocks_forward", "blocks_backward")
+BLOCKS = (
+    "infer_blocks", "recurrent_cycles", "recurrent_segment", "conv_cycles", "conv_cycles_forward",
+    "conv_cycles_backward", "blocks_forward", "blocks_backward",
+)  # fmt: skip
 
 
 def block_weights(dtype):
@@ -36,9 +39,10 @@ def block_weights(dtype):
 
 
 def conv_weights(dtype):
+    """Matrices of the usual scale: float32 cannot give the gradients of two updates with larger ones."""
     generator = torch.Generator().manual_seed(8)
     conv, bias = (torch.randn(shape, generator=generator).to(dtype) for shape in [(INNER, 2), (INNER,)])
-    return [*block_weights(dtype), conv, bias]
+    return [*(weight * weight.shape[1] ** -0.5 for weight in block_weights(dtype)), conv, bias]
 
 
 def arguments(function, batch=BATCH, positions=POSITIONS, dtype=torch.float32, recompute=False):
@@ -123,14 +127,25 @@ def arguments(function, batch=BATCH, positions=POSITIONS, dtype=torch.float32, r
             return [weight, packed, 2]
         library.module.pack_linear(weight, packed, 1)
         return [random(rows, DIM), packed, random(2 * INNER), unwritten(rows, 2 * INNER), 2]
-    if function in ("pack_conv_blocks", "conv_cycles"):
+    if function == "pack_conv_blocks" or function.startswith("conv_cycles"):
         size = library.module.conv_packed_size(DIM, *COUNTS, dtype is torch.bfloat16)
-        packed = empty(size).fill_(float("nan"))
+        packed = [empty(size).fill_(float("nan")) for _ in range(2)]
         if function == "pack_conv_blocks":
-            return [conv_weights(dtype), HEADS, packed, 2]
-        library.module.pack_conv_blocks(conv_weights(dtype), HEADS, packed, 1)
-        x, y, out = random(batch, positions, DIM), random(batch, positions, DIM), unwritten(batch, positions, DIM)
-        return [x, y, packed, 1, *tables, out, *COUNTS, 2, 1e-5, 2]
+            return [conv_weights(dtype), HEADS, False, packed[0], 2]
+        for direction in (False, True):
+            library.module.pack_conv_blocks(conv_weights(dtype), HEADS, direction, packed[direction], 1)
+        x, y, z = (random(batch, positions, DIM) for _ in range(3))
+        out, out2 = (unwritten(batch, positions, DIM) for _ in range(2))
+        rest = [*COUNTS, 2, 1e-5, 2]
+        if function == "conv_cycles":
+            return [x, y, packed[0], 1, *tables, out, *rest]
+        saved = empty(2 * saved_size(x, weights, HEADS, False)).fill_(0)
+        forward = [x, y, packed[0], 1, *tables, out, saved, *rest]
+        if function == "conv_cycles_forward":
+            return forward
+        library.module.conv_cycles_forward(*forward)
+        gradients = [unwritten(*weight.shape) for weight in conv_weights(dtype)]
+        return [z, *packed, 1, *tables, saved, out, out2, gradients, *rest]
     size = library.module.packed_size(DIM, *COUNTS, dtype is torch.bfloat16)
     packed = [empty(size).fill_(float("nan")) for _ in range(2)]
     if function == "pack_blocks":
@@ -149,7 +164,7 @@ def arguments(function, batch=BATCH, positions=POSITIONS, dtype=torch.float32, r
         moved = [unwritten(batch, 2, dtype=float32), random(batch, dtype=float32).sigmoid()]
         rest = [*moved, *COUNTS, 2, 1, 1e-5, *damping, *scales, 2]
         return [x, y, z, packed[0], 1, packed[0], 1, *tables, out, out2, *rest]
-    saved = empty(_saved_size(x, weights, HEADS, recompute)).fill_(0)
+    saved = empty(saved_size(x, weights, HEADS, recompute)).fill_(0)
     forward = [x, y, packed[0], 1, *tables, out, recompute, saved, *COUNTS, 1e-5, 2]
     if function == "blocks_forward":
         return forward
@@ -295,6 +310,13 @@ def stablemax(logits, labels, ignore_index):
     return torch.where(valid, ((others + of_label) / of_label).log(), 0), others
 
 
+def after_conv_cycles(z, x, weights, cos, sin, cycles, eps):
+    *matrices, conv, bias = weights
+    for _ in range(cycles):
+        z = block(z + x, matrices, cos, sin, eps, lambda gate_up: conv_swiglu(gate_up, conv, bias))
+    return z
+
+
 def answers(function, call):
     """The results of a function on arguments ``call``, by the index of the argument that receives them."""
 
@@ -375,11 +397,19 @@ def answers(function, call):
             return {6: damped(0, x, block(x + injection, packed(), cos, sin, eps), w, n, s, t)}
         case "noise", [seeds, steps, stream, out, _]:
             return {3: numbers_of(seeds, steps, out.shape, stream)}
-        case "conv_cycles", [z, x, _, _, cos, sin, _, _, _, _, cycles, eps, _]:
-            *matrices, conv, bias = wide(conv_weights(call[0].dtype))
-            for _ in range(cycles):
-                z = block(z + x, matrices, cos, sin, eps, lambda gate_up: conv_swiglu(gate_up, conv, bias))
-            return {6: z}
+        case (("conv_cycles" | "conv_cycles_forward"), [z, x, _, _, cos, sin, *_, cycles, eps, _]):
+            return {6: after_conv_cycles(z, x, wide(conv_weights(call[0].dtype)), cos, sin, cycles, eps)}
+        case "conv_cycles_backward", [dout, _, _, _, cos, sin, _, _, _, wanted, _, _, _, cycles, eps, _]:
+            forward = arguments("conv_cycles_forward", *dout.shape[:2], call[0].dtype)
+            if not dout.numel():
+                return {}
+            dz, dx, *dweights = gradients(
+                lambda z, x, *weights: after_conv_cycles(z, x, weights, cos, sin, cycles, eps),
+                [*wide(forward[:2]), *wide(conv_weights(call[0].dtype))],
+                dout,
+            )
+            dweights = [gradient if want is not None else None for gradient, want in zip(dweights, wanted)]
+            return {7: dz, 8: dx if call[8] is not None else None, 9: dweights}
         case "blocks_backward", [dout, _, _, _, cos, sin, _, _, _, wanted, _, _, _, eps, _]:
             forward = arguments("blocks_forward", *dout.shape[:2], call[0].dtype)
             x = wide(forward[0]) + wide(forward[1])
@@ -424,10 +454,10 @@ def check_values(function, call, before, result):
     elif function == "linear" and (call[0].shape[1], call[3].shape[1]) != (DIM, 2 * INNER):
         return  # the weight was packed for other sizes
     elif function == "pack_conv_blocks":
-        (*_, conv, bias), packed = call[0], call[2]
+        (*_, conv, bias), packed = call[0], call[3]
         width = library.module.panel_width(bias.dtype is torch.bfloat16)
-        taps = packed[: 3 * -(-len(bias) // width) * width].view(-1, 3, width).transpose(0, 1).flatten(1)
-        # first the convolution, in float32 whatever the dtype
+        taps = packed[-3 * -(-len(bias) // width) * width :].view(-1, 3, width).transpose(0, 1).flatten(1)
+        # last the convolution, in float32 whatever the dtype
         assert torch.equal(taps[:, : len(bias)], torch.stack((conv[:, 0], conv[:, 1], bias)).float())
         assert not taps[:, len(bias) :].any()
     elif function == "pack_blocks":
@@ -442,6 +472,11 @@ def check_values(function, call, before, result):
             forward[4:6], forward[7:9], forward[-2] = call[4:6], call[6:8], call[-2]
             library.module.blocks_forward(*forward)
             library.module.blocks_backward(*call)
+        if function == "conv_cycles_backward":
+            forward = arguments("conv_cycles_forward", *call[0].shape[:2], call[0].dtype)
+            forward[4:6], forward[7], forward[-3:-1] = call[4:6], call[6], call[-3:-1]
+            library.module.conv_cycles_forward(*forward)
+            library.module.conv_cycles_backward(*call)
         for index, want in answers(function, before).items():
             lists = isinstance(want, list)
             for got, expected in zip(call[index] if lists else [call[index]], want if lists else [want], strict=True):

@@ -156,7 +156,7 @@ def test_long_sums_round_as_sums_of_short_parts(instruction_set):
 
 
 def test_rows_and_threads_do_not_matter_to_conv_cycles():
-    """Bit for bit, with tasks that end within the rows of the batch."""
+    """Bit for bit, with tasks that end within the rows of the batch; the gradients neither."""
     weights = [
         k.ConvBlockWeights(*block, random(96, 2).float(), random(96).float())
         for block in layers(2, 64, 2, 32, 96, torch.float32)
@@ -167,11 +167,15 @@ def test_rows_and_threads_do_not_matter_to_conv_cycles():
         try:
             for count in (1, 2, 3):
                 torch.set_num_threads(count)
-                results.append(k.conv_cycles(z, x, weights, *tables, 2, 2))
+                inputs = [one.clone().requires_grad_() for one in (z, x, *weights[0], *weights[1])]
+                blocks = [k.ConvBlockWeights(*inputs[first : first + 6]) for first in (2, 8)]
+                out = k.conv_cycles(*inputs[:2], blocks, *tables, 2, 2)
+                results.append([out, *torch.autograd.grad(out, inputs, random(5, 19, 64, seed=2).float())])
         finally:
             torch.set_num_threads(threads)
-        assert all(torch.equal(one, results[0]) for one in results)
-        assert torch.equal(k.conv_cycles(z[2:3], x[2:3], weights, *tables, 2, 2), results[0][2:3])
+        assert all(map(torch.equal, results[0] * 2, results[1] + results[2]))
+        assert torch.equal(k.conv_cycles(z, x, weights, *tables, 2, 2), results[0][0])
+        assert torch.equal(k.conv_cycles(z[2:3], x[2:3], weights, *tables, 2, 2), results[0][0][2:3])
 
 
 def test_weights_are_packed_again_when_they_change():

@@ -2,7 +2,6 @@ from collections.abc import Sequence
 
 import torch
 
-from hrm_kernels.autodiff import has_tangent
 from hrm_kernels.backends import Backend, Op, cpu_cannot_run, triton_cannot_run
 from hrm_kernels.checks import check_count, check_eps
 from hrm_kernels.ops.add_rms_norm import add_rms_norm
@@ -56,7 +55,7 @@ def _cpu(
     from hrm_kernels.ops.conv_cycles.cpu_kernels import run
 
     flat = [weight for block in layers for weight in block]
-    return run(z.contiguous(), injection.contiguous(), flat, heads, cycles, eps)
+    return run(z, injection, flat, heads, cycles, eps)
 
 
 def _cpu_cannot_run(
@@ -91,11 +90,11 @@ def conv_cycles(
     cycles: int,
     eps: float = 1e-5,
 ) -> torch.Tensor:
-    """The updates of a URM's state that run without gradients: ``cycles`` times ``z = blocks(z + injection)``.
+    """Updates of a URM's state: ``cycles`` times ``z = blocks(z + injection)``, with gradients through all of them.
 
     A block is ``x = rms_norm(x + o(attention(qkv(x))))``, then ``x = rms_norm(x + down(conv_swiglu(gate_up(x))))`` with
-    :func:`hrm_kernels.conv_swiglu`. Updates with gradients call :class:`hrm_kernels.nn.URMBlock` for each block. Under
-    ``torch.autocast`` it runs in autocast's dtype, as products do.
+    :func:`hrm_kernels.conv_swiglu`. Call it under ``torch.no_grad()`` for the updates of a segment without gradients,
+    then once for those with. Under ``torch.autocast`` it runs in autocast's dtype, as products do.
 
     Args:
         z: ``[B, S, D]`` state, float32, bfloat16 or float16; it is not written to.
@@ -107,23 +106,16 @@ def conv_cycles(
         eps: of the norms.
 
     Returns:
-        ``[B, S, D]``, without gradients.
+        ``[B, S, D]`` in the dtype of z.
 
     Raises:
         TypeError, ValueError: a dtype, device, shape or number does not fit.
-        NotImplementedError: an argument carries a tangent of forward-mode differentiation.
 
     Source: URM (arXiv 2512.14693).
     """
-    z, injection, layers = inputs = _op.under_autocast(z, injection, layers)
+    z, injection, layers = _op.under_autocast(z, injection, layers)
     SPEC.check(z, injection)
     check_conv_layers(SPEC.name, layers, z, num_heads, cos, sin)
     check_count(SPEC.name, "cycles", cycles)
     check_eps(SPEC.name, eps)
-    if has_tangent(inputs):
-        raise NotImplementedError(
-            f"{SPEC.name}: an argument carries a forward-mode tangent, which would be lost here as gradients are; "
-            "detach it (.detach()), or call hrm_kernels.nn.URMBlock for each block"
-        )
-    with torch.no_grad():
-        return _op(z, injection, blocks_of(layers), Heads(cos, sin, int(num_heads)), int(cycles), eps).detach()
+    return _op(z, injection, blocks_of(layers), Heads(cos, sin, int(num_heads)), int(cycles), eps)

@@ -40,9 +40,9 @@ def oracle(
 
 
 def cost(sizes: Sizes, itemsize: int, backward: bool) -> Cost:
-    """It has no backward. Nothing counts for the convolution."""
+    """Nothing counts for the convolution."""
     passes = sizes.H_cycles * sizes.layers
-    return block.cost_of_blocks(sizes, itemsize, False, sizes.layers, passes, states=3)
+    return block.cost_of_blocks(sizes, itemsize, backward, sizes.layers, passes, states=3)
 
 
 SPEC = OpSpec(
@@ -57,7 +57,6 @@ SPEC = OpSpec(
     cost=cost,
     autocast="lower",
     cast=3,
-    differentiates=False,
     sizes=(
         Sizes(2, 5, layers=1, H_cycles=1),
         Sizes(2, 1, 64, 1, 64, 64),

@@ -85,7 +85,7 @@ def _infer(
     return out
 
 
-def _saved_size(x: Tensor, weights: Sequence[Tensor], num_heads: int, recompute: bool) -> int:
+def saved_size(x: Tensor, weights: Sequence[Tensor], num_heads: int, recompute: bool) -> int:
     """How many floats forward saves, as csrc/cpu/transformer_block.cpp lays them out; sizes may be symbolic."""
     module = native.load("cpu").module
     bfloat16 = x.dtype is torch.bfloat16
@@ -117,7 +117,7 @@ def _saved_size(x: Tensor, weights: Sequence[Tensor], num_heads: int, recompute:
     "float eps, bool recompute) -> (Tensor, Tensor)",
     lambda x, injection, weights, heads, eps, recompute: (
         x.new_empty(x.shape),
-        x.new_empty(_saved_size(x, weights, heads.num_heads, recompute), dtype=torch.float32),
+        x.new_empty(saved_size(x, weights, heads.num_heads, recompute), dtype=torch.float32),
     ),
     grouped=(3, Heads),
 )
@@ -138,7 +138,7 @@ def forward(
     "float eps, bool recompute, Tensor row_weights, float noise_scale, Tensor seeds, Tensor steps) -> (Tensor, Tensor)",
     lambda x, injection, weights, heads, eps, recompute, *rows: (
         x.new_empty(x.shape),
-        x.new_empty(_saved_size(x, weights, heads.num_heads, recompute), dtype=torch.float32),
+        x.new_empty(saved_size(x, weights, heads.num_heads, recompute), dtype=torch.float32),
     ),
     grouped=(3, Heads),
 )
@@ -166,7 +166,7 @@ def _forward(
     rows: Rows | None = None,
 ) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(x)
-    saved = empty(_saved_size(x, weights, heads.num_heads, recompute))
+    saved = empty(saved_size(x, weights, heads.num_heads, recompute))
     run = packed.module.blocks_forward if rows is None else packed.module.damped_blocks_forward
     run(
         x.detach(),
