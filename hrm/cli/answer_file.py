@@ -3,13 +3,16 @@
 import csv
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from hrm.errors import InputError
 from hrm.files import written_beside
+from hrm.files.locking import lock
 
 if TYPE_CHECKING:
     from hrm.cli.puzzle_input import PuzzleInput
@@ -40,10 +43,12 @@ class AnswerFile:
             settings: JSON values that change answers; those of the earlier call must be the same.
 
         Raises:
-            InputError: an earlier call left a part, and ``resume`` is not set, or its settings differ.
+            InputError: an earlier call left a part, and ``resume`` is not set, or its settings differ; or a call that
+                runs now writes the part.
         """
         self.path, self.part = path, path.with_name(f"{path.name}.part")
         self._settings = dict(settings)
+        self._file: BinaryIO | None = None
         self.records: list[Record] = []
         if not self.part.exists():
             return
@@ -51,19 +56,18 @@ class AnswerFile:
             raise InputError(
                 f"{self.part} has answers of a call that did not end; add --resume to continue it, or remove the file"
             )
+        self._open()
         lines = self._read()
-        if not lines:
-            self.part.unlink()  # the call was stopped before its first line was whole
+        if not lines:  # the call was stopped before its first line was whole
             return
         earlier, *self.records = lines
         if "settings" not in earlier:
-            raise InputError(f"{self.part} does not hold answers of this hrm solve; remove it")
+            self._refuse("does not hold answers of this hrm solve; remove it")
         for name, value in self._settings.items():
             was = earlier["settings"].get(name)
             if was != value:
-                raise InputError(
-                    f"{self.part}: the call that did not end had {name} {was}, this one has {value}; call with "
-                    f"{name} {was}, or remove the file"
+                self._refuse(
+                    f"is of a call with {name} {was}, and this one has {value}; call with {name} {was}, or remove it"
                 )
 
     def parts(self, puzzles: Sequence["PuzzleInput"], least: int) -> Iterator[Sequence["PuzzleInput"]]:
@@ -83,22 +87,19 @@ class AnswerFile:
         """
         for number, (record, puzzle) in enumerate(zip(self.records, puzzles), 1):
             if record.get("puzzle") != text_of(task, puzzle):
-                raise InputError(
-                    f"{self.part}: answer {number} is not to puzzle {number} of this call; remove the file, or solve "
-                    "the same puzzles as before"
+                self._refuse(
+                    f"has another puzzle {number} than this call; solve the same puzzles as before, or remove it"
                 )
         if len(self.records) > len(puzzles):
-            raise InputError(f"{self.part} has {len(self.records)} answers, and there are {len(puzzles)} puzzles")
+            self._refuse(f"has {len(self.records)} answers, and there are {len(puzzles)} puzzles")
 
     def add(self, records: Sequence[Record]) -> None:
         """Append answers; they are on the disk when it returns."""
-        self.part.parent.mkdir(parents=True, exist_ok=True)
-        with self.part.open("a", encoding="utf-8") as file:
-            if not file.tell():
-                file.write(json.dumps({"settings": self._settings}) + "\n")
-            file.writelines(json.dumps(record) + "\n" for record in records)
-            file.flush()
-            os.fsync(file.fileno())
+        file = self._file or self._open()
+        lines = list(records) if self.part.stat().st_size else [{"settings": self._settings}, *records]
+        file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+        file.flush()
+        os.fsync(file.fileno())
 
     def finish(self) -> list[Record]:
         """Write the file, as its name says: JSON lines, or CSV without traces and trajectories. Remove the part.
@@ -115,7 +116,21 @@ class AnswerFile:
                 writer.writeheader()
                 writer.writerows(records)
         self.part.unlink()
+        self.close()
         return records
+
+    def close(self) -> None:
+        """Leave the part to other calls."""
+        if self._file is not None:
+            self._file.close()
+
+    def _open(self) -> BinaryIO:
+        """Open the part to append to it, and lock it until the call ends."""
+        self.part.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.part.open("ab")
+        if lock(self._file.fileno()) is False:
+            self._refuse("is being written by another call; wait for its end, or choose another --out")
+        return self._file
 
     def _read(self) -> list[Record]:
         """The whole lines of the part; one that was cut off is removed from it."""
@@ -128,8 +143,25 @@ class AnswerFile:
         except ValueError:
             lines = [None]
         if not all(isinstance(line, dict) for line in lines):
-            raise InputError(f"{self.part} does not hold answers of this hrm solve; remove it")
+            self._refuse("does not hold answers of this hrm solve; remove it")
         return lines
+
+    def _refuse(self, reason: str) -> NoReturn:
+        self.close()
+        raise InputError(f"{self.part} {reason}")
+
+
+@contextmanager
+def resumable(file: AnswerFile | None) -> Iterator[None]:
+    """Close the file if the work fails, and tell someone who stops it with Ctrl-C where the answers are."""
+    try:
+        yield
+    except BaseException as error:
+        if file is not None:
+            file.close()
+            if isinstance(error, KeyboardInterrupt) and file.part.exists():
+                print(f"hrm: stopped; the answers so far are in {file.part}; --resume continues", file=sys.stderr)
+        raise
 
 
 def text_of(task: "PuzzleTask", puzzle: "PuzzleInput") -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hrm.cli.answer_file import AnswerFile
+from hrm.cli.answer_file import AnswerFile, resumable
 from hrm.cli.options import (
     Augment,
     BatchSize,
@@ -139,7 +139,7 @@ def solve(
         readable = sum(one.tokens is not None for one in puzzles[done:])
         before, records = 0, []
         answers = Answers(task, [], [], loaded.config.learns_to_continue, trace)
-        with progress_bar(readable > 1) as progress:
+        with resumable(file), progress_bar(readable > 1) as progress:
             for part in parts:
                 tokens = [one.tokens for one in part if one.tokens is not None]
                 solutions = api.solve(

@@ -16,6 +16,7 @@ from hrm import HRM, HRMConfig, load, save
 from hrm import api as hrm_api
 from hrm.cli.answer_file import AnswerFile
 from hrm.data.sudoku import Sudoku, generate
+from hrm.files.locking import lock
 from hrm.inference.solve import solve
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
@@ -272,22 +273,28 @@ def test_a_call_that_was_stopped_is_resumed(model, puzzles, call, tmp_path, monk
     def stops(model, tokens, **options):
         asked.append(len(tokens))
         if len(asked) == 3:
-            raise OSError("stopped")
+            raise KeyboardInterrupt
         return solve_all(model, tokens, **options)
 
     monkeypatch.setattr("hrm.api.solve", stops)
-    assert call("solve", model, source, "--out", out, "--batch-size", 2)[0] == 2
+    code, _, err = call("solve", model, source, "--out", out, "--batch-size", 2)
+    assert code == 130 and f"the answers so far are in {part}; --resume continues" in err
     assert len(part.read_text().splitlines()) == 1 + 4 and not out.exists()
     code, _, err = call("solve", model, source, "--out", out)
     assert code == 2 and "a.jsonl.part has answers of a call that did not end; add --resume" in err
     with part.open("a") as file:
+        lock(file.fileno())
+        code, _, err = call("solve", model, source, "--out", out, "--resume")
+        assert code == 2 and f"{part} is being written by another call" in err
         file.write('{"place": "cut o')
     source.write_text("\n".join([texts[1], *texts[1:]]))
     code, _, err = call("solve", model, source, "--out", out, "--resume")
-    assert code == 2 and "answer 1 is not to puzzle 1 of this call" in err
+    assert code == 2 and "has another puzzle 1 than this call" in err
     source.write_text("\n".join(texts))
     code, _, err = call("solve", model, source, "--out", out, "--resume", "--halt", "fixed")
-    assert code == 2 and re.search(r"did not end had --halt \w+, this one has fixed; call with --halt \w+, or rem", err)
+    assert code == 2 and re.search(
+        r"a call with --halt (\w+), and this one has fixed; call with --halt \1, or rem", err
+    )
     code, text, _ = call("solve", model, source, "--out", out, "--resume", "--batch-size", 2)
     assert (code, text) == (1, "0 of 6 answers valid\n")
     assert asked == [2, 2, 2, 2] and not part.exists()
