@@ -1,10 +1,10 @@
 """``python -m bench.int8_accuracy``: what 8-bit products in the updates without gradients do to the shipped models.
 
-The products are simulated in PyTorch. In int8, rows of activations and rows of weights are scaled to [-127, 127] and
-rounded, their integer products are summed exactly, and the sums are scaled back to float32. In FP8 (e4m3, as the matrix
-units of a GPU take it) they are scaled to [-448, 448], and the products are summed in float32. Attention, norms and
-SwiGLU stay in float32, and so do the last update of z_L and the last update of z_H of each segment, which carry
-gradients in training.
+The products are those of :mod:`hrm_kernels.ops.transformer_block.eight_bit`, in plain PyTorch. In int8, rows of
+activations and rows of weights are scaled to [-127, 127] and rounded, their integer products are summed exactly, and
+the sums are scaled back to float32. In FP8 (e4m3, as the matrix units of a GPU take it) they are scaled to
+[-448, 448], and the products are summed in float32. Attention, norms and SwiGLU stay in float32, and so do the last
+update of z_L and the last update of z_H of each segment, which carry gradients in training.
 
 Each variant solves the held-out puzzles of the model's card, next to float32 in plain PyTorch. The tables show the
 share of puzzles solved, how many puzzles only one of the two solves, how likely so unequal numbers are if both solve
@@ -42,6 +42,7 @@ from hrm_kernels.ops.add_rms_norm.reference import add_rms_norm
 from hrm_kernels.ops.rope_attention.heads import Heads
 from hrm_kernels.ops.rope_attention.reference import rope_attention
 from hrm_kernels.ops.swiglu.reference import swiglu
+from hrm_kernels.ops.transformer_block import eight_bit
 
 BATCH = 125
 MIXERS, MLP = "qkv, o, token mixing", "gate_up, down"
@@ -58,7 +59,7 @@ class Variant:
         backend: of the updates that are not quantised.
         products: which products of a block have 8 bits: some of :data:`ALL`.
         states: the states whose updates are quantised.
-        eight_bits: "int8" or "e4m3".
+        eight_bits: "int8" or "fp8".
     """
 
     name: str
@@ -76,41 +77,16 @@ VARIANTS = (
     Variant("int8", products=ALL),
     Variant("int8, MLP only", products=(MLP,)),
     Variant("int8, z_L only", products=ALL, states="L"),
-    Variant("FP8", products=ALL, eight_bits="e4m3"),
-    Variant("FP8, MLP only", products=(MLP,), eight_bits="e4m3"),
+    Variant("FP8", products=ALL, eight_bits="fp8"),
+    Variant("FP8, MLP only", products=(MLP,), eight_bits="fp8"),
 )
-
-
-def quantized(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """``x [..., K]`` as integers in [-127, 127], and the scale of each row, ``[..., 1]``."""
-    scale = x.abs().amax(-1, keepdim=True) / 127
-    return (x / torch.where(scale == 0, 1, scale)).round(), scale
-
-
-def int8_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """``x [..., K] @ weight [N, K].T``; below K = 1040 float32 adds the integers exactly."""
-    assert weight.shape[1] * 127**2 < 2**24
-    (x, x_scale), (weight, weight_scale) = quantized(x), quantized(weight)
-    return F.linear(x, weight) * (x_scale * weight_scale.squeeze(-1))
-
-
-def as_e4m3(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """``x [..., K]`` rounded to e4m3, in float32, and the scale of each row, ``[..., 1]``."""
-    scale = x.abs().amax(-1, keepdim=True) / torch.finfo(torch.float8_e4m3fn).max
-    return (x / torch.where(scale == 0, 1, scale)).to(torch.float8_e4m3fn).float(), scale
-
-
-def e4m3_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """``x [..., K] @ weight [N, K].T``, with a scale for each row of x and each column of the result."""
-    (x, x_scale), (weight, weight_scale) = as_e4m3(x), as_e4m3(weight)
-    return F.linear(x, weight) * (x_scale * weight_scale.squeeze(-1))
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, which: str, variant: Variant) -> torch.Tensor:
     """A product of a block, in 8 bits where the variant has ``which`` so."""
     if which not in variant.products:
         return F.linear(x, weight)
-    return (int8_product if variant.eight_bits == "int8" else e4m3_product)(x, weight)
+    return eight_bit.product(x, weight, variant.eight_bits)
 
 
 def mlp(x: torch.Tensor, weights: SwiGLU, eps: float, which: str, variant: Variant) -> torch.Tensor:

@@ -116,12 +116,23 @@ def measured_step(name: str, rows: int, positions: int) -> tuple[float, str] | N
 def predicted() -> list[str]:
     """What the machine code of the kernels lets expect of an H200, beside the goals."""
     _, rows = table.read()
-    name, seconds = table.best_pass(rows)
+    (name, seconds), (in_fp8, fp8_seconds), (small, small_seconds) = (
+        table.best_pass(rows, start) for start in (table.PASS, table.FP8_PASS, table.ONE_PUZZLE)
+    )
+    passes = Plan.of("sudoku", 1, None, None).model.answer_passes
     return [
         "Predicted from machine code (python -m hrm_kernels.tuning.model): H200, 27M model, 384 rows of 82 positions:",
-        f"- a block pass without gradients, {name.partition(', ')[2]}: {_ms(seconds)}, goal {_ms(table.BLOCK_GOAL)}",
+        f"- a block pass without gradients, {_path(name)}: {_ms(seconds)}, goal {_ms(table.BLOCK_GOAL)}",
+        f"- the same with products in FP8, {_path(in_fp8)}: {_ms(fp8_seconds)}, goal {_ms(table.FP8_BLOCK_GOAL)}",
         f"- the block passes of a training step: {_ms(table.step_seconds(rows))}, goal {_ms(table.STEP_GOAL)}",
+        f"- the same with FP8 updates: {_ms(table.fp8_step_seconds(rows))}, goal {_ms(table.FP8_STEP_GOAL)}",
+        f"- the {passes} block passes of an answer to one puzzle, {_path(small)}: {_ms(passes * small_seconds)}, "
+        f"goal {_ms(table.ANSWER_GOAL)}",
     ]
+
+
+def _path(part: str) -> str:
+    return part.partition(", ")[2]
 
 
 @dataclass(frozen=True)

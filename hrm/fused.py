@@ -31,6 +31,7 @@ class Network(Protocol):
 
     cos: torch.Tensor | None
     sin: torch.Tensor | None
+    eight_bit: str | None
 
     @property
     def config(self) -> ModelConfig: ...
@@ -117,4 +118,4 @@ def all_but_the_last_updates(
         H_layers, L_layers = (level.weights(config.dtype) for level in network.levels)
         inputs = without_tangents((z_H, z_L, x, H_layers, L_layers))
         sizes = (network.levels[0].num_heads, cycles, config.L_cycles, config.rms_norm_eps)
-        return hrm_kernels.recurrent_cycles(*inputs, network.cos, network.sin, *sizes, damping)
+        return hrm_kernels.recurrent_cycles(*inputs, network.cos, network.sin, *sizes, damping, network.eight_bit)

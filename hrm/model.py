@@ -107,8 +107,11 @@ class HRMInner(nn.Module):
     Attributes:
         gradient: which updates of a segment carry gradients; starts as the configuration's and may be set from step to
             step, for example to :func:`hrm_kernels.fixed_point.warm_up`.
+        eight_bit: the format of products in the updates without gradients (:func:`hrm_kernels.recurrent_cycles`), in
+            training and evaluation: None, "fp8", "int8" or "auto".
     """
 
+    eight_bit: str | None = None
     H_level: ReasoningModule
     L_level: Level
     H_init: torch.Tensor

@@ -27,6 +27,7 @@ from hrm.weights.checkpoint import (
 from hrm.weights.published import download, read_published, without_prefixes
 from hrm.weights.puzzle_embedding import PuzzleEmb, check_rows, fill_rows, for_other_puzzles
 from hrm.weights.tensor_files import read_tensors, require_undamaged
+from hrm_kernels.ops.transformer_block.eight_bit import CHOICES
 
 
 def load(
@@ -38,6 +39,7 @@ def load(
     forward_dtype: str | None = None,
     weights: Weights = "auto",
     identifiers: str | None = None,
+    eight_bit: str | None = None,
 ) -> HRM:
     """Load a model, in evaluation mode.
 
@@ -57,13 +59,18 @@ def load(
             the trained ones, ``"auto"`` the averaged ones if there are any.
         identifiers: which puzzle identifiers the model is used for (:func:`hrm.data.fingerprint.names_fingerprint`);
             None: those of the checkpoint.
+        eight_bit: compute the products of updates without gradients in 8 bits: ``"fp8"``, ``"int8"``, or ``"auto"``,
+            which takes what the GPU has. Faster and less accurate; on GPUs, for models with attention
+            (:func:`hrm_kernels.recurrent_cycles`).
 
     Raises:
         InputError: there is no such model; it is damaged, refused (a pickle with code in it) or does not fit; or
-            ``puzzle_emb`` or ``weights`` has another value than listed.
+            ``puzzle_emb``, ``weights`` or ``eight_bit`` has another value than listed.
     """
     _check_choice("weights", weights, Weights)
     _check_choice("puzzle_emb", puzzle_emb, PuzzleEmb)
+    if eight_bit is not None and eight_bit not in CHOICES:
+        raise InputError(f"eight_bit is {eight_bit!r}, expected None or one of {', '.join(CHOICES)}")
     found = _found(path)
     checkpoint = _read(found, seq_len, weights)
     state, values, known = checkpoint.state, checkpoint.values, checkpoint.identifiers
@@ -82,6 +89,7 @@ def load(
     model = model.to(device).eval()
     model.origin = described(path)
     model.folder = found if found.is_dir() else found.parent
+    model.inner.eight_bit = eight_bit
     keeps_rows = not has_other_puzzles and rows == model.config.num_puzzle_identifiers
     model.identifiers = known if keeps_rows else identifiers
     return model

@@ -39,19 +39,11 @@ def replay_seconds(function: Callable[[], Any]) -> float:
     return do_bench_cudagraph(function, rep=50, return_mode="median") / 1e3
 
 
-def measure(
-    device: torch.device, dtype: torch.dtype, rows: int, timer: Timer, sizes: Sequence[int] = (D, INNER, HEADS, LAYERS)
-) -> dict[str, float]:
-    """Measure the seconds of each candidate for a pass of the module over ``rows`` tokens.
-
-    Raises:
-        RuntimeError: the results of two candidates differ.
-    """
+def module_pass(device: torch.device, dtype: torch.dtype, rows: int, sizes: Sequence[int]) -> tuple[Any, ...]:
+    """The arguments of a pass of the module over ``rows`` tokens: x, weights and what its blocks share."""
     from hrm_kernels.nn import rope_tables
     from hrm_kernels.ops.rope_attention.heads import Heads
     from hrm_kernels.ops.transformer_block import triton_block
-    from hrm_kernels.ops.transformer_block.triton_kernels import fits_a_row
-    from hrm_kernels.ops.transformer_block.triton_persistent import cannot_run
 
     dim, inner, heads, layers = sizes
     generator = torch.Generator(device).manual_seed(0)
@@ -64,7 +56,22 @@ def measure(
     positions = 82 if rows % 82 == 0 else rows
     tables = rope_tables(positions, dim // heads, device=device)
     shared = triton_block.Shared(rows // positions, Heads(*tables, heads), 1e-5)
-    x = random(rows, dim)
+    return random(rows, dim), weights, shared
+
+
+def measure(
+    device: torch.device, dtype: torch.dtype, rows: int, timer: Timer, sizes: Sequence[int] = (D, INNER, HEADS, LAYERS)
+) -> dict[str, float]:
+    """Measure the seconds of each candidate for a pass of the module over ``rows`` tokens.
+
+    Raises:
+        RuntimeError: the results of two candidates differ.
+    """
+    from hrm_kernels.ops.transformer_block import triton_block
+    from hrm_kernels.ops.transformer_block.triton_kernels import fits_a_row
+    from hrm_kernels.ops.transformer_block.triton_persistent import cannot_run
+
+    x, weights, shared = module_pass(device, dtype, rows, sizes)
     seconds: dict[str, float] = {}
     with torch.no_grad():
         want = triton_block.infer_library(x, weights, shared)
@@ -73,12 +80,62 @@ def measure(
                 continue
             if name == "whole_row" and not fits_a_row(x):
                 continue
-            if name == "persistent" and cannot_run(x, inner) is not None:
+            if name == "persistent" and cannot_run(x, sizes[1]) is not None:
                 continue
             error = (path(x, weights, shared) - want).abs().max().item()
             if not error < 0.25:  # of values around 1, after a few layers in a narrow dtype
                 raise RuntimeError(f"{name} differs from library by {error:.2g} at {rows} rows in {dtype}")
             seconds[name] = timer(lambda: path(x, weights, shared))
+    return seconds
+
+
+def measure_eight_bit(
+    device: torch.device,
+    dtype: torch.dtype,
+    name: str,
+    rows: int,
+    timer: Timer,
+    sizes: Sequence[int] = (D, INNER, HEADS, LAYERS),
+) -> dict[str, float]:
+    """Measure the seconds of each candidate in a format of 8 bits, as :func:`measure`; weights are converted before.
+
+    Raises:
+        RuntimeError: a result is further from that without 8 bits than their rounding explains.
+    """
+    from hrm_kernels.ops.transformer_block import triton_block
+
+    x, weights, shared = module_pass(device, dtype, rows, sizes)
+    seconds: dict[str, float] = {}
+    with torch.no_grad():
+        want = triton_block.infer_library(x, weights, shared).float()
+        quantized = triton_block.quantized_weights(weights, name)
+        for path in triton_block.eight_bit_paths(x, sizes[1], name):
+            run = functools.partial(triton_block.EIGHT_BIT_PATHS[path], x, quantized, shared, name)
+            error = ((run().float() - want).norm() / want.norm()).item()
+            if not error < 0.25:  # plain PyTorch: 0.07 in e4m3, 0.02 in int8
+                raise RuntimeError(f"{path} in {name} differs from library by {error:.2g} of its size at {rows} rows")
+            seconds[path] = timer(run)
+    return seconds
+
+
+def measure_all_eight_bit(
+    device: torch.device, without: Mapping[int, Mapping[str, float]], timer: Timer
+) -> dict[str, dict[int, dict[str, float]]]:
+    """Seconds by format and rows of bfloat16 passes; "off" is the fastest candidate ``without`` 8 bits."""
+    from hrm_kernels.ops.transformer_block.eight_bit import FORMATS, fp8_is_missing
+
+    seconds: dict[str, dict[int, dict[str, float]]] = {}
+    for name in FORMATS:
+        reason = fp8_is_missing(device) if name == "fp8" else None
+        if reason is not None:
+            print(f"{name}: not measured; {reason}", flush=True)
+            continue
+        seconds[name] = {}
+        for rows, others in without.items():
+            times = measure_eight_bit(device, torch.bfloat16, name, rows, timer)
+            seconds[name][rows] = {"off": min(others.values()), **times}
+            shown = ", ".join(f"{candidate} {1e6 * time:.1f} µs" for candidate, time in seconds[name][rows].items())
+            print(f"{name}, {rows} rows: {shown}", flush=True)
     return seconds
 
 
@@ -244,9 +301,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 shown = ", ".join(f"{candidate} {1e6 * time:.1f} µs" for candidate, time in times.items())
                 print(f"{dtype_name}, {rows} rows: {shown}", flush=True)
             table[dtype_name], seconds[dtype_name] = best(measured), measured
+        eight_bit = {}
+        if "bfloat16" in seconds:
+            eight_bit = measure_all_eight_bit(device, seconds["bfloat16"], replay_seconds)
         led, compared = compare_all(device, replay_seconds)
     about = {"device": name, "torch": torch.__version__, "triton": triton.__version__, "seconds": seconds}
-    about["compared"] = compared
+    about |= {"compared": compared, "eight_bit_seconds": eight_bit}
+    about["eight_bit"] = {name: best(times) for name, times in eight_bit.items()}
     about["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     path = path_of(name)
     try:

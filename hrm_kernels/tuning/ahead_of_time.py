@@ -57,7 +57,7 @@ class Case:
         kernel: the ``triton.jit`` function.
         signature: types of the arguments that are not constants, by name ("*bf16", "i32", "fp32"). Pointers and
             integers are compiled as divisible by 16, as in launches with aligned tensors of the published sizes.
-        constants: values of the ``tl.constexpr`` arguments; those with a default are optional.
+        constants: values of the ``tl.constexpr`` arguments; arguments with a default are optional.
         num_warps, num_stages: of the launch.
         matrix: the kernel must use tensor cores.
         targets: the targets of this configuration (among ``TARGETS``).
@@ -106,17 +106,23 @@ _SPILL = re.compile(r"\b(?:LDL|STL)\b|\bscratch_(?:load|store)")
 _TENSOR_CORE = re.compile(r"(?<![\w.])(?:[A-Z]G?MMA|UTC[A-Z]*MMA)\b|\bv_(?:mfma|smfmac|wmma)_")
 
 
-def kernel_files() -> dict[str, Path]:
-    """The files with kernels and their ``cases()``, by name: that of the op package for its ``triton_kernels.py``."""
-    files = {file.parent.name: file for file in sorted(OP_PACKAGES.glob("*/triton_kernels.py"))}
-    for file in sorted(OP_PACKAGES.glob("*/triton_persistent.py")):
-        files[f"{file.parent.name}_persistent"] = file
+def kernel_files() -> dict[str, tuple[Path, ...]]:
+    """The files that cases follow from, by name: first the one that has ``cases()``, then others with its kernels.
+
+    The name of a ``triton_kernels.py`` is that of its op package.
+    """
+    files = {file.parent.name: (file,) for file in sorted(OP_PACKAGES.glob("*/triton_kernels.py"))}
+    for kind in ("persistent", "eight_bit"):
+        for file in sorted(OP_PACKAGES.glob(f"*/triton_{kind}.py")):
+            files[f"{file.parent.name}_{kind}"] = (file,)
+    block = OP_PACKAGES / "transformer_block"
+    files["transformer_block_eight_bit"] += (block / "triton_kernels.py", block / "triton_persistent.py")
     return files
 
 
 def collect(patterns: Sequence[str]) -> Iterator[tuple[str, Case]]:
     """Yield the cases of files whose name matches a pattern, with the kernel's name ("swiglu.forward_kernel")."""
-    for name, file in kernel_files().items():
+    for name, (file, *_) in kernel_files().items():
         if any(fnmatch.fnmatch(name, pattern.partition(".")[0]) for pattern in patterns):
             for case in importlib.import_module(f"hrm_kernels.ops.{file.parent.name}.{file.stem}").cases():
                 yield f"{name}.{case.kernel.__name__}", case
@@ -127,7 +133,8 @@ def _source(case: Case, target: str) -> Any:
     from triton import knobs
     from triton.compiler import ASTSource
 
-    constants = {p.name: p.default for p in case.kernel.params if p.is_constexpr and p.has_default} | case.constants
+    constants = {p.name: p.default for p in case.kernel.params if p.has_default and p.name not in case.signature}
+    constants |= case.constants
     signature, attributes = {}, {}
     for index, parameter in enumerate(case.kernel.params):
         name = parameter.name
@@ -312,8 +319,10 @@ def main(
     jobs: dict[Key, Job] = {}
     first: dict[tuple[str, str], Case] = {}  # by kernel and target
     digests: dict[str, str] = {}  # of the sources, by op package
+    files = kernel_files()
     for name, case in cases(options.kernels):
-        digests[name.partition(".")[0]] = digest(Path(inspect.getfile(case.kernel.fn)))
+        op = name.partition(".")[0]
+        digests[op] = digest(*files.get(op, (Path(inspect.getfile(case.kernel.fn)),)))
         for target in case.targets:
             first.setdefault((name, target), case)
             key = _key(name, case, target)

@@ -17,6 +17,12 @@ FOLDER = Path(__file__).parent / "devices"
 CANDIDATES = ("library", "fused", "fused_small", "whole_row", "persistent")
 """Implementations of a block without gradients: :data:`hrm_kernels.ops.transformer_block.triton_block.PATHS`."""
 
+EIGHT_BIT = ("off", "fused", "persistent", "library")
+"""Those of products in 8 bits: :data:`hrm_kernels.ops.transformer_block.triton_block.EIGHT_BIT_PATHS`. With "off" a
+pass runs without them, because that was measured to be faster."""
+
+EIGHT_BIT_FORMATS = ("fp8", "int8")
+
 COMPARED = ("adam_atan2", "rope_attention", "rope_attention_backward", "sparse_sign_sgd", "stablemax_cross_entropy")
 """Ops with a ``cuda`` and a ``triton`` backend for the same calls; the faster one should run.
 
@@ -31,10 +37,17 @@ Limits = list[tuple[int | None, str]]
 
 
 class Table(NamedTuple):
-    """The results for a device: limits by dtype, and the ops of :data:`COMPARED` where ``cuda`` was faster."""
+    """The results for a device.
+
+    Attributes:
+        block: limits by dtype.
+        cuda: the ops of :data:`COMPARED` where ``cuda`` was faster.
+        eight_bit: limits by format, of bfloat16 states.
+    """
 
     block: dict[str, Limits]
     cuda: frozenset[str]
+    eight_bit: dict[str, Limits] = {}
 
 
 class TuningError(ValueError):
@@ -62,6 +75,23 @@ def choose(device: torch.device, dtype: torch.dtype, rows: int) -> str:
         if limit is None or rows <= limit:
             return candidate
     return default(dtype, rows)
+
+
+def default_eight_bit() -> str:
+    """Return the candidate for products in 8 bits on a device without a table."""
+    return "fused"
+
+
+def choose_eight_bit(device: torch.device, name: str, rows: int) -> str:
+    """Return the candidate of :data:`EIGHT_BIT` for a pass over ``rows`` tokens in a format.
+
+    Raises:
+        TuningError: the device's table is damaged.
+    """
+    for limit, candidate in _of_device(device).eight_bit.get(name, []):
+        if limit is None or rows <= limit:
+            return candidate
+    return default_eight_bit()
 
 
 def cuda_is_unproven(op: str) -> Callable[..., str | None]:
@@ -111,8 +141,11 @@ def read(path: Path) -> Table:
     try:
         content = json.loads(path.read_bytes())
         block, cuda = content["block"], content.get("cuda", [])
+        eight_bit = content.get("eight_bit", {})
         for name, limits in block.items():
-            _check(name, limits)
+            _check(name, limits, DTYPES, CANDIDATES, "dtype")
+        for name, limits in eight_bit.items():
+            _check(name, limits, EIGHT_BIT_FORMATS, EIGHT_BIT, "format")
         if not isinstance(cuda, list) or any(op not in COMPARED for op in cuda):
             raise ValueError(f"cuda is {cuda!r}, expected a list of {', '.join(COMPARED)}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -121,16 +154,19 @@ def read(path: Path) -> Table:
             f"the tuning table {path} is damaged ({reason}); remove it to use the defaults, or measure it again with "
             "python -m hrm_kernels.tuning"
         ) from None
-    limits = {name: [(limit, candidate) for limit, candidate in limits] for name, limits in block.items()}
-    return Table(limits, frozenset(cuda))
+    limits, limits_8 = (
+        {name: [(limit, candidate) for limit, candidate in limits] for name, limits in part.items()}
+        for part in (block, eight_bit)
+    )
+    return Table(limits, frozenset(cuda), limits_8)
 
 
-def _check(name: str, limits: Any) -> None:
-    if name not in DTYPES:
-        raise ValueError(f"unknown dtype {name!r}")
+def _check(name: str, limits: Any, names: Collection[str], candidates: Collection[str], kind: str) -> None:
+    if name not in names:
+        raise ValueError(f"unknown {kind} {name!r}")
     before = 0
     for index, (limit, candidate) in enumerate(limits):
-        if candidate not in CANDIDATES:
+        if candidate not in candidates:
             raise ValueError(f"unknown candidate {candidate!r}")
         last = index == len(limits) - 1
         if (limit is None) != last or not last and not (isinstance(limit, int) and limit > before):

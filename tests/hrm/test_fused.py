@@ -114,3 +114,17 @@ def test_every_model_runs_the_fused_segment(family, monkeypatch):
     monkeypatch.setattr(fused, "segment", lambda *states: calls.append("fused"))
     inner.segment(None, None, None)
     assert calls == ["fused"]
+
+
+def test_updates_without_gradients_take_8_bits():
+    """Plain PyTorch defines them; the last update of each state, and gradients, stay as they are."""
+    model = model_of("hrm")
+    exact = results(model, model.inner.segment)
+    model.inner.eight_bit = "int8"
+    with hrm_kernels.use_backend("reference"):
+        rounded = results(model, model.inner.segment)
+    for name in ("z_H", "z_L", "inner.L_level.layers.0.mlp.down_proj.weight"):
+        error = ((rounded[name] - exact[name]).norm() / exact[name].norm()).item()
+        assert 1e-4 < error < 0.05, f"{name}: {error}"
+    with hrm_kernels.use_backend("cpu"), pytest.raises(hrm_kernels.BackendUnavailable, match="gain little on a CPU"):
+        results(model, model.inner.segment)

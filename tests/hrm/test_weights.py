@@ -223,6 +223,8 @@ def test_puzzle_embedding_of_another_size(published, model, rows):
 def test_choices_are_checked_even_if_the_checkpoint_does_not_need_them(tmp_path):
     plain = hrm.HRM(CONFIG.model_copy(update={"puzzle_emb_ndim": 0}))
     hrm.save(plain, tmp_path / "model")
+    with pytest.raises(hrm.InputError, match="^eight_bit is 'fp4', expected None or one of fp8, int8, auto$"):
+        hrm.load(tmp_path, eight_bit="fp4")
     with pytest.raises(hrm.InputError, match="^weights is 'EMA', expected one of model, ema, auto$"):
         hrm.load(tmp_path / "model", weights="EMA")
     for load in (

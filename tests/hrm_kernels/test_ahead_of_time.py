@@ -131,7 +131,7 @@ def test_the_committed_table_matches_the_sources():
     version, sources, _ = read_table(TABLE)
     files = kernel_files()
     assert sources.keys() == files.keys()
-    changed = " ".join(f"'{op}.*'" for op, file in files.items() if digest(file) != sources[op])
+    changed = " ".join(f"'{op}.*'" for op, paths in files.items() if digest(*paths) != sources[op])
     assert not changed, (
         f"changed since {TABLE.name} was written, so their spills are unknown: {changed}; with Triton {version}: "
         f"python -m {GATE} --write --kernels {changed}"

@@ -61,10 +61,19 @@ def test_a_table_decides_by_dtype_and_rows(device):
     assert [path.name for path in device.parent.iterdir()] == [device.name]
 
 
+def test_a_table_decides_for_8_bits_by_format_and_rows(device):
+    assert tuning.choose_eight_bit(CUDA, "fp8", 10) == tuning.default_eight_bit() == "fused"
+    tables.write(device, {}, [], {"eight_bit": {"fp8": [(82, "off"), (None, "library")]}})
+    assert [tuning.choose_eight_bit(CUDA, "fp8", rows) for rows in (82, 83)] == ["off", "library"]
+    assert tuning.choose_eight_bit(CUDA, "int8", 82) == "fused"
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("", "Expecting value"),
+        ('{"block": {}, "eight_bit": {"float16": []}}', "unknown format 'float16'"),
+        ('{"block": {}, "eight_bit": {"fp8": [[null, "whole_row"]]}}', "unknown candidate 'whole_row'"),
         ('{"block"', "Expecting"),
         ("[]", "list indices"),
         ("{}", "no 'block'"),
@@ -254,4 +263,5 @@ def test_the_command_on_a_gpu(monkeypatch, tmp_path):
     assert command.main([]) == 0
     (written,) = tmp_path.glob("*.json")
     assert set(tables.read(written).block) == {"float32", "bfloat16", "float16"}
+    assert "int8" in tables.read(written).eight_bit
     tables._of_device.cache_clear()

@@ -94,9 +94,13 @@ def test_the_committed_table_is_of_these_sources():
         f"{table.TABLE.name} is of other sources; with Triton 3.6.0: python -m hrm_kernels.tuning.model --write"
     )
     assert rows and not [row for row in rows if row.programs and row.side < 1]
-    products = [row for row in rows if row.kernel.startswith("linear_")]
-    assert products and all(row.instruction.startswith("HGMMA.64x") for row in products)
-    assert all(row.loads.startswith("128:") for row in products), "operands are loaded 16 bytes at a time"
+    products = [row for row in rows if "linear_" in row.kernel and not row.part.startswith(table.ONE_PUZZLE)]
+    for row in products:
+        kind = "QGMMA" if row.part.startswith(table.FP8_PASS) else "HGMMA"
+        assert row.instruction.startswith(f"{kind}.64x"), row
+        assert row.loads.startswith("128:") or row.descriptors, "operands are loaded 16 bytes at a time"
+    assert {row.part for row in products} >= {table.PASS + "fused", table.FP8_PASS + "fused"}
+    assert table.fp8_step_seconds(rows) < table.step_seconds(rows)
 
 
 @pytest.mark.slow

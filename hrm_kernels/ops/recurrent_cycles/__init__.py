@@ -12,6 +12,8 @@ from hrm_kernels.ops.recurrent_cycles.movement import move
 from hrm_kernels.ops.recurrent_cycles.spec import SPEC
 from hrm_kernels.ops.rope_attention.heads import Heads
 from hrm_kernels.ops.transformer_block import pre_norm
+from hrm_kernels.ops.transformer_block.eight_bit import Quantized, format_for, fp8_is_missing
+from hrm_kernels.ops.transformer_block.eight_bit import check as check_eight_bit
 from hrm_kernels.ops.transformer_block.weights import Layer, PreNormBlockWeights, by_block, flat, layers_of
 
 _graphs = Graphs()
@@ -28,8 +30,10 @@ def _triton(
     L_cycles: int,
     eps: float,
     damping: Damping | None = None,
+    eight_bit: str | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    return triton_updates(z_H, z_L, x, H_layers, L_layers, heads, H_cycles, L_cycles, eps, damping)
+    states = z_H, z_L, x
+    return triton_updates(*states, H_layers, L_layers, heads, H_cycles, L_cycles, eps, damping, eight_bit=eight_bit)
 
 
 def triton_updates(
@@ -45,14 +49,17 @@ def triton_updates(
     damping: Damping | None,
     weight: torch.Tensor | None = None,
     complete: bool = False,
+    eight_bit: str | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """One CUDA graph where that is possible, single launches elsewhere.
 
-    With ``complete`` it runs all updates, moves the states by ``weight``, and returns their change, too (:func:`move`).
+    With ``eight_bit`` each call converts the weights again, as they may have changed. With ``complete`` it runs all
+    updates, moves the states by ``weight``, and returns their change, too (:func:`move`).
     """
     from hrm_kernels.ops.reasoning_module.triton_kernels import damp
-    from hrm_kernels.ops.transformer_block.triton_block import Shared, blocks, infer
+    from hrm_kernels.ops.transformer_block.triton_block import Shared, blocks, infer, infer_eight_bit, quantized_weights
 
+    name = None if eight_bit is None else format_for(eight_bit, z_H.device)
     shape, width = z_H.shape, z_H.shape[2]
     H_weights, L_weights = flat(H_layers), flat(L_layers)
     is_pre_norm = isinstance(H_layers[0], PreNormBlockWeights)
@@ -62,14 +69,22 @@ def triton_updates(
         shared = Shared(shape[0], heads.contiguous(), eps, requested() is None)
         H, L = ([weight.contiguous() for weight in weights] for weights in (H_weights, L_weights))
 
+        H8, L8 = (None, None) if name is None else (quantized_weights(weights, name) for weights in (H, L))
+
         def update(
-            z: torch.Tensor, injection: torch.Tensor, damping: Damping | None, weights: list[torch.Tensor]
+            z: torch.Tensor,
+            injection: torch.Tensor,
+            damping: Damping | None,
+            weights: list[torch.Tensor],
+            quantized: list[Quantized] | None,
         ) -> torch.Tensor:
             if is_pre_norm:
                 layers = by_block(weights, heads.num_heads)
                 updated = pre_norm.module(z.view(shape), injection.view(shape), layers, heads, eps)
             elif heads.mixing:
                 updated = blocks((z + injection).view(shape), weights, heads, eps, False)
+            elif name is not None and quantized is not None:
+                updated = infer_eight_bit(z + injection, weights, quantized, shared, name)
             else:
                 updated = infer(z + injection, weights, shared)
             return damp(z.view(shape), updated.view(shape), damping).view(z.shape)
@@ -78,8 +93,8 @@ def triton_updates(
             z_H,
             z_L,
             x,
-            lambda z, injection, damping: update(z, injection, damping, H),
-            lambda z, injection, damping: update(z, injection, damping, L),
+            lambda z, injection, damping: update(z, injection, damping, H, H8),
+            lambda z, injection, damping: update(z, injection, damping, L, L8),
             H_cycles,
             L_cycles,
             None if damping is None else damping.with_tensors(counters),
@@ -97,7 +112,7 @@ def triton_updates(
         fixed = [*H_weights, *L_weights, *(table for _, table in heads.tables())]
         constants = None if damping is None else damping.with_tensors([])
         sizes = (shape, len(H_layers), heads.cos is None, heads.num_heads, H_cycles, L_cycles, eps, constants)
-        kind = (weight is None, complete, is_pre_norm)
+        kind = (weight is None, complete, is_pre_norm, name)
         z_H, z_L, *change = _graphs(run, inputs, fixed, (*sizes, *kind))
     else:
         z_H, z_L, *change = run(*inputs)
@@ -115,6 +130,7 @@ def _cpu(
     L_cycles: int,
     eps: float,
     damping: Damping | None = None,
+    eight_bit: None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from hrm_kernels.ops.recurrent_cycles import cpu_segment
     from hrm_kernels.ops.recurrent_cycles.cpu_kernels import run, run_damped
@@ -142,19 +158,49 @@ def _unflatten(
     H_cycles: int,
     L_cycles: int,
     eps: float,
-    *damping: Any,
+    *rest: Any,
 ) -> tuple[Any, ...]:
+    """``rest``: damping and eight_bit of the public function, or the damping's fields and eight_bit of the schema."""
     H, L = layers_of(H_layers, num_heads), layers_of(L_layers, num_heads)
-    return z_H, z_L, x, H, L, Heads(cos, sin, num_heads), H_cycles, L_cycles, eps, as_damping(*damping)
+    eight_bit = next((value for value in rest if isinstance(value, str)), None)
+    damping = as_damping(*[value for value in rest if not isinstance(value, str)][: len(Damping._fields)])
+    return z_H, z_L, x, H, L, Heads(cos, sin, num_heads), H_cycles, L_cycles, eps, damping, eight_bit
+
+
+def _reference_cannot_run(*call: Any) -> str | None:
+    """It only defines what 8 bits compute, slower than float32: not for the automatic choice."""
+    if call[-1] is None or requested() == "reference":
+        return None
+    return "plain PyTorch computes 8-bit products slower than others; leave eight_bit out"
+
+
+def _triton_cannot_run(*call: Any) -> str | None:
+    z_H, heads, eight_bit = call[0], call[5], call[-1]
+    reason = arguments.triton_cannot_run(*call)
+    if reason is not None or eight_bit is None:
+        return reason
+    if heads.mixing:
+        return "its 8-bit products are for blocks with attention; leave eight_bit out"
+    return fp8_is_missing(z_H.device) if eight_bit == "fp8" else None
+
+
+def _cpu_cannot_run(*call: Any) -> str | None:
+    if call[-1] is not None:
+        return "8-bit products gain little on a CPU (docs/numerics.md); leave eight_bit out"
+    return arguments.cpu_cannot_run(*call)
+
+
+def _cuda_cannot_run(*call: Any) -> str | None:
+    return "it has no 8-bit products" if call[-1] is not None else cuda_kernels.unsupported(*call[:-1])
 
 
 _op = Op(
     SPEC,
     {
-        "reference": Backend(reference.recurrent_cycles),
-        "triton": Backend(_triton, arguments.triton_cannot_run),
-        "cpu": Backend(_cpu, arguments.cpu_cannot_run),
-        "cuda": Backend(cuda_kernels.recurrent_cycles, cuda_kernels.unsupported, passed_over),
+        "reference": Backend(reference.recurrent_cycles, _reference_cannot_run),
+        "triton": Backend(_triton, _triton_cannot_run),
+        "cpu": Backend(_cpu, _cpu_cannot_run),
+        "cuda": Backend(cuda_kernels.recurrent_cycles, _cuda_cannot_run, passed_over),
     },
     unflatten=_unflatten,
 )
@@ -174,6 +220,7 @@ def recurrent_cycles(
     L_cycles: int,
     eps: float = 1e-5,
     damping: Damping | None = None,
+    eight_bit: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The part of a segment that runs without gradients: everything but its last L and its last H update.
 
@@ -197,19 +244,25 @@ def recurrent_cycles(
         eps: of the norms.
         damping: how far each update moves its state, and the noise (:class:`hrm_kernels.Damping`); None for plain
             updates. Their numbers go on from ``damping.first_step``, in the order above.
+        eight_bit: compute the products with weights in 8 bits: "fp8" (e4m3), "int8", or "auto", which is FP8 on GPUs
+            that have it and int8 on others. Each row of activations and of weights is scaled to the format. Attention
+            and norms stay as they are. It is faster and less accurate (docs/numerics.md); where the tuning table found
+            it slower, it is not used. Only for blocks with attention, on the triton backend. None: not.
 
     Returns:
         ``(z_H, z_L)``, ``[B, S, D]`` both, without gradients. With H_cycles 1, z_H is returned unchanged.
 
     Raises:
         TypeError, ValueError: a dtype, device, shape or number of cycles does not fit.
+        BackendUnavailable: no backend of these tensors' device has ``eight_bit``.
         NotImplementedError: an argument carries a tangent of forward-mode differentiation.
 
     Source: HRM (arXiv 2506.21734), section 2, "Approximate gradient".
     """
     z_H, z_L, x, H_layers, L_layers = inputs = _op.under_autocast(z_H, z_L, x, H_layers, L_layers)
     arguments.check(SPEC, inputs, cos, sin, num_heads, H_cycles, L_cycles, eps, damping)
+    check_eight_bit(SPEC.name, eight_bit, H_layers)
     with torch.no_grad():
         heads = Heads(cos, sin, int(num_heads))
-        z_H, z_L = _op(z_H, z_L, x, H_layers, L_layers, heads, int(H_cycles), int(L_cycles), eps, damping)
+        z_H, z_L = _op(z_H, z_L, x, H_layers, L_layers, heads, int(H_cycles), int(L_cycles), eps, damping, eight_bit)
     return z_H.detach(), z_L.detach()

@@ -38,6 +38,7 @@ def recurrent_cycles(
     L_cycles: int,
     eps: float,
     damping: None = None,
+    eight_bit: None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if H_cycles * L_cycles == 1:
         return z_H, z_L

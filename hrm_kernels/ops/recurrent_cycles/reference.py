@@ -5,6 +5,7 @@ import torch
 from hrm_kernels.damping import Damping, following
 from hrm_kernels.ops.reasoning_module.reference import reasoning_module
 from hrm_kernels.ops.rope_attention.heads import Heads
+from hrm_kernels.ops.transformer_block import eight_bit
 from hrm_kernels.ops.transformer_block.weights import Layer
 
 Update = Callable[[torch.Tensor, torch.Tensor, Damping | None], torch.Tensor]
@@ -39,10 +40,12 @@ def run_cycles(
     return z_H, z_L
 
 
-def by_module(layers: Sequence[Layer], heads: Heads, eps: float) -> Update:
-    """The update of a module with these blocks."""
+def by_module(layers: Sequence[Layer], heads: Heads, eps: float, name: str | None = None) -> Update:
+    """The update of a module with these blocks, ``name``: with products in this format of 8 bits."""
 
     def update(z: torch.Tensor, injection: torch.Tensor, damping: Damping | None) -> torch.Tensor:
+        if name is not None:
+            return eight_bit.reasoning_module(z, injection, layers, heads, eps, damping, name)
         return reasoning_module(z, injection, layers, heads, eps, damping=damping)
 
     return update
@@ -59,6 +62,8 @@ def recurrent_cycles(
     L_cycles: int,
     eps: float,
     damping: Damping | None = None,
+    choice: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    H_update, L_update = (by_module(layers, heads, eps) for layers in (H_layers, L_layers))
+    name = None if choice is None else eight_bit.format_for(choice, z_H.device)
+    H_update, L_update = (by_module(layers, heads, eps, name) for layers in (H_layers, L_layers))
     return run_cycles(z_H, z_L, x, H_update, L_update, H_cycles, L_cycles, damping)

@@ -59,7 +59,7 @@ SPEC = OpSpec(
         "(Tensor z_H, Tensor z_L, Tensor x, Tensor[] H_layers, Tensor[] L_layers, Tensor? cos, Tensor? sin, "
         "int num_heads, int H_cycles, int L_cycles, float eps, "
         "Tensor? damping=None, float noise_scale=0., Tensor? seeds=None, Tensor? steps=None, "
-        "int first_step=0) -> (Tensor, Tensor)"
+        "int first_step=0, str? eight_bit=None) -> (Tensor, Tensor)"
     ),
     shapes={"z_H": "[B, S, D]", "z_L": "[B, S, D]", "x": "[B, S, D]"},
     sample=sample,

@@ -17,9 +17,11 @@ from hrm_kernels.ops.add_rms_norm import triton_kernels as norm
 from hrm_kernels.ops.rope_attention import gpu_kernels as attention
 from hrm_kernels.ops.rope_attention.heads import Heads
 from hrm_kernels.ops.swiglu import triton_kernels as swiglu
+from hrm_kernels.ops.transformer_block import triton_eight_bit as eight_bit
 from hrm_kernels.ops.transformer_block import triton_kernels as fused
 from hrm_kernels.ops.transformer_block import triton_mixing_block
 from hrm_kernels.ops.transformer_block import triton_persistent as persistent
+from hrm_kernels.ops.transformer_block.eight_bit import FORMATS, Quantized
 from hrm_kernels.ops.transformer_block.reference import run_blocks
 
 Weights = Sequence[torch.Tensor]
@@ -188,6 +190,82 @@ PATHS: dict[str, Callable[[torch.Tensor, Weights, Shared], torch.Tensor]] = {
     "persistent": infer_persistent,
 }
 """The candidates of :mod:`hrm_kernels.tuning`."""
+
+
+def quantized_weights(weights: Weights, name: str) -> list[Quantized]:
+    """The weights of blocks in a format of 8 bits, for :func:`infer_eight_bit`: one launch each."""
+    return [Quantized(*eight_bit.quantize(weight, None, 0.0, name)) for weight in weights]
+
+
+def infer_eight_bit(
+    x: torch.Tensor, weights: Weights, quantized: Sequence[Quantized], shared: Shared, name: str
+) -> torch.Tensor:
+    """As :func:`infer`, with products in a format of 8 bits where the tuning table does not find them slower."""
+    if torch.compiler.is_compiling():
+        chosen = tuning.default_eight_bit()
+    else:
+        chosen = tuning.choose_eight_bit(x.device, name, x.shape[0])
+    if chosen == "off":
+        return infer(x, weights, shared)
+    if chosen not in eight_bit_paths(x, weights[3].shape[1], name):
+        chosen = "fused"
+    return EIGHT_BIT_PATHS[chosen](x, quantized, shared, name)
+
+
+def _infer_eight_bit(
+    x: torch.Tensor, weights: Sequence[Quantized], shared: Shared, name: str, persists: bool
+) -> torch.Tensor:
+    """A launch for each product, and one before it that writes its input in 8 bits: nine launches a block."""
+    eps, dtype = shared.eps, x.dtype
+    u, sums = x, None
+    for first in range(0, len(weights), 4):
+        qkv, o, gate_up, down = weights[first : first + 4]
+        rows = eight_bit.quantize(u, sums, eps, name)
+        attended, _ = _attend(eight_bit.linear(*rows, *qkv, dtype, persists), shared, False)
+        rows = eight_bit.quantize(attended, None, eps, name)
+        u, sums = eight_bit.linear_residual(*rows, *o, u, sums, eps, persists)
+        hidden = eight_bit.linear_swiglu(*eight_bit.quantize(u, sums, eps, name), *gate_up, dtype, persists)
+        rows = eight_bit.quantize(hidden, None, eps, name)
+        u, sums = eight_bit.linear_residual(*rows, *down, u, sums, eps, persists)
+    assert sums is not None
+    return fused.normalize(u, sums, eps)
+
+
+def infer_eight_bit_library(x: torch.Tensor, weights: Sequence[Quantized], shared: Shared, name: str) -> torch.Tensor:
+    """The library's FP8 products, which multiply both scales in, and kernels between them that write 8 bits."""
+    dtype = x.dtype
+
+    def product(values: torch.Tensor, scales: torch.Tensor, w: Quantized) -> torch.Tensor:
+        return torch._scaled_mm(values, w.values.t(), scales[:, None], w.scales[None], out_dtype=dtype)
+
+    rows = eight_bit.quantize(x, None, 0.0, name)
+    for first in range(0, len(weights), 4):
+        qkv, o, gate_up, down = weights[first : first + 4]
+        attended, _ = _attend(product(*rows, qkv), shared, False)
+        x, *rows = eight_bit.norm_quantize(
+            x, product(*eight_bit.quantize(attended, None, 0.0, name), o), shared.eps, name
+        )
+        hidden = eight_bit.quantize_swiglu(product(*rows, gate_up), name)
+        x, *rows = eight_bit.norm_quantize(x, product(*hidden, down), shared.eps, name)
+    return x
+
+
+EIGHT_BIT_PATHS: dict[str, Callable[[torch.Tensor, Sequence[Quantized], Shared, str], torch.Tensor]] = {
+    "fused": lambda x, weights, shared, name: _infer_eight_bit(x, weights, shared, name, False),
+    "persistent": lambda x, weights, shared, name: _infer_eight_bit(x, weights, shared, name, True),
+    "library": infer_eight_bit_library,
+}
+"""The candidates of :mod:`hrm_kernels.tuning` for products in 8 bits."""
+
+
+def eight_bit_paths(x: torch.Tensor, inner: int, name: str) -> list[str]:
+    """The names of :data:`EIGHT_BIT_PATHS` that can serve hidden states like ``x [M, D]``."""
+    names = ["fused"]
+    if eight_bit.cannot_persist(x, inner) is None:
+        names.append("persistent")
+    if FORMATS[name].dtype.is_floating_point and x.dtype is torch.bfloat16 and not (x.shape[1] % 16 or inner % 16):
+        names.append("library")
+    return names
 
 
 def blocks(x: torch.Tensor, weights: Weights, heads: Heads, eps: float, recompute: bool) -> torch.Tensor:

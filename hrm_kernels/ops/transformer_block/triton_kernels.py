@@ -69,14 +69,24 @@ def _product(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Rows m of x ``[M, K]`` times rows n of w ``[N, K]``: ``[BLOCK_M, BLOCK_N]`` float32, in steps of BLOCK_K."""
-    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    """Rows m of x ``[M, K]`` times rows n of w ``[N, K]``: ``[BLOCK_M, BLOCK_N]``, in steps of BLOCK_K.
+
+    The sums are float32, those of int8 int32.
+    """
+    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32)
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         a = tl.load(x + m[:, None].to(tl.int64) * K + k[None, :], (m < M)[:, None] & (k < K)[None, :], 0.0)
         b = tl.load(w + n[None, :] * K + k[:, None], (n < N)[None, :] & (k < K)[:, None], 0.0)
-        sums = tl.dot(a, b, sums, input_precision="ieee")
+        sums = tl.dot(a, b, sums, input_precision="ieee", out_dtype=sums.dtype)
     return sums
+
+
+@triton.jit
+def _scaled(y, scales, w_scales, m, n, M, N):
+    """The product y ``[BLOCK_M, BLOCK_N]`` of 8-bit matrices with the scales of rows m of x and rows n of w."""
+    of_rows, of_columns = tl.load(scales + m, m < M, 0.0), tl.load(w_scales + n, n < N, 0.0)
+    return y.to(tl.float32) * (of_rows[:, None] * of_columns[None, :])
 
 
 @triton.jit
@@ -106,10 +116,14 @@ def linear_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    scales=None,
+    w_scales=None,
 ):
-    """Tile program_id(0) of out = rstd * (x @ w^T); TILES 0: rows of x are not scaled."""
+    """Tile program_id(0) of out = rstd * (x @ w^T); TILES 0: rows of x are not scaled. In 8 bits with both scales."""
     m, n, _ = _tile(N, BLOCK_M, BLOCK_N)
     y = _product(x, w, m, n, M, N, K, BLOCK_M, BLOCK_N, BLOCK_K)
+    if scales is not None:
+        y = _scaled(y, scales, w_scales, m, n, M, N)
     if TILES > 0:
         y *= _rstd(sums, m, M, eps, K, TILES, BLOCK_TILES)[:, None]
     at = m[:, None].to(tl.int64) * N + n[None, :]
@@ -131,18 +145,23 @@ def linear_swiglu_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    scales=None,
+    w_scales=None,
 ):
     """Tile of out ``[M, N]`` = silu(gate) * up with [gate | up] = rstd * (x @ w^T), w ``[2 N, K]``: two products."""
     m, n, _ = _tile(N, BLOCK_M, BLOCK_N)
-    gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    gate = tl.zeros((BLOCK_M, BLOCK_N), tl.int32 if x.dtype.element_ty == tl.int8 else tl.float32)
+    up = tl.zeros((BLOCK_M, BLOCK_N), gate.dtype)
     for start in range(0, K, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         a = tl.load(x + m[:, None].to(tl.int64) * K + k[None, :], (m < M)[:, None] & (k < K)[None, :], 0.0)
         at = n[None, :] * K + k[:, None]
         mask = (n < N)[None, :] & (k < K)[:, None]
-        gate = tl.dot(a, tl.load(w + at, mask, 0.0), gate, input_precision="ieee")
-        up = tl.dot(a, tl.load(w + N * K + at, mask, 0.0), up, input_precision="ieee")
+        gate = tl.dot(a, tl.load(w + at, mask, 0.0), gate, input_precision="ieee", out_dtype=gate.dtype)
+        up = tl.dot(a, tl.load(w + N * K + at, mask, 0.0), up, input_precision="ieee", out_dtype=gate.dtype)
+    if scales is not None:
+        gate = _scaled(gate, scales, w_scales, m, n, M, N)
+        up = _scaled(up, scales, w_scales + N, m, n, M, N)
     if TILES > 0:
         scale = _rstd(sums, m, M, eps, K, TILES, BLOCK_TILES)[:, None]
         gate *= scale
@@ -169,10 +188,14 @@ def linear_residual_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    scales=None,
+    w_scales=None,
 ):
     """Tile of out ``[M, N]`` = rstd * residual + x @ w^T, and its rows' sums of squares for the next rstd."""
     m, n, column_tile = _tile(N, BLOCK_M, BLOCK_N)
     y = _product(x, w, m, n, M, N, K, BLOCK_M, BLOCK_N, BLOCK_K)
+    if scales is not None:
+        y = _scaled(y, scales, w_scales, m, n, M, N)
     at = m[:, None].to(tl.int64) * N + n[None, :]
     mask = (m < M)[:, None] & (n < N)[None, :]
     r = tl.load(residual + at, mask, 0.0).to(tl.float32)
@@ -237,11 +260,30 @@ def _tiles(sums: torch.Tensor | None) -> dict[str, int]:
     return {"TILES": count, "BLOCK_TILES": triton.next_power_of_2(max(count, 1))}
 
 
-def _launch(kernel, x, w, arrays, M, N, K, sums, eps, config: Tile) -> None:
+def _launch(kernel, x, w, arrays, N, sums, eps, config: Tile, scales: dict[str, torch.Tensor]) -> None:
+    M, K = x.shape
     grid = (triton.cdiv(M, config.BLOCK_M) * triton.cdiv(N, config.BLOCK_N),)
     blocks = {"BLOCK_M": config.BLOCK_M, "BLOCK_N": config.BLOCK_N, "BLOCK_K": config.BLOCK_K}
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
-    kernel[grid](x, w, *arrays, M, eps, N=N, K=K, **_tiles(sums), **blocks, **options)
+    kernel[grid](x, w, *arrays, M, eps, N=N, K=K, **_tiles(sums), **blocks, **options, **scales)
+
+
+def launch_linear(x, w, sums, out, eps: float, config: Tile, **scales: torch.Tensor) -> None:
+    """Write :func:`linear` to out; ``scales`` and ``w_scales`` are those of 8-bit matrices."""
+    arrays = (out if sums is None else sums, out)  # without sums the pointer is not read
+    _launch(linear_kernel, x, w, arrays, out.shape[1], sums, eps, config, scales)
+
+
+def launch_swiglu(x, w, sums, out, eps: float, config: Tile, **scales: torch.Tensor) -> None:
+    """Write :func:`linear_swiglu` to out."""
+    arrays = (out if sums is None else sums, out)
+    _launch(linear_swiglu_kernel, x, w, arrays, out.shape[1], sums, eps, config, scales)
+
+
+def launch_residual(x, w, residual, sums, out, out_sums, eps: float, config: Tile, **scales: torch.Tensor) -> None:
+    """Write :func:`linear_residual` to out and out_sums."""
+    arrays = (residual, residual if sums is None else sums, out, out_sums)
+    _launch(linear_residual_kernel, x, w, arrays, out.shape[1], sums, eps, config, scales)
 
 
 @launcher(
@@ -252,11 +294,9 @@ def linear(
     x: torch.Tensor, w: torch.Tensor, sums: torch.Tensor | None, eps: float, small: bool = False
 ) -> torch.Tensor:
     """``x [M, K] @ w [N, K]^T``, with the rows of x scaled by 1/rms if their sums of squares are passed."""
-    (M, K), N = x.shape, w.shape[0]
-    out = x.new_empty(M, N)
-    if M:
-        arrays = (x if sums is None else sums, out)  # without sums the pointer is not read
-        _launch(linear_kernel, x, w, arrays, M, N, K, sums, eps, tile(x.dtype, False, small))
+    out = x.new_empty(x.shape[0], w.shape[0])
+    if x.shape[0]:
+        launch_linear(x, w, sums, out, eps, tile(x.dtype, False, small))
     return out
 
 
@@ -268,11 +308,9 @@ def linear_swiglu(
     x: torch.Tensor, w: torch.Tensor, sums: torch.Tensor | None, eps: float, small: bool = False
 ) -> torch.Tensor:
     """``swiglu(x [M, K] @ w [2 I, K]^T)``, the rows of x scaled as in :func:`linear`."""
-    (M, K), N = x.shape, w.shape[0] // 2
-    out = x.new_empty(M, N)
-    if M:
-        arrays = (x if sums is None else sums, out)
-        _launch(linear_swiglu_kernel, x, w, arrays, M, N, K, sums, eps, tile(x.dtype, True, small))
+    out = x.new_empty(x.shape[0], w.shape[0] // 2)
+    if x.shape[0]:
+        launch_swiglu(x, w, sums, out, eps, tile(x.dtype, True, small))
     return out
 
 
@@ -290,11 +328,9 @@ def linear_residual(
     small: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``u = residual + x [M, K] @ w [N, K]^T`` (residual ``[M, N]`` scaled by its 1/rms), and u's sums of squares."""
-    (M, K), N = x.shape, w.shape[0]
     out, out_sums = _residual_outputs(residual, small)
-    if M:
-        arrays = (residual, residual if sums is None else sums, out, out_sums)
-        _launch(linear_residual_kernel, x, w, arrays, M, N, K, sums, eps, tile(x.dtype, False, small))
+    if x.shape[0]:
+        launch_residual(x, w, residual, sums, out, out_sums, eps, tile(x.dtype, False, small))
     return out, out_sums
 
 
@@ -383,3 +419,6 @@ def _cases(dtype: torch.dtype, D: int, inner: int) -> Sequence[Case]:
         constants |= {"BLOCK_M": config.BLOCK_M, "BLOCK_N": config.BLOCK_N, "BLOCK_K": config.BLOCK_K}
         result.append(Case(linear_swiglu_kernel, signature, constants, config.num_warps, config.num_stages, True))
     return result
+
+
+KERNELS = {"linear": linear_kernel, "swiglu": linear_swiglu_kernel, "residual": linear_residual_kernel}

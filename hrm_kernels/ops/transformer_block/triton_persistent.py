@@ -14,7 +14,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from hrm_kernels.backends import launcher
-from hrm_kernels.ops.transformer_block.triton_kernels import Tile, _rstd, _tiles
+from hrm_kernels.ops.transformer_block.triton_kernels import Tile, _rstd, _scaled, _tiles
 from hrm_kernels.tuning.ahead_of_time import Case, dtype_name
 
 TILE = Tile(128, 256, 64, 8, 3)  # 3 stages of 48 KB, and 64 KB for the result
@@ -27,14 +27,17 @@ def persistent_linear_kernel(
     x, w, out, sums, M, eps,
     N: tl.constexpr, K: tl.constexpr, TILES: tl.constexpr, BLOCK_TILES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PROGRAMS: tl.constexpr,
+    scales=None, w_scales=None,
 ):  # fmt: skip
     """Every PROGRAMS-th tile of out ``[M, N]`` = rstd * (x @ w^T); TILES 0: rows of x are not scaled."""
     TILES_N: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     for tile in tl.range(tl.program_id(0), tl.cdiv(M, BLOCK_M) * TILES_N, PROGRAMS, flatten=True):
         m, n = tile // TILES_N * BLOCK_M, tile % TILES_N * BLOCK_N
-        y = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        y = tl.zeros((BLOCK_M, BLOCK_N), tl.int32 if x.dtype == tl.int8 else tl.float32)
         for k in range(0, K, BLOCK_K):
-            y = tl.dot(x.load([m, k]), w.load([n, k]).T, y)
+            y = tl.dot(x.load([m, k]), w.load([n, k]).T, y, out_dtype=y.dtype)
+        if scales is not None:
+            y = _scaled(y, scales, w_scales, m + tl.arange(0, BLOCK_M), n + tl.arange(0, BLOCK_N), M, N)
         if TILES > 0:
             y *= _rstd(sums, m + tl.arange(0, BLOCK_M), M, eps, K, TILES, BLOCK_TILES)[:, None]
         out.store([m, n], y.to(out.dtype))
@@ -45,17 +48,22 @@ def persistent_swiglu_kernel(
     x, w, out, sums, M, eps,
     N: tl.constexpr, K: tl.constexpr, TILES: tl.constexpr, BLOCK_TILES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PROGRAMS: tl.constexpr,
+    scales=None, w_scales=None,
 ):  # fmt: skip
     """Every PROGRAMS-th tile of out ``[M, N]`` = silu(gate) * up, [gate | up] = rstd * (x @ w^T), w ``[N, 2, K]``."""
     HALF_N: tl.constexpr = BLOCK_N // 2
     TILES_N: tl.constexpr = (N + HALF_N - 1) // HALF_N
     for tile in tl.range(tl.program_id(0), tl.cdiv(M, BLOCK_M) * TILES_N, PROGRAMS, flatten=True):
         m, n = tile // TILES_N * BLOCK_M, tile % TILES_N * HALF_N
-        y = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        y = tl.zeros((BLOCK_M, BLOCK_N), tl.int32 if x.dtype == tl.int8 else tl.float32)
         for k in range(0, K, BLOCK_K):
             both = tl.reshape(w.load([n, 0, k]), [BLOCK_N, BLOCK_K])
-            y = tl.dot(x.load([m, k]), both.T, y)
+            y = tl.dot(x.load([m, k]), both.T, y, out_dtype=y.dtype)
         gate, up = tl.split(tl.reshape(y, [BLOCK_M, HALF_N, 2]))
+        if scales is not None:
+            rows, columns = m + tl.arange(0, BLOCK_M), n + tl.arange(0, HALF_N)
+            gate = _scaled(gate, scales, w_scales, rows, columns, M, N)
+            up = _scaled(up, scales, w_scales + N, rows, columns, M, N)
         if TILES > 0:
             scale = _rstd(sums, m + tl.arange(0, BLOCK_M), M, eps, K, TILES, BLOCK_TILES)[:, None]
             gate *= scale
@@ -68,15 +76,18 @@ def persistent_residual_kernel(
     x, w, residual, out, sums, out_sums, M, eps,
     N: tl.constexpr, K: tl.constexpr, TILES: tl.constexpr, BLOCK_TILES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PROGRAMS: tl.constexpr,
+    scales=None, w_scales=None,
 ):  # fmt: skip
     """Every PROGRAMS-th tile of out ``[M, N]`` = rstd * residual + x @ w^T, and its rows' sums of squares."""
     TILES_N: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     for tile in tl.range(tl.program_id(0), tl.cdiv(M, BLOCK_M) * TILES_N, PROGRAMS, flatten=True):
         m, n = tile // TILES_N * BLOCK_M, tile % TILES_N * BLOCK_N
-        y = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        y = tl.zeros((BLOCK_M, BLOCK_N), tl.int32 if x.dtype == tl.int8 else tl.float32)
         for k in range(0, K, BLOCK_K):
-            y = tl.dot(x.load([m, k]), w.load([n, k]).T, y)
+            y = tl.dot(x.load([m, k]), w.load([n, k]).T, y, out_dtype=y.dtype)
         rows = m + tl.arange(0, BLOCK_M)
+        if scales is not None:
+            y = _scaled(y, scales, w_scales, rows, n + tl.arange(0, BLOCK_N), M, N)
         r = residual.load([m, n]).to(tl.float32)
         if TILES > 0:
             r *= _rstd(sums, rows, M, eps, N, TILES, BLOCK_TILES)[:, None]
@@ -108,15 +119,38 @@ def _whole(matrix: torch.Tensor, rows: int, columns: int) -> TensorDescriptor:
     return TensorDescriptor.from_tensor(aligned, [rows, columns])
 
 
-def _launch(kernel, x, w, arrays, N, columns, sums, eps, config: Tile = TILE) -> None:
+def _launch(kernel, x, w, arrays, N, columns, sums, eps, config: Tile, scales: dict[str, torch.Tensor]) -> None:
     """``columns`` of the result are one tile; ``arrays`` are the arguments from w to M."""
     M, K = x.shape
     programs = min(triton.cdiv(M, config.BLOCK_M) * triton.cdiv(N, columns), _programs(x.device))
     blocks = {"BLOCK_M": config.BLOCK_M, "BLOCK_N": config.BLOCK_N, "BLOCK_K": config.BLOCK_K, "PROGRAMS": programs}
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True}
-    kernel[(programs,)](
-        _whole(x, config.BLOCK_M, config.BLOCK_K), w, *arrays, M, eps, N=N, K=K, **_tiles(sums), **blocks, **options
-    )
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages, "enable_fp_fusion": True} | scales
+    left = _whole(x, config.BLOCK_M, config.BLOCK_K)
+    kernel[(programs,)](left, w, *arrays, M, eps, N=N, K=K, **_tiles(sums), **blocks, **options)
+
+
+def launch_linear(x, w, sums, out, eps: float, config: Tile, **scales: torch.Tensor) -> None:
+    """Write :func:`linear` to out; ``scales`` and ``w_scales`` are those of 8-bit matrices."""
+    weight, result = _whole(w, config.BLOCK_N, config.BLOCK_K), _whole(out, config.BLOCK_M, config.BLOCK_N)
+    arrays = (result, out if sums is None else sums)  # without sums the pointer is not read
+    _launch(persistent_linear_kernel, x, weight, arrays, out.shape[1], config.BLOCK_N, sums, eps, config, scales)
+
+
+def launch_swiglu(x, w, sums, out, eps: float, config: Tile, **scales: torch.Tensor) -> None:
+    """Write :func:`linear_swiglu` to out."""
+    N, K, half = out.shape[1], x.shape[1], config.BLOCK_N // 2
+    aligned = w if w.data_ptr() % 16 == 0 else w.clone()
+    weight = TensorDescriptor(aligned, [N, 2, K], [K, N * K, 1], [half, 2, config.BLOCK_K])
+    arrays = (_whole(out, config.BLOCK_M, half), out if sums is None else sums)
+    _launch(persistent_swiglu_kernel, x, weight, arrays, N, half, sums, eps, config, scales)
+
+
+def launch_residual(x, w, residual, sums, out, out_sums, eps: float, config: Tile, **scales: torch.Tensor) -> None:
+    """Write :func:`linear_residual` to out and out_sums."""
+    weight = _whole(w, config.BLOCK_N, config.BLOCK_K)
+    added, result = (_whole(matrix, config.BLOCK_M, config.BLOCK_N) for matrix in (residual, out))
+    arrays = (added, result, out if sums is None else sums, out_sums)
+    _launch(persistent_residual_kernel, x, weight, arrays, out.shape[1], config.BLOCK_N, sums, eps, config, scales)
 
 
 @launcher(
@@ -125,12 +159,9 @@ def _launch(kernel, x, w, arrays, N, columns, sums, eps, config: Tile = TILE) ->
 )
 def linear(x: torch.Tensor, w: torch.Tensor, sums: torch.Tensor | None, eps: float) -> torch.Tensor:
     """``x [M, K] @ w [N, K]^T``, with the rows of x scaled by 1/rms if their sums of squares are passed."""
-    M, N = x.shape[0], w.shape[0]
-    out = x.new_empty(M, N)
-    if M:
-        weight, result = _whole(w, TILE.BLOCK_N, TILE.BLOCK_K), _whole(out, TILE.BLOCK_M, TILE.BLOCK_N)
-        arrays = (result, x if sums is None else sums)  # without sums the pointer is not read
-        _launch(persistent_linear_kernel, x, weight, arrays, N, TILE.BLOCK_N, sums, eps)
+    out = x.new_empty(x.shape[0], w.shape[0])
+    if x.shape[0]:
+        launch_linear(x, w, sums, out, eps, TILE)
     return out
 
 
@@ -140,13 +171,9 @@ def linear(x: torch.Tensor, w: torch.Tensor, sums: torch.Tensor | None, eps: flo
 )
 def linear_swiglu(x: torch.Tensor, w: torch.Tensor, sums: torch.Tensor | None, eps: float) -> torch.Tensor:
     """``swiglu(x [M, K] @ w [2 I, K]^T)``, the rows of x scaled as in :func:`linear`."""
-    (M, K), N = x.shape, w.shape[0] // 2
-    out = x.new_empty(M, N)
-    if M:
-        aligned = w if w.data_ptr() % 16 == 0 else w.clone()
-        weight = TensorDescriptor(aligned, [N, 2, K], [K, N * K, 1], [HALF, 2, TILE.BLOCK_K])
-        arrays = (_whole(out, TILE.BLOCK_M, HALF), x if sums is None else sums)
-        _launch(persistent_swiglu_kernel, x, weight, arrays, N, HALF, sums, eps)
+    out = x.new_empty(x.shape[0], w.shape[0] // 2)
+    if x.shape[0]:
+        launch_swiglu(x, w, sums, out, eps, TILE)
     return out
 
 
@@ -158,13 +185,9 @@ def linear_residual(
     x: torch.Tensor, w: torch.Tensor, residual: torch.Tensor, sums: torch.Tensor | None, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``u = residual + x [M, K] @ w [N, K]^T`` (residual ``[M, N]`` scaled by its 1/rms), and u's sums of squares."""
-    N = w.shape[0]
     out, out_sums = _residual_outputs(residual)
     if x.shape[0]:
-        weight = _whole(w, RESIDUAL.BLOCK_N, RESIDUAL.BLOCK_K)
-        added, result = (_whole(matrix, RESIDUAL.BLOCK_M, RESIDUAL.BLOCK_N) for matrix in (residual, out))
-        arrays = (added, result, x if sums is None else sums, out_sums)
-        _launch(persistent_residual_kernel, x, weight, arrays, N, RESIDUAL.BLOCK_N, sums, eps, RESIDUAL)
+        launch_residual(x, w, residual, sums, out, out_sums, eps, RESIDUAL)
     return out, out_sums
 
 
@@ -204,3 +227,10 @@ def cases() -> list[Case]:
             options = (config.num_warps, config.num_stages, True)
             result.append(Case(kernel, signature, constants, *options, targets=("90",)))
     return result
+
+
+KERNELS = {
+    "linear": persistent_linear_kernel,
+    "swiglu": persistent_swiglu_kernel,
+    "residual": persistent_residual_kernel,
+}

@@ -32,18 +32,26 @@ def _tensor(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 
 def passes() -> Iterator[tuple[str, Callable[[], object]]]:
-    """The passes to predict, by name: one block each, on a batch of Sudoku."""
+    """The passes to predict, by name: one block each, on a batch of Sudoku or on one puzzle."""
     from hrm_kernels.ops.rope_attention.heads import Heads
     from hrm_kernels.ops.transformer_block import triton_block
+    from hrm_kernels.ops.transformer_block.eight_bit import Quantized
 
     cos, sin = (_tensor(POSITIONS, D // HEADS, dtype=torch.float32) for _ in range(2))
-    shared = triton_block.Shared(BATCH, Heads(cos, sin, HEADS), 1e-5)
+    shared, of_one = (triton_block.Shared(batch, Heads(cos, sin, HEADS), 1e-5) for batch in (BATCH, 1))
     shapes = ((3 * D, D), (D, D), (2 * INNER, D), (D, INNER))
     weights = [_tensor(*shape) for shape in shapes]
-    x = _tensor(BATCH * POSITIONS, D)
+    x, one = _tensor(BATCH * POSITIONS, D), _tensor(POSITIONS, D)
     saved: list[torch.Tensor] = []
     for name in ("library", "fused", "persistent"):
-        yield f"no gradient, {name}", functools.partial(triton_block.PATHS[name], x, weights, shared)
+        yield table.PASS + name, functools.partial(triton_block.PATHS[name], x, weights, shared)
+    for name in ("library", "fused_small"):
+        yield table.ONE_PUZZLE + name, functools.partial(triton_block.PATHS[name], one, weights, of_one)
+    yield table.FP8_WEIGHTS, lambda: triton_block.quantized_weights(weights, "fp8")
+    values = [_tensor(*shape, dtype=torch.float8_e4m3fn) for shape in shapes]
+    quantized = [Quantized(value, _tensor(value.shape[0], dtype=torch.float32)) for value in values]
+    for name, path in triton_block.EIGHT_BIT_PATHS.items():
+        yield table.FP8_PASS + name, functools.partial(path, x, quantized, shared, "fp8")
     yield "forward", lambda: saved.extend(triton_block.forward_block(x, weights, shared)[1])
     yield "backward", lambda: triton_block.backward_block(_tensor(*x.shape), saved, weights, shared)
 
@@ -84,7 +92,8 @@ def sources() -> dict[str, str]:
     ops = ("add_rms_norm", "rope_attention", "swiglu", "transformer_block")
     files = {op: [OP_PACKAGES / op / "triton_kernels.py"] for op in ops}
     files["transformer_block"] += [
-        OP_PACKAGES / "transformer_block" / name for name in ("triton_block.py", "triton_persistent.py")
+        OP_PACKAGES / "transformer_block" / name
+        for name in ("triton_block.py", "triton_persistent.py", "triton_eight_bit.py")
     ]
     files["model"] = sorted(Path(__file__).parent.glob("*.py"))
     return {name: digest(*paths) for name, paths in files.items()}

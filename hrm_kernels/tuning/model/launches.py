@@ -13,9 +13,10 @@ from hrm_kernels.tuning.ahead_of_time import Case
 
 _TYPES = {
     torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64", torch.int32: "*i32",
-    torch.float8_e4m3fn: "*fp8e4nv",
+    torch.float8_e4m3fn: "*fp8e4nv", torch.int8: "*i8",
 }  # fmt: skip
-_PRODUCTS = {"matmul", "__matmul__", "mm", "addmm", "addmm_"}
+_PRODUCTS = {"matmul", "__matmul__", "mm", "_scaled_mm"}
+_ADDING_PRODUCTS = {"addmm", "addmm_"}
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,10 @@ class _Recorder(TorchFunctionMode):
         self, function: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         out = function(*args, **(kwargs or {}))
-        if getattr(function, "__name__", "") in _PRODUCTS:
-            *added, x, w = args
-            self.launches.append(Launch("library product", 0, {"x": x, "w": w, "out": out, "added": (*added, None)[0]}))
+        name = getattr(function, "__name__", "")
+        if name in _PRODUCTS | _ADDING_PRODUCTS:
+            added, x, w = args[:3] if name in _ADDING_PRODUCTS else (None, *args[:2])
+            self.launches.append(Launch("library product", 0, {"x": x, "w": w, "out": out, "added": added}))
         return out
 
     def triton(self, kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:

@@ -31,7 +31,7 @@ class Work(NamedTuple):
     """What one tile of a launch does on one multiprocessor.
 
     Attributes:
-        operations: of matrix instructions, of the tile as it is padded.
+        operations: of matrix instructions, of the tile as it is padded; those of 8 bits count half.
         port: bytes into and out of shared memory.
         cached: bytes from the L2 cache.
     """
@@ -83,12 +83,12 @@ def _of_product(rows: int, columns: int, inner: int, code: Code, itemsize: int =
     (HMMA) each warp reads its 16 rows and its columns into registers.
     """
     written = (rows + columns) * inner * itemsize
-    if code.matrix.startswith(("HGMMA", "QGMMA")):
+    if code.matrix.startswith(("HGMMA", "QGMMA", "IGMMA")):
         m, n, _ = _instruction(code)
         read = (rows / m) * (columns / n) * (m + n) * inner * itemsize
     else:
         read = (rows / 32) * (columns / 32) * 64 * inner * itemsize
-    return Work(2 * rows * columns * inner, written + read, written)
+    return Work(2 * rows * columns * inner * itemsize / 2, written + read, written)
 
 
 def _wave_times(tiles: int, side: int, work: float, gpu: Gpu) -> float:
@@ -122,7 +122,7 @@ def predict(launch: Launch, code: Code | None, caches: Sequence[Cache], gpu: Gpu
     memory = moved[0] / gpu.bandwidth
     alone = max(of_chip.values()) / tiles * gpu.multiprocessors  # one tile on one multiprocessor
     if code is None:
-        inside = max(of_chip.values())
+        inside = max(*of_chip.values(), 2 * gpu.latency)
     elif launch.programs < tiles:  # each program goes through several tiles, and copies for the next meanwhile
         inside = math.ceil(tiles / launch.programs) * alone + 2 * gpu.latency
     else:
@@ -154,13 +154,13 @@ def _library(launch: Launch) -> tuple[int, Work, Touch]:
         if added is not None and matrix_of(added) != result:  # addmm copies what is added into the result first
             traffic.pointwise(cache, [matrix_of(added)], [result])
         if K <= N or K <= 4096:
-            left, right = Matrix(operands[0].name, M, K, 2), Matrix(operands[1].name, N, K, 2)
+            left, right = (Matrix(m.name, size, K, m.itemsize) for m, size in zip(operands, (M, N), strict=True))
             onto = None if added is None else result
             traffic.product(cache, left, [right], result, Tiles(128, 256, 64), 132, onto)
         else:  # a gradient of weights: all tiles at once, each through a part of the rows
             traffic.pointwise(cache, operands, [result])
 
-    return 1, Work(2 * M * N * K), touch
+    return 1, Work(M * N * K * x.element_size()), touch
 
 
 PRODUCTS = {
@@ -219,7 +219,7 @@ def _pointwise(launch: Launch) -> tuple[int, Work, Touch]:
     return launch.programs, Work(cached=size / launch.programs), _stream(launch)
 
 
-_WRITTEN = {"out", "u", "rstd", "du", "dgate_up", "dqkv", "lse", "h"}
+_WRITTEN = {"out", "u", "rstd", "du", "dgate_up", "dqkv", "lse", "h", "scales"}
 _READ = {"backward_kernel": {"u", "rstd"}, "normalize_kernel": {"u"}, "short_backward_kernel": {"lse"}}
 """Arguments that kernels write, and those of these names that some kernels read."""
 
