@@ -85,13 +85,13 @@ def test_the_ops_are_what_is_tested():
 # Snippets
 
 PAGES = {path.relative_to(ROOT).as_posix(): path for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]}
-SLOW = {"docs/tutorials/arc.md", "docs/how-to/gpus.md"}  # ARC's long sequences; torchrun
+SLOW = {"docs/tutorials/arc.md", "docs/tutorials/arc6.md", "docs/how-to/gpus.md"}  # ARC's sequences; torchrun
 BLOCK = re.compile(r"^(?:<!-- not run: (?P<reason>.+?) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 SMALLER = {  # what Python trains, for a few steps instead of half a minute
     "README.md": [('out="demo/run2"', 'out="demo/run2", max_steps=4')],
     "docs/tutorials/own-puzzle.md": [("epochs=16", "epochs=16, max_steps=4")],
 }
-LIMITS = {"data": {"--train": 64, "--test": 16, "--augment": 2}}
+LIMITS = {"data": {"--train": 64, "--test": 16, "--augment": 2}, "adapt": {"--steps": 4}}
 EXTRA = {
     "train": ["max_steps=4"],
     "analyze": "--puzzles 4 --boards 1 --baseline-steps 0 --max-examples 8".split(),
