@@ -104,7 +104,12 @@ def keep_reason(module: nn.Module) -> str | None:
 
 
 def _forward_of(part: Part, backend: str | None, types: tuple[type, ...]) -> Callable[..., Any]:
+    state_first = part.signature.names[:1] == (part.signature.hidden,)
+
     def forward(self: nn.Module, *arguments: Any, **keywords: Any) -> Any:
+        if backend is None and state_first and arguments and type(arguments[0]) is torch.Tensor:
+            if not pays(part, arguments[0]):  # at once: the checks below take as long as a small call itself
+                return type(self).forward(self, *arguments, **keywords)
         inputs = part.signature.bind(arguments, keywords)
         if inputs is None or not can_serve(part, inputs) or (backend is None and not pays(part, inputs.state)):
             use_ops = False
