@@ -32,7 +32,7 @@ function choose(chosen) {
   $("model").value = model.name;
   $("hint").textContent = `${task.hint}. One line or several.`;
   $("limit").value = model.halt_max_steps;
-  const rules = model.calibrated ? [["calibrated", "when sure (calibrated)"]] : []; // the first one is the default
+  const rules = model.calibrated ? [["calibrated", "when sure"]] : []; // the first one is the default
   rules.push(["q", "when sure (Q)"], ["stable", "answer rests for 2"], ["residual", "state rests"], ["check", "when the answer is valid"], ["fixed", "after all segments"]);
   $("halt").replaceChildren(...rules.map(([value, text]) => new Option(text, value)));
   makeBoard();
