@@ -23,6 +23,8 @@ ROWS = (16, 32, 82, 164, 328, 656, 1312, 2624, 5248, 10496, 20992, 41984)
 
 D, INNER, HEADS, LAYERS = 512, 1536, 8, 4  # the published module
 
+LONG = 901  # positions of a maze of 30 x 30
+
 BATCH, POSITIONS, VOCABULARY, PUZZLES = 384, 82, 11, 1000  # a training step on Sudoku, as in the benchmarks
 
 LEAD = 1.03
@@ -232,6 +234,35 @@ def problems(op: str, device: torch.device, dtype: torch.dtype) -> Iterator[tupl
         yield f"{BATCH} rows", sparse
 
 
+def measure_long_attention(device: torch.device, dtype: torch.dtype, timer: Timer, rows: int = 32) -> dict[str, float]:
+    """Measure the seconds of each of :data:`ATTENTION` for ``rows`` of 901 positions, a maze, without gradients.
+
+    Raises:
+        RuntimeError: the results of two differ.
+    """
+    from hrm_kernels.nn import rope_tables
+    from hrm_kernels.ops.rope_attention import library_kernels, triton_kernels
+    from hrm_kernels.ops.rope_attention.heads import Heads
+
+    generator = torch.Generator(device).manual_seed(0)
+    qkv = torch.randn(rows, LONG, 3 * D, generator=generator, dtype=torch.float32, device=device).to(dtype)
+    heads = Heads(*rope_tables(LONG, D // HEADS, device=device), HEADS)
+    want = triton_kernels.forward(qkv, heads, False)[0]
+    seconds = {"triton": timer(lambda: triton_kernels.forward(qkv, heads, False))}
+    for name in library_kernels.LIBRARIES:
+        reason = library_kernels.unsupported(name, qkv)
+        if reason is not None:
+            print(f"long attention, {name}: not measured; {reason}", flush=True)
+            continue
+        error = (library_kernels.forward(name, qkv, heads) - want).abs().max().item()
+        if not error <= 0.02 * want.abs().max().item():
+            raise RuntimeError(f"long attention: {name} differs from triton by {error:.2g}")
+        seconds[name] = timer(functools.partial(library_kernels.forward, name, qkv, heads))
+    shown = ", ".join(f"{name} {1e6 * time:.1f} µs" for name, time in seconds.items())
+    print(f"long attention, {rows} rows: {shown}", flush=True)
+    return seconds
+
+
 def compare(op: str, device: torch.device, dtype: torch.dtype, timer: Timer) -> dict[str, dict[str, float]]:
     """Measure the seconds of ``triton`` and ``cuda`` in each problem of the op.
 
@@ -301,12 +332,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 shown = ", ".join(f"{candidate} {1e6 * time:.1f} µs" for candidate, time in times.items())
                 print(f"{dtype_name}, {rows} rows: {shown}", flush=True)
             table[dtype_name], seconds[dtype_name] = best(measured), measured
-        eight_bit = {}
+        eight_bit, attention = {}, {}
         if "bfloat16" in seconds:
+            attention = measure_long_attention(device, torch.bfloat16, replay_seconds)
             eight_bit = measure_all_eight_bit(device, seconds["bfloat16"], replay_seconds)
         led, compared = compare_all(device, replay_seconds)
     about = {"device": name, "torch": torch.__version__, "triton": triton.__version__, "seconds": seconds}
     about |= {"compared": compared, "eight_bit_seconds": eight_bit}
+    if attention:
+        about["long_attention"] = {"bfloat16": min(attention, key=lambda name: attention[name])}
+        about["long_attention_seconds"] = attention
     about["eight_bit"] = {name: best(times) for name, times in eight_bit.items()}
     about["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     path = path_of(name)

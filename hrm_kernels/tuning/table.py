@@ -23,6 +23,9 @@ pass runs without them, because that was measured to be faster."""
 
 EIGHT_BIT_FORMATS = ("fp8", "int8")
 
+ATTENTION = ("triton", "flash-attn 3", "cuDNN")
+"""Who computes long attention without gradients: ours, or :mod:`hrm_kernels.ops.rope_attention.library_kernels`."""
+
 COMPARED = ("adam_atan2", "rope_attention", "rope_attention_backward", "sparse_sign_sgd", "stablemax_cross_entropy")
 """Ops with a ``cuda`` and a ``triton`` backend for the same calls; the faster one should run.
 
@@ -43,11 +46,13 @@ class Table(NamedTuple):
         block: limits by dtype.
         cuda: the ops of :data:`COMPARED` where ``cuda`` was faster.
         eight_bit: limits by format, of bfloat16 states.
+        long_attention: one of :data:`ATTENTION` by dtype.
     """
 
     block: dict[str, Limits]
     cuda: frozenset[str]
     eight_bit: dict[str, Limits] = {}
+    long_attention: dict[str, str] = {}
 
 
 class TuningError(ValueError):
@@ -92,6 +97,15 @@ def choose_eight_bit(device: torch.device, name: str, rows: int) -> str:
         if limit is None or rows <= limit:
             return candidate
     return default_eight_bit()
+
+
+def choose_long_attention(device: torch.device, dtype: torch.dtype) -> str:
+    """Return who computes long attention without gradients, one of :data:`ATTENTION`; without a table ``triton``.
+
+    Raises:
+        TuningError: the device's table is damaged.
+    """
+    return _of_device(device).long_attention.get(str(dtype).removeprefix("torch."), "triton")
 
 
 def cuda_is_unproven(op: str) -> Callable[..., str | None]:
@@ -146,6 +160,9 @@ def read(path: Path) -> Table:
             _check(name, limits, DTYPES, CANDIDATES, "dtype")
         for name, limits in eight_bit.items():
             _check(name, limits, EIGHT_BIT_FORMATS, EIGHT_BIT, "format")
+        attention = content.get("long_attention", {})
+        for name, candidate in attention.items():
+            _check(name, [(None, candidate)], DTYPES, ATTENTION, "dtype")
         if not isinstance(cuda, list) or any(op not in COMPARED for op in cuda):
             raise ValueError(f"cuda is {cuda!r}, expected a list of {', '.join(COMPARED)}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -158,7 +175,7 @@ def read(path: Path) -> Table:
         {name: [(limit, candidate) for limit, candidate in limits] for name, limits in part.items()}
         for part in (block, eight_bit)
     )
-    return Table(limits, frozenset(cuda), limits_8)
+    return Table(limits, frozenset(cuda), limits_8, attention)
 
 
 def _check(name: str, limits: Any, names: Collection[str], candidates: Collection[str], kind: str) -> None:

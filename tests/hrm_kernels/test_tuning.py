@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hrm_kernels.tuning import table as tables
 
 pytest.importorskip("triton")
 
-from hrm_kernels.ops.rope_attention import gpu_kernels  # noqa: E402
+from hrm_kernels.ops.rope_attention import gpu_kernels, library_kernels  # noqa: E402
 from hrm_kernels.ops.rope_attention.heads import Heads  # noqa: E402
 from hrm_kernels.ops.transformer_block import triton_block, triton_persistent  # noqa: E402
 from hrm_kernels.ops.transformer_block import triton_kernels as fused  # noqa: E402
@@ -72,6 +73,7 @@ def test_a_table_decides_for_8_bits_by_format_and_rows(device):
     ("text", "reason"),
     [
         ("", "Expecting value"),
+        ('{"block": {}, "long_attention": {"bfloat16": "magic"}}', "unknown candidate 'magic'"),
         ('{"block": {}, "eight_bit": {"float16": []}}', "unknown format 'float16'"),
         ('{"block": {}, "eight_bit": {"fp8": [[null, "whole_row"]]}}', "unknown candidate 'whole_row'"),
         ('{"block"', "Expecting"),
@@ -149,6 +151,66 @@ def test_attention_of_blocks_on_what_cuda_cannot_run_is_triton(device, monkeypat
     monkeypatch.setattr(gpu_kernels.cuda_kernels, "unsupported", lambda qkv, heads: "too long")
     monkeypatch.setattr(gpu_kernels.triton_kernels, "forward", lambda *arguments: "triton")
     assert gpu_kernels.forward([OnGpu()], None, True, True) == "triton"
+
+
+@pytest.fixture
+def libraries(monkeypatch):
+    """Stand-ins for flash-attn 3 and cuDNN with their interfaces: plain PyTorch on a CPU. Returns who was called."""
+    called = []
+
+    def flash_attn_func(q, k, v):
+        called.append("flash-attn 3")
+        out = torch.nn.functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
+        return out.transpose(1, 2).contiguous(), torch.zeros(0)
+
+    def cudnn(q, k, v):
+        called.append("cuDNN")
+        return flash_attn_func(q, k, v)[0]
+
+    module = ModuleType("flash_attn_interface")
+    module.flash_attn_func = flash_attn_func
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", module)
+    monkeypatch.setitem(library_kernels.LIBRARIES, "cuDNN", cudnn)
+    monkeypatch.setattr(library_kernels, "unsupported", lambda name, qkv: None)
+    return called
+
+
+@pytest.mark.parametrize("rope", [True, False])
+@pytest.mark.parametrize("name", ["flash-attn 3", "cuDNN"])
+def test_long_attention_of_a_library_is_ours(libraries, name, rope, monkeypatch):
+    """With a stand-in: that the layouts fit, not that the library does."""
+    qkv = torch.randn(2, 40, 3 * 64, generator=torch.Generator().manual_seed(0)).to(HERE, torch.float16)
+    cos, sin = rope_tables(40, 32, device=HERE) if rope else (None, None)
+    monkeypatch.setattr(library_kernels.table, "choose_long_attention", lambda *problem: name)
+    got, lse = gpu_kernels.forward(qkv, Heads(cos, sin, 2), False, True)
+    assert libraries[0] == name and lse.numel() == 0
+    want, _ = gpu_kernels.forward(qkv, Heads(cos, sin, 2), False, False)
+    torch.testing.assert_close(got, want, rtol=2e-3, atol=2e-3)
+    libraries.clear()
+    gpu_kernels.forward(qkv, Heads(cos, sin, 2), True, True)  # a backward follows
+    assert not libraries
+
+
+def test_the_table_names_a_library(device):
+    assert tables.choose_long_attention(CUDA, torch.bfloat16) == "triton"
+    tables.write(device, {}, [], {"long_attention": {"bfloat16": "cuDNN"}})
+    assert tables.choose_long_attention(CUDA, torch.bfloat16) == "cuDNN"
+    assert tables.choose_long_attention(CUDA, torch.float16) == "triton"
+
+
+def test_why_a_library_cannot_attend(monkeypatch):
+    def reason(name, *shape, dtype=torch.bfloat16, device="meta"):
+        return library_kernels.unsupported(name, torch.empty(shape, dtype=dtype, device=device))
+
+    assert reason("cuDNN", 1, 901, 96, dtype=torch.float32) == "cuDNN is for bfloat16 and float16, not float32"
+    assert reason("cuDNN", 1, 128, 96) == "cuDNN is for rows of more than 128 positions here, not 128"
+    assert reason("cuDNN", 1, 901, 96) == "cuDNN is for NVIDIA GPUs"
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", None)
+    assert library_kernels._missing("flash-attn 3").startswith("flash_attn_interface cannot be imported (")
+    shim = ModuleType("flash_attn_interface")
+    shim.__hrm_kernels__ = "no original"
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", shim)
+    assert library_kernels._missing("flash-attn 3") == "flash_attn_interface is hrm_kernels.shims'"
 
 
 def test_an_op_without_comparison():
