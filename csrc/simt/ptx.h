@@ -36,7 +36,7 @@ struct Ldmatrix {
 // Lanes 8 i ... 8 i + 7 pass the addresses of the rows of 8 x 8 matrix i; lane l gets elements 2 (l % 4), + 1 of row
 // l / 4 of the matrix or its transpose.
 template <bool kTransposed>
-void ldmatrix(void* const* lanes) {
+SIMT_UNCHECKED void ldmatrix(void* const* lanes) {
   for (int matrix = 0; matrix < 4; ++matrix) {
     uint16_t rows[8][8];
     for (int r = 0; r < 8; ++r) std::memcpy(rows[r], static_cast<Ldmatrix*>(lanes[8 * matrix + r])->row, 16);
@@ -82,46 +82,29 @@ void mma(void* const* lanes) {
 
 }  // namespace emulated
 
-// The target is NaN until the thread waits for the copy, so early reads get NaN.
 inline void copy_async_16(void* shared, const void* global, bool valid) {
   simt::check_shared("cp.async", shared, 16);
   if (reinterpret_cast<uintptr_t>(global) % 16) simt::fail("cp.async from a global address not aligned to 16");
-  std::memset(shared, 0xff, 16);
-  simt::self().copies.push_back({shared, valid ? global : nullptr});
+  simt::start_copy(shared, valid ? global : nullptr);
 }
 
-inline void copy_async_commit() {
-  simt::Thread& thread = simt::self();
-  int grouped = 0;
-  for (int copies : thread.groups) grouped += copies;
-  thread.groups.push_back(static_cast<int>(thread.copies.size()) - grouped);
-}
+inline void copy_async_commit() { simt::commit_copies(); }
 
 template <int kPending>
 inline void copy_async_wait() {
-  simt::Thread& thread = simt::self();
-  while (static_cast<int>(thread.groups.size()) > kPending) {
-    for (int i = 0; i < thread.groups.front(); ++i) {
-      const simt::Copy& copy = thread.copies[i];
-      if (copy.from) {
-        std::memcpy(copy.to, copy.from, 16);
-      } else {
-        std::memset(copy.to, 0, 16);
-      }
-    }
-    thread.copies.erase(thread.copies.begin(), thread.copies.begin() + thread.groups.front());
-    thread.groups.erase(thread.groups.begin());
-  }
+  simt::wait_for_copies(kPending);
 }
 
 inline void ldmatrix_x4(uint32_t (&result)[4], const void* row) {
   simt::check_shared("ldmatrix", row, 16);
+  simt::race::access(simt::race::Access::read, row, 16);
   emulated::Ldmatrix arguments{row, result};
   simt::warp_collective("ldmatrix", &arguments, emulated::ldmatrix<false>);
 }
 
 inline void ldmatrix_x4_transposed(uint32_t (&result)[4], const void* row) {
   simt::check_shared("ldmatrix.trans", row, 16);
+  simt::race::access(simt::race::Access::read, row, 16);
   emulated::Ldmatrix arguments{row, result};
   simt::warp_collective("ldmatrix.trans", &arguments, emulated::ldmatrix<true>);
 }
@@ -153,10 +136,16 @@ inline uint32_t to_float16x2(float low, float high) {
 
 inline float from_float16(uint16_t bits) { return emulated::from_float16(bits); }
 
-inline void add_release(unsigned* address, unsigned value) { *address += value; }
+SIMT_UNCHECKED inline void add_release(unsigned* address, unsigned value) {
+  simt::race::access(simt::race::Access::atomic, address, sizeof *address);
+  simt::race::release(reinterpret_cast<uintptr_t>(address));
+  *address += value;
+}
 
-inline unsigned load_acquire(const unsigned* address) {
+SIMT_UNCHECKED inline unsigned load_acquire(const unsigned* address) {
   simt::poll(address, *address);
+  simt::race::access(simt::race::Access::atomic, address, sizeof *address);
+  simt::race::acquire(reinterpret_cast<uintptr_t>(address));
   return *address;
 }
 

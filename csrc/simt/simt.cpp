@@ -16,6 +16,8 @@
 #include <string>
 #include <vector>
 
+#include "simt/race.h"
+
 // A switch saves callee-saved registers on the old stack and restores them from the new one.
 #if defined(__x86_64__)
 asm(R"(
@@ -312,9 +314,27 @@ void run_blocks(std::vector<Block>& blocks, std::vector<Fibre>& fibres) {
 
 }  // namespace
 
+namespace {
+
+// The number of a block's first thread, counted through the grid.
+unsigned first_number(const Block& block) {
+  const Thread& thread = block.fibres[0]->thread;
+  const Index &b = thread.block_index, &g = thread.grid_size;
+  return ((b.z * g.y + b.y) * g.x + b.x) * static_cast<unsigned>(block.fibres.size());
+}
+
+// What threads release when they arrive at a barrier of the cluster, and acquire after it.
+uint64_t phase_key(const Cluster& cluster, uint64_t phase) {
+  return reinterpret_cast<uintptr_t>(&cluster) ^ (phase + 1) << 48;
+}
+
+}  // namespace
+
 Device device{4, 8, 1, 99 << 10, 1};  // default: the smallest limits of all targets
 
 Thread& self() { return running->thread; }
+
+bool in_kernel() { return running != nullptr; }
 
 void fail(const char* format, ...) {
   char text[512];
@@ -346,6 +366,7 @@ void block_barrier(const char* file, int line) {
   }
   if (++block.arrived == static_cast<int>(block.fibres.size())) {
     block.arrived = 0;
+    race::synchronize(first_number(block), static_cast<unsigned>(block.fibres.size()));
     for (Fibre* fibre : block.fibres) fibre->state = State::ready;
     return;
   }
@@ -356,16 +377,20 @@ void block_barrier(const char* file, int line) {
 void cluster_arrive() {
   Cluster& cluster = *running->thread.block->cluster;
   if (running->arrivals > running->waits) fail("barrier.cluster.arrive twice without a wait between");
-  ++running->arrivals;
+  race::release(phase_key(cluster, running->arrivals++));
   ++cluster.arrived;
   pass_cluster_barrier(cluster);
 }
 
 void cluster_wait() {
   if (running->waits == running->arrivals) fail("barrier.cluster.wait without having arrived");
-  if (++running->waits <= running->thread.block->cluster->phase) return;
-  running->state = State::at_cluster;
-  leave_to_scheduler();
+  const Cluster& cluster = *running->thread.block->cluster;
+  const uint64_t key = phase_key(cluster, running->waits++);
+  if (running->waits > cluster.phase) {
+    running->state = State::at_cluster;
+    leave_to_scheduler();
+  }
+  race::acquire(key);
 }
 
 void* shared_of_block(const void* pointer, unsigned rank) {
@@ -392,6 +417,45 @@ void warp_collective(const char* what, void* arguments, void (*execute)(void* co
   }
   running->state = State::at_warp;
   leave_to_scheduler();
+}
+
+void start_copy(void* to, const void* from) {
+  race::access(race::Access::copy_start, to, 16);
+  if (from) race::access(race::Access::read, from, 16);
+  memset(to, 0xff, 16);
+  running->thread.copies.push_back({to, from});
+}
+
+void commit_copies() {
+  Thread& thread = running->thread;
+  int grouped = 0;
+  for (int copies : thread.groups) grouped += copies;
+  thread.groups.push_back(static_cast<int>(thread.copies.size()) - grouped);
+}
+
+void wait_for_copies(int pending) {
+  Thread& thread = running->thread;
+  while (static_cast<int>(thread.groups.size()) > pending) {
+    const auto end = thread.copies.begin() + thread.groups.front();
+    for (auto copy = thread.copies.begin(); copy != end; ++copy) {
+      race::access(race::Access::copy_end, copy->to, 16);
+      if (copy->from) {
+        race::access(race::Access::read, copy->from, 16);
+        memcpy(copy->to, copy->from, 16);
+      } else {
+        memset(copy->to, 0, 16);
+      }
+    }
+    thread.copies.erase(thread.copies.begin(), end);
+    thread.groups.erase(thread.groups.begin());
+  }
+}
+
+void order_warp() {
+  const Fibre& first = running->warp->lanes[0];
+  race::synchronize(
+      first_number(*first.thread.block) + static_cast<unsigned>(running->warp - first.thread.block->warps.data()) * 32,
+      32);
 }
 
 void poll(const void* address, uint64_t word) {
@@ -437,7 +501,9 @@ bool run(const Launch& launch, const std::function<void()>& kernel) {
   sigaction(SIGSEGV, &action, &actions_before[0]);
   sigaction(SIGBUS, &action, &actions_before[1]);
 
+  race::start_launch(threads);
   for (unsigned first = 0; first < grid && message.empty(); first += together) {
+    race::start_blocks(order_seed == 0 ? first : grid - together - first, together, stacks, stack_bytes);
     std::fill(clusters.begin(), clusters.end(), Cluster());
     for (unsigned b = 0; b < together; ++b) {
       Block& block = blocks[b];
@@ -468,7 +534,10 @@ bool run(const Launch& launch, const std::function<void()>& kernel) {
       }
     }
     run_blocks(blocks, fibres);
-    for (Block& block : blocks) munmap(block.map, block.map_bytes);
+    for (Block& block : blocks) {
+      race::forget(block.map, block.map_bytes);
+      munmap(block.map, block.map_bytes);
+    }
   }
   running = nullptr;
   sigaction(SIGSEGV, &actions_before[0], nullptr);

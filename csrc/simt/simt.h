@@ -37,6 +37,9 @@ struct Thread {
 
 Thread& self();
 
+// Whether a thread of a kernel runs, and not code of the host.
+bool in_kernel();
+
 // Stops the launch with a printf-like message, after the kernel's name, the block and the thread.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
@@ -49,6 +52,9 @@ void check_shared(const char* what, const void* pointer, size_t bytes);
 // Waits for all threads of the block, which must call it from the same line.
 void block_barrier(const char* file, int line);
 
+// Orders the memory accesses of the warp's threads, for the race check; called while all of them wait.
+void order_warp();
+
 // The barrier of the cluster: arrive, and wait for all running threads of the cluster. Each thread alternates the two.
 void cluster_arrive();
 void cluster_wait();
@@ -58,6 +64,12 @@ void* shared_of_block(const void* pointer, unsigned rank);
 
 // Waits for all 32 threads of the warp, which must pass the same `what`, and calls `execute` with all lanes' arguments.
 void warp_collective(const char* what, void* arguments, void (*execute)(void* const* lanes));
+
+// Asynchronous copies of 16 bytes: to shared memory, from nullptr zeros. The target is NaN until the thread waits for
+// the copy, so early reads get NaN. wait_for_copies() leaves the last `pending` committed groups under way.
+void start_copy(void* to, const void* from);
+void commit_copies();
+void wait_for_copies(int pending);
 
 // Lets the other threads run, for loops that wait for a value in memory; `word` is the value read. A launch in which
 // every thread reads only the words that it read before is a deadlock.

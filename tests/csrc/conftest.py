@@ -19,6 +19,8 @@ from hrm_kernels import backends, native
 from hrm_kernels.ops.reasoning_module import cuda_kernels
 
 ROOT = Path(__file__).parents[2]
+CHECKED = ["-O1", "-fsanitize=thread"]
+"""Options of the compiler for kernels that report their memory accesses to csrc/simt/race.cpp."""
 
 
 @dataclass
@@ -45,6 +47,10 @@ class Simt:
         """
         device = (ctypes.c_int * 5)(multiprocessors, capability, cooperative, shared, resident)
         self.library.simt_configure(device, order)
+
+    def check_races(self, enabled=True):
+        """Check launches for data races; only kernels compiled with -fsanitize=thread report their accesses."""
+        self.library.simt_check_races(int(enabled))
 
     def guarded(self, tensor):
         """Copy ``tensor`` to the end of accessible memory."""
@@ -80,6 +86,29 @@ def simt(tmp_path_factory):
     return Simt.load(folder / "libhrm_kernels_simt.so")
 
 
+@pytest.fixture(scope="session")
+def checked_probes(simt, tmp_path_factory):
+    """The probes alone, with the race check on."""
+    folder = tmp_path_factory.mktemp("races")
+    flags = ["-std=c++17", "-fPIC", "-DHRM_SIMT", f"-I{ROOT / 'csrc' / 'simt' / 'include'}", f"-I{ROOT / 'csrc'}", "-w"]
+    sources = [
+        *(ROOT / "csrc" / "simt" / name for name in ("simt.cpp", "race.cpp")),
+        ROOT / "tests" / "csrc" / "probes.cu",
+    ]
+    objects = []
+    for source in sources:
+        objects.append(folder / f"{source.name}.o")
+        checked = [*CHECKED, "-xc++"] if source.suffix == ".cu" else ["-O1"]
+        subprocess.run(["c++", *flags, *checked, "-c", source, "-o", objects[-1]], check=True)
+    subprocess.run(["c++", "-shared", *objects, "-ldl", "-o", folder / "probes.so"], check=True)
+    library = ctypes.CDLL(str(folder / "probes.so"))
+    library.simt_guarded_alloc.restype = ctypes.c_void_p
+    library.simt_guarded_alloc.argtypes = [ctypes.c_size_t]
+    found = Simt(library, None)
+    found.check_races()
+    return found
+
+
 @pytest.fixture
 def cuda_on_cpu(simt, monkeypatch):
     """The cuda backend serves CPU tensors."""
@@ -99,15 +128,17 @@ def cuda_on_cpu(simt, monkeypatch):
 def broken(cuda_on_cpu, monkeypatch, tmp_path):
     """``broken(source, old, new)``: the harness with ``old`` replaced by ``new`` in csrc/cuda/``source``.cu.
 
-    The cuda backend uses it until the end of the test.
+    The cuda backend uses it until the end of the test. With ``races`` it checks the launches of this file for data
+    races; None as ``old`` changes nothing.
     """
 
-    def build(source, old, new):
+    def build(source, old, new, races=False):
         folder = Path(cuda_on_cpu.library._name).parent
         path, library = ROOT / "csrc" / "cuda" / f"{source}.cu", tmp_path / "broken.so"
         text, changed = path.read_text(), tmp_path / path.name
-        assert text.count(old) == 1, f"{path.name} contains {old!r} {text.count(old)} times, expected once"
-        changed.write_text(text.replace(old, new))
+        if old is not None:
+            assert text.count(old) == 1, f"{path.name} contains {old!r} {text.count(old)} times, expected once"
+        changed.write_text(text if old is None else text.replace(old, new))
         command = ["ninja", "-C", folder, "-t", "commands"]
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         commands = [line.split("&& ")[-2 if line.endswith("&& :") else -1] for line in listed.splitlines()]
@@ -117,9 +148,10 @@ def broken(cuda_on_cpu, monkeypatch, tmp_path):
         compiling[compiling.index("-o") + 1] = str(tmp_path / "broken.o")
         linking = [{right_object: str(tmp_path / "broken.o")}.get(part, part) for part in linking]
         linking[linking.index("-o") + 1] = str(library)
-        for command in ([*compiling, "-O0", "-w"], linking):
+        for command in ([*compiling, *(CHECKED if races else ["-O0"]), "-w"], linking):
             subprocess.run(command, cwd=folder, check=True, capture_output=True)
         simt = Simt.load(library)
+        simt.check_races(races)
         monkeypatch.setattr(native, "load", lambda name: native.Native(simt.module, None))
         return simt
 

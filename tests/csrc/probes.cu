@@ -109,12 +109,55 @@ __global__ void grid_barrier(Probe p) {
   p.out[own] = exchange[(own + 32) % all];
 }
 
+// Two blocks of 32 threads: block 0 writes `in` and sets a flag, block 1 waits for it and copies. Fault 1: the flag is
+// plain memory. Fault 2: block 0 writes after it has set the flag.
+__global__ void flag(Probe p) {
+  float* exchange = p.out + 128;
+  volatile unsigned* plain = p.counter;
+  if (blockIdx.x == 0) {
+    if (p.fault != 2) exchange[threadIdx.x] = p.in[threadIdx.x];
+    __syncthreads();
+    if (threadIdx.x == 0 && p.fault != 1) ptx::add_release(p.counter, 1);
+    if (threadIdx.x == 0 && p.fault == 1) *plain = 1;
+    if (p.fault == 2) exchange[threadIdx.x] = p.in[threadIdx.x];
+  } else {
+    if (threadIdx.x == 0 && p.fault != 1) {
+      while (ptx::load_acquire(p.counter) == 0) {}
+    }
+    if (threadIdx.x == 0 && p.fault == 1 && *plain == 0) p.out[0] = 0;
+    __syncthreads();
+    p.out[threadIdx.x] = exchange[threadIdx.x];
+  }
+}
+
+// Blocks of 32 threads that need not run together: each writes its own part. Fault 1: the last block also reads the
+// part of the first, which may not have written it yet.
+__global__ void next_grid(Probe p) {
+  p.out[32 * blockIdx.x + threadIdx.x] = p.in[threadIdx.x];
+  if (p.fault == 1 && blockIdx.x == gridDim.x - 1) p.out[512 + threadIdx.x] = p.out[threadIdx.x];
+}
+
+// 64 threads, two rounds of copies into two halves of shared memory, in groups; the older is waited for, and a barrier
+// shows it to all. Fault 1: they read the half of the younger.
+__global__ void second_copy(Probe p) {
+  float* shared = shared_floats();
+  for (int round = 0; round < 2; ++round) {
+    if (threadIdx.x < 16) ptx::copy_async_16(shared + 64 * round + 4 * threadIdx.x, p.in + 4 * threadIdx.x, true);
+    ptx::copy_async_commit();
+  }
+  ptx::copy_async_wait<1>();
+  __syncthreads();
+  p.out[threadIdx.x] = shared[(p.fault == 1 ? 64 : 0) + (threadIdx.x ^ 1)];
+  ptx::copy_async_wait<0>();
+}
+
 // One warp: out [16, 8] = a b^T + 1 with bfloat16 a [16, 16] and b [8, 16], the top 16 bits of `in`; then out
-// [16, 8] = a c with c [16, 8], through the transposing load. Fault 1: a row's address is off by 8 bytes.
+// [16, 8] = a c with c [16, 8], through the transposing load. Fault 1: a row's address is off by 8 bytes. Fault 2: the
+// warp does not synchronise before it reads.
 __global__ void products(Probe p) {
   auto* a = reinterpret_cast<uint16_t*>(shared_memory());  // [16, 16], then b [8, 16], c [16, 8]
   for (int i = threadIdx.x; i < 512; i += 32) a[i] = static_cast<uint16_t>(__float_as_uint(p.in[i]) >> 16);
-  __syncwarp();
+  if (p.fault != 2) __syncwarp();
   const int lane = threadIdx.x;
   uint32_t as[4], bs[4];
   ptx::ldmatrix_x4(as, a + (lane % 16) * 16 + lane / 16 * 8 + (p.fault == 1 && lane == 3 ? 4 : 0));
@@ -191,7 +234,7 @@ __global__ void cluster_without_ended(Probe p) {
   p.out[256 + 64 * blockIdx.x + threadIdx.x] = p.out[at];
 }
 
-// One warp: shuffles, votes, atomics.
+// One warp: shuffles, votes, atomics. Fault 1: one thread adds without an atomic.
 __global__ void warp_functions(Probe p) {
   const float x = p.in[threadIdx.x];
   const unsigned all = 0xffffffffu;
@@ -203,7 +246,11 @@ __global__ void warp_functions(Probe p) {
   p.out[128 + threadIdx.x] = static_cast<float>(positive >> threadIdx.x & 1);
   const int votes = __any_sync(all, threadIdx.x == 7) + 2 * __all_sync(all, threadIdx.x != 7);
   p.out[160 + threadIdx.x] = static_cast<float>(votes);
-  atomicAdd(p.counter, 2u);
+  if (p.fault == 1 && threadIdx.x == 5) {
+    *p.counter += 2;
+  } else {
+    atomicAdd(p.counter, 2u);
+  }
 }
 
 }  // namespace hrm::probes
@@ -214,6 +261,11 @@ __global__ void warp_functions(Probe p) {
     return hrm::launch(hrm::probes::name, dim3(grid), threads, bytes, grid > 1 && cluster == 1 && fault != 3, nullptr, \
                        hrm::probes::Probe{in, out, counter, fault}, fault == 3 ? 1 : cluster);                         \
   }
+#define PROBE_IN_TURN(name, grid, threads)                                                         \
+  extern "C" const char* probe_##name(const float* in, float* out, unsigned* counter, int fault) { \
+    return hrm::launch(hrm::probes::name, dim3(grid), threads, 0, false, nullptr,                  \
+                       hrm::probes::Probe{in, out, counter, fault});                               \
+  }
 PROBE(missing_barrier, 1, 64, 256)
 PROBE(missing_wait, 1, 64, 1024)
 PROBE(early_copy, 1, 64, 256)
@@ -222,6 +274,9 @@ PROBE(divergent_barrier, 1, 64, 0)
 PROBE(out_of_bounds, 1, 64, 256)
 PROBE(divergent_warp, 1, 32, 0)
 PROBE(grid_barrier, 3, 32, 0)
+PROBE(flag, 2, 32, 0)
+PROBE_IN_TURN(next_grid, 3, 32)
+PROBE(second_copy, 1, 64, 512)
 PROBE(products, 1, 32, 1024)
 PROBE(float16_products, 1, 32, 768)
 PROBE(float16_numbers, 1, 64, 0)

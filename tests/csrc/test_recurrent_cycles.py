@@ -408,3 +408,66 @@ def test_a_mistake_is_found(broken, mistake):
     simt = broken("recurrent_cycles", *MISTAKES[mistake])
     with pytest.raises((AssertionError, RuntimeError)):
         check_on_any_device(simt)
+
+
+ORDERING = [
+    name for name, (old, new) in MISTAKES.items()
+    if any(old.count(what) > new.count(what) for what in ("barrier", "__syncthreads", "copy_async"))
+]  # fmt: skip
+
+
+def _barrier():
+    """The count of arrivals from its start to its comparison."""
+    text, last = SOURCE.read_text(), "- expected) < 0) {}"
+    first = text.index("constexpr unsigned kFirstCount = ~0u;")
+    return text[first : text.index(last) + len(last)]
+
+
+def _counts_across_the_wrap():
+    """It starts, and goes on, so that the first barrier's first arrival is the last count before 2^32."""
+    step, changed = "0x01010101u", _barrier()
+    for old, new in (
+        ("= ~0u", "= 0xfefefefeu"),
+        ("expected += gridDim.x", f"expected += {step} * gridDim.x"),
+        ("add_release(arrived, 1)", f"add_release(arrived, {step})"),
+    ):
+        assert changed.count(old) == 1
+        changed = changed.replace(old, new)
+    return changed
+
+
+def race_of(simt, orders=(0, 1, 2, 3, 4)):
+    """The first race that is found in a pass of one block of the model; None without one.
+
+    On three multiprocessors each thread block has two tiles of attention, and reads what others have computed.
+    """
+    given = problem(batch=3, positions=17, layers=1, inner=256)
+    for order in orders:
+        simt.configure(3, order)
+        try:
+            guarded_cycles(simt, given, 1, 2)
+        except RuntimeError as error:
+            assert "race: " in str(error), error
+            return str(error)
+    return None
+
+
+@pytest.mark.slow
+def test_the_cycles_have_no_race(broken):
+    check_on_any_device(broken("recurrent_cycles", None, None, races=True))
+
+
+@pytest.mark.slow
+def test_a_comparison_of_counts_that_does_not_wrap_is_found(broken):
+    wraps, by_difference = _counts_across_the_wrap(), "static_cast<int>(ptx::load_acquire(arrived) - expected) < 0"
+    assert race_of(broken("recurrent_cycles", _barrier(), wraps, races=True)) is None
+    assert wraps.count(by_difference) == 1
+    plain = wraps.replace(by_difference, "ptx::load_acquire(arrived) < expected")
+    assert race_of(broken("recurrent_cycles", _barrier(), plain, races=True), [0]) is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mistake", ORDERING)
+def test_a_missing_barrier_wait_or_group_of_the_cycles_is_a_race(broken, mistake):
+    """In some order: where a block runs far ahead, its arrival orders what the missing barrier should have."""
+    assert race_of(broken("recurrent_cycles", *MISTAKES[mistake], races=True)) is not None

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <tuple>
 
+#include "simt/race.h"
 #include "simt/simt.h"
 
 #define __global__
@@ -133,14 +134,19 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
 }
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == 0xffffffffu; }
-inline void __syncwarp(unsigned mask = 0xffffffffu) { simt::exchange("__syncwarp", mask, 0u, 0, simt::From()); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) {
+  if (mask != 0xffffffffu) simt::fail("__syncwarp of a part of the warp (mask %#x): not emulated", mask);
+  simt::warp_collective("__syncwarp", nullptr, [](void* const*) { simt::order_warp(); });
+}
 
-// Threads see each other's writes immediately.
+// Threads see each other's writes immediately. The race check orders nothing by a fence: a plain access that is meant
+// as a flag is a race.
 inline void __threadfence() {}
 
 // Fibres switch only at barriers, so a plain addition is atomic.
 template <typename T>
-T atomicAdd(T* address, T value) {
+SIMT_UNCHECKED T atomicAdd(T* address, T value) {
+  simt::race::access(simt::race::Access::atomic, address, sizeof(T));
   const T before = *address;
   *address += value;
   return before;
