@@ -11,8 +11,8 @@ from hrm.fused import States
 from hrm.model import HRM, HRMInner
 from hrm_kernels.autodiff import has_tangent, without_tangents
 from hrm_kernels.damping import Damping
+from hrm_kernels.movement import move
 from hrm_kernels.nn import URMBlock, truncated_normal_
-from hrm_kernels.ops.recurrent_cycles.movement import move
 
 
 class URMInner(HRMInner):

@@ -21,7 +21,7 @@ PACKAGES = ("hrm", "hrm_kernels", "bench")
 KERNELS = re.compile(r"hrm_kernels\.ops\.(?P<op>\w+)\.(\w+_kernels|(triton|cuda|cpu)_\w+)")
 
 PARTS = {
-    "conv_cycles": {"rope_attention"},
+    "conv_cycles": {"rope_attention", "transformer_block"},
     "token_mixing": {"add_rms_norm", "swiglu"},
     "transformer_block": {"add_rms_norm", "rope_attention", "swiglu", "token_mixing"},
     "reasoning_module": {"add_rms_norm", "transformer_block"},

@@ -347,57 +347,6 @@ void damped_infer_blocks(TensorView x, TensorView injection, TensorView packed, 
                    blocks.threads);
 }
 
-// Runs all updates of H_cycles cycles; without `movement` all but the last one of each state. `damping` may be nullptr.
-void run_cycles(const Blocks& blocks, const Tables& tables, TensorView z_H, TensorView z_L, TensorView x,
-                TensorView packed_H, int64_t H_layers, TensorView packed_L, int64_t L_layers, TensorView out_H,
-                TensorView out_L, int64_t H_cycles, int64_t L_cycles, const hrm_damping* damping,
-                const hrm_movement* movement = nullptr, const float* scales_H = nullptr,
-                const float* scales_L = nullptr) {
-  const void* states[3] = {blocks.state("z_H", z_H), blocks.state("z_L", z_L), blocks.state("x", x)};
-  void* outputs[3] = {blocks.state("out_H", out_H), blocks.state("out_L", out_L), nullptr};
-  const hrm_update H{0, 1, -1, blocks.packed("packed_H", packed_H, H_layers), H_layers, damping, 0, scales_H};
-  const hrm_update L{1, 0, 2, blocks.packed("packed_L", packed_L, L_layers), L_layers, damping, 0, scales_L};
-  check_range(blocks.op, "H_cycles", H_cycles);
-  check_range(blocks.op, "L_cycles", L_cycles);
-  check_range(blocks.op, "H_cycles * L_cycles", H_cycles * L_cycles);
-  if (blocks.empty()) return;
-  std::vector<hrm_update> updates;
-  const auto add = [&](hrm_update update) {
-    update.number = static_cast<int64_t>(updates.size());
-    updates.push_back(update);
-  };
-  for (int64_t h = 0; h < H_cycles; ++h) {
-    const bool last = h == H_cycles - 1 && !movement;
-    for (int64_t l = 0; l < (last ? L_cycles - 1 : L_cycles); ++l) add(L);
-    if (!last) add(H);
-  }
-  kernels(blocks.code)
-      .run_updates(blocks.shape, updates.data(), static_cast<int64_t>(updates.size()), states, 3, outputs, blocks.code,
-                   tables.cos, tables.sin, movement, blocks.threads);
-}
-
-void recurrent_cycles(TensorView z_H, TensorView z_L, TensorView x, TensorView packed_H, int64_t H_layers,
-                      TensorView packed_L, int64_t L_layers, Optional<TensorView> cos, Optional<TensorView> sin,
-                      TensorView out_H, TensorView out_L, int64_t heads, int64_t width, int64_t inner, int64_t H_cycles,
-                      int64_t L_cycles, double eps, int64_t threads) {
-  const Blocks blocks("recurrent_cycles", "z_H", z_H, heads, width, inner, eps, threads);
-  const Tables tables(blocks, cos, sin);
-  run_cycles(blocks, tables, z_H, z_L, x, packed_H, H_layers, packed_L, L_layers, out_H, out_L, H_cycles, L_cycles,
-             nullptr);
-}
-
-void damped_recurrent_cycles(TensorView z_H, TensorView z_L, TensorView x, TensorView packed_H, int64_t H_layers,
-                             TensorView packed_L, int64_t L_layers, Optional<TensorView> cos, Optional<TensorView> sin,
-                             TensorView out_H, TensorView out_L, int64_t heads, int64_t width, int64_t inner,
-                             int64_t H_cycles, int64_t L_cycles, double eps, TensorView weights, double scale,
-                             TensorView seeds, TensorView steps, int64_t threads) {
-  const Blocks blocks("damped_recurrent_cycles", "z_H", z_H, heads, width, inner, eps, threads);
-  const Tables tables(blocks, cos, sin);
-  const Damping damping(blocks, weights, scale, seeds, steps);
-  run_cycles(blocks, tables, z_H, z_L, x, packed_H, H_layers, packed_L, L_layers, out_H, out_L, H_cycles, L_cycles,
-             &damping);
-}
-
 // The scales of pre-norm blocks, [3 layers, D] float32, padded to whole panels.
 std::vector<float> padded_scales(const Blocks& blocks, const char* name, Optional<TensorView> scales, int64_t layers) {
   if (!scales.has_value()) return {};
@@ -412,9 +361,25 @@ std::vector<float> padded_scales(const Blocks& blocks, const char* name, Optiona
   return result;
 }
 
+// The updates of H_cycles cycles in their order, H or L; without `complete` all but the last one of each state.
+std::vector<hrm_update> updates_of_cycles(const hrm_update& H, const hrm_update& L, int64_t H_cycles, int64_t L_cycles,
+                                          bool complete) {
+  std::vector<hrm_update> updates;
+  const auto add = [&](hrm_update update) {
+    update.number = static_cast<int64_t>(updates.size());
+    updates.push_back(update);
+  };
+  for (int64_t h = 0; h < H_cycles; ++h) {
+    const bool last = h == H_cycles - 1 && !complete;
+    for (int64_t l = 0; l < (last ? L_cycles - 1 : L_cycles); ++l) add(L);
+    if (!last) add(H);
+  }
+  return updates;
+}
+
 // All updates of a segment, or with change None all but the last one of each state. moved [B] float32, or None: how far
-// the states go; change [B, 2] float32. The damping is that of damped_recurrent_cycles; without weights there is none.
-// scales_H, scales_L [3 layers, D] float32 (hrm_scales): of pre-norm blocks; None for post-norm.
+// the states go; change [B, 2] float32. The damping has weights [B] float32, seeds and steps [B] int64; without weights
+// there is none. scales_H, scales_L [3 layers, D] float32 (hrm_scales): of pre-norm blocks; None for post-norm.
 void recurrent_segment(TensorView z_H, TensorView z_L, TensorView x, TensorView packed_H, int64_t H_layers,
                        TensorView packed_L, int64_t L_layers, Optional<TensorView> cos, Optional<TensorView> sin,
                        TensorView out_H, TensorView out_L, Optional<TensorView> change, Optional<TensorView> moved,
@@ -425,6 +390,8 @@ void recurrent_segment(TensorView z_H, TensorView z_L, TensorView x, TensorView 
   const Blocks blocks("recurrent_segment", "z_H", z_H, heads, width, inner, eps, threads);
   const Tables tables(blocks, cos, sin);
   const int64_t batch = blocks.shape.batch;
+  const void* states[3] = {blocks.state("z_H", z_H), blocks.state("z_L", z_L), blocks.state("x", x)};
+  void* outputs[3] = {blocks.state("out_H", out_H), blocks.state("out_L", out_L), nullptr};
   hrm_movement movement{nullptr, nullptr};
   if (change.has_value()) {
     movement.change = static_cast<float*>(cpu_tensor(blocks.op, "change", change.value(), kFloat32, {batch, 2}));
@@ -437,14 +404,25 @@ void recurrent_segment(TensorView z_H, TensorView z_L, TensorView x, TensorView 
   }
   std::vector<Damping> damping;
   if (weights.has_value()) damping.emplace_back(blocks, weights.value(), scale, seeds.value(), steps.value());
-  const std::vector<float> H = padded_scales(blocks, "scales_H", scales_H, H_layers);
-  const std::vector<float> L = padded_scales(blocks, "scales_L", scales_L, L_layers);
-  if (H.empty() != L.empty()) {
+  const hrm_damping* damped = damping.empty() ? nullptr : damping.data();
+  const std::vector<float> of_H = padded_scales(blocks, "scales_H", scales_H, H_layers);
+  const std::vector<float> of_L = padded_scales(blocks, "scales_L", scales_L, L_layers);
+  if (of_H.empty() != of_L.empty()) {
     TVM_FFI_THROW(ValueError) << blocks.op << ": one of scales_H and scales_L is None; pass both or neither";
   }
-  run_cycles(blocks, tables, z_H, z_L, x, packed_H, H_layers, packed_L, L_layers, out_H, out_L, H_cycles, L_cycles,
-             damping.empty() ? nullptr : damping.data(), movement.change ? &movement : nullptr,
-             H.empty() ? nullptr : H.data(), L.empty() ? nullptr : L.data());
+  const bool is_pre_norm = !of_H.empty();
+  const hrm_update H{0,        1,      -1, blocks.packed("packed_H", packed_H, H_layers),
+                     H_layers, damped, 0,  is_pre_norm ? of_H.data() : nullptr};
+  const hrm_update L{1,        0,      2, blocks.packed("packed_L", packed_L, L_layers),
+                     L_layers, damped, 0, is_pre_norm ? of_L.data() : nullptr};
+  check_range(blocks.op, "H_cycles", H_cycles);
+  check_range(blocks.op, "L_cycles", L_cycles);
+  check_range(blocks.op, "H_cycles * L_cycles", H_cycles * L_cycles);
+  if (blocks.empty()) return;
+  const std::vector<hrm_update> updates = updates_of_cycles(H, L, H_cycles, L_cycles, change.has_value());
+  kernels(blocks.code)
+      .run_updates(blocks.shape, updates.data(), static_cast<int64_t>(updates.size()), states, 3, outputs, blocks.code,
+                   tables.cos, tables.sin, change.has_value() ? &movement : nullptr, blocks.threads);
 }
 
 void run_forward(const Blocks& blocks, TensorView x, Optional<TensorView> injection, TensorView packed, int64_t layers,
@@ -933,9 +911,7 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(pack_linear, hrm::pack_linear)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(linear, hrm::linear)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(linear_unpacked, hrm::linear_unpacked)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(infer_blocks, hrm::infer_blocks)
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(recurrent_cycles, hrm::recurrent_cycles)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(damped_infer_blocks, hrm::damped_infer_blocks)
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(damped_recurrent_cycles, hrm::damped_recurrent_cycles)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(recurrent_segment, hrm::recurrent_segment)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(damped_blocks_forward, hrm::damped_blocks_forward)
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(noise, hrm::noise)

@@ -27,8 +27,8 @@ WITHOUT_TENSORS = [
 FUNCTIONS = [function for function in EXPORTED if function not in WITHOUT_TENSORS]
 COUNTS = (HEADS, HEAD_DIM, INNER)
 BLOCKS = (
-    "infer_blocks", "recurrent_cycles", "recurrent_segment", "conv_cycles", "conv_cycles_forward",
-    "conv_cycles_backward", "blocks_forward", "blocks_backward",
+    "infer_blocks", "recurrent_segment", "conv_cycles", "conv_cycles_forward", "conv_cycles_backward",
+    "blocks_forward", "blocks_backward",
 )  # fmt: skip
 
 
@@ -156,8 +156,6 @@ def arguments(function, batch=BATCH, positions=POSITIONS, dtype=torch.float32, r
     out, out2 = (unwritten(batch, positions, DIM) for _ in range(2))
     if function == "infer_blocks":
         return [x, y, packed[0], 1, *tables, out, *COUNTS, 1e-5, 2]
-    if function == "recurrent_cycles":
-        return [x, y, z, packed[0], 1, packed[0], 1, *tables, out, out2, *COUNTS, 2, 1, 1e-5, 2]
     if function == "recurrent_segment":
         damping = [random(batch, dtype=float32).sigmoid(), 0.125, seeds, steps]
         scales = [random(3, DIM, dtype=float32).sigmoid() for _ in range(2)]
@@ -377,8 +375,6 @@ def answers(function, call):
             return {6: attention_gradient(dout, qkv, out, lse, cos, sin, heads)}
         case (("infer_blocks" | "blocks_forward"), [x, injection, _, _, cos, sin, *_, eps, _]):
             return {6: block(x if injection is None else x + injection, packed(), cos, sin, eps)}
-        case "recurrent_cycles", [H, L, x, _, _, _, _, cos, sin, _, _, _, _, _, H_cycles, L_cycles, eps, _]:
-            return dict(zip((9, 10), after_cycles(H, L, x, cos, sin, H_cycles, L_cycles, eps, packed())))
         case "recurrent_segment", given:
             (H, L, x), (cos, sin, _, _, change, moved) = given[:3], given[7:13]
             *counts, w, n, s, t, of_H, of_L, _ = given[16:]
@@ -388,8 +384,6 @@ def answers(function, call):
             if not x.numel():
                 return {11: change}  # nothing is written
             return dict(zip((9, 10, 11), after_segment((H, L), x, moved, cos, sin, *counts, *how)))
-        case "damped_recurrent_cycles", [H, L, x, _, _, _, _, cos, sin, *_, H_cycles, L_cycles, eps, w, n, s, t, _]:
-            return dict(zip((9, 10), after_cycles(H, L, x, cos, sin, H_cycles, L_cycles, eps, packed(), (w, n, s, t))))
         case (
             ("damped_infer_blocks" | "damped_blocks_forward"),
             [x, injection, _, _, cos, sin, *_, eps, w, n, s, t, _],
@@ -538,7 +532,7 @@ def test_misaligned_tensors_are_refused(function, dtype):
     [
         # numbers whose products overflow to the actual size, or to 0
         ("infer_blocks", 3, 1 + 2**55, "layers is 36028797018963969; pass 1 to 1024"),
-        ("recurrent_cycles", 4, 1 + 2**55, "layers is 36028797018963969; pass 1 to 1024"),
+        ("recurrent_segment", 4, 1 + 2**55, "layers is 36028797018963969; pass 1 to 1024"),
         ("blocks_forward", 3, 1 + 2**55, "layers is 36028797018963969; pass 1 to 1024"),
         ("blocks_backward", 3, 1 + 2**55, "layers is 36028797018963969; pass 1 to 1024"),
         ("infer_blocks", 7, 2**62, "num_heads is 4611686018427387904; pass 1 to 1048576"),
@@ -547,8 +541,8 @@ def test_misaligned_tensors_are_refused(function, dtype):
         ("rope_attention_backward", 7, 2**62, "num_heads is 4611686018427387904; pass 1 to 1048576"),
         ("pack_blocks", 1, 2**62, "num_heads is 4611686018427387904; pass 1 to 1048576"),
         # more than memory or time allows
-        ("recurrent_cycles", 14, 2**40, "H_cycles is 1099511627776; pass 1 to 1048576"),
-        ("recurrent_cycles", 15, 2**20, r"H_cycles \* L_cycles is 2097152; pass 1 to 1048576"),
+        ("recurrent_segment", 16, 2**40, "H_cycles is 1099511627776; pass 1 to 1048576"),
+        ("recurrent_segment", 17, 2**20, r"H_cycles \* L_cycles is 2097152; pass 1 to 1048576"),
         ("conv_cycles", 10, 2**40, "cycles is 1099511627776; pass 1 to 1048576"),
         ("pack_blocks", 4, 2**31 - 1, "threads is 2147483647; pass 1 to 4096"),
         ("infer_blocks", 11, 2**32 + 1, "threads is 4294967297; pass 1 to 4096"),

@@ -88,6 +88,8 @@ def is_long(op, dtype, sizes):
     """Long in Triton's interpreter."""
     if op in ("reasoning_module", "recurrent_cycles") and dtype is torch.float16:  # the blocks of a float32 call
         return sizes not in SPECS[op].sizes[:3]
+    if op == "conv_cycles" and dtype is torch.float16:
+        return sizes != SPECS[op].sizes[0]
     many_channels = sizes.mixing and sizes.B * sizes.D > 1000  # mixing has a row for each channel
     one_by_one = op in ("conv_swiglu", "conv_cycles") and (sizes.S or 0) > 32  # positions
     many_elements = op == "swiglu" and sizes.tokens * sizes.I > 100_000

@@ -59,8 +59,8 @@ SPEC = OpSpec(
     cast=3,
     sizes=(
         Sizes(2, 5, layers=1, H_cycles=1),
-        Sizes(2, 1, 64, 1, 64, 64),
-        Sizes(1, 17, 64, 1, 64, 96, rope=False),
+        Sizes(2, 1, 64, 1, 64, 64, layers=1),
+        Sizes(1, 17, 64, 1, 64, 96, rope=False, H_cycles=1),
         Sizes(3, 5, 20, 3, 6, 30, H_cycles=3),
         Sizes(2, 82, 128, 2, 64, 256, layers=1, H_cycles=1),
         Sizes(0, 5, 32, 2, 16, 8),

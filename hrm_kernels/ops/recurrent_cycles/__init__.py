@@ -6,9 +6,9 @@ import torch
 from hrm_kernels.backends import Backend, Op, requested
 from hrm_kernels.damping import Damping, as_damping, by_row
 from hrm_kernels.graphs import Graphs, capturable
+from hrm_kernels.movement import move
 from hrm_kernels.ops.reasoning_module.cuda_kernels import passed_over
 from hrm_kernels.ops.recurrent_cycles import arguments, cuda_kernels, reference
-from hrm_kernels.ops.recurrent_cycles.movement import move
 from hrm_kernels.ops.recurrent_cycles.spec import SPEC
 from hrm_kernels.ops.rope_attention.heads import Heads
 from hrm_kernels.ops.transformer_block import pre_norm
@@ -132,18 +132,14 @@ def _cpu(
     damping: Damping | None = None,
     eight_bit: None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    from hrm_kernels.ops.recurrent_cycles import cpu_segment
-    from hrm_kernels.ops.recurrent_cycles.cpu_kernels import run, run_damped
+    from hrm_kernels.ops.recurrent_cycles.cpu_segment import run
 
     if heads.mixing and z_H.shape[1] == 0:  # nothing to compute, and no weights to pack
         return z_H, z_L
-    H_weights, L_weights = flat(H_layers), flat(L_layers)
-    given = z_H.contiguous(), z_L.contiguous(), x.contiguous(), H_weights, L_weights, heads, H_cycles, L_cycles, eps
-    if isinstance(H_layers[0], PreNormBlockWeights):
-        rows: tuple[Any, ...] = (None, 0.0, None, None) if damping is None else by_row(damping, z_H)
-        z_H, z_L, _ = cpu_segment.run(False, *given, None, *rows)
-        return z_H, z_L
-    return run(*given) if damping is None else run_damped(*given, *by_row(damping, z_H))
+    states = z_H.contiguous(), z_L.contiguous(), x.contiguous()
+    rows: tuple[Any, ...] = (None, 0.0, None, None) if damping is None else by_row(damping, z_H)
+    z_H, z_L, _ = run(False, *states, flat(H_layers), flat(L_layers), heads, H_cycles, L_cycles, eps, None, *rows)
+    return z_H, z_L
 
 
 def _unflatten(

@@ -5,10 +5,10 @@ import torch
 
 from hrm_kernels.backends import Backend, Op
 from hrm_kernels.damping import Damping, as_damping, by_row
+from hrm_kernels.movement import check_weight, move
 from hrm_kernels.ops.reasoning_module import cuda_kernels as module_on_cuda
 from hrm_kernels.ops.recurrent_cycles import arguments, triton_updates
 from hrm_kernels.ops.recurrent_cycles import cuda_kernels as cycles_on_cuda
-from hrm_kernels.ops.recurrent_cycles.movement import check_weight, move
 from hrm_kernels.ops.recurrent_segment import reference
 from hrm_kernels.ops.recurrent_segment.spec import SPEC
 from hrm_kernels.ops.rope_attention.heads import Heads

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import torch
 
 from hrm_kernels.damping import Damping
-from hrm_kernels.ops.recurrent_cycles.movement import move
+from hrm_kernels.movement import move
 from hrm_kernels.ops.recurrent_cycles.reference import by_module, run_cycles
 from hrm_kernels.ops.rope_attention.heads import Heads
 from hrm_kernels.ops.transformer_block.weights import Layer

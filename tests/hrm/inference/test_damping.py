@@ -7,7 +7,7 @@ import torch
 import hrm
 from hrm.inference.damping import LEAST, AdaptiveDamping, RowWeights
 from hrm.inference.engine import Engine
-from hrm_kernels.ops.recurrent_cycles.movement import move
+from hrm_kernels.movement import move
 
 CONFIG = hrm.HRMConfig(
     seq_len=4, vocab_size=5, hidden_size=16, num_heads=2, H_layers=1, L_layers=1, H_cycles=1, L_cycles=1,
