@@ -26,7 +26,7 @@ PRINTS = {
     "with_lightning": "after 40 steps",
 }
 NEEDS = {"with_accelerate": "accelerate", "with_lightning": "lightning"}
-SLOW = {"ddp_loop", "nonogram"}  # its processes import torch each; it trains for 625 steps
+SLOW = {"ddp_loop", "nonogram"}  # its processes import torch each; it trains for 2,000 steps
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 
