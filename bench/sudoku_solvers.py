@@ -170,14 +170,16 @@ def main() -> None:
         "| puzzles | solver | puzzles per second | solved |",
         "| --- | --- | --- | --- |",
     ]
+    print("\n".join(lines), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         library = compiled(options.tdoku, Path(folder)) if options.tdoku else None
         for name, path in (data.split("=", 1) for data in options.data):
-            lines += rows_of(name, open_dataset(path, "test"), model, library, options.count, options.turns)
-    print(text := "\n".join(lines) + "\n", end="")
+            rows = rows_of(name, open_dataset(path, "test"), model, library, options.count, options.turns)
+            print("\n".join(rows), flush=True)
+            lines += rows
     if options.write is not None:
         options.write.mkdir(parents=True, exist_ok=True)
-        (options.write / "tables.md").write_text(text, encoding="utf-8")
+        (options.write / "tables.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

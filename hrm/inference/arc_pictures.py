@@ -105,5 +105,6 @@ def draw_submission(tasks: Mapping[str, Any], submission: Mapping[str, Any], fol
         grids = [{title: read_grid(grid, f"{name}, {title}") for title, grid in one.items()} for one in attempts]
         folder.mkdir(parents=True, exist_ok=True)
         files.append(folder / f"{name}.png")
-        save_png(*with_common_palette([draw_task(task, grids)]), files[-1])
+        (picture,) = with_common_palette([draw_task(task, grids)])
+        save_png(picture, files[-1])
     return files
