@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <map>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -15,7 +16,13 @@ bool enabled = false;
 
 namespace {
 
-using Clock = std::vector<uint32_t>;  // by thread of the blocks that run together
+using Clock = std::vector<uint32_t>;
+
+// How much of other threads has happened before.
+struct View {
+  Clock now;                         // by thread of the blocks that run together
+  std::map<unsigned, Clock> before;  // by block that ran before them, and its threads
+};
 
 constexpr uint32_t kAtomic = 1u << 31;       // of a writer: its write was atomic
 constexpr uint32_t kUnderWay = 0xffffffffu;  // time of a write that an asynchronous copy has not ended
@@ -32,13 +39,15 @@ struct Cell {
 };
 
 struct ThreadClock {
-  std::shared_ptr<const Clock> others;  // shared by all threads that have passed the same barrier
+  std::shared_ptr<const View> others;  // shared by all threads that have passed the same barrier
   uint32_t own = 1;
+  std::shared_ptr<const View> fence;  // what its last fence makes later atomic operations release
+  View observed;                      // what a later fence acquires of its atomic operations
 };
 
 unsigned threads_of_block = 1, first_thread = 0;
 std::vector<ThreadClock> clocks;
-std::unordered_map<uint64_t, Clock> released;
+std::unordered_map<uint64_t, View> released;
 std::unordered_map<uintptr_t, std::unique_ptr<Cell[]>> pages;
 uintptr_t last_page = 0, stacks_begin = 0, stacks_end = 0;
 Cell* last_cells = nullptr;
@@ -60,14 +69,25 @@ Cell* cells_at(uintptr_t address) {
 }
 
 void join(Clock& into, const Clock& other) {
-  for (size_t i = 0; i < into.size(); ++i) into[i] = std::max(into[i], other[i]);
+  if (into.size() < other.size()) into.resize(other.size(), 0);
+  for (size_t i = 0; i < other.size(); ++i) into[i] = std::max(into[i], other[i]);
 }
+
+void join(View& into, const View& other) {
+  join(into.now, other.now);
+  for (const auto& [block, clock] : other.before) join(into.before[block], clock);
+}
+
+ThreadClock& running_clock() { return clocks[number_of(self()) - first_thread]; }
 
 bool happened_before(const Epoch& epoch, unsigned me) {
   const unsigned thread = (epoch.thread & ~kAtomic) - 1;
   if (thread == me) return true;
-  const unsigned at = thread - first_thread;  // wraps for blocks that ran before
-  return at < clocks.size() && epoch.time <= (*clocks[me - first_thread].others)[at];
+  const unsigned at = thread - first_thread;  // wraps for blocks before them
+  const View& view = *clocks[me - first_thread].others;
+  if (at < clocks.size()) return epoch.time <= view.now[at];
+  const auto block = view.before.find(thread / threads_of_block);
+  return block != view.before.end() && epoch.time <= block->second[thread % threads_of_block];
 }
 
 [[noreturn]] void report(const char* what, const void* address, const char* other, const Epoch& epoch) {
@@ -130,13 +150,22 @@ void start_launch(unsigned threads) {
   threads_of_block = threads;
   pages.clear();
   last_cells = nullptr;
+  released.clear();
 }
 
 void start_blocks(unsigned first, unsigned blocks, const void* stacks, size_t stack_bytes) {
+  for (auto& [key, view] : released) {  // the blocks that have run become earlier ones
+    for (size_t begin = 0; begin < view.now.size(); begin += threads_of_block) {
+      const auto from = view.now.begin() + static_cast<std::ptrdiff_t>(begin);
+      join(view.before[(first_thread + static_cast<unsigned>(begin)) / threads_of_block],
+           Clock(from, from + threads_of_block));
+    }
+    view.now.assign(size_t{blocks} * threads_of_block, 0);
+  }
   first_thread = first * threads_of_block;
-  const auto nothing = std::make_shared<const Clock>(blocks * threads_of_block, 0);
-  clocks.assign(nothing->size(), {nothing, 1});
-  released.clear();
+  const auto nothing = std::make_shared<View>();
+  nothing->now.assign(size_t{blocks} * threads_of_block, 0);
+  clocks.assign(nothing->now.size(), {nothing, 1, nullptr, {}});
   stacks_begin = reinterpret_cast<uintptr_t>(stacks);
   stacks_end = stacks_begin + stack_bytes;
 }
@@ -161,12 +190,12 @@ void access(Access kind, const void* address, size_t bytes) {
 void synchronize(unsigned first, unsigned count) {
   if (!enabled) return;
   ThreadClock* const begin = &clocks[first - first_thread];
-  auto joined = std::make_shared<Clock>(*begin->others);
-  const Clock* last = begin->others.get();
+  auto joined = std::make_shared<View>(*begin->others);
+  const View* last = begin->others.get();
   for (unsigned i = 0; i < count; ++i) {
     if (begin[i].others.get() != last) join(*joined, *(last = begin[i].others.get()));
   }
-  for (unsigned i = 0; i < count; ++i) (*joined)[first - first_thread + i] = begin[i].own++;
+  for (unsigned i = 0; i < count; ++i) joined->now[first - first_thread + i] = begin[i].own++;
   for (unsigned i = 0; i < count; ++i) begin[i].others = joined;
 }
 
@@ -174,19 +203,40 @@ void release(uint64_t key) {
   if (!enabled) return;
   const unsigned at = number_of(self()) - first_thread;
   ThreadClock& mine = clocks[at];
-  Clock& clock = released.try_emplace(key, clocks.size(), 0).first->second;
-  join(clock, *mine.others);
-  clock[at] = mine.own++;
+  View& view = released[key];
+  join(view, *mine.others);
+  view.now[at] = mine.own++;
 }
 
 void acquire(uint64_t key) {
   if (!enabled) return;
   const auto found = released.find(key);
   if (found == released.end()) return;
-  ThreadClock& mine = clocks[number_of(self()) - first_thread];
-  auto joined = std::make_shared<Clock>(*mine.others);
+  ThreadClock& mine = running_clock();
+  auto joined = std::make_shared<View>(*mine.others);
   join(*joined, found->second);
   mine.others = std::move(joined);
+}
+
+void fence() {
+  if (!enabled) return;
+  const unsigned at = number_of(self()) - first_thread;
+  ThreadClock& mine = clocks[at];
+  auto joined = std::make_shared<View>(*mine.others);
+  join(*joined, mine.observed);
+  mine.observed = View();
+  mine.others = joined;
+  auto all = std::make_shared<View>(*joined);
+  all->now[at] = mine.own++;
+  mine.fence = std::move(all);
+}
+
+void relaxed(uint64_t key) {
+  if (!enabled) return;
+  ThreadClock& mine = running_clock();
+  View& view = released[key];
+  if (mine.fence) join(view, *mine.fence);
+  join(mine.observed, view);
 }
 
 }  // namespace simt::race

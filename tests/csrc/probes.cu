@@ -137,6 +137,21 @@ __global__ void next_grid(Probe p) {
   if (p.fault == 1 && blockIdx.x == gridDim.x - 1) p.out[512 + threadIdx.x] = p.out[threadIdx.x];
 }
 
+// Blocks of 32 threads that need not run together: the last one to arrive adds what all have written. Fault 1: no fence
+// before a block arrives. Fault 2: none after the last has. Fault 3: another block adds, too.
+__global__ void last_block(Probe p) {
+  auto* is_last = reinterpret_cast<int*>(shared_memory());
+  p.out[64 + 32 * blockIdx.x + threadIdx.x] = p.in[threadIdx.x];
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    if (p.fault != 1) __threadfence();
+    *is_last = atomicAdd(p.counter, 1u) == gridDim.x - 1 || p.fault == 3;
+    if (p.fault != 2) __threadfence();
+  }
+  __syncthreads();
+  if (*is_last) p.out[threadIdx.x] = p.out[64 + threadIdx.x] + p.out[96 + threadIdx.x] + p.out[128 + threadIdx.x];
+}
+
 // 64 threads, two rounds of copies into two halves of shared memory, in groups; the older is waited for, and a barrier
 // shows it to all. Fault 1: they read the half of the younger.
 __global__ void second_copy(Probe p) {
@@ -261,9 +276,9 @@ __global__ void warp_functions(Probe p) {
     return hrm::launch(hrm::probes::name, dim3(grid), threads, bytes, grid > 1 && cluster == 1 && fault != 3, nullptr, \
                        hrm::probes::Probe{in, out, counter, fault}, fault == 3 ? 1 : cluster);                         \
   }
-#define PROBE_IN_TURN(name, grid, threads)                                                         \
+#define PROBE_IN_TURN(name, grid, threads, bytes)                                                  \
   extern "C" const char* probe_##name(const float* in, float* out, unsigned* counter, int fault) { \
-    return hrm::launch(hrm::probes::name, dim3(grid), threads, 0, false, nullptr,                  \
+    return hrm::launch(hrm::probes::name, dim3(grid), threads, bytes, false, nullptr,              \
                        hrm::probes::Probe{in, out, counter, fault});                               \
   }
 PROBE(missing_barrier, 1, 64, 256)
@@ -275,7 +290,8 @@ PROBE(out_of_bounds, 1, 64, 256)
 PROBE(divergent_warp, 1, 32, 0)
 PROBE(grid_barrier, 3, 32, 0)
 PROBE(flag, 2, 32, 0)
-PROBE_IN_TURN(next_grid, 3, 32)
+PROBE_IN_TURN(next_grid, 3, 32, 0)
+PROBE_IN_TURN(last_block, 3, 32, 4)
 PROBE(second_copy, 1, 64, 512)
 PROBE(products, 1, 32, 1024)
 PROBE(float16_products, 1, 32, 768)

@@ -194,7 +194,7 @@ CORRECT = {
     "missing_barrier": 64, "missing_wait": 256, "early_copy": 256, "overlapping_tiles": 64, "out_of_bounds": 64,
     "divergent_warp": 32, "grid_barrier": 96, "products": 512, "float16_products": 384, "float16_numbers": 64,
     "warp_functions": 32, "cluster_exchange": 256, "cluster_without_ended": 256, "flag": 64, "next_grid": 64,
-    "second_copy": 64,
+    "last_block": 64, "second_copy": 64,
 }  # fmt: skip
 
 
@@ -217,6 +217,9 @@ def test_correct_kernels_have_no_race(checked_probes, name):
         ("cluster_exchange", 1, "a (read|write) of byte [0-9]+ of shared memory|a (read|write) of memory"),
         ("flag", 1, "of memory, and a (read|write|n atomic operation) by thread"),
         ("flag", 2, "of memory, and a (read|write) by thread"),
+        ("last_block", 1, "a (read|write) of memory"),
+        ("last_block", 2, "a (read|write) of memory"),
+        ("last_block", 3, "a (read|write) of memory"),
         ("next_grid", 1, "of memory, and a (read|write) by thread"),
         ("products", 2, "race: "),
         ("warp_functions", 1, "an? (atomic operation|write|read) of memory"),

@@ -139,14 +139,14 @@ inline void __syncwarp(unsigned mask = 0xffffffffu) {
   simt::warp_collective("__syncwarp", nullptr, [](void* const*) { simt::order_warp(); });
 }
 
-// Threads see each other's writes immediately. The race check orders nothing by a fence: a plain access that is meant
-// as a flag is a race.
-inline void __threadfence() {}
+// Threads see each other's writes immediately.
+inline void __threadfence() { simt::race::fence(); }
 
 // Fibres switch only at barriers, so a plain addition is atomic.
 template <typename T>
 SIMT_UNCHECKED T atomicAdd(T* address, T value) {
   simt::race::access(simt::race::Access::atomic, address, sizeof(T));
+  simt::race::relaxed(reinterpret_cast<uintptr_t>(address));
   const T before = *address;
   *address += value;
   return before;
