@@ -86,7 +86,8 @@ gpu:
 	$(PYTHON) -m bench.gpu $(GPU_ARGS)
 
 # Wheels for other machines, without a compiler there: hrm-kernels with the CPU library, and hrm, in dist/. WHEEL_ARGS=--cuda
-# adds the CUDA library for the usual GPUs (needs nvcc and long); WHEEL_ARGS="--prebuilt FOLDER" builds no library again.
+# adds the CUDA library for the usual GPUs (needs nvcc and long); WHEEL_ARGS="--prebuilt FOLDER" takes libraries
+# that were built with HRM_KERNELS_PORTABLE=1.
 # It needs a C++ compiler, but neither torch nor an installed hrm: pip brings what the build needs.
 WHEEL_BIN := $(VENV_WHEELS)/bin
 wheels:
