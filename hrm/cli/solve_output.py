@@ -1,6 +1,6 @@
 """The answers of ``hrm solve``: as text and as JSON."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,7 @@ class Answers:
     """
 
     task: "PuzzleTask"
-    puzzles: list["PuzzleInput"]
+    puzzles: Sequence["PuzzleInput"]
     solutions: list["Solution"]
     has_continue: bool
     trace: bool

@@ -133,7 +133,7 @@ def _is_as_patched(module: nn.Module, types: tuple[type, ...], dtype: torch.dtyp
     for inner, expected in zip(modules, types):
         if type(inner) is not expected:
             return False
-        if expected in (nn.Linear, nn.Conv1d) and not is_fitting_dtype(expected, inner.weight.dtype, dtype):
+        if isinstance(inner, (nn.Linear, nn.Conv1d)) and not is_fitting_dtype(expected, inner.weight.dtype, dtype):
             return False
         if inner is not module and (inner._forward_hooks or inner._forward_pre_hooks):
             return False

@@ -111,7 +111,9 @@ def kernel_files() -> dict[str, tuple[Path, ...]]:
 
     The name of a ``triton_kernels.py`` is that of its op package.
     """
-    files = {file.parent.name: (file,) for file in sorted(OP_PACKAGES.glob("*/triton_kernels.py"))}
+    files: dict[str, tuple[Path, ...]] = {
+        file.parent.name: (file,) for file in sorted(OP_PACKAGES.glob("*/triton_kernels.py"))
+    }
     for kind in ("persistent", "eight_bit"):
         for file in sorted(OP_PACKAGES.glob(f"*/triton_{kind}.py")):
             files[f"{file.parent.name}_{kind}"] = (file,)

@@ -235,18 +235,19 @@ def infer_eight_bit_library(x: torch.Tensor, weights: Sequence[Quantized], share
     """The library's FP8 products, which multiply both scales in, and kernels between them that write 8 bits."""
     dtype = x.dtype
 
-    def product(values: torch.Tensor, scales: torch.Tensor, w: Quantized) -> torch.Tensor:
+    def product(rows: Sequence[torch.Tensor], w: Quantized) -> torch.Tensor:
+        values, scales = rows
         return torch._scaled_mm(values, w.values.t(), scales[:, None], w.scales[None], out_dtype=dtype)
 
-    rows = eight_bit.quantize(x, None, 0.0, name)
+    rows: Sequence[torch.Tensor] = eight_bit.quantize(x, None, 0.0, name)
     for first in range(0, len(weights), 4):
         qkv, o, gate_up, down = weights[first : first + 4]
-        attended, _ = _attend(product(*rows, qkv), shared, False)
+        attended, _ = _attend(product(rows, qkv), shared, False)
         x, *rows = eight_bit.norm_quantize(
-            x, product(*eight_bit.quantize(attended, None, 0.0, name), o), shared.eps, name
+            x, product(eight_bit.quantize(attended, None, 0.0, name), o), shared.eps, name
         )
-        hidden = eight_bit.quantize_swiglu(product(*rows, gate_up), name)
-        x, *rows = eight_bit.norm_quantize(x, product(*hidden, down), shared.eps, name)
+        hidden = eight_bit.quantize_swiglu(product(rows, gate_up), name)
+        x, *rows = eight_bit.norm_quantize(x, product(hidden, down), shared.eps, name)
     return x
 
 
