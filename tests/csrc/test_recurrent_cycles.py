@@ -143,7 +143,7 @@ def test_triton_is_asked_first_about_many_tokens(cuda_on_cpu, monkeypatch):
             states, modules, tables, heads = convert(problem(batch, positions=82), "cpu", BF16)
             arguments = [*states[:2], modules[0], Heads(*tables, heads), 1e-5]
             if name == "recurrent_cycles":
-                arguments = [*states, *modules, Heads(*tables, heads), 2, 2, 1e-5]
+                arguments = [*states, *modules, Heads(*tables, heads), 2, 2, 1e-5, None, None]
             assert op.select(*arguments) == (chosen, [])
             with k.use_backend("cuda"):
                 assert op.select(*arguments) == ("cuda", [])

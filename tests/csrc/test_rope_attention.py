@@ -302,13 +302,15 @@ def compiler(tmp_path_factory):
         assert result.returncode == 0, result.stderr
 
     def compiled(source):
-        harness, changed, library = folder / "simt.o", folder / "changed.cu", folder / f"{time.monotonic_ns()}.so"
-        if not harness.exists():
-            call("-c", csrc / "simt" / "simt.cpp", "-o", harness)
+        changed, library = folder / "changed.cu", folder / f"{time.monotonic_ns()}.so"
+        harness = [folder / "simt.o", folder / "race.o"]
+        for file in harness:
+            if not file.exists():
+                call("-c", csrc / "simt" / f"{file.stem}.cpp", "-o", file)
         for others in ("<Number, 32>", "<Number, 128>"):
             source = source.replace(others, "<Number, 64>")
         changed.write_text(source.replace("kernel_for<Float16>", "kernel_for<BFloat16>"))
-        call("-shared", harness, "-xc++", changed, "-o", library, "-ldl")
+        call("-shared", *harness, "-xc++", changed, "-o", library, "-ldl")
         return ctypes.CDLL(str(library))
 
     return compiled

@@ -145,7 +145,7 @@ def test_the_cuda_kernels_say_that_they_do_not_damp():
         z, z, [], heads, 1e-5, False, k.Damping(0.5)
     )
     assert "no damped updates" in _ops["recurrent_cycles"].backends["cuda"].unsupported(
-        z, z, z, [], [], heads, 1, 1, 1e-5, k.Damping(0.5)
+        z, z, z, [], [], heads, 1, 1, 1e-5, k.Damping(0.5), None
     )
 
 

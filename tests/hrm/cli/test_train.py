@@ -138,7 +138,7 @@ def test_help_lists_the_recipes(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing", "data=x"], "no recipe 'nothing'; expected arc-1, arc-2, demo"),
+        (["nothing", "data=x"], "no recipe 'nothing'; expected arc-1, arc-2, arc6, demo"),
         (["demo", "data=nowhere"], "data folder nowhere does not exist; make one"),
         (["demo"], "no data folder; add --data DIR, as in: hrm train demo --data data/sudoku"),
         (["demo", "--data", "x", "data=y"], "data has two values, x and y; give one"),
