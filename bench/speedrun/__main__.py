@@ -40,13 +40,13 @@ def hrm(*arguments: str) -> None:
 
 
 def run(target: str, seeds: list[int], work: Path, out: Path) -> None:
-    """Train with each seed, and write ``out/TARGET.json``. Data, recipe and runs are left in ``work``."""
+    """Train with each seed, and write ``out/TARGET.json`` after each. Data, recipe and runs are left in ``work``."""
     recipe = yaml.safe_load((HERE / f"{target}.yaml").read_text())
     title, data = recipe.pop("title"), recipe.pop("data")
     work.mkdir(parents=True, exist_ok=True)
     (work / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     hrm("data", *data.split(), "--out", str(work / "data"), "--force")
-    runs = []
+    runs, machine = [], doctor.report()
     for seed in seeds:
         folder, started, before = work / f"seed{seed}", time.monotonic(), _cpu_seconds()
         settings = (f"seed={seed}", "keep_best=null", "checkpoint_every=null")
@@ -54,19 +54,18 @@ def run(target: str, seeds: list[int], work: Path, out: Path) -> None:
         seconds, cpu_seconds = round(time.monotonic() - started, 1), round(_cpu_seconds() - before, 1)
         runs.append({"seed": seed, "seconds": seconds, "cpu_seconds": cpu_seconds, **_end_of(folder)})
         print(f"{title}, seed {seed}: {_accuracy(runs[-1])} after {_minutes(runs[-1]['seconds'])}")
-    machine = doctor.report()
-    write_json(
-        out / f"{target}.json",
-        {
-            "title": title,
-            "target": recipe["target_exact_accuracy"],
-            "data": f"hrm data {data}",
-            "runs": runs,
-            "threads": recipe.get("threads"),
-            "machine": {"cpu": machine["cpu"], "versions": machine["versions"]},
-            "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        },
-    )
+        write_json(
+            out / f"{target}.json",
+            {
+                "title": title,
+                "target": recipe["target_exact_accuracy"],
+                "data": f"hrm data {data}",
+                "runs": runs,
+                "threads": recipe.get("threads"),
+                "machine": {"cpu": machine["cpu"], "versions": machine["versions"]},
+                "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            },
+        )
 
 
 def _cpu_seconds() -> float:
